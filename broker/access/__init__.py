@@ -1,0 +1,1 @@
+"""Who may do what: the one gate that every operation of every home passes."""

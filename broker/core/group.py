@@ -1,0 +1,50 @@
+"""A group: everything that commits together, on its way through the pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from broker_native.groups import chunk_offset
+from broker_native.tails import Publisher
+
+__all__ = ["Duplicate", "Group"]
+
+
+@dataclass(slots=True)
+class Duplicate:
+    """A publish whose numbers a pending group holds: it is answered with that group."""
+
+    publisher: Publisher
+    slot: int
+    number: int
+    count: int
+
+
+@dataclass(slots=True)
+class Group:
+    """One journal entry and what waits for it.
+
+    Attributes:
+        number: Its number; increases, never used again.
+        value: The bytes that are journaled.
+        chain: Its chain checksum.
+        early: Index of its first chunk that was not delivered before the commit.
+        early_values: The chunks that were, for a reader that joins meanwhile.
+        opened_us: Broker time of its oldest record.
+        answers: (publisher, PUBLISHED entries) to send after the commit.
+        duplicates: Publishes to answer after the commit.
+    """
+
+    number: int
+    predecessor: int
+    value: bytes
+    chain: int
+    early: int
+    early_values: list[bytes]
+    opened_us: int
+    answers: list[tuple[Publisher, bytes]] = field(default_factory=list)
+    duplicates: list[Duplicate] = field(default_factory=list)
+
+    def offset(self, index: int) -> int:
+        """Return where the chunk with this index begins in the value, bytes."""
+        return chunk_offset(self.value, index)

@@ -1,0 +1,36 @@
+"""Producers' number lines: which numbers a producer has published, and where the newest of them went.
+
+A line is applied state like a head: it changes by committed groups only. It lives as long as the journal knows it.
+"""
+
+from __future__ import annotations
+
+from broker_native.tails import Line
+
+__all__ = ["Lines"]
+
+
+class Lines:
+    """All lines of a shard, by producer."""
+
+    def __init__(self) -> None:
+        self._by_producer: dict[bytes, Line] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_producer)
+
+    def line(self, producer: bytes) -> Line:
+        """Return the producer's line, a new one if there is none.
+
+        Args:
+            producer: 16 bytes that the client drew at random.
+        """
+        line = self._by_producer.get(producer)
+        if line is None:
+            line = self._by_producer[producer] = Line(producer)
+        return line
+
+    def highest(self, producer: bytes) -> int:
+        """Return the highest number that the producer's line has taken, 0 for a producer that is not known."""
+        line = self._by_producer.get(producer)
+        return line.next - 1 if line is not None else 0

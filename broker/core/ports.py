@@ -1,0 +1,60 @@
+"""What the core and the node need of a log and of a clock.
+
+A journal's failures are the errors of `broker.model.errors` with the attribute `handed_over`: whether the group may have
+reached the disk. The contract of each method says on which thread it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import Protocol
+
+
+class Applier(Protocol):
+    """What committed state is applied to, at start and while running alike."""
+
+    def apply_entries(self, entries: bytes) -> object:
+        """Apply a table delta: a run of entries."""
+
+    def apply_group(self, value: bytes) -> object:
+        """Apply one committed group, verified, in order."""
+
+
+class Journal(Protocol):
+    """The order in which everything is committed."""
+
+    def append(self, number: int, value: bytes) -> None:
+        """Make a group durable; blocks. On the commit thread only.
+
+        Raises:
+            StorageError: not stored (`handed_over` False), or nobody knows (`handed_over` True).
+        """
+
+    def abandon(self) -> None:
+        """After a failed append: leave the active segment and begin a fresh one; blocks. On the commit thread only.
+
+        Raises:
+            StorageError: not yet possible; call again.
+        """
+
+
+class Reader(Protocol):
+    """Committed groups, read back. On any thread; each call is bounded and holds nothing after it."""
+
+    def read_channel(self, channel_id: int, after_sequence: int, bytes_max: int) -> list[tuple[int, int, bytes]]:
+        """Chunks of a channel that go past a sequence, as (group, index, chunk), at least one if there is one."""
+
+    def read_groups(
+        self, after_group: int, after_index: int, bytes_max: int, wanted: Container[int] | None
+    ) -> tuple[list[tuple[int, int, bytes]], tuple[int, int]]:
+        """Chunks of the wanted channels after a bus position, and the place up to which it has looked."""
+
+    def time_to_group(self, time_us: int) -> int:
+        """Number of the first group whose time is not below `time_us`; past the last one if there is none."""
+
+
+class Clock(Protocol):
+    """Broker time."""
+
+    def now_us(self) -> int:
+        """Microseconds since 1970, never backwards."""

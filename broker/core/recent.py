@@ -1,0 +1,57 @@
+"""The newest committed groups, kept in memory: where a reader that has caught up with the log joins the live stream."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Container
+
+from broker.core.group import Group
+from broker_native.groups import chunks_in, chunks_of, chunks_start
+
+__all__ = ["Recent"]
+
+
+class Recent:
+    """A ring of groups, bounded in bytes.
+
+    Args:
+        bytes_max: How much it keeps; one group stays whatever its size.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._groups: deque[Group] = deque()
+        self._bytes = 0
+        self._bytes_max = bytes_max
+
+    def add(self, group: Group) -> None:
+        """Keep a committed group; the oldest ones make room."""
+        self._groups.append(group)
+        self._bytes += len(group.value)
+        while self._bytes > self._bytes_max and len(self._groups) > 1:
+            self._bytes -= len(self._groups.popleft().value)
+
+    def of_channel(self, channel: int, after: int) -> list[tuple[int, int, bytes]]:
+        """Return what the ring has of a channel past a sequence: (group, index, chunk), in order."""
+        found: list[tuple[int, int, bytes]] = []
+        for group in self._groups:
+            start = chunks_start(group.value)
+            found += [
+                (group.number, index, chunk) for index, chunk in chunks_of(group.value, start, channel, after)
+            ]
+        return found
+
+    def after(self, number: int, index: int, wanted: Container[int]) -> list[tuple[int, int, bytes]] | None:
+        """Return the wanted chunks after a bus position, or None when the ring does not reach back to it."""
+        if not self._groups or self._groups[0].number > number:
+            if self._groups and self._groups[0].predecessor <= number:
+                pass
+            else:
+                return None
+        found: list[tuple[int, int, bytes]] = []
+        for group in self._groups:
+            if group.number < number:
+                continue
+            for at, chunk in chunks_in(group.value, chunks_start(group.value), wanted):
+                if group.number > number or at > index:
+                    found.append((group.number, at, chunk))
+        return found

@@ -1,0 +1,555 @@
+"""Every error that the broker raises or sends, in one registry with stable codes.
+
+A code never changes its meaning and is never used again. Its thousand says what a client should do:
+
+    1xxx  retry     the same request may succeed later; nothing of it has happened
+    2xxx  resume    connect or subscribe again and go on from the last position
+    3xxx  stop      the request is wrong or forbidden; repeating it cannot help
+    4xxx  storage   the disk refused, is damaged, or the outcome is not known
+
+The tree:
+
+    BrokerError
+    ├─ ConfigError (ValueError)   a setting or an address
+    ├─ ProtocolError              the connection closes
+    │  ├─ MalformedFrame
+    │  └─ FrameTooLarge
+    ├─ RequestError               one request is refused, the connection goes on
+    │  ├─ InvalidChannel
+    │  ├─ InvalidPattern
+    │  └─ Denied
+    ├─ Unavailable                retry or resume
+    │  ├─ LimitExceeded
+    │  └─ ConnectionLost
+    └─ StorageError
+       ├─ StorageFull
+       ├─ StorageCorrupt
+       └─ CommitUnknown
+
+The classes are for `except`; `code` and `name` are the exact identity. A detail says what, got, limit and unit, for
+instance `frame: got 2097153 bytes, limit 1048576 bytes`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Remedy(StrEnum):
+    """What a client should do about an error; the thousand of its code."""
+
+    RETRY = "retry"
+    RESUME = "resume"
+    STOP = "stop"
+    STORAGE = "storage"
+
+
+_REMEDIES = (Remedy.RETRY, Remedy.RESUME, Remedy.STOP, Remedy.STORAGE)
+
+
+def remedy_of(code: int) -> Remedy:
+    """Return the remedy of a code, known or not.
+
+    Args:
+        code: any integer; a peer that is newer than this build may send one that the registry lacks.
+
+    Returns:
+        The remedy of its thousand; `Remedy.STOP` outside 1000-4999, since repeating what nobody understands is unsafe.
+    """
+    thousand = code // 1000
+    return _REMEDIES[thousand - 1] if 1 <= thousand <= len(_REMEDIES) else Remedy.STOP
+
+
+class BrokerError(Exception):
+    """The root of everything that the broker raises on purpose.
+
+    Attributes:
+        code: the stable number, 1000-4999 (0-65535 when a peer sent it).
+        name: the stable UPPER_SNAKE name that goes with the code.
+        detail: what, got, limit, unit; one line for a person.
+        hint: what to do about it, or None.
+    """
+
+    def __init__(self, code: int, detail: str, hint: str | None = None, name: str | None = None) -> None:
+        """Build an error of this very class; `error` picks the right class for a code.
+
+        Args:
+            code: a code of the registry, or a foreign one if `name` is given.
+            detail: what, got, limit, unit.
+            hint: what to do about it.
+            name: the name that a peer sent with a code that the registry lacks; else taken from the registry.
+        """
+        # All of it goes into `args`, so that copying and pickling rebuild the same error.
+        super().__init__(code, detail, hint, name)
+        self.code = code
+        self.detail = detail
+        self.hint = hint
+        self.name = BY_CODE[code].name if name is None else name
+
+    @property
+    def remedy(self) -> Remedy:
+        """What a client should do: retry, resume, stop, or look at the storage."""
+        return remedy_of(self.code)
+
+    @property
+    def temporary(self) -> bool:
+        """Whether the same request may succeed later without any change."""
+        return self.remedy is Remedy.RETRY
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.code}): {self.detail}"
+
+
+class ConfigError(BrokerError, ValueError):
+    """A setting or an address is not acceptable."""
+
+
+class ProtocolError(BrokerError):
+    """The peer broke the protocol; the connection closes."""
+
+
+class MalformedFrame(ProtocolError):
+    """Bytes that are no legal frame, record or map."""
+
+
+class FrameTooLarge(ProtocolError):
+    """A frame declares more bytes than the handshake allows."""
+
+
+class RequestError(BrokerError):
+    """One request is refused; the connection goes on."""
+
+
+class InvalidChannel(RequestError):
+    """A name that no channel can have."""
+
+
+class InvalidPattern(RequestError):
+    """A filter that is neither a channel's name nor a pattern."""
+
+
+class Denied(RequestError):
+    """The identity may not do that to this name."""
+
+
+class Unavailable(BrokerError):
+    """Not now, or not on this connection: retry or resume as `remedy` says."""
+
+
+class LimitExceeded(Unavailable):
+    """A bound of the profile or of the server's memory is reached."""
+
+
+class ConnectionLost(Unavailable):
+    """The connection ended without a word; what was unacknowledged is retried or unknown."""
+
+
+class StorageError(BrokerError):
+    """The journal could not do it, or holds what it should not."""
+
+
+class StorageFull(StorageError):
+    """There is no room for the group; publishing recovers by itself when there is."""
+
+
+class StorageCorrupt(StorageError):
+    """Stored bytes fail their checksum or break the chain of groups."""
+
+
+class CommitUnknown(StorageError):
+    """The commit failed after it was handed to the disk: the records may or may not be stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorCode:
+    """One row of the registry.
+
+    Attributes:
+        code: the stable number.
+        name: the stable UPPER_SNAKE name, as on the wire.
+        summary: what has happened, in one clause.
+        advice: what a person or a program does about it.
+        kind: the class that is raised for it.
+    """
+
+    code: int
+    name: str
+    summary: str
+    advice: str
+    kind: type[BrokerError]
+
+    @property
+    def remedy(self) -> Remedy:
+        """What a client should do; follows from the code alone."""
+        return remedy_of(self.code)
+
+
+ERROR_CODES: tuple[ErrorCode, ...] = (
+    ErrorCode(
+        1001,
+        "BUSY",
+        "the server has more undecided work than it takes on",
+        "Wait a moment and send it again; if it stays so, publish more slowly or raise the bound named in the detail.",
+        Unavailable,
+    ),
+    ErrorCode(
+        1002,
+        "STORAGE_FULL",
+        "the disk or the storage's bound leaves no room for the group",
+        "Free space on the file system of the data directory; publishing recovers by itself, and reading goes on.",
+        StorageFull,
+    ),
+    ErrorCode(
+        1003,
+        "NUMBER_GAP",
+        "a producer's number skips numbers that the server has not seen",
+        "Send again from the first refused number on; clients of this project do so by themselves.",
+        RequestError,
+    ),
+    ErrorCode(
+        1004,
+        "COMMIT_REFUSED",
+        "an earlier commit failed before this one was handed to the disk; nothing of it is stored",
+        "Send it again under the same numbers.",
+        StorageError,
+    ),
+    ErrorCode(
+        1005,
+        "TOO_MANY_CONNECTIONS",
+        "the server holds as many connections as it may",
+        "Connect later, or raise limits.connections_max and the limit of open files (ulimit -n).",
+        Unavailable,
+    ),
+    ErrorCode(
+        1006,
+        "LIMIT",
+        "a bound of the profile or of the server's memory is reached",
+        "Slow down and try again; the detail names the bound.",
+        LimitExceeded,
+    ),
+    ErrorCode(
+        1007,
+        "TIMEOUT",
+        "the answer did not come in time",
+        "Try again; a publish keeps its number, so repeating it cannot store it twice.",
+        Unavailable,
+    ),
+    ErrorCode(
+        1008,
+        "UNAVAILABLE",
+        "the journal is recovering and takes nothing yet",
+        "Try again in a moment.",
+        Unavailable,
+    ),
+    ErrorCode(
+        2001,
+        "GOING_AWAY",
+        "the server drains and will close the connection",
+        "Finish what is in flight, connect again and resume.",
+        Unavailable,
+    ),
+    ErrorCode(
+        2002,
+        "SLOW_CONSUMER",
+        "a subscription used up its credit and its byte budget",
+        "Resume from the last position; consume faster or grant more credit.",
+        Unavailable,
+    ),
+    ErrorCode(
+        2003,
+        "CONNECTION_LOST",
+        "the connection ended without a word",
+        "Connect again, resume, and repeat what was not acknowledged under its numbers.",
+        ConnectionLost,
+    ),
+    ErrorCode(
+        2004,
+        "PRODUCER_TAKEN",
+        "another connection took over this producer's line of numbers",
+        "Let one connection publish for one producer; give the other one an identity of its own.",
+        Unavailable,
+    ),
+    ErrorCode(
+        2005,
+        "PING_TIMEOUT",
+        "the peer was silent for longer than it may be",
+        "Connect again and resume; look for a stalled event loop or a broken network path.",
+        Unavailable,
+    ),
+    ErrorCode(
+        3001,
+        "MALFORMED_FRAME",
+        "bytes arrived that are no legal frame",
+        "The peer is no broker, or its encoder is wrong; the detail says which field.",
+        MalformedFrame,
+    ),
+    ErrorCode(
+        3002,
+        "FRAME_TOO_LARGE",
+        "a frame declares more bytes than the handshake allows",
+        "Send fewer records in a frame; the limit is frame_bytes_max of WELCOME.",
+        FrameTooLarge,
+    ),
+    ErrorCode(
+        3003,
+        "VERSION",
+        "client and server share no version of the protocol",
+        "Upgrade the older of the two.",
+        ProtocolError,
+    ),
+    ErrorCode(
+        3004,
+        "BAD_STATE",
+        "the frame is not allowed at this point of the conversation",
+        "The peer's state machine is wrong; the detail says what was expected.",
+        ProtocolError,
+    ),
+    ErrorCode(
+        3005,
+        "INVALID_CHANNEL",
+        "the name can be no channel's",
+        "Use dotted tokens of 1 to 128 printable ASCII characters, at most 255 bytes in all.",
+        InvalidChannel,
+    ),
+    ErrorCode(
+        3006,
+        "INVALID_PATTERN",
+        "the filter is neither a channel's name nor a pattern",
+        "Use * for exactly one token and > for one or more at the end, each as a token of its own.",
+        InvalidPattern,
+    ),
+    ErrorCode(
+        3007,
+        "NO_PROFILE",
+        "no profile matches the channel",
+        "Add a profile whose pattern matches it; the first match wins, so > comes last.",
+        RequestError,
+    ),
+    ErrorCode(
+        3008,
+        "DENIED",
+        "the identity may not do that to this name",
+        "Ask for the right, or use a name that is not reserved.",
+        Denied,
+    ),
+    ErrorCode(
+        3009,
+        "PAYLOAD_TOO_LARGE",
+        "the payload is larger than the profile or the server takes",
+        "Split it or send a reference to it; the limit is in the detail.",
+        RequestError,
+    ),
+    ErrorCode(
+        3010,
+        "HEADERS_TOO_LARGE",
+        "the packed headers are larger than the server takes",
+        "Move the data into the payload.",
+        RequestError,
+    ),
+    ErrorCode(
+        3011,
+        "INVALID_RECORD",
+        "a record's fields do not fit its flags or its size",
+        "The publisher's encoder is wrong; the detail says which field.",
+        RequestError,
+    ),
+    ErrorCode(
+        3012,
+        "UNKNOWN_SUBSCRIPTION",
+        "the connection has no subscription of that number",
+        "Subscribe first; a subscription ends with its connection.",
+        RequestError,
+    ),
+    ErrorCode(
+        3013,
+        "SUBSCRIPTION_IN_USE",
+        "the connection has a subscription of that number already",
+        "Choose a free number, or unsubscribe first.",
+        RequestError,
+    ),
+    ErrorCode(
+        3014,
+        "INVALID_POSITION",
+        "the start of a subscription is no position of this journal",
+        "Take positions from deliveries, acknowledgements or SUBSCRIBED, and only from this journal.",
+        RequestError,
+    ),
+    ErrorCode(
+        3015,
+        "TOO_MANY_CHANNELS",
+        "a bound on channels is reached",
+        "Use fewer channels, or raise the bound that the detail names.",
+        RequestError,
+    ),
+    ErrorCode(
+        3016,
+        "TOO_MANY_SUBSCRIPTIONS",
+        "a connection or a subscription asks for more filters than it may",
+        "Use patterns or a second connection, or raise the bound that the detail names.",
+        RequestError,
+    ),
+    ErrorCode(
+        3017,
+        "UNKNOWN_OPERATION",
+        "the server knows no such request",
+        "Check the spelling and the server's version.",
+        RequestError,
+    ),
+    ErrorCode(
+        3018,
+        "INVALID_CONFIG",
+        "a setting is unknown, of the wrong type or out of its range",
+        "Correct the setting that the detail names.",
+        ConfigError,
+    ),
+    ErrorCode(
+        3019,
+        "NUMBER_OVERLAP",
+        "a publish begins at numbers that are stored and ends at new ones",
+        "Repeat a publish with the same bounds as before; never merge old and new records.",
+        RequestError,
+    ),
+    ErrorCode(
+        3020,
+        "CLOSED",
+        "the broker, connection or subscription is closed",
+        "Open a new one.",
+        RequestError,
+    ),
+    ErrorCode(
+        3021,
+        "FORKED",
+        "a handle was used in a child process that did not open it",
+        "Open the broker after the fork.",
+        RequestError,
+    ),
+    ErrorCode(
+        3022,
+        "ADDRESS",
+        "the address is in use, malformed, or not loopback without authentication and TLS",
+        "Choose another port or path, or listen on 127.0.0.1 or a Unix socket.",
+        ConfigError,
+    ),
+    ErrorCode(
+        3023,
+        "CROSS_SHARD",
+        "a transaction names channels of more than one shard",
+        "Choose names that share their first tokens, as many as the profile's shard_tokens says.",
+        RequestError,
+    ),
+    ErrorCode(
+        4001,
+        "COMMIT_UNKNOWN",
+        "the commit failed after it was handed to the disk; the records may or may not be stored",
+        "Publish again under the same numbers: the answer says which; without numbers, read before repeating.",
+        CommitUnknown,
+    ),
+    ErrorCode(
+        4002,
+        "STORAGE_CORRUPT",
+        "stored bytes fail their checksum or break the chain of groups",
+        "Keep a copy of the data directory, check the disk, and restore from a backup or a replica.",
+        StorageCorrupt,
+    ),
+    ErrorCode(
+        4003,
+        "STORAGE_FORMAT",
+        "the directory is not a broker's, or was written by a newer version",
+        "Name another directory, or run the version that wrote it.",
+        StorageError,
+    ),
+    ErrorCode(
+        4004,
+        "STORAGE_IN_USE",
+        "another process holds the data directory",
+        "Stop that process, or connect to it instead of opening the directory.",
+        StorageError,
+    ),
+    ErrorCode(
+        4005,
+        "STORAGE_FAILED",
+        "the operating system refused a read or write of the data directory",
+        "Check the disk, its permissions and its mount; the detail carries the system's own words.",
+        StorageError,
+    ),
+)
+
+BY_CODE: Mapping[int, ErrorCode] = MappingProxyType({row.code: row for row in ERROR_CODES})
+BY_NAME: Mapping[str, ErrorCode] = MappingProxyType({row.name: row for row in ERROR_CODES})
+
+# Which class stands for a code that a newer peer sends and this build does not know.
+_FOREIGN: Mapping[Remedy, type[BrokerError]] = MappingProxyType(
+    {
+        Remedy.RETRY: Unavailable,
+        Remedy.RESUME: Unavailable,
+        Remedy.STOP: RequestError,
+        Remedy.STORAGE: StorageError,
+    }
+)
+
+
+def error(code_or_name: int | str, detail: str, hint: str | None = None) -> BrokerError:
+    """Build the error of a code of the registry, in the class that stands for it.
+
+    Args:
+        code_or_name: a code or an UPPER_SNAKE name of the registry.
+        detail: what, got, limit, unit; one line.
+        hint: what to do about it, if there is more to say than the registry's advice.
+
+    Returns:
+        The error, not raised.
+
+    Raises:
+        KeyError: the registry has no such row; a mistake in the calling code.
+    """
+    row = BY_NAME[code_or_name] if isinstance(code_or_name, str) else BY_CODE[code_or_name]
+    return row.kind(row.code, detail, hint)
+
+
+def to_wire(failure: BrokerError) -> dict[str, object]:
+    """Return the part of an ERROR frame's map that describes an error.
+
+    Args:
+        failure: the error; the caller adds the key that says what it concerns (`request`, `subscription`, …).
+
+    Returns:
+        A new dict with `code`, `name`, `detail` and, if there is one, `hint`.
+    """
+    body: dict[str, object] = {"code": failure.code, "name": failure.name, "detail": failure.detail}
+    if failure.hint is not None:
+        body["hint"] = failure.hint
+    return body
+
+
+def from_wire(body: Mapping[str, object]) -> BrokerError:
+    """Rebuild an error from an ERROR frame's map.
+
+    A code that this build does not know keeps the name that the peer gave it, and its thousand picks the class, so
+    that an older client still retries, resumes or stops as it should.
+
+    Args:
+        body: the decoded map; keys besides `code`, `name`, `detail` and `hint` are passed over.
+
+    Returns:
+        The error that the peer meant, not raised.
+
+    Raises:
+        MalformedFrame: a field is missing or of the wrong type.
+    """
+    code, name, detail, hint = body.get("code"), body.get("name"), body.get("detail"), body.get("hint")
+    if type(code) is not int or not 0 <= code <= 0xFFFF:
+        raise error("MALFORMED_FRAME", f"ERROR: code is {code!r}, expected an integer from 0 to 65535")
+    if not isinstance(name, str) or not isinstance(detail, str):
+        raise error("MALFORMED_FRAME", f"ERROR {code}: name and detail must be text")
+    if hint is not None and not isinstance(hint, str):
+        raise error("MALFORMED_FRAME", f"ERROR {code}: hint must be text")
+    row = BY_CODE.get(code)
+    if row is None:
+        return _FOREIGN[remedy_of(code)](code, detail, hint, name)
+    return row.kind(code, detail, hint)

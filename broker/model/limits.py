@@ -1,0 +1,235 @@
+"""The bounds of a broker, in one frozen value that every layer is given.
+
+Everything that a peer can make grow has a bound here and a named answer when it is reached. Limits that WELCOME
+states hold for a connection as they were when it was accepted; a reload concerns those that come later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from broker.model.settings import GIB, KIB, MIB, check_settings, invalid, setting
+
+FRAME_OVERHEAD_BYTES = 64 * KIB
+"""What a frame may hold besides one largest record: prefixes, names, and a chunk of smaller records."""
+
+DESCRIPTORS_RESERVED = 128
+"""Open files kept for listeners, the journal's segments and the process itself when connections are bounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The bounds of a broker.
+
+    Raises:
+        ConfigError: INVALID_CONFIG; a value is out of its range, or two contradict each other.
+    """
+
+    SECTION: ClassVar[str] = "limits"
+
+    payload_bytes_max: int = field(
+        default=1 * MIB,
+        metadata=setting(
+            "Largest payload of one message; more is answered PAYLOAD_TOO_LARGE.",
+            unit="bytes",
+            low=1,
+            high=64 * MIB,
+            reloadable=True,
+        ),
+    )
+    headers_bytes_max: int = field(
+        default=16 * KIB,
+        metadata=setting(
+            "Largest packed headers of one message; more is answered HEADERS_TOO_LARGE.",
+            unit="bytes",
+            low=0,
+            high=64 * KIB - 1,
+            reloadable=True,
+        ),
+    )
+    channels_max: int = field(
+        default=1_000_000,
+        metadata=setting(
+            "Channels of the whole broker; one more is answered TOO_MANY_CHANNELS.",
+            unit="channels",
+            low=1,
+            high=(1 << 32) - 1,
+            reloadable=True,
+        ),
+    )
+    channels_per_connection_max: int = field(
+        default=65_536,
+        metadata=setting(
+            "Channels that one connection may name for publishing; one more is answered TOO_MANY_CHANNELS.",
+            unit="channels",
+            low=1,
+            high=1 << 24,
+            reloadable=True,
+        ),
+    )
+    subscriptions_per_connection_max: int = field(
+        default=4_096,
+        metadata=setting(
+            "Subscriptions of one connection; one more is answered TOO_MANY_SUBSCRIPTIONS.",
+            unit="subscriptions",
+            low=1,
+            high=1 << 20,
+            reloadable=True,
+        ),
+    )
+    filters_per_subscription_max: int = field(
+        default=1_000,
+        metadata=setting(
+            "Channels and patterns of one subscription; more is answered TOO_MANY_SUBSCRIPTIONS.",
+            unit="filters",
+            low=1,
+            high=1_000,  # a control map has at most 1,024 items
+            reloadable=True,
+        ),
+    )
+    connections_max: int = field(
+        default=0,
+        metadata=setting(
+            "Connections of all listeners; one more is answered TOO_MANY_CONNECTIONS. 0 takes what the limit of open "
+            "files leaves.",
+            unit="connections",
+            low=0,
+            high=1 << 20,
+            reloadable=True,
+        ),
+    )
+    hello_timeout_s: float = field(
+        default=2.0,
+        metadata=setting(
+            "How long a new connection may take to send HELLO before it is closed.",
+            unit="seconds",
+            low=0.05,
+            high=60,
+            reloadable=True,
+        ),
+    )
+    ping_interval_s: float = field(
+        default=15.0,
+        metadata=setting(
+            "Silence after which a connection is pinged.",
+            unit="seconds",
+            low=0.05,
+            high=3_600,
+            reloadable=True,
+        ),
+    )
+    ping_timeout_s: float = field(
+        default=45.0,
+        metadata=setting(
+            "Silence after which a connection is closed with PING_TIMEOUT; longer than ping_interval_s.",
+            unit="seconds",
+            low=0.1,
+            high=10_800,
+            reloadable=True,
+        ),
+    )
+    subscription_bytes_max: int = field(
+        default=256 * KIB,
+        metadata=setting(
+            "What may wait for one subscription beyond its credit before it is ended with SLOW_CONSUMER.",
+            unit="bytes",
+            low=0,
+            high=1 * GIB,
+            reloadable=True,
+        ),
+    )
+    connection_bytes_max: int = field(
+        default=16 * MIB,
+        metadata=setting(
+            "What may wait to be sent on one connection; at least one largest frame.",
+            unit="bytes",
+            low=64 * KIB,
+            high=4 * GIB,
+            reloadable=True,
+        ),
+    )
+    uncommitted_bytes_max: int = field(
+        default=4 * MIB,
+        metadata=setting(
+            "What one connection may have published and not yet committed before it is no longer read.",
+            unit="bytes",
+            low=1 * KIB,
+            high=1 * GIB,
+            reloadable=True,
+        ),
+    )
+    group_bytes_max: int = field(
+        default=2 * MIB,
+        metadata=setting(
+            "Size at which a group closes; a record that is larger still is a group of its own.",
+            unit="bytes",
+            low=64 * KIB,
+            high=64 * MIB,
+            reloadable=True,
+        ),
+    )
+    memory_bytes_max: int = field(
+        default=256 * MIB,
+        metadata=setting(
+            "What all queues together may hold, a shared chunk counted once; publishers are answered LIMIT beyond it.",
+            unit="bytes",
+            low=1 * MIB,
+            high=1024 * GIB,
+            reloadable=True,
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.ping_timeout_s <= self.ping_interval_s:
+            raise invalid(
+                "limits.ping_timeout_s",
+                f"got {self.ping_timeout_s} seconds, expected more than limits.ping_interval_s, "
+                f"{self.ping_interval_s} seconds",
+            )
+        if self.connection_bytes_max < self.frame_bytes_max:
+            raise invalid(
+                "limits.connection_bytes_max",
+                f"got {self.connection_bytes_max} bytes, expected room for the largest frame, "
+                f"{self.frame_bytes_max} bytes (payload_bytes_max + headers_bytes_max + {FRAME_OVERHEAD_BYTES})",
+            )
+
+    @property
+    def frame_bytes_max(self) -> int:
+        """Largest body of a frame in bytes: one largest record and what may stand beside it."""
+        return self.payload_bytes_max + self.headers_bytes_max + FRAME_OVERHEAD_BYTES
+
+    def connections_bound(self, descriptors_max: int) -> int:
+        """Return how many connections may be open at once.
+
+        Args:
+            descriptors_max: the process's limit of open files (RLIMIT_NOFILE, soft), from 0.
+
+        Returns:
+            `connections_max`, or what the limit of open files leaves if that is less or `connections_max` is 0; at
+            least 1.
+        """
+        left = max(1, descriptors_max - DESCRIPTORS_RESERVED)
+        return min(self.connections_max, left) if self.connections_max else left
+
+    @classmethod
+    def small(cls) -> Limits:
+        """Return limits that a test reaches within a few requests and a fraction of a second."""
+        return cls(
+            payload_bytes_max=1 * KIB,
+            headers_bytes_max=128,
+            channels_max=16,
+            channels_per_connection_max=8,
+            subscriptions_per_connection_max=4,
+            filters_per_subscription_max=4,
+            connections_max=4,
+            hello_timeout_s=0.2,
+            ping_interval_s=0.2,
+            ping_timeout_s=0.6,
+            subscription_bytes_max=4 * KIB,
+            connection_bytes_max=128 * KIB,
+            uncommitted_bytes_max=8 * KIB,
+            group_bytes_max=64 * KIB,
+            memory_bytes_max=1 * MIB,
+        )

@@ -1,0 +1,145 @@
+"""Profiles: the policy of the channels that match a pattern.
+
+The profiles of a broker are an ordered list and the first match wins. A channel that none matches is refused; the
+shipped default is one profile that matches everything. A change of the list concerns a channel from its next use on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from broker.model.errors import error
+from broker.model.levels import Level
+from broker.model.names import TOKENS_MAX, check_pattern, covers, display, matches
+from broker.model.settings import MIB, check_settings, invalid, setting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_NUMBER_MAX = (1 << 32) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """The policy of the channels that match one pattern.
+
+    Raises:
+        InvalidPattern: the pattern is none.
+        ConfigError: INVALID_CONFIG; another value is out of its range.
+    """
+
+    SECTION: ClassVar[str] = "profile"
+
+    pattern: bytes = field(
+        metadata=setting("The channels that it is for: a name, or a pattern with * and a final >.", reloadable=True)
+    )
+    durability: Level = field(
+        default=Level.SYNCED,
+        metadata=setting(
+            "What an acknowledgement promises. A change from or to ephemeral begins a new epoch of each channel.",
+            choices=(Level.EPHEMERAL.label, Level.ACCEPTED.label, Level.SYNCED.label),
+            reloadable=True,
+        ),
+    )
+    shard_tokens: int = field(
+        default=2,
+        metadata=setting(
+            "How many leading tokens decide a channel's shard; a channel keeps the number that it was created with.",
+            unit="tokens",
+            low=1,
+            high=TOKENS_MAX,
+            reloadable=True,
+        ),
+    )
+    payload_bytes_max: int = field(
+        default=0,
+        metadata=setting(
+            "Largest payload in these channels, within limits.payload_bytes_max; 0 sets no bound of its own.",
+            unit="bytes",
+            low=0,
+            high=64 * MIB,
+            reloadable=True,
+        ),
+    )
+    channels_max: int = field(
+        default=0,
+        metadata=setting(
+            "Channels of this profile; one more is answered TOO_MANY_CHANNELS. 0 sets no bound of its own.",
+            unit="channels",
+            low=0,
+            high=_NUMBER_MAX,
+            reloadable=True,
+        ),
+    )
+    new_channels_per_s: int = field(
+        default=0,
+        metadata=setting(
+            "Channels of this profile that may come into being in a second; more is answered LIMIT. 0 sets no bound.",
+            unit="channels per second",
+            low=0,
+            high=_NUMBER_MAX,
+            reloadable=True,
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        check_pattern(self.pattern)
+        check_settings(self)
+
+
+class Profiles:
+    """The ordered profiles of a broker; immutable, shared between threads freely."""
+
+    __slots__ = ("_profiles",)
+
+    def __init__(self, profiles: Iterable[Profile] = ()) -> None:
+        """Keep profiles in their order; none means the shipped default, `>` with `synced`.
+
+        Raises:
+            ConfigError: INVALID_CONFIG; a profile can never be the first match because an earlier one covers it.
+        """
+        self._profiles = tuple(profiles) or (Profile(b">"),)
+        for index, profile in enumerate(self._profiles):
+            for earlier, wider in enumerate(self._profiles[:index]):
+                if covers(wider.pattern, profile.pattern):
+                    raise invalid(
+                        f"profiles[{index}].pattern",
+                        f"{display(profile.pattern)} is never reached: profiles[{earlier}], {display(wider.pattern)}, "
+                        "matches all of it first",
+                        "the first match wins: put the narrower pattern first",
+                    )
+
+    def resolve(self, name: bytes) -> Profile:
+        """Return the profile of a channel: the first whose pattern matches.
+
+        Args:
+            name: a validated channel's name.
+
+        Raises:
+            RequestError: NO_PROFILE; none matches.
+
+        Linear in the number of profiles; a caller keeps the answer with the channel.
+        """
+        for profile in self._profiles:
+            if matches(profile.pattern, name):
+                return profile
+        raise error("NO_PROFILE", f"channel {display(name)}: none of {len(self._profiles)} profiles matches it")
+
+    def __iter__(self) -> Iterator[Profile]:
+        return iter(self._profiles)
+
+    def __len__(self) -> int:
+        return len(self._profiles)
+
+    def __getitem__(self, index: int) -> Profile:
+        return self._profiles[index]
+
+    def __eq__(self, other: object) -> bool:
+        return self._profiles == other._profiles if isinstance(other, Profiles) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._profiles)
+
+    def __repr__(self) -> str:
+        return f"Profiles({list(self._profiles)!r})"

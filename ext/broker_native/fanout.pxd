@@ -1,0 +1,56 @@
+# Delivery: who reads a channel, and what leaves on each connection at the end of a turn.
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from broker_native.tails cimport Bytes, Channel, Tails
+from broker_native.trie cimport PatternTrie
+
+cdef class Outbox:
+    cdef readonly Fanout fanout
+    cdef public object owner            # the connection, opaque here
+    cdef Bytes urgent                   # answers and control frames: they leave ahead of deliveries
+    cdef Bytes small                    # prefixes and small chunks, copied
+    cdef list pieces                    # shared slices and what stood before them
+    cdef readonly size_t queued         # bytes in `small` and `pieces`
+    cdef readonly bint paused
+    cdef bint dirty
+
+    cdef int mark(self) except -1
+    cdef int seal_small(self) except -1
+    cdef int flush(self) except -1
+
+cdef class Subscription:
+    cdef readonly Outbox outbox
+    cdef readonly uint32_t number
+    cdef public int64_t credit          # bytes it may still be sent; below zero within `overdraft`
+    cdef public int64_t overdraft
+    cdef public bint tells_names        # more than one literal: its reader must be told channels' names
+    cdef public object state            # what the node keeps of it
+    cdef public bint slow
+    cdef uint64_t* told                 # hash set of channel ids whose names were told
+    cdef uint32_t told_mask
+    cdef uint32_t told_count
+
+    cdef bint tell(self, uint64_t id) except -1
+    cdef void put_told(self, uint64_t id) noexcept
+    cdef int push(self, Channel* channel, const uint8_t* chunk, uint32_t size, object shared, uint64_t group,
+                  uint32_t index, uint8_t flags) except -1
+
+cdef class Fanout:
+    cdef readonly Tails tails
+    cdef PatternTrie trie
+    cdef uint64_t version
+    cdef list dirty
+    cdef public list slow               # subscriptions that went past their credit and budget
+    cdef public bint kicked             # a turn's end is scheduled
+    cdef readonly uint64_t chunks_out
+    cdef readonly uint64_t records_out
+    cdef readonly uint64_t bytes_out
+
+    cdef Channel* channel(self, bytes name) except NULL
+    cdef void forget_readers(self, Channel* channel) noexcept
+    cdef list readers(self, Channel* channel)
+    cdef int deliver_chunk(self, list readers, Channel* channel, bytes value, const uint8_t* chunk, uint32_t size,
+                  uint64_t group, uint32_t index, uint8_t flags) except -1
+
+cdef void frame_header(uint8_t* at, uint32_t size, uint8_t kind, uint8_t flags) noexcept nogil

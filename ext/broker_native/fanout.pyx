@@ -1,0 +1,380 @@
+"""Fan-out: chunks to subscriptions, and each connection's bytes of one loop turn.
+
+A chunk is framed by a small prefix of its own for each subscription; its bytes are shared by all of them. Small chunks are
+copied behind their prefixes instead, since a piece costs the kernel and the loop more than such a copy. Everything of a
+turn leaves in one `writelines` a connection, answers first. A connection whose transport asked for a pause keeps its
+bytes here, where they are counted.
+
+All of it belongs to the loop's thread.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+
+from broker_native.layout cimport *
+from broker_native.tails cimport Bytes, Channel, Tails, bytes_append, bytes_release, bytes_reserve, bytes_take
+
+cdef extern from "Python.h":
+    void Py_XDECREF(PyObject* object)
+
+cdef enum:
+    COPY_BYTES_MAX = 4096               # chunks up to this are copied behind their prefix
+    TOLD_SLOTS_MIN = 16
+
+
+# -- one connection's way out ------------------------------------------------------------------------------------------
+
+
+cdef class Outbox:
+    """What leaves on one connection at the end of the turn.
+
+    Args:
+        fanout: Whose `flush` sends it.
+        owner: The connection; opaque here.
+    """
+
+    def __cinit__(self, Fanout fanout not None, object owner):
+        self.fanout = fanout
+        self.owner = owner
+        self.pieces = None
+
+    def __dealloc__(self):
+        free(self.urgent.data)
+        free(self.small.data)
+
+    cdef int mark(self) except -1:
+        if not self.dirty:
+            self.dirty = True
+            self.fanout.dirty.append(self)
+        return 0
+
+    def frame(self, frame: bytes):
+        """Queue a whole frame ahead of this turn's deliveries."""
+        bytes_append(&self.urgent, <const uint8_t*>PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
+        self.mark()
+
+    def ordered_frame(self, frame: bytes):
+        """Queue a whole frame behind the deliveries that are queued already."""
+        bytes_append(&self.small, <const uint8_t*>PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
+        self.queued += PyBytes_GET_SIZE(frame)
+        self.mark()
+
+    def published(self, answers: bytes):
+        """Queue a PUBLISHED frame of these entries."""
+        cdef uint32_t size = <uint32_t>PyBytes_GET_SIZE(answers)
+        bytes_reserve(&self.urgent, FRAME_HEADER_BYTES + size)
+        frame_header(self.urgent.data + self.urgent.used, size, KIND_PUBLISHED, 0)
+        self.urgent.used += FRAME_HEADER_BYTES
+        bytes_append(&self.urgent, <const uint8_t*>PyBytes_AS_STRING(answers), size)
+        self.mark()
+
+    def pause(self):
+        """The transport's buffer is full: keep the bytes here. Safe inside `writelines`."""
+        self.paused = True
+
+    def resume(self):
+        """The transport takes bytes again."""
+        self.paused = False
+        if self.urgent.used or self.queued:
+            self.mark()
+
+    def close(self):
+        """Drop what is queued; the connection is gone."""
+        self.transport = None
+        self.pieces = None
+        bytes_release(&self.urgent)
+        bytes_release(&self.small)
+        self.queued = 0
+
+    cdef int seal_small(self) except -1:
+        """Make the copied bytes a piece, so that a shared one can follow them."""
+        if self.small.used:
+            if self.pieces is None:
+                self.pieces = []
+            self.pieces.append(bytes_take(&self.small))
+        return 0
+
+    cdef int flush(self) except -1:
+        cdef list pieces
+        if self.transport is None or self.paused:
+            return 0
+        self.seal_small()
+        pieces = self.pieces
+        self.pieces = None
+        self.queued = 0
+        if self.urgent.used:
+            if pieces is None:
+                pieces = [bytes_take(&self.urgent)]
+            else:
+                pieces.insert(0, bytes_take(&self.urgent))
+        if pieces is not None:
+            self.transport.writelines(pieces)
+        return 0
+
+
+cdef void frame_header(uint8_t* at, uint32_t size, uint8_t kind, uint8_t flags) noexcept nogil:
+    store_u32(at, size)
+    at[4] = kind
+    at[5] = flags
+    store_u16(at + 6, 0)
+
+
+# -- one reader --------------------------------------------------------------------------------------------------------
+
+
+cdef class Subscription:
+    """One stream of deliveries on a connection.
+
+    Args:
+        outbox: The connection's.
+        number: The client's number of it.
+        credit: Bytes that the client has granted.
+        overdraft: Bytes that it may be behind past its credit.
+        tells_names: Whether deliveries must name a channel the first time.
+    """
+
+    def __cinit__(self, Outbox outbox not None, uint32_t number, int64_t credit, int64_t overdraft, bint tells_names):
+        self.outbox = outbox
+        self.number = number
+        self.credit = credit
+        self.overdraft = overdraft
+        self.tells_names = tells_names
+
+    def __dealloc__(self):
+        free(self.told)
+
+    cdef bint tell(self, uint64_t id) except -1:
+        """Whether the channel's name has not been told yet; from now on it has."""
+        cdef uint32_t slot
+        cdef uint64_t* old
+        cdef uint32_t old_mask, index
+        if self.told == NULL or self.told_count * 2 > self.told_mask:
+            old = self.told
+            old_mask = self.told_mask
+            self.told_mask = old_mask * 2 + 1 if old != NULL else <uint32_t>(TOLD_SLOTS_MIN - 1)
+            self.told = <uint64_t*>calloc(<size_t>self.told_mask + 1, sizeof(uint64_t))
+            if self.told == NULL:
+                self.told = old
+                self.told_mask = old_mask
+                raise MemoryError
+            if old != NULL:
+                for index in range(old_mask + 1):
+                    if old[index]:
+                        self.put_told(old[index])
+                free(old)
+        slot = <uint32_t>((id * <uint64_t>0x9E3779B97F4A7C15) >> 32) & self.told_mask
+        while self.told[slot]:
+            if self.told[slot] == id:
+                return False
+            slot = (slot + 1) & self.told_mask
+        self.told[slot] = id
+        self.told_count += 1
+        return True
+
+    cdef void put_told(self, uint64_t id) noexcept:
+        cdef uint32_t slot = <uint32_t>((id * <uint64_t>0x9E3779B97F4A7C15) >> 32) & self.told_mask
+        while self.told[slot]:
+            slot = (slot + 1) & self.told_mask
+        self.told[slot] = id
+
+    cdef int push(self, Channel* channel, const uint8_t* chunk, uint32_t size, object shared, uint64_t group,
+                  uint32_t index, uint8_t flags) except -1:
+        """Queue one chunk: copied when `shared` is None, else by reference."""
+        cdef Outbox outbox = self.outbox
+        cdef uint32_t name_size = 0
+        cdef uint32_t prefix = FRAME_HEADER_BYTES + DELIVER_HEADER_BYTES
+        cdef uint8_t* at
+        if self.tells_names and self.tell(channel.id):
+            flags |= DELIVER_FLAG_NAME
+            name_size = 1 + <uint32_t>channel.name_size
+        bytes_reserve(&outbox.small, prefix + name_size + (size if shared is None else 0))
+        at = outbox.small.data + outbox.small.used
+        frame_header(at, DELIVER_HEADER_BYTES + name_size + size, KIND_DELIVER, flags)
+        store_u32(at + 8, self.number)
+        store_u32(at + 12, index)
+        store_u64(at + 16, group)
+        at += prefix
+        if name_size:
+            at[0] = channel.name_size
+            memcpy(at + 1, channel.name, channel.name_size)
+            at += name_size
+        outbox.small.used += prefix + name_size
+        outbox.queued += prefix + name_size + size
+        if shared is None:
+            memcpy(at, chunk, size)
+            outbox.small.used += size
+        else:
+            outbox.seal_small()
+            outbox.pieces.append(shared)
+        self.credit -= size
+        outbox.mark()
+        return 0
+
+
+# -- the fan-out -------------------------------------------------------------------------------------------------------
+
+
+cdef class Fanout:
+    """Subscriptions by channel and pattern, and the connections that have something to send.
+
+    Args:
+        tails: Whose channels are read.
+    """
+
+    def __cinit__(self, Tails tails not None):
+        self.tails = tails
+        self.trie = PatternTrie()
+        self.version = 1
+        self.dirty = []
+        self.slow = []
+
+    # .. who reads what ..
+
+    def attach(self, Subscription subscription not None, bytes name):
+        """Let the subscription read a channel that is in memory, from the next delivery on."""
+        cdef Channel* channel = self.channel(name)
+        cdef list exact
+        if channel.exact == NULL:
+            exact = []
+            Py_INCREF(exact)
+            channel.exact = <void*>exact
+        (<list>channel.exact).append(subscription)
+        channel.readers_version = 0
+
+    def detach(self, Subscription subscription not None, bytes name):
+        """The reverse of `attach`; answers whether it was attached."""
+        cdef Channel* channel = self.channel(name)
+        if channel.exact == NULL or subscription not in <list>channel.exact:
+            return False
+        (<list>channel.exact).remove(subscription)
+        if not <list>channel.exact:
+            Py_DECREF(<object>channel.exact)
+            channel.exact = NULL
+        self.forget_readers(channel)
+        return True
+
+    def attach_pattern(self, Subscription subscription not None, bytes pattern):
+        """Let the subscription read every channel that the pattern matches, from the next delivery on."""
+        self.trie.insert(pattern, subscription)
+        self.version += 1
+
+    def detach_pattern(self, Subscription subscription not None, bytes pattern):
+        """The reverse of `attach_pattern`; answers whether it was attached."""
+        self.version += 1
+        return self.trie.remove(pattern, subscription)
+
+    cdef Channel* channel(self, bytes name) except NULL:
+        cdef Channel* channel = self.tails.find(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+        if channel == NULL:
+            raise KeyError(name)
+        return channel
+
+    cdef void forget_readers(self, Channel* channel) noexcept:
+        Py_XDECREF(<PyObject*>channel.readers)
+        channel.readers = NULL
+        channel.readers_version = 0
+
+    cdef list readers(self, Channel* channel):
+        """The subscriptions that read the channel, each once; None for nobody."""
+        cdef list found
+        if channel.readers_version == self.version:
+            return <list>channel.readers if channel.readers != NULL else None
+        self.forget_readers(channel)
+        found = self.trie.match_into(channel.name, channel.name_size)
+        if channel.exact != NULL:
+            if found:
+                found = list(dict.fromkeys(<list>channel.exact + found))
+            else:
+                found = list(<list>channel.exact)
+        channel.readers_version = self.version
+        if not found:
+            return None
+        Py_INCREF(found)
+        channel.readers = <void*>found
+        return found
+
+    # .. deliver ..
+
+    def deliver(self, bytes value, size_t start, uint64_t group, uint32_t index, uint8_t flags):
+        """Queue a value's chunks to everybody who reads their channels.
+
+        Args:
+            value: Chunks, one after the other, from byte `start` to its end.
+            group: Their group's number, 0 for ephemeral ones.
+            index: Index in the group of the first of them.
+            flags: DELIVER_FLAG_EARLY or 0.
+        """
+        cdef const uint8_t* base = <const uint8_t*>PyBytes_AS_STRING(value)
+        cdef const uint8_t* at = base + start
+        cdef const uint8_t* end = base + PyBytes_GET_SIZE(value)
+        cdef Channel* channel
+        cdef list readers
+        cdef uint32_t size
+        while at < end:
+            size = load_u32(at)
+            channel = self.tails.by_channel_id(load_u64(at + CHUNK_CHANNEL))
+            if channel != NULL:
+                readers = self.readers(channel)
+                if readers is not None:
+                    self.deliver_chunk(readers, channel, value, at, size, group, index, flags)
+            index += 1
+            at += size
+
+    cdef int deliver_chunk(self, list readers, Channel* channel, bytes value, const uint8_t* chunk, uint32_t size,
+                           uint64_t group, uint32_t index, uint8_t flags) except -1:
+        cdef object shared = None
+        cdef Subscription subscription
+        cdef Py_ssize_t reader
+        cdef Py_ssize_t offset = chunk - <const uint8_t*>PyBytes_AS_STRING(value)
+        if size > COPY_BYTES_MAX:
+            shared = value if size == PyBytes_GET_SIZE(value) else memoryview(value)[offset:offset + size]
+        for reader in range(PyList_GET_SIZE(readers)):
+            subscription = <Subscription>PyList_GET_ITEM(readers, reader)
+            if subscription.slow:
+                continue
+            if subscription.credit - <int64_t>size < -subscription.overdraft:
+                subscription.slow = True
+                self.slow.append(subscription)
+                continue
+            subscription.push(channel, chunk, size, shared, group, index, flags)
+            self.chunks_out += 1
+            self.bytes_out += size
+            self.records_out += load_u32(chunk + CHUNK_COUNT)
+        return 0
+
+    def deliver_one(self, Subscription subscription not None, bytes chunk, uint64_t group, uint32_t index,
+                    uint8_t flags=0):
+        """Queue one chunk, an object of its own, to one subscription (catching up)."""
+        cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(chunk)
+        cdef uint32_t size = <uint32_t>PyBytes_GET_SIZE(chunk)
+        cdef Channel* channel = self.tails.by_channel_id(load_u64(at + CHUNK_CHANNEL))
+        if channel == NULL:
+            raise KeyError(load_u64(at + CHUNK_CHANNEL))
+        subscription.push(channel, at, size, chunk if size > COPY_BYTES_MAX else None, group, index, flags)
+        self.chunks_out += 1
+        self.bytes_out += size
+        self.records_out += load_u32(at + CHUNK_COUNT)
+
+    # .. the end of a turn ..
+
+    @property
+    def pending(self):
+        """Whether a connection has something to send."""
+        return bool(self.dirty)
+
+    def flush(self):
+        """Send what is queued, one `writelines` a connection; answers the connections that hold bytes back."""
+        cdef list dirty = self.dirty
+        cdef list held = []
+        cdef Outbox outbox
+        self.dirty = []
+        for outbox in dirty:
+            outbox.dirty = False
+            outbox.flush()
+            if outbox.paused and outbox.transport is not None:
+                held.append(outbox)
+        return held

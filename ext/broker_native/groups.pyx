@@ -1,0 +1,109 @@
+"""Walks over values: chunks one after the other, as `close_turn` and `close_group` make them.
+
+For catching up from memory, not for the hot path. The values come from this process, so their structure is trusted; what
+comes from a disk is verified before it gets here. No state, any thread.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from broker_native.crc32c cimport crc32c
+from broker_native.layout cimport *
+
+
+def chunks_start(bytes value):
+    """Where the chunks of a group begin, bytes."""
+    return GROUP_HEADER_BYTES + load_u32(<const uint8_t*>PyBytes_AS_STRING(value) + GROUP_ENTRIES_BYTES)
+
+
+def chunk_offset(bytes value, uint32_t index):
+    """Where the chunk with this index begins in a group, bytes; the group's size for the index after the last."""
+    cdef const uint8_t* base = <const uint8_t*>PyBytes_AS_STRING(value)
+    cdef size_t at = GROUP_HEADER_BYTES + load_u32(base + GROUP_ENTRIES_BYTES)
+    cdef size_t end = <size_t>PyBytes_GET_SIZE(value)
+    while index and at < end:
+        at += load_u32(base + at)
+        index -= 1
+    if index:
+        raise IndexError("the group has fewer chunks")
+    return at
+
+
+def chain_of(bytes value):
+    """The chain checksum that a group carries."""
+    return load_u32(<const uint8_t*>PyBytes_AS_STRING(value) + GROUP_CHAIN)
+
+
+def chunks_of(bytes value, size_t start, uint64_t channel, uint64_t after):
+    """The chunks of one channel that go past sequence `after`: a list of (index from `start`, chunk)."""
+    cdef const uint8_t* base = <const uint8_t*>PyBytes_AS_STRING(value)
+    cdef const uint8_t* at = base + start
+    cdef const uint8_t* end = base + PyBytes_GET_SIZE(value)
+    cdef uint32_t index = 0
+    cdef list found = []
+    while at < end:
+        if load_u64(at + CHUNK_CHANNEL) == channel and load_u64(at + CHUNK_FIRST) + load_u32(at + CHUNK_COUNT) > after + 1:
+            found.append((index, PyBytes_FromStringAndSize(<const char*>at, load_u32(at))))
+        index += 1
+        at += load_u32(at)
+    return found
+
+
+def chunks_in(bytes value, size_t start, wanted):
+    """The chunks whose channel id is in `wanted`: a list of (index from `start`, chunk)."""
+    cdef const uint8_t* base = <const uint8_t*>PyBytes_AS_STRING(value)
+    cdef const uint8_t* at = base + start
+    cdef const uint8_t* end = base + PyBytes_GET_SIZE(value)
+    cdef uint32_t index = 0
+    cdef list found = []
+    while at < end:
+        if load_u64(at + CHUNK_CHANNEL) in wanted:
+            found.append((index, PyBytes_FromStringAndSize(<const char*>at, load_u32(at))))
+        index += 1
+        at += load_u32(at)
+    return found
+
+
+def chunk_head(bytes chunk):
+    """(channel id, epoch, first sequence, count) of a chunk."""
+    cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(chunk)
+    return (load_u64(at + CHUNK_CHANNEL), load_u64(at + CHUNK_EPOCH), load_u64(at + CHUNK_FIRST),
+            load_u32(at + CHUNK_COUNT))
+
+
+def chunk_cut(bytes chunk, uint64_t after):
+    """The chunk without its sequences up to `after`: itself when it has none, else a new one with its own checksum.
+
+    A GONE run that `after` falls into is shortened.
+    """
+    cdef const uint8_t* base = <const uint8_t*>PyBytes_AS_STRING(chunk)
+    cdef const uint8_t* at = base + CHUNK_HEADER_BYTES
+    cdef const uint8_t* end = base + load_u32(base)
+    cdef uint64_t sequence = load_u64(base + CHUNK_FIRST)
+    cdef uint64_t next_first = sequence + load_u32(base + CHUNK_COUNT)
+    cdef uint32_t run, size
+    cdef bytes cut
+    cdef uint8_t* to
+    if after < sequence:
+        return chunk
+    if after + 1 >= next_first:
+        raise ValueError(f"chunk: sequences {sequence} to {next_first - 1}, cut after {after}")
+    while True:
+        run = load_u32(at + 16) if load_u16(at + 4) & RECORD_GONE else 1
+        if sequence + run > after + 1:
+            break
+        sequence += run
+        at += load_u32(at)
+    size = <uint32_t>(CHUNK_HEADER_BYTES + (end - at))
+    cut = PyBytes_FromStringAndSize(NULL, size)
+    to = <uint8_t*>PyBytes_AS_STRING(cut)
+    memcpy(to, base, CHUNK_HEADER_BYTES)
+    memcpy(to + CHUNK_HEADER_BYTES, at, end - at)
+    if run > 1 and sequence <= after:
+        store_u32(to + CHUNK_HEADER_BYTES + 16, <uint32_t>(sequence + run - (after + 1)))
+    store_u32(to, size)
+    store_u64(to + CHUNK_FIRST, after + 1)
+    store_u32(to + CHUNK_COUNT, <uint32_t>(next_first - (after + 1)))
+    store_u32(to + CHUNK_CRC, crc32c(0, to + CHUNK_CHANNEL, size - CHUNK_CHANNEL))
+    return cut

@@ -1,0 +1,180 @@
+# The sequencer's state: channels, their open chunks, producers' lines and the open group.
+#
+# One `Tails` belongs to one shard and to one thread. Nothing here does I/O or reads a clock: `now_us` is set by the caller.
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef struct EpochMark:
+    uint64_t epoch
+    uint64_t first
+
+cdef struct Channel:
+    uint64_t id                 # 0 until its first record is decided
+    uint64_t hash
+    uint64_t epoch              # of the next record; pending view
+    uint64_t next               # sequence of the next record; pending view
+    uint64_t closed_next        # after the last record of the group that is in commit
+    uint64_t applied_next       # after the last committed record
+    uint64_t seen_next          # after the last record that was handed to readers
+    uint64_t first              # oldest sequence there is
+    # the open chunk
+    uint8_t* chunk
+    uint64_t chunk_time_us
+    uint64_t chunk_expiry_s
+    uint32_t chunk_used
+    uint32_t chunk_capacity
+    uint32_t chunk_count
+    uint32_t chunk_hint         # size of the last chunk: what the next one is allocated with
+    # epochs, oldest first
+    EpochMark* epochs
+    uint32_t epochs_count
+    uint32_t epochs_applied
+    # readers: borrowed by the C loops, owned here
+    void* exact                 # list of Subscription whose literals name the channel, or NULL
+    void* readers               # exact + the patterns that match, resolved at `readers_version`
+    uint64_t readers_version
+    uint32_t payload_bytes_max
+    uint8_t level
+    uint8_t shard_tokens
+    uint8_t chunk_class         # which close takes the open chunk: CLASS_*
+    uint8_t announced           # the open or a committed group carries its CHANNEL entry
+    uint8_t applied             # a committed group carries it
+    uint8_t epoch_stale         # draw a new epoch before the next record
+    uint8_t touched             # in the open group's list of channels
+    uint8_t name_size
+    char* name
+
+cdef enum:
+    CLASS_NONE = 0
+    CLASS_EPHEMERAL = 1         # delivered at the end of the turn, never journaled
+    CLASS_EARLY = 2             # delivered at the end of the turn and journaled with the open group
+    CLASS_GROUP = 3             # delivered when its group is committed
+
+cdef struct ClosedChunk:
+    uint8_t* bytes
+    uint32_t size
+    uint32_t capacity
+
+cdef struct ClosedChunks:
+    ClosedChunk* items
+    uint32_t count
+    uint32_t capacity
+    uint64_t bytes
+
+cdef struct ChannelList:
+    Channel** items
+    uint32_t count
+    uint32_t capacity
+
+cdef struct Bytes:              # a growable buffer
+    uint8_t* data
+    size_t used
+    size_t capacity
+
+cdef class Line:
+    cdef readonly bytes producer        # 16 bytes, or None for a line that ends with its connection
+    cdef public uint64_t next           # pending view: the number it accepts
+    cdef public uint64_t closed_next    # after the last number of the group in commit
+    cdef public uint64_t applied_next
+    cdef public object runs             # bytes of the applied runs that cover the newest numbers, newest last
+    cdef public object holder           # the connection that publishes on it
+    cdef uint64_t group_first           # first number of the open group
+    cdef uint64_t group_count
+    cdef Bytes group_runs               # LINE_RUN_BYTES each, of the open group
+    cdef public uint64_t open_first     # first stored number in the open group, else 0
+    cdef public uint64_t commit_first   # … in the group in commit
+
+    cdef int note(self, uint64_t channel, uint64_t number, uint64_t first, uint32_t count) except -1
+    cdef size_t window_bytes(self) noexcept
+    cdef void forget_group(self) noexcept
+    cdef int apply(self, const uint8_t* body, uint32_t size, bint snapshot) except -1
+
+cdef class Tails:
+    cdef Channel** table                # open addressing by name, power of two
+    cdef uint64_t table_mask
+    cdef uint64_t table_count
+    cdef uint64_t hash_seed
+    cdef Channel** by_id                # stored channels, dense from 1
+    cdef uint64_t by_id_capacity
+    cdef uint64_t id_next
+    cdef Channel** by_ephemeral_id
+    cdef uint64_t ephemeral_capacity
+    cdef uint64_t ephemeral_next
+    cdef ChannelList dirty[4]           # channels with an open chunk, by class
+    cdef ClosedChunks closed[4]         # chunks closed before their class's close, by class
+    cdef ChannelList touched            # channels with records in the open group
+    cdef ChannelList touched_commit     # … in the group in commit
+    cdef Bytes entries                  # of the open group
+    cdef uint32_t entries_count
+    cdef list early                     # values of early chunks that the open group will carry
+    cdef uint32_t early_count
+    cdef list lines_open
+    cdef list lines_commit
+    cdef list publishers_turn           # publishers with answers for the end of the turn
+    cdef list publishers_group
+    cdef readonly uint64_t run
+    cdef public uint64_t group_number   # the open group's
+    cdef uint32_t epoch_counter         # ephemeral epochs drawn in this run
+    cdef public uint64_t now_us
+    cdef public bint accepted_waits     # accepted records wait for their commit
+    cdef public int refuse_code         # storage does not take records now: the code that says why, else 0
+    cdef readonly uint64_t turn_bytes   # decided since the last turn's close
+    cdef readonly uint64_t group_bytes  # decided for the open group
+    cdef readonly uint64_t records
+    cdef readonly uint64_t record_bytes
+
+    cdef Channel* find(self, const char* name, size_t size) noexcept
+    cdef Channel* by_channel_id(self, uint64_t id) noexcept
+    cdef Channel* create(self, const char* name, size_t size, uint8_t level, uint8_t shard_tokens,
+                  uint32_t payload_bytes_max) except NULL
+    cdef int grow_table(self) except -1
+    cdef int register_id(self, Channel* channel, uint64_t id) except -1
+    cdef int register_ephemeral(self, Channel* channel) except -1
+    cdef int prepare(self, Channel* channel) except -1
+    cdef int prepare_ephemeral(self, Channel* channel) except -1
+    cdef int prepare_stored(self, Channel* channel) except -1
+    cdef int announce(self, Channel* channel) except -1
+    cdef int add_epoch_entry(self, Channel* channel) except -1
+    cdef int append(self, Channel* channel, const uint8_t* record, uint32_t size, uint32_t count,
+                  uint64_t expiry_s) except -1
+    cdef int close_chunk(self, Channel* channel) except -1
+    cdef size_t finish_class(self, int chunk_class) noexcept
+    cdef uint8_t* copy_class(self, int chunk_class, uint8_t* to, uint32_t* chunks) noexcept
+    cdef int close_lines(self) except -1
+    cdef void group_closed(self) noexcept
+    cdef list apply_entries_at(self, const uint8_t* at, const uint8_t* end, lines)
+    cdef int apply_channel(self, const uint8_t* at) except -1
+    cdef int apply_epoch(self, const uint8_t* at) except -1
+    cdef int apply_head(self, const uint8_t* at) except -1
+    cdef Channel* known(self, uint64_t id) except NULL
+    cdef list take_stored_turn_answers(self)
+    cdef void drop_class(self, int chunk_class) noexcept
+    cdef void undo_channel(self, Channel* channel) noexcept
+    cdef void change_home(self, Channel* channel) noexcept
+
+cdef class Publisher:
+    cdef readonly Tails tails
+    cdef readonly Line line
+    cdef readonly object owner
+    cdef Channel** slots
+    cdef uint32_t slots_count
+    cdef uint32_t headers_bytes_max
+    cdef Bytes turn_answers             # PUBLISHED entries
+    cdef Bytes group_answers
+    cdef bint in_turn
+    cdef bint in_group
+
+    cdef int publish(self, const uint8_t* body, uint32_t size) except -1
+    cdef int out_of_line(self, uint64_t number, uint32_t count) except -1
+    cdef int check_records(self, Channel* channel, const uint8_t* at, uint32_t size, uint32_t count) except -1
+    cdef int check_fields(self, const uint8_t* at, uint32_t size, uint16_t flags, uint32_t* fields) except -1
+    cdef int take_records(self, Channel* channel, const uint8_t* at, uint32_t count, uint32_t slot,
+                  uint64_t number) except -1
+    cdef int answer(self, Channel* channel, uint64_t number, uint32_t slot, uint64_t first, uint32_t count) except -1
+    cdef bytes split_turn_answers(self)
+
+
+cdef int bytes_reserve(Bytes* buffer, size_t more) except -1
+cdef int bytes_append(Bytes* buffer, const uint8_t* data, size_t size) except -1
+cdef bytes bytes_take(Bytes* buffer)
+cdef void bytes_release(Bytes* buffer) noexcept

@@ -1,0 +1,1343 @@
+"""The sequencer's native state: channels and their open chunks, producers' lines, the open group.
+
+Records come in as the bytes of a PUBLISH frame, get their sequences here and are copied once into their channel's open
+chunk. Two closes take chunks out: `close_turn` (ephemeral chunks, and early ones of accepted channels) and `close_group`
+(everything that is journaled, as one value). `apply_group` is the only way in which committed state changes, at start
+and while running alike; `undo` drops the pending view when a commit failed.
+
+Invariants, per channel: applied_next <= closed_next <= next; seen_next <= next. Sequences are dense per epoch. A Tails
+belongs to one thread. It reads no clock and does no I/O.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.ref cimport Py_DECREF, PyObject
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcmp, memcpy, memmove, memset
+
+from broker_native.crc32c cimport crc32c
+from broker_native.layout cimport *
+
+cdef extern from "Python.h":
+    void Py_XDECREF(PyObject* object)
+
+cdef enum:
+    CHUNK_CAPACITY_MIN = 512
+    LINE_RUNS_KEPT = 4096               # when a group's runs of one line grow past this, the oldest are dropped
+
+# Codes of broker.model.errors that the hot path answers with; a test compares them with the registry.
+cdef enum:
+    CODE_NUMBER_GAP = 1003
+    CODE_INVALID_CHANNEL = 3005
+    CODE_PAYLOAD_TOO_LARGE = 3009
+    CODE_HEADERS_TOO_LARGE = 3010
+    CODE_INVALID_RECORD = 3011
+    CODE_NUMBER_OVERLAP = 3019
+    DUPLICATE = 1                       # no refusal: every number of the frame was taken before
+
+CODES = {
+    "DUPLICATE": DUPLICATE,
+    "NUMBER_GAP": CODE_NUMBER_GAP,
+    "INVALID_CHANNEL": CODE_INVALID_CHANNEL,
+    "PAYLOAD_TOO_LARGE": CODE_PAYLOAD_TOO_LARGE,
+    "HEADERS_TOO_LARGE": CODE_HEADERS_TOO_LARGE,
+    "INVALID_RECORD": CODE_INVALID_RECORD,
+    "NUMBER_OVERLAP": CODE_NUMBER_OVERLAP,
+}
+
+
+# -- growable arrays ---------------------------------------------------------------------------------------------------
+
+
+cdef int bytes_reserve(Bytes* buffer, size_t more) except -1:
+    """Make room for `more` bytes after `used`."""
+    cdef size_t capacity = buffer.capacity
+    if buffer.used + more <= capacity:
+        return 0
+    if capacity == 0:
+        capacity = 64
+    while capacity < buffer.used + more:
+        capacity *= 2
+    cdef uint8_t* data = <uint8_t*>realloc(buffer.data, capacity)
+    if data == NULL:
+        raise MemoryError
+    buffer.data = data
+    buffer.capacity = capacity
+    return 0
+
+
+cdef void bytes_release(Bytes* buffer) noexcept:
+    free(buffer.data)
+    buffer.data = NULL
+    buffer.used = 0
+    buffer.capacity = 0
+
+
+cdef bytes bytes_take(Bytes* buffer):
+    """The content as an object; the buffer is empty after, and keeps its memory unless it is large."""
+    cdef bytes taken = PyBytes_FromStringAndSize(<char*>buffer.data, buffer.used)
+    buffer.used = 0
+    if buffer.capacity > 4096:
+        bytes_release(buffer)
+    return taken
+
+
+cdef int channels_push(ChannelList* channels, Channel* channel) except -1:
+    cdef uint32_t capacity
+    cdef Channel** items
+    if channels.count == channels.capacity:
+        capacity = channels.capacity * 2 if channels.capacity else 16
+        items = <Channel**>realloc(channels.items, capacity * sizeof(Channel*))
+        if items == NULL:
+            raise MemoryError
+        channels.items = items
+        channels.capacity = capacity
+    channels.items[channels.count] = channel
+    channels.count += 1
+    return 0
+
+
+cdef int closed_push(ClosedChunks* closed, uint8_t* data, uint32_t size, uint32_t capacity) except -1:
+    cdef uint32_t room
+    cdef ClosedChunk* items
+    if closed.count == closed.capacity:
+        room = closed.capacity * 2 if closed.capacity else 16
+        items = <ClosedChunk*>realloc(closed.items, room * sizeof(ClosedChunk))
+        if items == NULL:
+            raise MemoryError
+        closed.items = items
+        closed.capacity = room
+    closed.items[closed.count].bytes = data
+    closed.items[closed.count].size = size
+    closed.items[closed.count].capacity = capacity
+    closed.count += 1
+    closed.bytes += size
+    return 0
+
+
+cdef inline uint64_t name_hash(uint64_t seed, const char* name, size_t size) noexcept nogil:
+    """A keyed 64-bit hash; the seed is random, so names cannot be chosen to collide."""
+    cdef uint64_t mixed = seed ^ (size * <uint64_t>0x9E3779B97F4A7C15)
+    cdef uint64_t word
+    cdef const uint8_t* at = <const uint8_t*>name
+    while size >= 8:
+        mixed = (mixed ^ load_u64(at)) * <uint64_t>0xFF51AFD7ED558CCD
+        mixed ^= mixed >> 32
+        at += 8
+        size -= 8
+    word = 0
+    while size > 0:
+        size -= 1
+        word = (word << 8) | at[size]
+    mixed = (mixed ^ word ^ (seed >> 7)) * <uint64_t>0xC4CEB9FE1A85EC53
+    return mixed ^ (mixed >> 29)
+
+
+# -- chunks ------------------------------------------------------------------------------------------------------------
+
+
+cdef int chunk_open(Channel* channel, uint64_t now_us, uint32_t need) except -1:
+    """Begin a chunk with room for its header and `need` bytes."""
+    cdef uint32_t capacity = channel.chunk_hint
+    if capacity < CHUNK_CAPACITY_MIN:
+        capacity = CHUNK_CAPACITY_MIN
+    if capacity < CHUNK_HEADER_BYTES + need:
+        capacity = CHUNK_HEADER_BYTES + need
+    if channel.chunk == NULL or channel.chunk_capacity < capacity:
+        free(channel.chunk)
+        channel.chunk = <uint8_t*>malloc(capacity)
+        if channel.chunk == NULL:
+            channel.chunk_capacity = 0
+            raise MemoryError
+        channel.chunk_capacity = capacity
+    channel.chunk_used = CHUNK_HEADER_BYTES
+    channel.chunk_count = 0
+    channel.chunk_time_us = now_us
+    channel.chunk_expiry_s = 0
+    return 0
+
+
+cdef int chunk_grow(Channel* channel, uint32_t need) except -1:
+    # need <= the frame limit and used <= CHUNK_BYTES_CLOSE, so 32 bits hold the sum.
+    cdef uint32_t capacity = channel.chunk_capacity * 2
+    cdef uint8_t* data
+    if capacity > CHUNK_BYTES_CLOSE:
+        capacity = CHUNK_BYTES_CLOSE
+    if capacity < channel.chunk_used + need:
+        capacity = channel.chunk_used + need
+    data = <uint8_t*>realloc(channel.chunk, capacity)
+    if data == NULL:
+        raise MemoryError
+    channel.chunk = data
+    channel.chunk_capacity = capacity
+    return 0
+
+
+cdef void chunk_finish(Channel* channel) noexcept nogil:
+    """Write the header of the open chunk. Its bytes are complete after this."""
+    cdef uint8_t* at = channel.chunk
+    cdef uint32_t size = channel.chunk_used
+    store_u32(at, size)
+    store_u64(at + CHUNK_CHANNEL, channel.id)
+    store_u64(at + CHUNK_EPOCH, channel.epoch)
+    store_u64(at + CHUNK_FIRST, channel.next - channel.chunk_count)
+    store_u32(at + CHUNK_COUNT, channel.chunk_count)
+    store_u32(at + CHUNK_FLAGS, 0)
+    store_u64(at + CHUNK_TIME, channel.chunk_time_us)
+    store_u64(at + CHUNK_EXPIRY, channel.chunk_expiry_s)
+    store_u32(at + CHUNK_CRC, crc32c(0, at + CHUNK_CHANNEL, size - CHUNK_CHANNEL))
+    channel.chunk_hint = size + (size >> 2)
+    if channel.chunk_hint > CHUNK_BYTES_CLOSE:
+        channel.chunk_hint = CHUNK_BYTES_CLOSE
+
+
+# -- a producer's line -------------------------------------------------------------------------------------------------
+
+
+cdef class Line:
+    """One producer's dense number line: what it has published, and where the newest of it went.
+
+    Args:
+        producer: 16 bytes, or None for a line that ends with its connection and is never journaled.
+    """
+
+    def __cinit__(self, producer=None):
+        self.producer = producer
+        self.next = 1
+        self.closed_next = 1
+        self.applied_next = 1
+        self.runs = []
+
+    def __dealloc__(self):
+        free(self.group_runs.data)
+
+    cdef int note(self, uint64_t channel, uint64_t number, uint64_t first, uint32_t count) except -1:
+        """Remember for the open group where `count` numbers from `number` went."""
+        cdef uint8_t* last
+        if not self.group_count:
+            self.group_first = number
+        self.group_count += count
+        if self.group_runs.used:
+            last = self.group_runs.data + self.group_runs.used - LINE_RUN_BYTES
+            if load_u64(last) == channel and (
+                not channel or load_u64(last + 8) + load_u32(last + 16) == first
+            ) and <uint64_t>load_u32(last + 16) + count <= 0xFFFFFFFF:
+                store_u32(last + 16, load_u32(last + 16) + count)
+                return 0
+        if self.group_runs.used >= LINE_RUNS_KEPT * LINE_RUN_BYTES:
+            memmove(self.group_runs.data, last - (LINE_WINDOW - 1) * LINE_RUN_BYTES, LINE_WINDOW * LINE_RUN_BYTES)
+            self.group_runs.used = LINE_WINDOW * LINE_RUN_BYTES
+        bytes_reserve(&self.group_runs, LINE_RUN_BYTES)
+        last = self.group_runs.data + self.group_runs.used
+        store_u64(last, channel)
+        store_u64(last + 8, first)
+        store_u32(last + 16, count)
+        self.group_runs.used += LINE_RUN_BYTES
+        return 0
+
+    cdef size_t window_bytes(self) noexcept:
+        """How many bytes at the end of the group's runs cover the newest LINE_WINDOW numbers."""
+        cdef size_t at = self.group_runs.used
+        cdef uint64_t covered = 0
+        while at > 0 and covered < LINE_WINDOW:
+            at -= LINE_RUN_BYTES
+            covered += load_u32(self.group_runs.data + at + 16)
+        return self.group_runs.used - at
+
+    cdef void forget_group(self) noexcept:
+        self.group_count = 0
+        self.group_runs.used = 0
+
+    cdef int apply(self, const uint8_t* body, uint32_t size, bint snapshot) except -1:
+        """Take over a committed LINE entry (validated by the caller)."""
+        cdef uint64_t number = load_u64(body + 16)
+        cdef uint64_t count = load_u64(body + 24)
+        cdef uint32_t runs = load_u32(body + 32)
+        cdef uint64_t covered = 0
+        cdef uint32_t index
+        cdef list kept = [] if snapshot else <list>self.runs
+        for index in range(runs):
+            covered += load_u32(body + LINE_HEADER_BYTES + index * LINE_RUN_BYTES + 16)
+        kept.append((number + count - covered, covered,
+                     PyBytes_FromStringAndSize(<const char*>body + LINE_HEADER_BYTES, runs * LINE_RUN_BYTES)))
+        while len(kept) > 1 and kept[1][0] + LINE_WINDOW <= number + count:
+            del kept[0]
+        self.runs = kept
+        self.applied_next = number + count
+        if self.closed_next < self.applied_next:
+            self.closed_next = self.applied_next
+        if self.next < self.applied_next:
+            self.next = self.applied_next
+        return 0
+
+    def lookup(self, uint64_t number, uint32_t count):
+        """Where committed numbers went: a list of (channel id or 0, number, first sequence, count), in order.
+
+        Numbers that left the window come with channel id 0, as do those of ephemeral channels.
+        """
+        cdef list found = []
+        cdef uint64_t end = number + count
+        cdef uint64_t at, first, low, high
+        cdef uint32_t size, index
+        cdef const uint8_t* run
+        for start, _, packed in self.runs:
+            at = start
+            run = <const uint8_t*>PyBytes_AS_STRING(packed)
+            for index in range(<uint32_t>(PyBytes_GET_SIZE(packed) // LINE_RUN_BYTES)):
+                size = load_u32(run + 16)
+                low = number if number > at else at
+                high = end if end < at + size else at + size
+                if low < high:
+                    if low > number:
+                        found.append((0, number, 0, low - number))
+                    first = load_u64(run + 8) + (low - at) if load_u64(run) else 0
+                    found.append((load_u64(run), low, first, high - low))
+                    number = high
+                at += size
+                run += LINE_RUN_BYTES
+        if number < end:
+            found.append((0, number, 0, end - number))
+        return found
+
+
+# -- the tails ---------------------------------------------------------------------------------------------------------
+
+
+cdef class Tails:
+    """All channels of one shard and the open group.
+
+    Args:
+        run: The number of this run (>= 1); epochs that begin in it carry it.
+        hash_seed: A random 64-bit number that keys the name table.
+    """
+
+    def __cinit__(self, uint64_t run, uint64_t hash_seed):
+        if not 1 <= run < 1 << 24:
+            raise ValueError(f"run: got {run}, range 1 to {(1 << 24) - 1}")
+        self.run = run
+        self.hash_seed = hash_seed
+        self.table_mask = 1023
+        self.table = <Channel**>calloc(self.table_mask + 1, sizeof(Channel*))
+        if self.table == NULL:
+            raise MemoryError
+        self.id_next = 1
+        self.ephemeral_next = EPHEMERAL_ID
+        self.group_number = 1
+        self.early = []
+        self.lines_open = []
+        self.lines_commit = []
+        self.publishers_turn = []
+        self.publishers_group = []
+
+    def __dealloc__(self):
+        cdef uint64_t slot
+        cdef uint32_t index
+        if self.table != NULL:
+            for slot in range(self.table_mask + 1):
+                if self.table[slot] != NULL:
+                    channel_free(self.table[slot])
+        free(self.table)
+        free(self.by_id)
+        free(self.by_ephemeral_id)
+        for index in range(4):
+            free(self.dirty[index].items)
+            closed_clear(&self.closed[index])
+            free(self.closed[index].items)
+        free(self.touched.items)
+        free(self.touched_commit.items)
+        free(self.entries.data)
+
+    def begin_run(self, uint64_t run, uint64_t group_number):
+        """Begin a run after everything that was committed has been applied.
+
+        Args:
+            run: Its number (>= 1).
+            group_number: Number of the group that opens.
+        """
+        if not 1 <= run < 1 << 24:
+            raise ValueError(f"run: got {run}, range 1 to {(1 << 24) - 1}")
+        self.run = run
+        self.group_number = group_number
+
+    # .. channels ..
+
+    cdef Channel* find(self, const char* name, size_t size) noexcept:
+        cdef uint64_t hashed = name_hash(self.hash_seed, name, size)
+        cdef uint64_t slot = hashed & self.table_mask
+        cdef Channel* channel
+        while True:
+            channel = self.table[slot]
+            if channel == NULL:
+                return NULL
+            if channel.hash == hashed and channel.name_size == size and memcmp(channel.name, name, size) == 0:
+                return channel
+            slot = (slot + 1) & self.table_mask
+
+    cdef Channel* by_channel_id(self, uint64_t id) noexcept:
+        if id >= EPHEMERAL_ID:
+            return self.by_ephemeral_id[id - EPHEMERAL_ID] if id < self.ephemeral_next else NULL
+        return self.by_id[id] if id < self.id_next and id < self.by_id_capacity else NULL
+
+    cdef Channel* create(self, const char* name, size_t size, uint8_t level, uint8_t shard_tokens,
+                         uint32_t payload_bytes_max) except NULL:
+        cdef Channel* channel
+        cdef uint64_t slot
+        if not 1 <= size <= 255:
+            raise ValueError(f"channel name: got {size} bytes, range 1 to 255")
+        if (self.table_count + 1) * 2 > self.table_mask:
+            self.grow_table()
+        channel = <Channel*>calloc(1, sizeof(Channel) + size)
+        if channel == NULL:
+            raise MemoryError
+        channel.name = <char*>channel + sizeof(Channel)
+        memcpy(channel.name, name, size)
+        channel.name_size = <uint8_t>size
+        channel.hash = name_hash(self.hash_seed, name, size)
+        channel.next = channel.closed_next = channel.applied_next = channel.seen_next = channel.first = 1
+        channel.level = level
+        channel.shard_tokens = shard_tokens
+        channel.payload_bytes_max = payload_bytes_max
+        slot = channel.hash & self.table_mask
+        while self.table[slot] != NULL:
+            slot = (slot + 1) & self.table_mask
+        self.table[slot] = channel
+        self.table_count += 1
+        return channel
+
+    cdef int grow_table(self) except -1:
+        cdef uint64_t mask = self.table_mask * 2 + 1
+        cdef uint64_t slot, old
+        cdef Channel** table = <Channel**>calloc(mask + 1, sizeof(Channel*))
+        if table == NULL:
+            raise MemoryError
+        for old in range(self.table_mask + 1):
+            if self.table[old] != NULL:
+                slot = self.table[old].hash & mask
+                while table[slot] != NULL:
+                    slot = (slot + 1) & mask
+                table[slot] = self.table[old]
+        free(self.table)
+        self.table = table
+        self.table_mask = mask
+        return 0
+
+    cdef int register_id(self, Channel* channel, uint64_t id) except -1:
+        """Make a stored channel known by its journaled id."""
+        cdef uint64_t capacity = self.by_id_capacity
+        cdef Channel** ids
+        if id >= EPHEMERAL_ID or id == 0:
+            raise ValueError(f"channel id: got {id}, range 1 to {EPHEMERAL_ID - 1}")
+        if id > self.id_next + (1 << 32):
+            raise ValueError(f"channel id: got {id}, expected about {self.id_next}")
+        if id >= capacity:
+            capacity = capacity if capacity else 1024
+            while id >= capacity:
+                capacity *= 2
+            ids = <Channel**>realloc(self.by_id, capacity * sizeof(Channel*))
+            if ids == NULL:
+                raise MemoryError
+            memset(ids + self.by_id_capacity, 0, (capacity - self.by_id_capacity) * sizeof(Channel*))
+            self.by_id = ids
+            self.by_id_capacity = capacity
+        self.by_id[id] = channel
+        channel.id = id
+        if id >= self.id_next:
+            self.id_next = id + 1
+        return 0
+
+    cdef int register_ephemeral(self, Channel* channel) except -1:
+        cdef uint64_t index = self.ephemeral_next - EPHEMERAL_ID
+        cdef uint64_t capacity
+        cdef Channel** ids
+        if index >= self.ephemeral_capacity:
+            capacity = self.ephemeral_capacity * 2 if self.ephemeral_capacity else 256
+            ids = <Channel**>realloc(self.by_ephemeral_id, capacity * sizeof(Channel*))
+            if ids == NULL:
+                raise MemoryError
+            self.by_ephemeral_id = ids
+            self.ephemeral_capacity = capacity
+        self.by_ephemeral_id[index] = channel
+        channel.id = self.ephemeral_next
+        self.ephemeral_next += 1
+        return 0
+
+    # .. decide ..
+
+    cdef int prepare(self, Channel* channel) except -1:
+        """Fix the class of the channel's next chunk; draw its id and epoch when it has none."""
+        if channel.level == LEVEL_EPHEMERAL:
+            self.prepare_ephemeral(channel)
+        else:
+            self.prepare_stored(channel)
+        channels_push(&self.dirty[channel.chunk_class], channel)
+        return 0
+
+    cdef int prepare_ephemeral(self, Channel* channel) except -1:
+        if channel.id < EPHEMERAL_ID:
+            self.register_ephemeral(channel)
+        if channel.epoch == 0 or channel.epoch_stale:
+            self.epoch_counter += 1
+            channel.epoch = (self.run << 40) | (<uint64_t>1 << 39) | self.epoch_counter
+            channel.epoch_stale = False
+        channel.chunk_class = CLASS_EPHEMERAL
+        return 0
+
+    cdef int prepare_stored(self, Channel* channel) except -1:
+        if not channel.announced:
+            self.announce(channel)
+        if channel.epoch == 0 or channel.epoch_stale:
+            channel.epoch = (self.run << 40) | (self.group_number & ((<uint64_t>1 << 39) - 1))
+            channel.epoch_stale = False
+            epochs_push(channel, channel.epoch, channel.next)
+            self.add_epoch_entry(channel)
+        if channel.level == LEVEL_ACCEPTED and not self.accepted_waits and channel.seen_next == channel.next:
+            channel.chunk_class = CLASS_EARLY
+        else:
+            channel.chunk_class = CLASS_GROUP
+        if not channel.touched:
+            channel.touched = True
+            channels_push(&self.touched, channel)
+        return 0
+
+    cdef int announce(self, Channel* channel) except -1:
+        """Put the channel's CHANNEL entry into the open group."""
+        cdef uint8_t* at
+        cdef uint32_t size = ENTRY_HEADER_BYTES + 12 + channel.name_size
+        if channel.id == 0 or channel.id >= EPHEMERAL_ID:
+            self.register_id(channel, self.id_next)
+        bytes_reserve(&self.entries, size)
+        at = self.entries.data + self.entries.used
+        entry_header(at, size, ENTRY_CHANNEL, 0)
+        store_u64(at + 8, channel.id)
+        at[16] = channel.level
+        at[17] = channel.shard_tokens
+        at[18] = channel.name_size
+        at[19] = 0
+        memcpy(at + 20, channel.name, channel.name_size)
+        self.entries.used += size
+        self.entries_count += 1
+        channel.announced = True
+        return 0
+
+    cdef int add_epoch_entry(self, Channel* channel) except -1:
+        cdef uint8_t* at
+        cdef uint32_t size = ENTRY_HEADER_BYTES + 24
+        bytes_reserve(&self.entries, size)
+        at = self.entries.data + self.entries.used
+        entry_header(at, size, ENTRY_EPOCH, 0)
+        store_u64(at + 8, channel.id)
+        store_u64(at + 16, channel.epoch)
+        store_u64(at + 24, channel.next)
+        self.entries.used += size
+        self.entries_count += 1
+        return 0
+
+    cdef int append(self, Channel* channel, const uint8_t* record, uint32_t size, uint32_t count,
+                    uint64_t expiry_s) except -1:
+        """Give one validated record (or a GONE run of `count` sequences) its place in the open chunk."""
+        cdef uint8_t* at
+        if channel.chunk_count and channel.chunk_used + size > CHUNK_BYTES_CLOSE:
+            self.close_chunk(channel)
+        if not channel.chunk_count:
+            chunk_open(channel, self.now_us, size)
+        elif channel.chunk_used + size > channel.chunk_capacity:
+            chunk_grow(channel, size)
+        at = channel.chunk + channel.chunk_used
+        memcpy(at, record, size)
+        store_u32(at + 8, <uint32_t>(self.now_us - channel.chunk_time_us))
+        if expiry_s and (channel.chunk_expiry_s == 0 or expiry_s < channel.chunk_expiry_s):
+            channel.chunk_expiry_s = expiry_s
+        channel.chunk_used += size
+        channel.chunk_count += count
+        channel.next += count
+        return 0
+
+    cdef int close_chunk(self, Channel* channel) except -1:
+        """The open chunk is full: it waits, complete, for the close of its class."""
+        chunk_finish(channel)
+        closed_push(&self.closed[channel.chunk_class], channel.chunk, channel.chunk_used, channel.chunk_capacity)
+        channel.chunk = NULL
+        channel.chunk_capacity = 0
+        channel.chunk_count = 0
+        channel.chunk_used = 0
+        return 0
+
+    # .. closes ..
+
+    cdef size_t finish_class(self, int chunk_class) noexcept:
+        """Write the headers of the class's open chunks; answer the bytes that the class holds."""
+        cdef size_t size = self.closed[chunk_class].bytes
+        cdef uint32_t index
+        cdef Channel* channel
+        for index in range(self.dirty[chunk_class].count):
+            channel = self.dirty[chunk_class].items[index]
+            if channel.chunk_count:
+                chunk_finish(channel)
+                size += channel.chunk_used
+        return size
+
+    cdef uint8_t* copy_class(self, int chunk_class, uint8_t* to, uint32_t* chunks) noexcept:
+        """Copy the class's finished chunks to `to` and empty it; counts them in `chunks`, answers the end."""
+        cdef ClosedChunks* closed = &self.closed[chunk_class]
+        cdef ChannelList* dirty = &self.dirty[chunk_class]
+        cdef Channel* channel
+        cdef uint32_t index
+        for index in range(closed.count):
+            memcpy(to, closed.items[index].bytes, closed.items[index].size)
+            to += closed.items[index].size
+            chunks[0] += 1
+        closed_clear(closed)
+        for index in range(dirty.count):
+            channel = dirty.items[index]
+            if channel.chunk_count:
+                memcpy(to, channel.chunk, channel.chunk_used)
+                to += channel.chunk_used
+                chunks[0] += 1
+                channel.chunk_count = 0
+            # A large buffer of a channel that went quiet would stay for ever.
+            if channel.chunk_capacity > 4 * CHUNK_CAPACITY_MIN and channel.chunk_hint < channel.chunk_capacity // 4:
+                free(channel.chunk)
+                channel.chunk = NULL
+                channel.chunk_capacity = 0
+            channel.chunk_class = CLASS_NONE
+            if chunk_class != CLASS_GROUP:
+                channel.seen_next = channel.next
+        dirty.count = 0
+        return to
+
+    def close_turn(self):
+        """Take what is delivered at the end of a loop turn: (ephemeral value, early value), each bytes or None.
+
+        A value is whole chunks, one after the other. The early one also goes with the open group.
+        """
+        cdef uint32_t chunks = 0
+        cdef size_t size
+        cdef bytes ephemeral = None
+        cdef bytes early = None
+        self.turn_bytes = 0
+        if self.dirty[CLASS_EPHEMERAL].count:
+            size = self.finish_class(CLASS_EPHEMERAL)
+            ephemeral = PyBytes_FromStringAndSize(NULL, size)
+            self.copy_class(CLASS_EPHEMERAL, <uint8_t*>PyBytes_AS_STRING(ephemeral), &chunks)
+        if self.dirty[CLASS_EARLY].count:
+            chunks = 0
+            size = self.finish_class(CLASS_EARLY)
+            early = PyBytes_FromStringAndSize(NULL, size)
+            self.copy_class(CLASS_EARLY, <uint8_t*>PyBytes_AS_STRING(early), &chunks)
+            self.early.append(early)
+            self.early_count += chunks
+        return ephemeral, early
+
+    @property
+    def early_chunks(self):
+        """How many early chunks the open group carries: the index of the next one."""
+        return self.early_count
+
+    @property
+    def early_values(self):
+        """The values of the open group's early chunks, in order."""
+        return list(self.early)
+
+    @property
+    def group_empty(self):
+        """Whether the open group holds nothing to journal."""
+        return not (self.touched.count or self.entries_count)
+
+    def close_group(self, uint64_t predecessor, uint32_t previous_chain, uint64_t term, uint64_t writer,
+                    uint64_t time_us, uint32_t flags=0, bytes extra=b"", uint32_t extra_count=0):
+        """Close the open group into the value that is journaled, and open the next one.
+
+        Early chunks must have been closed by `close_turn`. At most one group is in commit: `apply_group` or `undo`
+        comes before the next close.
+
+        Args:
+            predecessor: Number of the last good group, 0 for the first.
+            previous_chain: Its chain checksum.
+            term, writer: Who sequences; carried for a fleet.
+            time_us: Broker time.
+            flags: GROUP_FLAG_*.
+            extra, extra_count: Further whole entries (RUN, CLOSE).
+
+        Returns:
+            (value, index of its first chunk that was not delivered early).
+        """
+        cdef size_t early_bytes = 0
+        cdef bytes part, value
+        cdef uint8_t* at
+        cdef uint8_t* start
+        cdef uint32_t chunks = 0
+        cdef uint32_t index
+        cdef size_t size, entries_bytes
+        cdef uint32_t early_chunks = self.early_count
+        if self.touched_commit.count or self.lines_commit:
+            raise RuntimeError("a group is in commit: apply or undo comes first")
+        if self.dirty[CLASS_EARLY].count:
+            raise RuntimeError("early chunks are open: close_turn comes first")
+        self.close_lines()
+        for part in self.early:
+            early_bytes += PyBytes_GET_SIZE(part)
+        entries_bytes = self.entries.used + <size_t>PyBytes_GET_SIZE(extra)
+        size = GROUP_HEADER_BYTES + entries_bytes + early_bytes + self.finish_class(CLASS_GROUP)
+        value = PyBytes_FromStringAndSize(NULL, size)
+        start = <uint8_t*>PyBytes_AS_STRING(value)
+        at = start + GROUP_HEADER_BYTES
+        memcpy(at, self.entries.data, self.entries.used)
+        at += self.entries.used
+        memcpy(at, PyBytes_AS_STRING(extra), PyBytes_GET_SIZE(extra))
+        at += PyBytes_GET_SIZE(extra)
+        for part in self.early:
+            memcpy(at, PyBytes_AS_STRING(part), PyBytes_GET_SIZE(part))
+            at += PyBytes_GET_SIZE(part)
+        self.copy_class(CLASS_GROUP, at, &chunks)
+        memset(start, 0, GROUP_HEADER_BYTES)
+        store_u32(start, GROUP_MAGIC)
+        store_u16(start + GROUP_FORMAT_AT, GROUP_FORMAT)
+        store_u16(start + GROUP_FORMAT_AT + 2, GROUP_HEADER_BYTES)
+        store_u64(start + GROUP_NUMBER, self.group_number)
+        store_u64(start + GROUP_PREDECESSOR, predecessor)
+        store_u64(start + GROUP_TERM, term)
+        store_u64(start + GROUP_WRITER, writer)
+        store_u64(start + GROUP_RUN, self.run)
+        store_u64(start + GROUP_TIME, time_us)
+        store_u32(start + GROUP_ENTRIES_BYTES, <uint32_t>entries_bytes)
+        store_u32(start + GROUP_ENTRIES_COUNT, self.entries_count + extra_count)
+        store_u32(start + GROUP_CHUNKS_COUNT, early_chunks + chunks)
+        store_u32(start + GROUP_FLAGS, flags)
+        store_u64(start + GROUP_SIZE, size)
+        store_u32(start + GROUP_PREVIOUS_CHAIN, previous_chain)
+        store_u32(start + GROUP_CHAIN, group_chain(start))
+        self.group_closed()
+        return value, early_chunks
+
+    cdef int close_lines(self) except -1:
+        """Put a LINE entry for every producer of the open group into it."""
+        cdef Line line
+        cdef uint8_t* at
+        cdef size_t window
+        cdef uint32_t size
+        for line in self.lines_open:
+            line.closed_next = line.next
+            line.commit_first = line.open_first
+            line.open_first = 0
+            if line.group_count and line.producer is not None:
+                window = line.window_bytes()
+                size = <uint32_t>(ENTRY_HEADER_BYTES + LINE_HEADER_BYTES + window)
+                bytes_reserve(&self.entries, size)
+                at = self.entries.data + self.entries.used
+                entry_header(at, size, ENTRY_LINE, 0)
+                memcpy(at + 8, PyBytes_AS_STRING(line.producer), 16)
+                store_u64(at + 24, line.group_first)
+                store_u64(at + 32, line.group_count)
+                store_u32(at + 40, <uint32_t>(window // LINE_RUN_BYTES))
+                store_u32(at + 44, 0)
+                memcpy(at + 48, line.group_runs.data + line.group_runs.used - window, window)
+                self.entries.used += size
+                self.entries_count += 1
+            line.forget_group()
+        self.lines_commit = self.lines_open
+        self.lines_open = []
+        return 0
+
+    cdef void group_closed(self) noexcept:
+        cdef ChannelList empty = self.touched_commit
+        cdef uint32_t index
+        for index in range(self.touched.count):
+            self.touched.items[index].closed_next = self.touched.items[index].next
+            self.touched.items[index].touched = False
+        self.touched_commit = self.touched
+        empty.count = 0
+        self.touched = empty
+        self.entries.used = 0
+        self.entries_count = 0
+        self.early = []
+        self.early_count = 0
+        self.group_bytes = 0
+        self.group_number += 1
+
+    def take_answers(self):
+        """The PUBLISHED entries that wait for the group just closed: a list of (publisher, bytes)."""
+        cdef Publisher publisher
+        cdef list taken = []
+        for publisher in self.publishers_group:
+            publisher.in_group = False
+            taken.append((publisher, bytes_take(&publisher.group_answers)))
+        self.publishers_group.clear()
+        return taken
+
+    def take_turn_answers(self):
+        """The PUBLISHED entries that leave at the end of the turn: a list of (publisher, bytes)."""
+        cdef Publisher publisher
+        cdef list taken = []
+        for publisher in self.publishers_turn:
+            publisher.in_turn = False
+            taken.append((publisher, bytes_take(&publisher.turn_answers)))
+        self.publishers_turn.clear()
+        return taken
+
+    # .. apply and undo ..
+
+    def apply_group(self, bytes value, lines):
+        """Make a committed group part of the applied state.
+
+        Args:
+            value: The group, as journaled; its chain and checksums have been verified.
+            lines: Called with a producer (16 bytes), answers its Line.
+
+        Returns:
+            The entries that are not the tails' own: a list of (kind, flags, body).
+        """
+        cdef const uint8_t* start = <const uint8_t*>PyBytes_AS_STRING(value)
+        cdef const uint8_t* at = start + GROUP_HEADER_BYTES
+        cdef const uint8_t* end = start + PyBytes_GET_SIZE(value)
+        cdef uint32_t entries_bytes = load_u32(start + GROUP_ENTRIES_BYTES)
+        cdef list rest = self.apply_entries_at(at, at + entries_bytes, lines)
+        cdef Channel* channel
+        cdef Line line
+        cdef uint64_t after
+        at += entries_bytes
+        while at < end:
+            channel = self.by_channel_id(load_u64(at + CHUNK_CHANNEL))
+            if channel == NULL:
+                raise ValueError(f"group {load_u64(start + GROUP_NUMBER)} has a chunk of unknown channel "
+                                 f"{load_u64(at + CHUNK_CHANNEL)}")
+            after = load_u64(at + CHUNK_FIRST) + load_u32(at + CHUNK_COUNT)
+            channel.applied_next = after
+            if channel.closed_next < after:
+                channel.closed_next = after
+            if channel.seen_next < after:
+                channel.seen_next = after
+            if channel.next < after:
+                channel.next = after
+            at += load_u32(at)
+        self.touched_commit.count = 0
+        for line in self.lines_commit:
+            line.commit_first = 0
+        self.lines_commit = []
+        return rest
+
+    def apply_entries(self, bytes entries, lines):
+        """Apply a run of entries alone, such as a sealed segment's table delta. As `apply_group`."""
+        cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(entries)
+        return self.apply_entries_at(at, at + PyBytes_GET_SIZE(entries), lines)
+
+    cdef list apply_entries_at(self, const uint8_t* at, const uint8_t* end, lines):
+        cdef list rest = []
+        cdef uint32_t size
+        cdef uint16_t kind, flags
+        cdef Line line
+        while at < end:
+            if end - at < ENTRY_HEADER_BYTES:
+                raise ValueError("an entry is cut")
+            size = load_u32(at)
+            kind = load_u16(at + 4)
+            flags = load_u16(at + 6)
+            if size < ENTRY_HEADER_BYTES or size > end - at or size < entry_size_min(kind):
+                raise ValueError(f"entry of kind {kind}: got {size} bytes of {end - at}")
+            if kind == ENTRY_CHANNEL:
+                self.apply_channel(at)
+            elif kind == ENTRY_EPOCH:
+                self.apply_epoch(at)
+            elif kind == ENTRY_HEAD:
+                self.apply_head(at)
+            elif kind == ENTRY_LINE:
+                if load_u32(at + 40) * <uint64_t>LINE_RUN_BYTES + ENTRY_HEADER_BYTES + LINE_HEADER_BYTES > size:
+                    raise ValueError("a line entry's runs overrun it")
+                line = lines(PyBytes_FromStringAndSize(<const char*>at + 8, 16))
+                line.apply(at + 8, size - 8, flags & ENTRY_FLAG_SNAPSHOT)
+            else:
+                rest.append((kind, flags, PyBytes_FromStringAndSize(<const char*>at + 8, size - 8)))
+            at += size
+        return rest
+
+    cdef int apply_channel(self, const uint8_t* at) except -1:
+        cdef uint64_t id = load_u64(at + 8)
+        cdef const char* name = <const char*>at + 20
+        cdef uint8_t size = at[18]
+        cdef Channel* channel
+        if load_u32(at) < <uint32_t>20 + size:
+            raise ValueError("a channel entry's name overruns it")
+        channel = self.find(name, size)
+        if channel == NULL:
+            channel = self.create(name, size, at[16], at[17], 0)
+        if channel.id != id:
+            self.register_id(channel, id)
+        channel.announced = True
+        channel.applied = True
+        return 0
+
+    cdef int apply_epoch(self, const uint8_t* at) except -1:
+        cdef Channel* channel = self.known(load_u64(at + 8))
+        cdef uint64_t epoch = load_u64(at + 16)
+        cdef uint64_t first = load_u64(at + 24)
+        cdef EpochMark* mark
+        if channel.epochs_applied < channel.epochs_count:
+            mark = &channel.epochs[channel.epochs_applied]
+            if mark.epoch == epoch and mark.first == first:
+                channel.epochs_applied += 1
+                return 0
+            raise ValueError(f"channel {channel.id}: applied epoch {epoch}, pending {mark.epoch}")
+        if channel.epochs_count and channel.epochs[channel.epochs_count - 1].epoch == epoch:
+            return 0
+        epochs_push(channel, epoch, first)
+        channel.epochs_applied = channel.epochs_count
+        channel.epoch = epoch
+        return 0
+
+    cdef int apply_head(self, const uint8_t* at) except -1:
+        cdef Channel* channel = self.known(load_u64(at + 8))
+        channel.epoch = load_u64(at + 16)
+        channel.applied_next = load_u64(at + 24)
+        channel.first = load_u64(at + 32)
+        channel.next = channel.closed_next = channel.seen_next = channel.applied_next
+        return 0
+
+    cdef Channel* known(self, uint64_t id) except NULL:
+        cdef Channel* channel = self.by_channel_id(id)
+        if channel == NULL:
+            raise ValueError(f"an entry names channel {id}, which no group created")
+        return channel
+
+    def undo(self):
+        """Drop the pending view: the commit of the group in commit failed, and with it what is open.
+
+        Readers may have seen early records: such a channel gets a new epoch with its next record.
+
+        Returns:
+            The answers that waited for the open group: a list of (publisher, bytes).
+        """
+        cdef uint32_t index
+        cdef Line line
+        self.drop_class(CLASS_EARLY)
+        self.drop_class(CLASS_GROUP)
+        for index in range(self.touched_commit.count):
+            self.undo_channel(self.touched_commit.items[index])
+        for index in range(self.touched.count):
+            self.undo_channel(self.touched.items[index])
+        self.touched.count = 0
+        self.touched_commit.count = 0
+        # A line in both lists goes back to its first number in the older group.
+        for line in self.lines_commit + self.lines_open:
+            line.next = line.commit_first if line.commit_first else line.open_first if line.open_first else line.next
+            line.open_first = line.commit_first = 0
+            line.forget_group()
+        self.lines_commit = []
+        self.lines_open = []
+        self.entries.used = 0
+        self.entries_count = 0
+        self.early = []
+        self.early_count = 0
+        self.group_bytes = 0
+        self.group_number += 1
+        return self.take_answers() + self.take_stored_turn_answers()
+
+    cdef list take_stored_turn_answers(self):
+        """Answers of early records that were decided in this turn and not delivered: they fail with their group."""
+        cdef Publisher publisher
+        cdef list taken = []
+        cdef list kept = []
+        for publisher in self.publishers_turn:
+            answers = publisher.split_turn_answers()
+            if answers:
+                taken.append((publisher, answers))
+            if publisher.turn_answers.used:
+                kept.append(publisher)
+            else:
+                publisher.in_turn = False
+        self.publishers_turn = kept
+        return taken
+
+    cdef void drop_class(self, int chunk_class) noexcept:
+        cdef uint32_t index
+        for index in range(self.dirty[chunk_class].count):
+            self.dirty[chunk_class].items[index].chunk_count = 0
+            self.dirty[chunk_class].items[index].chunk_class = CLASS_NONE
+        self.dirty[chunk_class].count = 0
+        closed_clear(&self.closed[chunk_class])
+
+    cdef void undo_channel(self, Channel* channel) noexcept:
+        channel.touched = False
+        channel.announced = channel.applied
+        if channel.seen_next > channel.applied_next:
+            channel.epoch_stale = True
+        channel.next = channel.closed_next = channel.seen_next = channel.applied_next
+        channel.epochs_count = channel.epochs_applied
+        channel.epoch = channel.epochs[channel.epochs_count - 1].epoch if channel.epochs_count else 0
+
+    # .. what Python asks about channels ..
+
+    def __len__(self):
+        return self.table_count
+
+    def ready(self, bytes name):
+        """Whether the channel is in memory and has its policy (`load`)."""
+        cdef Channel* channel = self.find(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+        return channel != NULL and channel.payload_bytes_max != 0
+
+    def load(self, bytes name, uint8_t level, uint8_t shard_tokens, uint32_t payload_bytes_max):
+        """Have the channel in memory under this policy; answers whether it is new.
+
+        A change from or to ephemeral begins a new epoch.
+        """
+        cdef Channel* channel = self.find(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+        if channel == NULL:
+            self.create(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name), level, shard_tokens, payload_bytes_max)
+            return True
+        if channel.chunk_class != CLASS_NONE or channel.touched or channel.closed_next != channel.applied_next:
+            raise RuntimeError("a channel changes its policy between groups only")
+        if (channel.level == LEVEL_EPHEMERAL) != (level == LEVEL_EPHEMERAL):
+            self.change_home(channel)
+        channel.level = level
+        channel.shard_tokens = shard_tokens
+        channel.payload_bytes_max = payload_bytes_max
+        return False
+
+    cdef void change_home(self, Channel* channel) noexcept:
+        """From or to ephemeral. What the journal has of it stays, under its own epochs."""
+        channel.epoch = 0
+        channel.epoch_stale = True
+        channel.announced = channel.applied
+        if channel.id >= EPHEMERAL_ID:
+            channel.id = 0
+            channel.next = channel.closed_next = channel.seen_next = channel.applied_next
+
+    def mark_unclean(self, bytes name):
+        """The run before ended without a close: records of the channel may be missing that readers saw."""
+        cdef Channel* channel = self.find(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+        if channel != NULL and channel.applied:
+            channel.epoch_stale = True
+
+    def info(self, bytes name):
+        """(id, level, epoch, first, applied next, next, seen next, [(epoch, first) ...] applied) or None."""
+        cdef Channel* channel = self.find(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+        cdef uint32_t index
+        if channel == NULL:
+            return None
+        return (
+            channel.id, channel.level, channel.epoch, channel.first, channel.applied_next, channel.next,
+            channel.seen_next,
+            [(channel.epochs[index].epoch, channel.epochs[index].first) for index in range(channel.epochs_applied)],
+        )
+
+    def name_of(self, uint64_t id):
+        """The name of the channel with this id, or None."""
+        cdef Channel* channel = self.by_channel_id(id)
+        if channel == NULL:
+            return None
+        return PyBytes_FromStringAndSize(channel.name, channel.name_size)
+
+    def names(self):
+        """All names in memory, in no order."""
+        cdef uint64_t slot
+        cdef list found = []
+        for slot in range(self.table_mask + 1):
+            if self.table[slot] != NULL:
+                found.append(PyBytes_FromStringAndSize(self.table[slot].name, self.table[slot].name_size))
+        return found
+
+
+cdef void channel_free(Channel* channel) noexcept:
+    free(channel.chunk)
+    free(channel.epochs)
+    Py_XDECREF(<PyObject*>channel.exact)
+    Py_XDECREF(<PyObject*>channel.readers)
+    free(channel)
+
+
+cdef void closed_clear(ClosedChunks* closed) noexcept:
+    cdef uint32_t index
+    for index in range(closed.count):
+        free(closed.items[index].bytes)
+    closed.count = 0
+    closed.bytes = 0
+
+
+cdef int epochs_push(Channel* channel, uint64_t epoch, uint64_t first) except -1:
+    # Epochs are rare (crashes, failed commits), so the array grows by one.
+    cdef EpochMark* marks = <EpochMark*>realloc(channel.epochs, (channel.epochs_count + 1) * sizeof(EpochMark))
+    if marks == NULL:
+        raise MemoryError
+    channel.epochs = marks
+    marks[channel.epochs_count].epoch = epoch
+    marks[channel.epochs_count].first = first
+    channel.epochs_count += 1
+    return 0
+
+
+cdef void entry_header(uint8_t* at, uint32_t size, uint16_t kind, uint16_t flags) noexcept nogil:
+    store_u32(at, size)
+    store_u16(at + 4, kind)
+    store_u16(at + 6, flags)
+
+
+cdef uint32_t entry_size_min(uint16_t kind) noexcept nogil:
+    if kind == ENTRY_CHANNEL:
+        return 21
+    if kind == ENTRY_EPOCH:
+        return 32
+    if kind == ENTRY_HEAD:
+        return 40
+    if kind == ENTRY_LINE:
+        return ENTRY_HEADER_BYTES + LINE_HEADER_BYTES
+    return ENTRY_HEADER_BYTES
+
+
+cdef uint32_t group_chain(const uint8_t* start) noexcept nogil:
+    """The chain checksum of a group whose header (but the chain), entries and chunks are in place."""
+    cdef uint32_t entries_bytes = load_u32(start + GROUP_ENTRIES_BYTES)
+    cdef const uint8_t* at = start + GROUP_HEADER_BYTES + entries_bytes
+    cdef const uint8_t* end = start + load_u64(start + GROUP_SIZE)
+    cdef uint32_t chain = crc32c(0, start, GROUP_CHAIN)
+    chain = crc32c(chain, start + GROUP_PREVIOUS_CHAIN, 4)
+    chain = crc32c(chain, start + GROUP_HEADER_BYTES, entries_bytes)
+    while at < end:
+        chain = crc32c(chain, at + CHUNK_CRC, 4)
+        at += load_u32(at)
+    return chain
+
+
+# -- a connection that publishes ---------------------------------------------------------------------------------------
+
+
+cdef class Publisher:
+    """The publishing side of one connection: its channel numbers, its line, its answers.
+
+    Args:
+        tails: Where records go.
+        line: The producer's line.
+        owner: What answers are sent through; opaque here.
+        headers_bytes_max: Limit of a record's headers, bytes.
+    """
+
+    def __cinit__(self, Tails tails not None, Line line not None, object owner, uint32_t headers_bytes_max):
+        self.tails = tails
+        self.line = line
+        self.owner = owner
+        self.headers_bytes_max = headers_bytes_max
+
+    def __dealloc__(self):
+        free(self.slots)
+        free(self.turn_answers.data)
+        free(self.group_answers.data)
+
+    def bind(self, uint32_t number, bytes name):
+        """Give the number to a channel that is in memory, or to none (`name` None): publishes to it are refused."""
+        cdef Channel* channel = NULL
+        cdef Channel** slots
+        cdef uint32_t count
+        if name is not None:
+            channel = self.tails.find(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+            if channel == NULL:
+                raise KeyError(name)
+        if number >= self.slots_count:
+            count = self.slots_count if self.slots_count else 4
+            while count <= number:
+                count *= 2
+            slots = <Channel**>realloc(self.slots, count * sizeof(Channel*))
+            if slots == NULL:
+                raise MemoryError
+            memset(slots + self.slots_count, 0, (count - self.slots_count) * sizeof(Channel*))
+            self.slots = slots
+            self.slots_count = count
+        self.slots[number] = channel
+
+    cdef int publish(self, const uint8_t* body, uint32_t size) except -1:
+        """Decide one PUBLISH frame, whole or not at all.
+
+        Returns:
+            0 when its records have their sequences, DUPLICATE when all its numbers are known already, else the code of
+            the refusal.
+        """
+        cdef uint32_t slot, count
+        cdef uint64_t number
+        cdef Channel* channel
+        cdef int code
+        if size < PUBLISH_HEADER_BYTES:
+            return CODE_INVALID_RECORD
+        slot = load_u32(body)
+        count = load_u32(body + 4)
+        number = load_u64(body + 8)
+        if slot >= self.slots_count or self.slots[slot] == NULL:
+            return CODE_INVALID_CHANNEL
+        if count == 0 or count > PUBLISH_COUNT_MAX:
+            return CODE_INVALID_RECORD
+        if number != self.line.next:
+            return self.out_of_line(number, count)
+        channel = self.slots[slot]
+        if self.tails.refuse_code and channel.level != LEVEL_EPHEMERAL:
+            return self.tails.refuse_code
+        code = self.check_records(channel, body + PUBLISH_HEADER_BYTES, size - PUBLISH_HEADER_BYTES, count)
+        if code:
+            return code
+        self.take_records(channel, body + PUBLISH_HEADER_BYTES, count, slot, number)
+        self.tails.records += count
+        self.tails.record_bytes += size - PUBLISH_HEADER_BYTES
+        self.tails.turn_bytes += size
+        if channel.chunk_class != CLASS_EPHEMERAL:
+            self.tails.group_bytes += size
+        return 0
+
+    cdef int out_of_line(self, uint64_t number, uint32_t count) except -1:
+        if number == 0 or number > self.line.next:
+            return CODE_NUMBER_GAP
+        if number + count > self.line.next:
+            return CODE_NUMBER_OVERLAP
+        return DUPLICATE
+
+    cdef int check_records(self, Channel* channel, const uint8_t* at, uint32_t size, uint32_t count) except -1:
+        """Walk the frame's records; 0 when each is well formed and within limits."""
+        cdef uint32_t left = size
+        cdef uint32_t record, fields
+        cdef uint16_t flags
+        while count:
+            if left < RECORD_HEADER_BYTES:
+                return CODE_INVALID_RECORD
+            record = load_u32(at)
+            flags = load_u16(at + 4)
+            if record < RECORD_HEADER_BYTES or record > left or load_u16(at + 6):
+                return CODE_INVALID_RECORD
+            fields = 0
+            if flags:
+                if flags & ~<uint16_t>RECORD_FLAGS_CLIENT:
+                    return CODE_INVALID_RECORD
+                code = self.check_fields(at + RECORD_HEADER_BYTES, record - RECORD_HEADER_BYTES, flags, &fields)
+                if code:
+                    return code
+            if record - RECORD_HEADER_BYTES - fields > channel.payload_bytes_max:
+                return CODE_PAYLOAD_TOO_LARGE
+            at += record
+            left -= record
+            count -= 1
+        return CODE_INVALID_RECORD if left else 0
+
+    cdef int check_fields(self, const uint8_t* at, uint32_t size, uint16_t flags, uint32_t* fields) except -1:
+        """Check a record's optional fields; their bytes come out in `fields`."""
+        cdef uint32_t used = 0
+        cdef uint32_t length
+        if flags & RECORD_PRIORITY:
+            if size < 1 or at[0] > 3:
+                return CODE_INVALID_RECORD
+            used = 1
+        if flags & RECORD_EXPIRY:
+            if size < used + 4 or load_u32(at + used) == 0:
+                return CODE_INVALID_RECORD
+            used += 4
+        if flags & RECORD_KEY:
+            if size < used + 2:
+                return CODE_INVALID_RECORD
+            length = load_u16(at + used)
+            if length == 0 or length > 255 or size < used + 2 + length:
+                return CODE_INVALID_RECORD
+            used += 2 + length
+        if flags & RECORD_HEADERS:
+            if size < used + 2:
+                return CODE_INVALID_RECORD
+            length = load_u16(at + used)
+            if length > self.headers_bytes_max:
+                return CODE_HEADERS_TOO_LARGE
+            if length == 0 or size < used + 2 + length:
+                return CODE_INVALID_RECORD
+            used += 2 + length
+        fields[0] = used
+        return 0
+
+    cdef int take_records(self, Channel* channel, const uint8_t* at, uint32_t count, uint32_t slot,
+                          uint64_t number) except -1:
+        """Append validated records and note their answer."""
+        cdef uint64_t first
+        cdef uint64_t expiry_s
+        cdef uint32_t left = count
+        cdef uint32_t size
+        cdef uint16_t flags
+        if channel.chunk_class == CLASS_NONE:
+            self.tails.prepare(channel)
+        first = channel.next
+        while left:
+            size = load_u32(at)
+            flags = load_u16(at + 4)
+            expiry_s = 0
+            if flags & RECORD_EXPIRY:
+                expiry_s = self.tails.now_us // 1000000 + load_u32(
+                    at + RECORD_HEADER_BYTES + (1 if flags & RECORD_PRIORITY else 0))
+            self.tails.append(channel, at, size, 1, expiry_s)
+            at += size
+            left -= 1
+        self.line.next = number + count
+        if self.line.producer is not None:
+            self.line.note(channel.id if channel.level != LEVEL_EPHEMERAL else 0, number, first, count)
+        if not self.line.open_first and channel.level != LEVEL_EPHEMERAL:
+            self.line.open_first = number
+            self.tails.lines_open.append(self.line)
+        self.answer(channel, number, slot, first, count)
+        return 0
+
+    cdef int answer(self, Channel* channel, uint64_t number, uint32_t slot, uint64_t first, uint32_t count) except -1:
+        """Note the PUBLISHED entry of a frame, in one with the entry before it where it goes on."""
+        cdef Bytes* answers
+        cdef uint8_t* at
+        if channel.chunk_class == CLASS_GROUP:
+            answers = &self.group_answers
+            if not self.in_group:
+                self.in_group = True
+                self.tails.publishers_group.append(self)
+        else:
+            answers = &self.turn_answers
+            if not self.in_turn:
+                self.in_turn = True
+                self.tails.publishers_turn.append(self)
+        if answers.used:
+            at = answers.data + answers.used - PUBLISHED_ENTRY_BYTES
+            if (load_u32(at + 28) == slot and load_u64(at + 8) == channel.epoch
+                    and load_u64(at) + load_u32(at + 24) == number
+                    and load_u64(at + 16) + load_u32(at + 24) == first
+                    and <uint64_t>load_u32(at + 24) + count <= 0xFFFFFFFF):
+                store_u32(at + 24, load_u32(at + 24) + count)
+                return 0
+        bytes_reserve(answers, PUBLISHED_ENTRY_BYTES)
+        at = answers.data + answers.used
+        store_u64(at, number)
+        store_u64(at + 8, channel.epoch)
+        store_u64(at + 16, first)
+        store_u32(at + 24, count)
+        store_u32(at + 28, slot)
+        store_u64(at + 32, 0)
+        at[32] = channel.level
+        answers.used += PUBLISHED_ENTRY_BYTES
+        return 0
+
+    cdef bytes split_turn_answers(self):
+        """Take the entries of stored channels out of the turn's answers."""
+        cdef Bytes kept
+        cdef Bytes taken
+        cdef size_t at = 0
+        memset(&kept, 0, sizeof(Bytes))
+        memset(&taken, 0, sizeof(Bytes))
+        while at < self.turn_answers.used:
+            if self.turn_answers.data[at + 32] == LEVEL_EPHEMERAL:
+                bytes_append(&kept, self.turn_answers.data + at, PUBLISHED_ENTRY_BYTES)
+            else:
+                bytes_append(&taken, self.turn_answers.data + at, PUBLISHED_ENTRY_BYTES)
+            at += PUBLISHED_ENTRY_BYTES
+        bytes_release(&self.turn_answers)
+        self.turn_answers = kept
+        stored = bytes_take(&taken)
+        bytes_release(&taken)
+        return stored
+
+    def publish_frame(self, bytes body):
+        """Decide the body of one PUBLISH frame: `publish` for Python."""
+        return self.publish(<const uint8_t*>PyBytes_AS_STRING(body), <uint32_t>PyBytes_GET_SIZE(body))
+
+    def slot_of(self, uint64_t id):
+        """The number under which this connection knows a channel id, or None. Linear: for rare answers only."""
+        cdef uint32_t index
+        for index in range(self.slots_count):
+            if self.slots[index] != NULL and self.slots[index].id == id:
+                return index
+        return None
+
+
+cdef int bytes_append(Bytes* buffer, const uint8_t* data, size_t size) except -1:
+    bytes_reserve(buffer, size)
+    memcpy(buffer.data + buffer.used, data, size)
+    buffer.used += size
+    return 0

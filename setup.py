@@ -1,0 +1,172 @@
+"""Build the native extensions of `ext/broker_native`, one for each `.pyx`.
+
+Modes, by environment, each with its own folder under `build/` so that none passes for another:
+
+- release (default): optimised, no checks.
+- `BROKER_DEBUG=1`: bounds checks, C asserts, the checks behind `if BROKER_DEBUG`; compiler warnings are errors.
+- `BROKER_SANITIZE=1`: debug under AddressSanitizer and UndefinedBehaviorSanitizer.
+
+Besides: `BROKER_STRICT=1` makes warnings errors in a release build too, `BROKER_ANNOTATE=1` writes Cython's annotated
+HTML, `BROKER_ONLY=a,b` builds only the named modules (`none`: none of them).
+
+`python setup.py preflight` needs nothing but the standard library and says in one line what this machine lacks for
+a build. Every build asks the same first. There is no build without a compiler: a missing extension is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from setuptools import Extension
+
+NATIVE = Path("ext/broker_native")
+PYTHON_VERSION_MIN = (3, 11)
+
+WARNINGS = [
+    "-Wall",
+    "-Wextra",
+    "-Wconversion",
+    "-Wtype-limits",
+    # What Cython generates: Py_ssize_t for sizes, helpers that a module does not use, arguments that a signature demands.
+    "-Wno-sign-conversion",
+    "-Wno-unused-function",
+    "-Wno-unused-parameter",
+]
+
+
+def flag(name: str) -> bool:
+    """Say whether an environment variable is set to something but 0."""
+    return os.environ.get(name, "") not in ("", "0")
+
+
+def refuse(lack: str, remedy: str) -> NoReturn:
+    """End the build in one line."""
+    sys.exit(f"broker: {lack}; {remedy}")
+
+
+def check_toolchain() -> None:
+    """Compile one line, so that what is missing has a name before a compiler says it in a hundred."""
+    if compiles("#include <Python.h>"):
+        return
+    if not compiles("#include <stdio.h>"):
+        refuse(
+            f"no working C compiler (tried `{shlex.join(compiler())}`)",
+            "`apt install gcc libc6-dev` on Debian and Ubuntu, `xcode-select --install` on macOS",
+        )
+    version = sysconfig.get_python_version()
+    refuse(
+        f"no Python.h for Python {version} in {sysconfig.get_path('include')}",
+        f"`apt install python{version}-dev` on Debian and Ubuntu",
+    )
+
+
+def check_python() -> None:
+    """Say what the interpreter lacks for a virtual environment of its own."""
+    version = sysconfig.get_python_version()
+    if sys.version_info < PYTHON_VERSION_MIN:
+        refuse(f"Python {version} is too old", "3.11 is the oldest: `make build PYTHON=python3.11`")
+    try:
+        import ensurepip  # noqa: F401
+        import venv  # noqa: F401
+    except ImportError as error:
+        refuse(f"Python {version} lacks {error.name}", f"`apt install python{version}-venv` on Debian and Ubuntu")
+
+
+def compiler() -> list[str]:
+    """Return the words of the compiler's command, as setuptools will find it."""
+    return shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+
+
+def compiles(line: str) -> bool:
+    """Say whether the compiler takes a file of one line."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "probe.c"
+        source.write_text(f"{line}\nint probe(void) {{ return 0; }}\n")
+        command = [*compiler(), *shlex.split(os.environ.get("CFLAGS", "")), "-c", source.name, "-o", "probe.o"]
+        command += [f"-I{sysconfig.get_path(name)}" for name in ("include", "platinclude")]
+        try:
+            return subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode == 0
+        except OSError:
+            return False
+
+
+def sources() -> list[Path]:
+    """Return the modules to build, all of them or those of BROKER_ONLY."""
+    found = {path.stem: path for path in sorted(NATIVE.glob("*.pyx"))}
+    only = {name for name in os.environ.get("BROKER_ONLY", "").split(",") if name}
+    unknown = sorted(only - found.keys() - {"none"})
+    if unknown:
+        refuse(f"BROKER_ONLY names no module {', '.join(unknown)}", f"there are {', '.join(found)}")
+    return [path for name, path in found.items() if not only or name in only]
+
+
+def extensions(mode: str) -> list[Extension]:
+    """Return the modules translated to C, with the flags of a mode."""
+    from Cython.Build import cythonize
+    from setuptools import Extension
+
+    compile_args, link_args = list(WARNINGS), []
+    if mode == "release":
+        compile_args += ["-O3", "-g0"]
+    else:
+        # distutils passes -DNDEBUG, which would strip the asserts of hand-written C.
+        compile_args += ["-O1", "-g", "-UNDEBUG"]
+    if mode != "release" or flag("BROKER_STRICT"):
+        compile_args.append("-Werror")
+    if mode == "sanitize":
+        link_args.append("-fsanitize=address,undefined")
+        compile_args += [*link_args, "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined"]
+    modules: list[Extension] = cythonize(  # type: ignore[no-untyped-call]
+        [
+            Extension(
+                f"broker_native.{path.stem}",
+                [str(path)],
+                include_dirs=[str(NATIVE)],
+                define_macros=[("BROKER_DEBUG", "0" if mode == "release" else "1")],
+                extra_compile_args=compile_args,
+                extra_link_args=link_args,
+                depends=[str(header) for header in sorted(NATIVE.glob("*.h"))],
+            )
+            for path in sources()
+        ],
+        include_path=["ext"],
+        annotate=flag("BROKER_ANNOTATE"),
+        build_dir=f"build/{mode}",
+        compiler_directives={
+            "language_level": "3str",
+            "boundscheck": mode != "release",
+            "wraparound": False,
+            "cdivision": True,
+            "embedsignature": False,
+            "freethreading_compatible": False,
+        },
+    )
+    return modules
+
+
+def build() -> None:
+    """Hand the package to setuptools."""
+    from setuptools import setup
+
+    check_toolchain()
+    mode = "sanitize" if flag("BROKER_SANITIZE") else "debug" if flag("BROKER_DEBUG") else "release"
+    setup(
+        ext_modules=extensions(mode),
+        options={"build": {"build_base": f"build/{mode}"}, "build_ext": {"parallel": str(os.cpu_count() or 1)}},
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["preflight"]:
+        check_python()
+        check_toolchain()
+    else:
+        build()

@@ -1,0 +1,100 @@
+"""Profiles: the first match wins, no match is an error, and a profile that cannot be reached is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from broker.model.errors import ConfigError, InvalidPattern, RequestError
+from broker.model.levels import Level
+from broker.model.profiles import Profile, Profiles
+from broker.model.settings import settings_of
+
+TYPING = Profile(b"typing.>", Level.EPHEMERAL)
+CHAT = Profile(b"chat.*.live", Level.ACCEPTED, shard_tokens=1)
+REST = Profile(b">")
+
+
+def test_shipped_default_is_one_synced_profile_for_everything() -> None:
+    profiles = Profiles()
+    (only,) = profiles
+    assert (only.pattern, only.durability, only.shard_tokens) == (b">", Level.SYNCED, 2)
+    assert profiles.resolve(b"anything.at.all") is only
+
+
+def test_first_match_wins() -> None:
+    profiles = Profiles([TYPING, CHAT, REST])
+    assert profiles.resolve(b"typing.42") is TYPING
+    assert profiles.resolve(b"chat.acme.live") is CHAT
+    assert profiles.resolve(b"chat.acme.dead") is REST
+    assert profiles.resolve(b"typing") is REST
+
+
+def test_no_match_is_an_error_that_names_the_channel() -> None:
+    with pytest.raises(RequestError) as caught:
+        Profiles([TYPING, CHAT]).resolve(b"mail.1")
+    assert caught.value.name == "NO_PROFILE"
+    assert "'mail.1'" in caught.value.detail
+
+
+def test_reserved_names_have_no_profile() -> None:
+    with pytest.raises(RequestError, match="NO_PROFILE"):
+        Profiles().resolve(b"$reply.1.2")
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow"), [(b">", b"a"), (b">", b">"), (b"a.>", b"a.*"), (b"a.*", b"a.b"), (b"a.b", b"a.b")]
+)
+def test_unreachable_profile_is_refused(wide: bytes, narrow: bytes) -> None:
+    with pytest.raises(ConfigError, match=r"profiles\[1\]\.pattern: .* is never reached: profiles\[0\]"):
+        Profiles([Profile(wide), Profile(narrow)])
+
+
+def test_overlapping_profiles_are_legal() -> None:
+    assert len(Profiles([Profile(b"a.*"), Profile(b"*.b"), Profile(b"a.>"), Profile(b">")])) == 4
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"shard_tokens": 0},
+        {"shard_tokens": 129},
+        {"payload_bytes_max": -1},
+        {"payload_bytes_max": 64 * 1024 * 1024 + 1},
+        {"channels_max": -1},
+        {"channels_max": 1 << 32},
+        {"new_channels_per_s": -1},
+        {"durability": Level.REPLICATED},
+    ],
+)
+def test_value_beyond_its_range_is_refused_by_name(values: dict[str, Any]) -> None:
+    (name,) = values
+    with pytest.raises(ConfigError, match=rf"profile\.{name}: got "):
+        Profile(b">", **values)
+
+
+@pytest.mark.parametrize("values", [{"shard_tokens": 1}, {"shard_tokens": 128}, {"channels_max": (1 << 32) - 1}])
+def test_value_at_its_bound_is_taken(values: dict[str, Any]) -> None:
+    ((name, value),) = values.items()
+    assert getattr(Profile(b">", **values), name) == value
+
+
+@pytest.mark.parametrize("pattern", [b"", b"a..b", b"$x", b">.a"])
+def test_pattern_is_validated(pattern: bytes) -> None:
+    with pytest.raises(InvalidPattern):
+        Profile(pattern)
+
+
+def test_every_field_documents_itself() -> None:
+    for name, described in settings_of(Profile).items():
+        assert described.doc.endswith("."), name
+
+
+def test_profiles_are_values() -> None:
+    assert Profiles([TYPING, REST]) == Profiles([TYPING, REST])
+    assert hash(Profiles([TYPING, REST])) == hash(Profiles([TYPING, REST]))
+    assert Profiles([TYPING, CHAT]) != Profiles([CHAT, TYPING])
+    assert Profiles() != [REST]
+    assert Profiles([TYPING, REST])[1] is REST
+    assert "typing" in repr(Profiles([TYPING]))
