@@ -6,8 +6,9 @@ Modes, by environment, each with its own folder under `build/` so that none pass
 - `BROKER_DEBUG=1`: bounds checks, C asserts, the checks behind `if BROKER_DEBUG`; compiler warnings are errors.
 - `BROKER_SANITIZE=1`: debug under AddressSanitizer and UndefinedBehaviorSanitizer.
 
-Besides: `BROKER_STRICT=1` makes warnings errors in a release build too, `BROKER_ANNOTATE=1` writes Cython's annotated
-HTML, `BROKER_ONLY=a,b` builds only the named modules (`none`: none of them).
+Besides: `BROKER_STRICT=1` makes warnings errors in a release build too, and `BROKER_ONLY=a,b` builds only the named
+modules (`none`: none of them). `python setup.py annotate` writes Cython's account of what each line costs to
+`build/annotate` and builds nothing.
 
 `python setup.py preflight` needs nothing but the standard library and says in one line what this machine lacks for
 a build. Every build asks the same first. There is no build without a compiler: a missing extension is an error.
@@ -29,13 +30,14 @@ if TYPE_CHECKING:
 
 NATIVE = Path("ext/broker_native")
 PYTHON_VERSION_MIN = (3, 11)
+CHECKED_MODES = ("debug", "sanitize")
 
 WARNINGS = [
     "-Wall",
     "-Wextra",
     "-Wconversion",
     "-Wtype-limits",
-    # What Cython generates: Py_ssize_t for sizes, helpers that a module does not use, arguments that a signature demands.
+    # What Cython generates: Py_ssize_t for sizes, helpers that go unused, arguments that a signature demands.
     "-Wno-sign-conversion",
     "-Wno-unused-function",
     "-Wno-unused-parameter",
@@ -114,12 +116,10 @@ def extensions(mode: str) -> list[Extension]:
     from setuptools import Extension
 
     compile_args, link_args = list(WARNINGS), []
-    if mode == "release":
-        compile_args += ["-O3", "-g0"]
-    else:
-        # distutils passes -DNDEBUG, which would strip the asserts of hand-written C.
-        compile_args += ["-O1", "-g", "-UNDEBUG"]
-    if mode != "release" or flag("BROKER_STRICT"):
+    checked = mode in CHECKED_MODES
+    # distutils passes -DNDEBUG, which would strip the asserts of hand-written C.
+    compile_args += ["-O1", "-g", "-UNDEBUG"] if checked else ["-O3", "-g0"]
+    if checked or flag("BROKER_STRICT"):
         compile_args.append("-Werror")
     if mode == "sanitize":
         link_args.append("-fsanitize=address,undefined")
@@ -130,7 +130,7 @@ def extensions(mode: str) -> list[Extension]:
                 f"broker_native.{path.stem}",
                 [str(path)],
                 include_dirs=[str(NATIVE)],
-                define_macros=[("BROKER_DEBUG", "0" if mode == "release" else "1")],
+                define_macros=[("BROKER_DEBUG", "1" if checked else "0")],
                 extra_compile_args=compile_args,
                 extra_link_args=link_args,
                 depends=[str(header) for header in sorted(NATIVE.glob("*.h"))],
@@ -138,11 +138,11 @@ def extensions(mode: str) -> list[Extension]:
             for path in sources()
         ],
         include_path=["ext"],
-        annotate=flag("BROKER_ANNOTATE"),
+        annotate=mode == "annotate",
         build_dir=f"build/{mode}",
         compiler_directives={
             "language_level": "3str",
-            "boundscheck": mode != "release",
+            "boundscheck": checked,
             "wraparound": False,
             "cdivision": True,
             "embedsignature": False,
@@ -168,5 +168,7 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["preflight"]:
         check_python()
         check_toolchain()
+    elif sys.argv[1:] == ["annotate"]:
+        extensions("annotate")
     else:
         build()

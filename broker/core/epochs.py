@@ -44,8 +44,8 @@ def resume(epochs: list[tuple[int, int]], first: int, next_sequence: int, epoch:
             if sequence <= last:
                 return _after(first, sequence)
             return Outcome("diverged", last, max(last, first - 1))
-    # The epoch was lost with its records. It began where the newest older epoch had its last committed record, or later,
-    # so everything before the first epoch that is newer than it is common.
+    # The epoch was lost with its records. It began where the newest older epoch had its last committed record, or
+    # later, so everything before the first epoch that is newer than it is common.
     common = next((begin - 1 for known, begin in epochs if known > epoch), end)
     common = min(common, sequence)
     return Outcome("diverged", common, max(common, first - 1))

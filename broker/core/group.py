@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from broker_native.groups import chunk_offset
-from broker_native.tails import Publisher
+
+if TYPE_CHECKING:
+    from broker_native.tails import Publisher
 
 __all__ = ["Duplicate", "Group"]
 

@@ -30,6 +30,10 @@ class Lines:
             line = self._by_producer[producer] = Line(producer)
         return line
 
+    def known(self, producer: bytes) -> Line | None:
+        """Return the producer's line if there is one."""
+        return self._by_producer.get(producer)
+
     def highest(self, producer: bytes) -> int:
         """Return the highest number that the producer's line has taken, 0 for a producer that is not known."""
         line = self._by_producer.get(producer)

@@ -1,13 +1,15 @@
 """What the core and the node need of a log and of a clock.
 
-A journal's failures are the errors of `broker.model.errors` with the attribute `handed_over`: whether the group may have
-reached the disk. The contract of each method says on which thread it runs.
+A journal's failures are the errors of `broker.model.errors` with the attribute `handed_over`: whether the group may
+have reached the disk. The contract of each method says on which thread it runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Container
 
 
 class Applier(Protocol):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container
+from typing import TYPE_CHECKING
 
-from broker.core.group import Group
 from broker_native.groups import chunks_in, chunks_of, chunks_start
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+    from broker.core.group import Group
 
 __all__ = ["Recent"]
 
@@ -35,18 +39,13 @@ class Recent:
         found: list[tuple[int, int, bytes]] = []
         for group in self._groups:
             start = chunks_start(group.value)
-            found += [
-                (group.number, index, chunk) for index, chunk in chunks_of(group.value, start, channel, after)
-            ]
+            found += [(group.number, index, chunk) for index, chunk in chunks_of(group.value, start, channel, after)]
         return found
 
     def after(self, number: int, index: int, wanted: Container[int]) -> list[tuple[int, int, bytes]] | None:
         """Return the wanted chunks after a bus position, or None when the ring does not reach back to it."""
-        if not self._groups or self._groups[0].number > number:
-            if self._groups and self._groups[0].predecessor <= number:
-                pass
-            else:
-                return None
+        if not self._groups or self._groups[0].predecessor > number:
+            return None
         found: list[tuple[int, int, bytes]] = []
         for group in self._groups:
             if group.number < number:

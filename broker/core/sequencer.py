@@ -1,8 +1,8 @@
 """The sequencer: decide, close groups, apply them, and say what is delivered and answered when.
 
-The pending view is the applied state and at most two groups: one in commit, one open. If a commit fails, both are undone
-together: what was handed to the journal is answered `COMMIT_UNKNOWN`, what was still open is refused. A producer's retry
-of either finds the line where it was before.
+The pending view is the applied state and at most two groups: one in commit, one open. If a commit fails, both are
+undone together: what was handed to the journal is answered `COMMIT_UNKNOWN`, what was still open is refused. A
+producer's retry of either finds the line where it was before.
 
 Records themselves are decided in `broker_native.tails`; this module works per turn and per group.
 """
@@ -10,17 +10,20 @@ Records themselves are decided in `broker_native.tails`; this module works per t
 from __future__ import annotations
 
 from struct import Struct
+from typing import TYPE_CHECKING
 
 from broker.core.group import Duplicate, Group
 from broker.core.lines import Lines
 from broker.core.recent import Recent
 from broker.model.errors import BrokerError, error
 from broker.model.levels import Level
-from broker.model.limits import Limits
-from broker.model.profiles import Profile, Profiles
 from broker_native.fanout import Fanout
 from broker_native.groups import chain_of
-from broker_native.tails import Publisher, Tails
+from broker_native.tails import Tails
+
+if TYPE_CHECKING:
+    from broker.model.limits import Limits
+    from broker.model.profiles import Profile, Profiles
 
 __all__ = ["Sequencer"]
 

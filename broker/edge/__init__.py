@@ -1,0 +1,1 @@
+"""Listeners: the server's side of connections, whatever they come in by."""

@@ -1,0 +1,194 @@
+"""The server's life: start, ready, reload, drain, end.
+
+This is the only place that touches the process: its signals, its interpreter's switch interval, the collector, the
+loop's kind. A broker that is embedded touches none of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib.util
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from broker._version import __version__
+from broker.config import Config, check_listeners
+from broker.edge.native import NativeListener
+from broker.model.errors import BrokerError, error
+from broker.node.node import Node
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+__all__ = ["run"]
+
+logger = logging.getLogger("broker.server")
+
+SWITCH_INTERVAL_S = 0.0005
+"""How long the loop may keep the interpreter from the commit thread."""
+
+
+def run(config: Config, ready_file: Path | None = None) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        config: All settings; listeners have been checked.
+        ready_file: Where to write, when connections are taken, a JSON object with `tcp`, `unix`, `pid` and `run`.
+
+    Raises:
+        BrokerError: ADDRESS, STORAGE_*: it cannot serve, or cannot go on.
+    """
+    set_up_logging(config.server.log_level, config.server.log_format)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    with asyncio.Runner(loop_factory=loop_factory(config.server.loop)) as runner:
+        runner.run(Server(config, ready_file).serve())
+
+
+def loop_factory(kind: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return what makes the event loop of this kind (auto, uvloop, asyncio).
+
+    Raises:
+        BrokerError: INVALID_CONFIG; uvloop is asked for and not installed.
+    """
+    if kind == "asyncio":
+        return None
+    if importlib.util.find_spec("uvloop") is None:
+        if kind == "uvloop":
+            raise error("INVALID_CONFIG", "server.loop: got uvloop, which is not installed", "pip install uvloop")
+        return None
+    import uvloop
+
+    return uvloop.new_event_loop
+
+
+class Server:
+    """One serving process.
+
+    Args:
+        config: All settings.
+        ready_file: As in `run`.
+    """
+
+    def __init__(self, config: Config, ready_file: Path | None) -> None:
+        self._config = config
+        self._ready_file = ready_file
+        self._stop: asyncio.Future[None]
+
+    async def serve(self) -> None:
+        """Start, serve, drain, end."""
+        begun = time.monotonic()
+        config = self._config
+        loop = asyncio.get_running_loop()
+        self._stop = loop.create_future()
+        self._node = await Node.open(
+            config.server.data,
+            profiles=config.profiles,
+            limits=config.limits,
+            segment_bytes=config.storage.segment_bytes,
+            reserve_bytes=config.storage.reserve_bytes,
+        )
+        self._node.fatal = self._fail
+        listener = NativeListener(self._node)
+        try:
+            await self._listen(listener)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self._end)
+            loop.add_signal_handler(signal.SIGHUP, self._reload)
+            self._announce(listener, time.monotonic() - begun)
+            gc.collect()
+            gc.freeze()
+            await self._stop
+        finally:
+            listener.stop_accepting()
+            await self._node.drain(config.server.drain_s)
+            await self._node.close()
+            logger.info("stopped run=%d", self._node.run)
+
+    async def _listen(self, listener: NativeListener) -> None:
+        listeners = check_listeners(self._config.server)
+        if listeners.tcp is not None:
+            await listener.listen_tcp(listeners.tcp.host, listeners.tcp.port)
+        if listeners.unix is not None:
+            await listener.listen_unix(listeners.unix)
+
+    def _announce(self, listener: NativeListener, seconds: float) -> None:
+        logger.info(
+            "ready version=%s pid=%d run=%d tcp=%s unix=%s data=%s after_s=%.3f",
+            __version__,
+            os.getpid(),
+            self._node.run,
+            listener.tcp,
+            listener.unix,
+            self._config.server.data,
+            seconds,
+        )
+        if self._ready_file is not None:
+            body: dict[str, Any] = {
+                "tcp": listener.tcp,
+                "unix": listener.unix,
+                "pid": os.getpid(),
+                "run": self._node.run,
+                "ready_s": round(seconds, 6),
+            }
+            aside = self._ready_file.with_name(self._ready_file.name + ".new")
+            aside.write_text(json.dumps(body))
+            aside.replace(self._ready_file)
+
+    def _end(self) -> None:
+        logger.info("stopping drain_s=%g", self._config.server.drain_s)
+        if not self._stop.done():
+            self._stop.set_result(None)
+        else:
+            # A second signal: whoever sends it does not want to wait for the drain.
+            for connection in list(self._node.connections):
+                connection.end(error("GOING_AWAY", "the broker is stopping"))
+
+    def _fail(self, failure: BrokerError) -> None:
+        logger.critical("storage_failing code=%s detail=%s", failure.name, failure.detail)
+        if not self._stop.done():
+            self._stop.set_exception(failure)
+
+    def _reload(self) -> None:
+        try:
+            config, waiting = self._config.reload()
+        except BrokerError as failure:
+            logger.error("reload_refused %s", failure)
+            return
+        self._config = config
+        logging.getLogger("broker").setLevel(config.server.log_level.upper())
+        self._node.reload(config.profiles, config.limits)
+        logger.info("reloaded waits_for_restart=%s", ",".join(waiting) or "nothing")
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, logger, event (the message's first word) and message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        body = {
+            "time": self.formatTime(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": message.split(" ", 1)[0],
+            "message": message,
+        }
+        if record.exc_info:
+            body["exception"] = self.formatException(record.exc_info)
+        return json.dumps(body)
+
+
+def set_up_logging(level: str, kind: str) -> None:
+    """Send the broker's log to stderr, as lines for people or as JSON."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines() if kind == "json" else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    package = logging.getLogger("broker")
+    package.handlers[:] = [handler]
+    package.setLevel(level.upper())
+    package.propagate = False

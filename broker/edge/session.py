@@ -1,0 +1,511 @@
+"""The server's side of one native conversation, whatever carries its bytes.
+
+The session is a state machine over frames (specification §6): hello → open → closed. PUBLISH and CREDIT never get here:
+`Intake` decides them in C. A transport gives it `writelines(pieces)`, `close()`, `abort()`, `pause_reading()` and
+`resume_reading()`.
+
+Runs on the node's loop only.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any
+
+from broker._version import __version__
+from broker.access.gate import Identity, Verb
+from broker.core.epochs import resume
+from broker.core.group import Duplicate
+from broker.model.errors import BrokerError, error
+from broker.model.levels import Level
+from broker.model.names import check_channel, check_pattern, is_pattern
+from broker.node.catchup import Following, Wanted
+from broker.wire import control
+from broker.wire.kinds import Kind
+from broker_native.fanout import Subscription
+from broker_native.intake import Intake
+from broker_native.tails import Line, Publisher
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from broker.node.node import Node
+
+__all__ = ["Session"]
+
+HELLO_BYTES_MAX = 16 << 10
+INDEX_END = (1 << 32) - 1
+"""Index of a bus position behind every chunk of its group."""
+CODE_PAST_CREDIT = 1 << 32
+U64 = struct.Struct("<Q")
+
+
+class Session(Intake):
+    """One conversation.
+
+    Args:
+        node: The broker.
+        identity: Who is at the other end, as far as the transport knows.
+    """
+
+    __slots__ = (
+        "_going",
+        "_hello_timer",
+        "_names",
+        "_pinged_us",
+        "_producer",
+        "identity",
+        "node",
+        "opened",
+        "transport",
+    )
+
+    def __init__(self, node: Node, identity: Identity) -> None:
+        super().__init__(node.fanout, node.buffer, node.clock, HELLO_BYTES_MAX)
+        self.node = node
+        self.identity = identity
+        self.opened = False
+        self.transport: Any = None
+        self._producer: bytes | None = None
+        self._pinged_us = 0
+        self._hello_timer: asyncio.TimerHandle | None = None
+
+    # -- the transport's calls -----------------------------------------------------------------------------------------
+
+    def start(self, transport: Any) -> None:
+        """The transport is there: the peer has `hello_timeout_s` to say HELLO."""
+        self.transport = self.outbox.transport = transport
+        self.node.add(self)
+        self._hello_timer = self.node.loop.call_later(self.node.limits.hello_timeout_s, self._no_hello)
+
+    def stopped(self) -> None:
+        """The transport is gone."""
+        self.stop()
+        if self._hello_timer is not None:
+            self._hello_timer.cancel()
+            self._hello_timer = None
+        self.node.remove(self)
+        self.outbox.close()
+        for subscription in (self.subscriptions or {}).values():
+            if subscription.state is not None:
+                self.node.catchup.leave(subscription.state)
+        self.subscriptions = None
+        if self.publisher is not None and self.publisher.line.holder is self:
+            self.publisher.line.holder = None
+
+    def writing_resumed(self) -> None:
+        """The transport takes bytes again."""
+        self.outbox.resume()
+        for subscription in (self.subscriptions or {}).values():
+            if subscription.state is not None and not subscription.state.live:
+                self.node.catchup.step(subscription.state)
+        self.node.kick()
+
+    # -- Intake's calls ------------------------------------------------------------------------------------------------
+
+    def on_read(self) -> None:
+        self.node.has_read(self)
+
+    def on_frame(self, kind: int, flags: int, body: bytes) -> None:
+        try:
+            if flags:
+                raise error("MALFORMED_FRAME", f"frame of kind {kind}: got flags {flags:#x}, expected 0")
+            if not self.opened:
+                if kind != Kind.HELLO:
+                    raise error("BAD_STATE", f"the first frame: got kind {kind}, expected HELLO ({int(Kind.HELLO)})")
+                self._hello(body)
+                return
+            handler = _HANDLERS.get(kind)
+            if handler is None:
+                raise error("MALFORMED_FRAME", f"frame: got kind {kind}, which no client sends")
+            handler(self, body)
+        except BrokerError as failure:
+            self.end(failure)
+
+    def on_refused(self, code: int, slot: int, number: int, count: int) -> None:
+        self.refuse(self._publish_error(code, slot, number), number, count)
+
+    def on_duplicate(self, slot: int, number: int, count: int) -> None:
+        assert self.publisher is not None
+        self.node.duplicate(Duplicate(self.publisher, slot, number, count))
+
+    def on_malformed(self, code: int, size: int) -> None:
+        if code == _FRAME_TOO_LARGE:
+            detail = f"frame: got {size} bytes, limit {self.frame_bytes_max}"
+        elif size == CODE_PAST_CREDIT:
+            detail = "credit: got more than 2^40 bytes outstanding"
+        else:
+            detail = f"frame: its header or body is not well formed ({size})"
+        self.end(error(code, detail))
+
+    def on_credit(self, subscription: Subscription) -> None:
+        if not subscription.state.live:
+            self.node.catchup.step(subscription.state)
+
+    # -- the node's calls ----------------------------------------------------------------------------------------------
+
+    def refuse(self, failure: BrokerError, number: int, count: int) -> None:
+        """Answer publishes that were not stored."""
+        self.outbox.frame(control.encode_error(failure, number=number, count=count))
+        self.node.kick()
+
+    def end(self, failure: BrokerError) -> None:
+        """Tell the peer why, and close."""
+        if self.closed:
+            return
+        self.stop()
+        transport = self.transport
+        if transport is None:
+            return
+        if self.outbox.paused:
+            # The peer does not read: what is queued would never leave, nor would a farewell.
+            transport.abort()
+            return
+        self.outbox.ordered_frame(control.encode_error(failure))
+        self.node.kick()
+        self.node.loop.call_soon(self._close_flushed)
+
+    def _close_flushed(self) -> None:
+        """Close once the turn has sent what was queued."""
+        if self.transport is not None:
+            if self.node.fanout.kicked:
+                self.node.loop.call_soon(self._close_flushed)
+            else:
+                self.transport.close()
+
+    def leave(self, seconds: float) -> None:
+        """Tell the peer that the broker drains."""
+        if self.opened:
+            self.outbox.frame(control.encode_going_away(seconds))
+        else:
+            self.end(error("GOING_AWAY", "the broker is stopping"))
+
+    def pause_reading(self) -> None:
+        if self.transport is not None and not self.closed:
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self.transport is not None and not self.closed:
+            self.transport.resume_reading()
+
+    def check_alive(self, now_us: int) -> None:
+        """Ping a quiet peer, close a silent one."""
+        limits = self.node.limits
+        quiet_s = (now_us - self.heard_us) / 1e6
+        if quiet_s >= limits.ping_timeout_s:
+            self.end(error("PING_TIMEOUT", f"the peer: silent for {quiet_s:.0f} s, limit {limits.ping_timeout_s:g} s"))
+        elif (
+            quiet_s >= limits.ping_interval_s
+            and self.opened
+            and now_us - self._pinged_us >= (limits.ping_interval_s * 1e6)
+        ):
+            self._pinged_us = now_us
+            self.outbox.frame(control.encode_ping(now_us))
+            self.node.kick()
+
+    # -- hello ---------------------------------------------------------------------------------------------------------
+
+    def _no_hello(self) -> None:
+        self._hello_timer = None
+        if not self.opened:
+            self.end(error("TIMEOUT", f"HELLO: none within {self.node.limits.hello_timeout_s:g} s"))
+
+    def _hello(self, body: bytes) -> None:
+        hello = control.decode_hello(body)
+        if self.node.draining:
+            raise error("GOING_AWAY", "the broker is stopping")
+        limits = self.node.limits
+        self._producer = hello.producer
+        self.opened = True
+        self.frame_bytes_max = limits.frame_bytes_max
+        if self._hello_timer is not None:
+            self._hello_timer.cancel()
+            self._hello_timer = None
+        if hello.producer is not None:
+            self._take_line(self.node.core.lines.known(hello.producer))
+        highest = self.node.core.lines.highest(hello.producer) if hello.producer is not None else 0
+        self.outbox.frame(
+            control.encode_welcome(
+                control.Welcome(
+                    server=f"broker {__version__}",
+                    run=self.node.run,
+                    journal=self.node.core.journal,
+                    highest=highest,
+                    limits=control.Limits(
+                        frame_bytes_max=limits.frame_bytes_max,
+                        payload_bytes_max=limits.payload_bytes_max,
+                        headers_bytes_max=limits.headers_bytes_max,
+                        channels_max=limits.channels_per_connection_max,
+                        subscriptions_max=limits.subscriptions_per_connection_max,
+                    ),
+                    ping_s=limits.ping_interval_s,
+                )
+            )
+        )
+
+    def _take_line(self, line: Line | None) -> None:
+        """A line has one connection: the newer takes it, the older is told."""
+        if line is not None and line.holder is not None and line.holder is not self:
+            line.holder.end(error("PRODUCER_TAKEN", "the producer has connected anew", "use one producer a connection"))
+
+    # -- channels ------------------------------------------------------------------------------------------------------
+
+    def _channel(self, body: bytes) -> None:
+        number, raw = control.decode_channel(body)
+        limit = self.node.limits.channels_per_connection_max
+        if number >= limit:
+            raise error("TOO_MANY_CHANNELS", f"channel number: got {number}, limit {limit - 1}")
+        publisher = self._publisher()
+        try:
+            self.node.gate.check(self.identity, Verb.PUBLISH, raw)
+            name = check_channel(raw)
+            self.node.core.load(name)
+        except BrokerError as failure:
+            publisher.bind(number, None)
+            self.outbox.frame(control.encode_error(failure, channel=number))
+            return
+        publisher.bind(number, name)
+
+    def _publisher(self) -> Publisher:
+        if self.publisher is None:
+            line = self.node.core.lines.line(self._producer) if self._producer is not None else Line()
+            self._take_line(line)
+            line.holder = self
+            self.publisher = Publisher(self.node.tails, line, self, self.node.limits.headers_bytes_max)
+        return self.publisher
+
+    def _publish_error(self, code: int, slot: int, number: int) -> BrokerError:
+        limits = self.node.limits
+        assert self.publisher is not None
+        details = {
+            1002: "journal: the disk has no room; reads go on, publishing recovers by itself",
+            1003: f"publish {number}: the line's next number is {self.publisher.line.next}",
+            1008: "journal: recovering from a failed commit",
+            3005: f"publish {number}: channel number {slot} has no channel",
+            3009: f"publish {number}: a payload is over the channel's limit (server limit "
+            f"{limits.payload_bytes_max} bytes)",
+            3010: f"publish {number}: headers are over the limit, {limits.headers_bytes_max} bytes",
+            3011: f"publish {number}: a record is not well formed",
+            3019: f"publish {number}: its numbers begin below and end above the line's next, "
+            f"{self.publisher.line.next}",
+        }
+        return error(code, details[code])
+
+    # -- subscriptions -------------------------------------------------------------------------------------------------
+
+    def _subscribe(self, body: bytes) -> None:
+        request = control.decode_subscribe(body)
+        try:
+            following, outcomes, place = self._admit(request)
+        except BrokerError as failure:
+            self.outbox.frame(control.encode_error(failure, subscription=request.subscription))
+            return
+        self.outbox.frame(
+            control.encode_subscribed(
+                control.Subscribed(
+                    request.subscription, tuple(outcomes), control.FromBus(self.node.core.journal, *place)
+                )
+            )
+        )
+        self.node.follow(following)
+
+    def _admit(self, request: control.Subscribe) -> tuple[Following, list[control.Outcome], tuple[int, int]]:
+        """Check a SUBSCRIBE and prepare what it follows."""
+        limits = self.node.limits
+        if self.subscriptions is None:
+            self.subscriptions = {}
+        if request.subscription in self.subscriptions:
+            raise error("SUBSCRIPTION_IN_USE", f"subscription {request.subscription} is there already")
+        if len(self.subscriptions) >= limits.subscriptions_per_connection_max:
+            raise error(
+                "TOO_MANY_SUBSCRIPTIONS",
+                f"subscriptions: got {len(self.subscriptions) + 1}, limit {limits.subscriptions_per_connection_max}",
+            )
+        if len(request.filters) > limits.filters_per_subscription_max:
+            raise error("LIMIT", f"filters: got {len(request.filters)}, limit {limits.filters_per_subscription_max}")
+        literals, patterns = self._filters(request.filters)
+        subscription = Subscription(
+            self.outbox,
+            request.subscription,
+            min(request.credit, 1 << 40),
+            limits.subscription_bytes_max,
+            bool(patterns) or len(literals) > 1,
+        )
+        following = Following(subscription, literals, patterns)
+        outcomes = self._place(following, request.start)
+        self.subscriptions[request.subscription] = subscription
+        return following, outcomes, following.place or (self.node.core.applied_number, INDEX_END)
+
+    def _filters(self, filters: tuple[str, ...]) -> tuple[list[bytes], list[bytes]]:
+        for item in filters:
+            self.node.gate.check(self.identity, Verb.SUBSCRIBE, item.encode())
+        checked = list(dict.fromkeys(check_pattern(item) for item in filters))
+        literals = [item for item in checked if not is_pattern(item)]
+        for name in literals:
+            self.node.core.load(name)
+        return literals, [item for item in checked if is_pattern(item)]
+
+    def _place(self, following: Following, start: control.Start) -> list[control.Outcome]:
+        """Put a subscription where it starts; answers what it is told."""
+        match start:
+            case control.FromPositions(positions):
+                return self._place_positions(following, positions)
+            case control.FromBus(journal, group, index):
+                return self._place_bus(following, journal, group, index)
+            case control.FromTime(time_us):
+                self._follow_bus(following, self.node.time_to_group(time_us) - 1, INDEX_END)
+                return []
+            case control.FromStart():
+                if following.patterns:
+                    self._follow_bus(following, 0, 0)
+                    return []
+                return [self._place_literal(following, name, 0, 0) for name in following.literals]
+            case control.FromLast(count):
+                return self._place_last(following, count)
+        if following.patterns:
+            self._follow_bus(following, self.node.core.applied_number, INDEX_END)
+        return [self._new(name) for name in following.literals]
+
+    def _follow_bus(self, following: Following, group: int, index: int) -> None:
+        following.place = (max(group, 0), index)
+        following.wanted = Wanted(self.node.core, following.literals, following.patterns)
+
+    def _place_bus(self, following: Following, journal: bytes, group: int, index: int) -> list[control.Outcome]:
+        core = self.node.core
+        if journal != core.journal or group > core.applied_number:
+            self._follow_bus(following, core.applied_number, INDEX_END)
+            return [control.Outcome("", "diverged", 0, core.applied_number)]
+        self._follow_bus(following, group, index)
+        return [control.Outcome("", "resumed", 0, group)]
+
+    def _place_positions(
+        self, following: Following, positions: tuple[tuple[str, int, int], ...]
+    ) -> list[control.Outcome]:
+        if following.patterns:
+            raise error(
+                "INVALID_POSITION",
+                "start: positions are for literals only, and the subscription has a pattern",
+                "start patterns with `bus`, `time_us` or `start`",
+            )
+        asked = {check_channel(name): (epoch, sequence) for name, epoch, sequence in positions}
+        for name in asked:
+            if name not in following.literals:
+                raise error("INVALID_POSITION", f"start: {name.decode()} is not among the filters")
+        return [
+            self._place_literal(following, name, *asked[name]) if name in asked else self._new(name)
+            for name in following.literals
+        ]
+
+    def _place_literal(self, following: Following, name: bytes, epoch: int, sequence: int) -> control.Outcome:
+        info = self.node.tails.info(name)
+        assert info is not None
+        _, level, current, first, _, _, seen_next, epochs = info
+        if level == Level.EPHEMERAL:
+            return self._place_ephemeral(name, current, seen_next, epoch, sequence)
+        if epoch == current and (not epochs or epochs[-1][0] != current):
+            # Records of this epoch were delivered early and their group is still on its way to the disk.
+            epochs = [*epochs, (current, info[4])]
+        outcome = resume(epochs, first, seen_next, epoch, sequence)
+        following.after[name] = outcome.after
+        return control.Outcome(name.decode(), outcome.name, current, outcome.at)
+
+    def _place_ephemeral(self, name: bytes, current: int, seen_next: int, epoch: int, sequence: int) -> control.Outcome:
+        """Ephemeral messages are never read back: a place is good only if it is the newest."""
+        if sequence == 0 and epoch == 0:
+            return control.Outcome(name.decode(), "new", current, seen_next - 1)
+        if epoch != current:
+            return control.Outcome(name.decode(), "diverged", current, seen_next - 1)
+        if sequence < seen_next - 1:
+            return control.Outcome(name.decode(), "trimmed", current, seen_next)
+        return control.Outcome(name.decode(), "resumed", current, sequence)
+
+    def _place_last(self, following: Following, count: int) -> list[control.Outcome]:
+        if following.patterns:
+            raise error("INVALID_POSITION", "start: `last` is for literals only, and the subscription has a pattern")
+        outcomes = []
+        for name in following.literals:
+            info = self.node.tails.info(name)
+            assert info is not None
+            if info[1] != Level.EPHEMERAL:
+                following.after[name] = max(info[3] - 1, info[6] - 1 - count)
+            outcomes.append(control.Outcome(name.decode(), "resumed", info[2], max(0, info[6] - 1 - count)))
+        return outcomes
+
+    def _new(self, name: bytes) -> control.Outcome:
+        info = self.node.tails.info(name)
+        assert info is not None
+        return control.Outcome(name.decode(), "new", info[2], info[6] - 1)
+
+    def _unsubscribe(self, body: bytes) -> None:
+        number = control.decode_unsubscribe(body)
+        subscription = (self.subscriptions or {}).pop(number, None)
+        if subscription is None:
+            failure = error("UNKNOWN_SUBSCRIPTION", f"subscription {number}: there is none on this connection")
+            self.outbox.frame(control.encode_error(failure, subscription=number))
+            return
+        if subscription.state is not None:
+            self.node.catchup.leave(subscription.state)
+        # Behind what is queued, so that nothing of the subscription follows it.
+        self.outbox.ordered_frame(control.encode_unsubscribed(number))
+
+    # -- the rest ------------------------------------------------------------------------------------------------------
+
+    def _request(self, body: bytes) -> None:
+        request = control.decode_request(body)
+        try:
+            reply = self._operate(request)
+        except BrokerError as failure:
+            self.outbox.frame(control.encode_error(failure, request=request.request))
+            return
+        self.outbox.frame(control.encode_reply(request.request, reply))
+
+    def _operate(self, request: control.Request) -> dict[str, object]:
+        if request.op == "stats":
+            self.node.gate.check(self.identity, Verb.MANAGE, b">")
+            return {"stats": self.node.stats()}
+        if request.op == "channel":
+            return self._describe(request.more.get("name"))
+        raise error("UNKNOWN_OPERATION", f"operation: got {request.op!r}, known: channel, stats")
+
+    def _describe(self, asked: object) -> dict[str, object]:
+        if not isinstance(asked, str):
+            raise error("INVALID_CHANNEL", f"operation channel: `name` is {type(asked).__name__}, expected a string")
+        self.node.gate.check(self.identity, Verb.HISTORY, asked.encode())
+        name = check_channel(asked)
+        self.node.core.load(name)
+        info = self.node.tails.info(name)
+        assert info is not None
+        return {"epoch": info[2], "first": info[3], "head": info[6] - 1, "level": info[1]}
+
+    def _ping(self, body: bytes) -> None:
+        self.outbox.frame(control.encode_pong(control.decode_token(body)))
+
+    def _pong(self, body: bytes) -> None:
+        control.decode_token(body)
+
+    def _late_publish(self, body: bytes) -> None:
+        """A PUBLISH of a connection that has named no channel."""
+        if len(body) < 16:
+            raise error("MALFORMED_FRAME", f"PUBLISH: got {len(body)} bytes, at least 16 needed")
+        slot, count, number = struct.unpack_from("<IIQ", body)
+        failure = error("INVALID_CHANNEL", f"publish {number}: channel number {slot} has no channel")
+        self.refuse(failure, number, count)
+
+    def _late_credit(self, body: bytes) -> None:
+        """A CREDIT of a connection that has no subscription (any more), or one that is not well formed."""
+        if len(body) != 16:
+            raise error("MALFORMED_FRAME", f"CREDIT: got {len(body)} bytes, expected 16")
+
+
+_FRAME_TOO_LARGE = error("FRAME_TOO_LARGE", "").code
+_HANDLERS: dict[int, Callable[[Session, bytes], None]] = {
+    Kind.PING: Session._ping,
+    Kind.PONG: Session._pong,
+    Kind.CHANNEL: Session._channel,
+    Kind.SUBSCRIBE: Session._subscribe,
+    Kind.UNSUBSCRIBE: Session._unsubscribe,
+    Kind.REQUEST: Session._request,
+    Kind.PUBLISH: Session._late_publish,
+    Kind.CREDIT: Session._late_credit,
+}

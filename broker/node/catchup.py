@@ -1,0 +1,320 @@
+"""Readers that are behind: slices of the log until they reach the live stream.
+
+A reader reads literals each by its own position, or everything by bus position. Slices are read on one reader thread,
+bounded in bytes and by the subscription's credit, and handed to the loop. When the log has no more, what is still
+missing comes from memory (recent groups, then chunks that were delivered early), in the same loop step in which the
+subscription is attached: that is the seam, without gap or duplicate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Container
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from broker.core.sequencer import DELIVER_FLAG_EARLY, Sequencer
+from broker.model.errors import BrokerError
+from broker.model.names import matches
+from broker_native.groups import chunk_cut, chunk_head, chunks_in, chunks_of
+
+if TYPE_CHECKING:
+    from broker.core.ports import Reader as LogReader
+    from broker_native.fanout import Subscription
+
+__all__ = ["CatchUp", "Following", "Place", "Wanted"]
+
+logger = logging.getLogger("broker.catchup")
+
+SLICE_BYTES_MAX = 1 << 20
+QUEUED_BYTES_MAX = 2 << 20
+"""A connection that has this much to send gets no further slice until it has sent some."""
+
+Place = tuple[int, int]
+"""(group, index): a bus position in this journal."""
+
+
+class Wanted(Container[int]):
+    """The channel ids that a subscription's filters reach. Used on the reader thread too.
+
+    Args:
+        core: Knows the names.
+        literals, patterns: The filters.
+    """
+
+    def __init__(self, core: Sequencer, literals: list[bytes], patterns: list[bytes]) -> None:
+        self._tails = core.tails
+        self._literals = frozenset(literals)
+        self._patterns = patterns
+        self._known: dict[int, bool] = {}
+
+    def __contains__(self, channel: object) -> bool:
+        assert isinstance(channel, int)
+        known = self._known.get(channel)
+        if known is None:
+            name = self._tails.name_of(channel)
+            known = name is not None and (
+                name in self._literals or any(matches(pattern, name) for pattern in self._patterns)
+            )
+            self._known[channel] = known
+        return known
+
+
+class Following:
+    """What one subscription follows, and how far it is behind.
+
+    Attributes:
+        after: For literals that catch up: name → the last sequence handed over.
+        place: For a reader by bus position: the last chunk handed over; None when it reads literals.
+        live: Everything is attached.
+        asked: What was committed when the slice in flight was asked for: the next sequence, or the group.
+        exhausted: The log had nothing beyond that.
+    """
+
+    __slots__ = (
+        "after",
+        "asked",
+        "busy",
+        "exhausted",
+        "literals",
+        "live",
+        "patterns",
+        "place",
+        "subscription",
+        "wanted",
+    )
+
+    def __init__(self, subscription: Subscription, literals: list[bytes], patterns: list[bytes]) -> None:
+        self.subscription = subscription
+        self.literals = literals
+        self.patterns = patterns
+        self.after: dict[bytes, int] = {}
+        self.place: Place | None = None
+        self.wanted: Wanted | None = None
+        self.live = False
+        self.busy = False
+        self.asked = 0
+        self.exhausted = False
+
+
+class CatchUp:
+    """Drives the readers of one node.
+
+    Args:
+        core: The sequencer, for what is in memory.
+        log: For what is not.
+        loop: The loop that it belongs to.
+        kick: Called when something is queued to be sent.
+        lost: Called with (subscription, error) when its history cannot be read.
+    """
+
+    def __init__(
+        self,
+        core: Sequencer,
+        log: LogReader,
+        loop: asyncio.AbstractEventLoop,
+        kick: Callable[[], None],
+        lost: Callable[[Subscription, BaseException], None],
+    ) -> None:
+        self._core = core
+        self._fanout = core.fanout
+        self._log = log
+        self._loop = loop
+        self._kick = kick
+        self._lost = lost
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="broker-read")
+
+    def close(self) -> None:
+        """End the reader thread; blocks until its slice is read."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    # -- start and stop ------------------------------------------------------------------------------------------------
+
+    def follow(self, following: Following) -> None:
+        """Begin: literals in `after` catch up and the others are live, or everything by `place`."""
+        following.subscription.state = following
+        if following.place is None:
+            for name in following.literals:
+                if name not in following.after:
+                    self._fanout.attach(following.subscription, name)
+        self.step(following)
+
+    def leave(self, following: Following) -> None:
+        """Stop delivering to the subscription, live or not."""
+        subscription = following.subscription
+        subscription.state = None
+        subscription.slow = True
+        for name in following.literals:
+            self._fanout.detach(subscription, name)
+        for pattern in following.patterns:
+            self._fanout.detach_pattern(subscription, pattern)
+
+    # -- one step ------------------------------------------------------------------------------------------------------
+
+    def step(self, following: Following) -> None:
+        """Go on if the subscription has credit and its connection has room. Call it whenever either changes."""
+        subscription = following.subscription
+        if following.live or following.busy or subscription.state is not following:
+            return
+        while self._join(following):
+            if following.live:
+                self._kick()
+                return
+        if subscription.credit <= 0 or subscription.outbox.queued > QUEUED_BYTES_MAX:
+            return
+        following.busy = True
+        bytes_max = min(SLICE_BYTES_MAX, subscription.credit)
+        if following.place is None:
+            name, after = next(iter(following.after.items()))
+            info = self._core.tails.info(name)
+            assert info is not None
+            following.asked = info[4]
+            future = self._pool.submit(self._read_channel, name, info[0], after, bytes_max)
+        else:
+            following.asked = self._core.applied_number
+            future = self._pool.submit(self._read_groups, following, bytes_max)
+        asyncio.wrap_future(future, loop=self._loop).add_done_callback(lambda read: self._have(following, read))
+
+    def _read_channel(
+        self, name: bytes, channel: int, after: int, bytes_max: int
+    ) -> tuple[bytes | None, list[tuple[int, int, bytes]], Place | None]:
+        return name, self._log.read_channel(channel, after, bytes_max), None
+
+    def _read_groups(
+        self, following: Following, bytes_max: int
+    ) -> tuple[bytes | None, list[tuple[int, int, bytes]], Place | None]:
+        assert following.place is not None
+        chunks, place = self._log.read_groups(*following.place, bytes_max, following.wanted)
+        return None, chunks, place
+
+    def _have(
+        self,
+        following: Following,
+        read: asyncio.Future[tuple[bytes | None, list[tuple[int, int, bytes]], Place | None]],
+    ) -> None:
+        """A slice is here: queue it, and read on."""
+        following.busy = False
+        if read.cancelled() or following.subscription.state is not following:
+            return
+        failure = read.exception()
+        if failure is not None:
+            if not isinstance(failure, BrokerError):
+                logger.error("catchup_failed", exc_info=failure)
+            self._lost(following.subscription, failure)
+            return
+        name, chunks, place = read.result()
+        if name is not None:
+            self._queue_channel(following, name, chunks)
+            following.exhausted = following.after[name] + 1 >= following.asked
+        else:
+            assert place is not None
+            for group, index, chunk in chunks:
+                self._fanout.deliver_one(following.subscription, chunk, group, index)
+            following.place = place
+            following.exhausted = place[0] >= following.asked
+        self._kick()
+        self.step(following)
+
+    def _queue_channel(self, following: Following, name: bytes, chunks: list[tuple[int, int, bytes]]) -> None:
+        after = following.after[name]
+        for group, index, chunk in chunks:
+            _, _, first, count = chunk_head(chunk)
+            whole = chunk if first > after else chunk_cut(chunk, after)
+            self._fanout.deliver_one(following.subscription, whole, group, index)
+            after = first + count - 1
+        following.after[name] = after
+
+    # -- the seam ------------------------------------------------------------------------------------------------------
+
+    def _join(self, following: Following) -> bool:
+        """Attach what has reached the live stream; answers whether anything was."""
+        if following.place is not None:
+            return self._join_bus(following)
+        name, after = next(iter(following.after.items()), (None, 0))
+        if name is None:
+            following.live = True
+            return True
+        info = self._core.tails.info(name)
+        assert info is not None
+        channel, seen_next = info[0], info[6]
+        if after + 1 < seen_next:
+            if not following.exhausted:
+                return False
+            missing = self._in_memory(channel, after)
+            if not missing or chunk_head(missing[0][2])[2] > after + 1 or not self._affordable(following, missing):
+                following.exhausted = False
+                return False
+            self._queue_missing(following, name, missing)
+        del following.after[name]
+        following.exhausted = False
+        self._fanout.attach(following.subscription, name)
+        return True
+
+    def _in_memory(self, channel: int, after: int) -> list[tuple[int, int, bytes, int]]:
+        """What memory has of a channel past a sequence: recent groups, then chunks delivered early."""
+        missing = [(group, index, chunk, 0) for group, index, chunk in self._core.recent.of_channel(channel, after)]
+        for number, index, value in self._early_values():
+            missing += [
+                (number, index + at, chunk, DELIVER_FLAG_EARLY) for at, chunk in chunks_of(value, 0, channel, after)
+            ]
+        return missing
+
+    def _early_values(self) -> list[tuple[int, int, bytes]]:
+        """Values delivered ahead of their commit: (group, index of the first chunk, value)."""
+        found: list[tuple[int, int, bytes]] = []
+        pending = [(self._core.tails.group_number, self._core.tails.early_values)]
+        if self._core.in_commit is not None:
+            pending.insert(0, (self._core.in_commit.number, self._core.in_commit.early_values))
+        for number, values in pending:
+            index = 0
+            for value in values:
+                found.append((number, index, value))
+                index += len(chunks_in(value, 0, _EVERYTHING))
+        return found
+
+    def _affordable(self, following: Following, missing: list[tuple[int, int, bytes, int]]) -> bool:
+        subscription = following.subscription
+        return sum(len(chunk) for _, _, chunk, _ in missing) <= subscription.credit + subscription.overdraft
+
+    def _queue_missing(self, following: Following, name: bytes, missing: list[tuple[int, int, bytes, int]]) -> None:
+        after = following.after[name]
+        for group, index, chunk, flags in missing:
+            _, _, first, count = chunk_head(chunk)
+            whole = chunk if first > after else chunk_cut(chunk, after)
+            self._fanout.deliver_one(following.subscription, whole, group, index, flags)
+            after = first + count - 1
+
+    def _join_bus(self, following: Following) -> bool:
+        assert following.place is not None
+        assert following.wanted is not None
+        if not following.exhausted and following.place[0] < self._core.applied_number:
+            return False
+        committed = self._core.recent.after(*following.place, following.wanted)
+        if committed is None:
+            following.exhausted = False
+            return False
+        missing = [(group, index, chunk, 0) for group, index, chunk in committed]
+        for number, index, value in self._early_values():
+            missing += [
+                (number, index + at, chunk, DELIVER_FLAG_EARLY) for at, chunk in chunks_in(value, 0, following.wanted)
+            ]
+        if not self._affordable(following, missing):
+            following.exhausted = False
+            return False
+        for group, index, chunk, flags in missing:
+            self._fanout.deliver_one(following.subscription, chunk, group, index, flags)
+        for name in following.literals:
+            self._fanout.attach(following.subscription, name)
+        for pattern in following.patterns:
+            self._fanout.attach_pattern(following.subscription, pattern)
+        following.live = True
+        return True
+
+
+class _Everything(Container[int]):
+    def __contains__(self, channel: object) -> bool:
+        return True
+
+
+_EVERYTHING = _Everything()

@@ -1,0 +1,105 @@
+"""The commit thread: one group at a time from the loop to the journal and back.
+
+Two hand-overs a group, whatever its size: the loop puts it here, the thread calls back into the loop. An fsync never
+runs on the loop.
+"""
+
+from __future__ import annotations
+
+from queue import SimpleQueue
+from threading import Event, Thread
+from typing import TYPE_CHECKING
+
+from broker.log.errors import AppendError
+from broker.model.errors import BY_NAME, BrokerError
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from broker.core.group import Group
+    from broker.core.ports import Journal
+
+__all__ = ["CommitThread", "handed_over"]
+
+RECOVERY_INTERVAL_S = 0.1
+"""How often a journal that failed is tried again."""
+
+
+class CommitThread:
+    """Commits groups in order.
+
+    Args:
+        journal: Where they go.
+        loop: The loop that is told.
+        done: Called on the loop with (group, None or the error) after each group, in order.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        loop: asyncio.AbstractEventLoop,
+        done: Callable[[Group, BrokerError | None], None],
+    ) -> None:
+        self._journal = journal
+        self._loop = loop
+        self._done = done
+        self._queue: SimpleQueue[tuple[Group, bool, bool] | None] = SimpleQueue()
+        self._stopping = Event()
+        self._thread = Thread(target=self._run, name="broker-commit", daemon=True)
+        self._thread.start()
+
+    def commit(self, group: Group) -> None:
+        """Make the group durable; `done` hears of it."""
+        self._queue.put((group, False, False))
+
+    def recover(self, group: Group, *, abandon: bool) -> None:
+        """Make this fence group durable, however often it takes; `done` hears of it when it is.
+
+        Args:
+            group: The fence.
+            abandon: Leave the active segment first: a group that failed may be in it.
+        """
+        self._queue.put((group, True, abandon))
+
+    def stop(self) -> None:
+        """End the thread after what is queued; blocks until it has ended."""
+        self._stopping.set()
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            group, persist, abandon = item
+            failure = self._append(group, abandon)
+            while failure is not None and persist and not self._stopping.wait(RECOVERY_INTERVAL_S):
+                # A fence that may have been handed over must not be appended behind itself.
+                abandon = abandon or handed_over(failure)
+                failure = self._append(group, abandon)
+            self._tell(group, failure)
+
+    def _append(self, group: Group, abandon: bool) -> BrokerError | None:
+        try:
+            if abandon:
+                self._journal.abandon()
+            self._journal.append(group.number, group.value)
+        except BrokerError as failure:
+            return failure
+        except Exception as failure:  # a bug or a library's own error: the outcome is not known
+            wrapped = AppendError(BY_NAME["STORAGE_FAILED"].code, f"commit of group {group.number}: {failure!r}")
+            wrapped.handed_over = True
+            wrapped.__cause__ = failure
+            return wrapped
+        return None
+
+    def _tell(self, group: Group, failure: BrokerError | None) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._done, group, failure)
+        except RuntimeError:
+            # The loop was closed under us (its owner did not close the broker): there is nobody to tell.
+            self._stopping.set()
+
+
+def handed_over(failure: BrokerError) -> bool:
+    """Whether the group of a failed commit may be on the disk all the same."""
+    return isinstance(failure, AppendError) and failure.handed_over

@@ -1,0 +1,430 @@
+"""One running broker on one event loop: turns, commits, catching up, budgets, drain.
+
+A turn begins with the first bytes that a connection takes in and ends at the end of the loop's iteration: what does not
+wait for the disk is delivered, the open group goes to the commit thread if that is idle, and every connection with
+something to send gets one `writelines`. A commit that returns puts the next group on its way before anything else.
+
+Everything here runs on the loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from broker.access.gate import Gate
+from broker.core.sequencer import Sequencer
+from broker.log.log import Log
+from broker.model.errors import BrokerError, error
+from broker.node.catchup import CatchUp, Following
+from broker.node.commit import CommitThread, handed_over
+from broker.node.time import BrokerTime
+from broker_native.intake import ReadBuffer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from broker.core.group import Duplicate, Group
+    from broker.model.limits import Limits
+    from broker.model.profiles import Profiles
+    from broker_native.fanout import Subscription
+
+__all__ = ["Connection", "Node"]
+
+logger = logging.getLogger("broker.node")
+
+READ_BUFFER_BYTES = 256 << 10
+TURN_BYTES_MAX = 512 << 10
+"""A turn that has decided this much ends at once, so that fan-out starts while its bytes are in the cache."""
+WAIT_CHECK_S = 0.01
+STORAGE_FAILURES_PER_MIN_MAX = 3
+
+
+class Connection(Protocol):
+    """What a node needs of a connection's session."""
+
+    heard_us: int
+
+    def refuse(self, failure: BrokerError, number: int, count: int) -> None:
+        """Answer publishes that were not stored."""
+
+    def end(self, failure: BrokerError) -> None:
+        """Tell the peer why, and close."""
+
+    def leave(self, seconds: float) -> None:
+        """Tell the peer that the broker drains."""
+
+    def pause_reading(self) -> None:
+        """Take nothing more in."""
+
+    def resume_reading(self) -> None:
+        """Take more in again."""
+
+    def check_alive(self, now_us: int) -> None:
+        """Ping a quiet peer, close a silent one."""
+
+
+class Node:
+    """Use `Node.open`.
+
+    Attributes:
+        core: The sequencer.
+        gate: Who may do what.
+        limits: Bounds.
+        clock: Broker time.
+        buffer: The loop's read buffer.
+        run: Number of this run.
+        fatal: Called with the error when the broker cannot go on.
+    """
+
+    def __init__(self, core: Sequencer, log: Log, broker_time: BrokerTime, loop: asyncio.AbstractEventLoop) -> None:
+        self.core = core
+        self.fanout = core.fanout
+        self.tails = core.tails
+        self.limits: Limits = core.limits
+        self.gate = Gate()
+        self.loop = loop
+        self.clock = broker_time.clock
+        self.buffer = ReadBuffer(READ_BUFFER_BYTES)
+        self.connections: set[Connection] = set()
+        self.fatal: Callable[[BrokerError], None] = lambda failure: None
+        self.draining = False
+        self._time = broker_time
+        self._log = log
+        self._held: list[Connection] = []
+        self._commit = CommitThread(log, loop, self._done)
+        self.catchup = CatchUp(core, log, loop, self.kick, self._lost)
+        self._idle: asyncio.Future[None] | None = None
+        self._left: asyncio.Future[None] | None = None
+        self._reload: Profiles | None = None
+        self._failures: list[float] = []
+        self._wait_timer: asyncio.TimerHandle | None = None
+        self._second_timer: asyncio.TimerHandle | None = None
+        self._seconds = 0
+        self._closed = False
+
+    # -- start ---------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    async def open(
+        cls,
+        path: Path | str,
+        *,
+        profiles: Profiles,
+        limits: Limits,
+        segment_bytes: int,
+        reserve_bytes: int,
+    ) -> Node:
+        """Open a data directory and bring it to where it can serve.
+
+        Args:
+            path: The directory; created if it is not there.
+            profiles: Policies of channels.
+            limits: Bounds.
+            segment_bytes: Size of a journal segment, bytes.
+            reserve_bytes: Free space below which publishes are refused, bytes.
+
+        Raises:
+            StorageError: STORAGE_IN_USE, STORAGE_FORMAT, STORAGE_CORRUPT, STORAGE_FULL.
+        """
+        loop = asyncio.get_running_loop()
+
+        def recover() -> tuple[Sequencer, Log, Group, BrokerTime]:
+            log = Log.open(
+                path,
+                segment_bytes=segment_bytes,
+                reserve_bytes=reserve_bytes,
+                group_bytes_max=limits.group_bytes_max,
+            )
+            try:
+                core = Sequencer(profiles, limits, int.from_bytes(os.urandom(8), "little"), log.journal_id)
+                recovered = log.recover_into(core)
+                broker_time = BrokerTime(recovered.time_us)
+                fence = core.begin(
+                    recovered.run + 1,
+                    clean=recovered.clean,
+                    number=recovered.number,
+                    chain=recovered.chain,
+                    term=recovered.term + 1,
+                    time_us=broker_time.clock.now_us(),
+                )
+                log.append(fence.number, fence.value)
+            except BaseException:
+                log.close()
+                raise
+            return core, log, fence, broker_time
+
+        core, log, _, broker_time = await loop.run_in_executor(None, recover)
+        core.committed(broker_time.clock.now_us())
+        node = cls(core, log, broker_time, loop)
+        node._every_second()
+        return node
+
+    @property
+    def run(self) -> int:
+        return self.tails.run
+
+    # -- the turn ------------------------------------------------------------------------------------------------------
+
+    def kick(self) -> None:
+        """Have the turn end with this iteration of the loop."""
+        if not self.fanout.kicked:
+            self.fanout.kicked = True
+            self.loop.call_soon(self.end_turn)
+
+    def has_read(self, connection: Connection) -> None:
+        """A connection took bytes in."""
+        if self.tails.group_bytes >= self.limits.group_bytes_max and not self._closed:
+            connection.pause_reading()
+            self._held.append(connection)
+        if self.tails.turn_bytes >= TURN_BYTES_MAX:
+            self._turn()
+        elif not self.fanout.kicked:
+            self.kick()
+
+    def end_turn(self) -> None:
+        """The end of a loop iteration in which something happened."""
+        self.fanout.kicked = False
+        if not self._closed:
+            self._turn()
+
+    def _turn(self) -> None:
+        self.core.end_turn(self.tails.now_us)
+        if self.core.in_commit is None:
+            self._start_commit()
+        self._flush()
+
+    def _flush(self) -> None:
+        for outbox in self.fanout.flush():
+            if outbox.queued > self.limits.connection_bytes_max:
+                outbox.owner.end(
+                    error(
+                        "SLOW_CONSUMER",
+                        f"queued for this connection: got {outbox.queued} bytes, "
+                        f"limit {self.limits.connection_bytes_max}",
+                        "reconnect and resume from the last position; everything stored is kept",
+                    )
+                )
+        if self.fanout.slow:
+            self._cut_slow()
+
+    def _cut_slow(self) -> None:
+        slow, self.fanout.slow = self.fanout.slow, []
+        for subscription in slow:
+            if subscription.state is not None:
+                subscription.outbox.owner.end(
+                    error(
+                        "SLOW_CONSUMER",
+                        f"subscription {subscription.number}: its credit and {subscription.overdraft} bytes beyond "
+                        "are used up",
+                        "reconnect and resume from the last position; everything stored is kept",
+                    )
+                )
+
+    # -- commits -------------------------------------------------------------------------------------------------------
+
+    def _start_commit(self) -> None:
+        if self._reload is not None and self.core.idle:
+            self._take_profiles()
+        group = self.core.close_group(self.clock.now_us())
+        if group is not None:
+            self._commit.commit(group)
+            if self._wait_timer is None:
+                self._wait_timer = self.loop.call_later(WAIT_CHECK_S, self._check_wait)
+        elif self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
+    def _check_wait(self) -> None:
+        """While a commit is under way, see whether accepted records must wait for it."""
+        self._wait_timer = None
+        if self.core.in_commit is not None and not self._closed:
+            self.core.judge_wait(self.clock.now_us())
+            self._wait_timer = self.loop.call_later(WAIT_CHECK_S, self._check_wait)
+
+    def _done(self, group: Group, failure: BrokerError | None) -> None:
+        """The commit thread is through with a group."""
+        if self._closed:
+            return
+        if failure is not None:
+            self._failed(failure)
+            return
+        if self.tails.refuse_code:
+            logger.info("storage_recovered group=%d", group.number)
+            self.tails.refuse_code = 0
+        self.core.committed(self.clock.now_us())
+        # Early chunks of this turn are closed first: a group takes closed ones only.
+        self.core.end_turn(self.tails.now_us)
+        self._start_commit()
+        self.core.deliver(group)
+        self._flush()
+        self._release()
+
+    def _release(self) -> None:
+        if self._held and self.tails.group_bytes < self.limits.group_bytes_max:
+            held, self._held = self._held, []
+            for connection in held:
+                connection.resume_reading()
+
+    def _failed(self, failure: BrokerError) -> None:
+        lost = handed_over(failure)
+        logger.error("commit_failed code=%s handed_over=%s detail=%s", failure.name, lost, failure.detail)
+        self.core.end_turn(self.tails.now_us)
+        self.core.failed(failure, handed_over=lost)
+        self.tails.refuse_code = failure.code if failure.name == "STORAGE_FULL" else _UNAVAILABLE
+        if failure.name != "STORAGE_FULL":
+            now = time.monotonic()
+            self._failures = [at for at in self._failures if now - at < 60] + [now]
+            if len(self._failures) >= STORAGE_FAILURES_PER_MIN_MAX:
+                self.fatal(failure)
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+        self._commit.recover(self.core.fence(self.clock.now_us()), abandon=lost)
+        self._flush()
+        self._release()
+
+    # -- connections ---------------------------------------------------------------------------------------------------
+
+    def add(self, connection: Connection) -> None:
+        """A connection has come."""
+        self.connections.add(connection)
+
+    def remove(self, connection: Connection) -> None:
+        """A connection has gone."""
+        self.connections.discard(connection)
+        if not self.connections and self._left is not None and not self._left.done():
+            self._left.set_result(None)
+
+    # -- what sessions ask ---------------------------------------------------------------------------------------------
+
+    def duplicate(self, duplicate: Duplicate) -> None:
+        """Answer a publish whose numbers were taken before."""
+        self.core.answer_duplicate(duplicate)
+
+    def follow(self, following: Following) -> None:
+        """Begin to deliver to a subscription."""
+        self.catchup.follow(following)
+        self.kick()
+
+    def time_to_group(self, time_us: int) -> int:
+        """Number of the first group whose time is not below `time_us`. Reads a few pages of the log."""
+        return self._log.time_to_group(time_us)
+
+    def _lost(self, subscription: Subscription, failure: BaseException) -> None:
+        if not isinstance(failure, BrokerError):
+            failure = error("STORAGE_FAILED", f"subscription {subscription.number}: its history cannot be read")
+        subscription.outbox.owner.end(failure)
+
+    def reload(self, profiles: Profiles, limits: Limits) -> None:
+        """Take new profiles and limits; channels in memory change between two groups."""
+        self.limits = self.core.limits = limits
+        self._reload = profiles
+        if self.core.idle:
+            self._take_profiles()
+
+    def _take_profiles(self) -> None:
+        assert self._reload is not None
+        self.core.end_turn(self.tails.now_us)
+        if self.core.idle:
+            self.core.reload(self._reload)
+            self._reload = None
+
+    # -- once a second -------------------------------------------------------------------------------------------------
+
+    def _every_second(self) -> None:
+        if self._closed:
+            return
+        self._seconds += 1
+        self._time.steer()
+        now_us = self.clock.monotonic_us()
+        if self._seconds % max(1, round(self.limits.ping_interval_s / 3)) == 0:
+            for connection in list(self.connections):
+                connection.check_alive(now_us)
+        self._second_timer = self.loop.call_later(min(1.0, self.limits.ping_interval_s / 3), self._every_second)
+
+    # -- end -----------------------------------------------------------------------------------------------------------
+
+    async def drain(self, seconds: float) -> None:
+        """Tell every connection, wait until they have left or the time is over, and end the rest.
+
+        Args:
+            seconds: How long they have.
+        """
+        self.draining = True
+        for connection in list(self.connections):
+            connection.leave(seconds)
+        self._flush()
+        if self.connections:
+            self._left = self.loop.create_future()
+            await asyncio.wait([self._left], timeout=seconds)
+        for connection in list(self.connections):
+            connection.end(error("GOING_AWAY", "the broker is stopping", "reconnect and resume"))
+
+    async def close(self) -> None:
+        """Commit what is pending, end the run in good order and give the directory back."""
+        if self._closed:
+            return
+        self.core.end_turn(self.tails.now_us)
+        if self.core.in_commit is None:
+            self._start_commit()
+        while not self.core.idle and not self.tails.refuse_code:
+            self._idle = self.loop.create_future()
+            await self._idle
+        self._closed = True
+        for timer in (self._wait_timer, self._second_timer):
+            if timer is not None:
+                timer.cancel()
+        await self.loop.run_in_executor(None, self._close_log)
+
+    def _close_log(self) -> None:
+        self._commit.stop()
+        self.catchup.close()
+        try:
+            if not self.tails.refuse_code:
+                group = self.core.close(self.clock.now_us())
+                self._log.append(group.number, group.value)
+        finally:
+            self._log.close()
+
+    # -- figures -------------------------------------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, object]:
+        """Counters and gauges of this broker; the names are stable."""
+        return {
+            "pid": os.getpid(),
+            "run": self.run,
+            "cpu_s": time.process_time(),
+            "rss_anon_bytes": anonymous_bytes(),
+            "connections": len(self.connections),
+            "channels": len(self.tails),
+            "producers": len(self.core.lines),
+            "records_in": self.tails.records,
+            "record_bytes_in": self.tails.record_bytes,
+            "records_out": self.fanout.records_out,
+            "chunks_out": self.fanout.chunks_out,
+            "bytes_out": self.fanout.bytes_out,
+            "groups": self.core.applied_number,
+            "time_us": self.clock.now_us(),
+            **self._log.stats(),
+        }
+
+
+def anonymous_bytes() -> int:
+    """Return this process's anonymous memory (Linux RssAnon; elsewhere the peak of all resident memory), bytes."""
+    try:
+        with Path("/proc/self/status").open() as status:
+            for line in status:
+                if line.startswith("RssAnon:"):
+                    return int(line.split()[1]) * 1024
+    except FileNotFoundError:
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+_UNAVAILABLE = error("UNAVAILABLE", "").code

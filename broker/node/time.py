@@ -1,0 +1,62 @@
+"""Broker time: the wall clock at start plus monotonic time, steered gently towards the wall.
+
+It never goes back and never below the last group's time. A wall clock that jumps by more than two seconds raises an
+alarm
+and is followed only when it has stayed there for a minute.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from broker_native.intake import Clock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["BrokerTime"]
+
+logger = logging.getLogger("broker.time")
+
+SLEW_US_PER_S = 1_000
+JUMP_US = 2_000_000
+JUMP_LASTS_S = 60
+
+
+class BrokerTime:
+    """Steers a `Clock`.
+
+    Args:
+        floor_us: The last group's time; the clock begins above it.
+        wall_us: Reads the wall clock, microseconds since 1970.
+    """
+
+    def __init__(self, floor_us: int = 0, wall_us: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
+        self._wall_us = wall_us
+        self.clock = Clock(wall_us() - Clock.monotonic_us())
+        self.clock.floor_us = floor_us
+        self._jump_seen_s = 0
+
+    def steer(self, seconds: int = 1) -> None:
+        """Move towards the wall clock by what `seconds` allow. Call it once in that time.
+
+        Args:
+            seconds: Time since the last call.
+        """
+        behind_us = self._wall_us() - (Clock.monotonic_us() + self.clock.offset_us)
+        if abs(behind_us) > JUMP_US:
+            if not self._jump_seen_s:
+                logger.warning(
+                    "clock_jump: the wall clock is %+.3f s from broker time; not followed unless it stays for %d s",
+                    behind_us / 1e6,
+                    JUMP_LASTS_S,
+                )
+            self._jump_seen_s += seconds
+            if self._jump_seen_s < JUMP_LASTS_S:
+                return
+        else:
+            self._jump_seen_s = 0
+        step = SLEW_US_PER_S * seconds
+        self.clock.offset_us += max(-step, min(step, behind_us))
