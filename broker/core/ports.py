@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Applier(Protocol):
     """What committed state is applied to, at start and while running alike."""
 
-    def apply_entries(self, entries: bytes) -> object:
-        """Apply a table delta: a run of entries."""
+    def apply_entries(self, entries: bytes | memoryview) -> object:
+        """Apply a table delta: a run of entries, borrowed for the call."""
 
     def apply_group(self, value: bytes) -> object:
         """Apply one committed group, verified, in order."""

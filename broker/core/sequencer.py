@@ -75,9 +75,9 @@ class Sequencer:
 
     # -- start and end of a run ----------------------------------------------------------------------------------------
 
-    def apply_entries(self, entries: bytes) -> None:
-        """Apply a table delta (replay)."""
-        self.tails.apply_entries(entries, self.lines.line)
+    def apply_entries(self, entries: bytes | memoryview) -> None:
+        """Apply a table delta (replay). The bytes are borrowed for the call."""
+        self.tails.apply_entries(bytes(entries), self.lines.line)
 
     def apply_group(self, value: bytes) -> None:
         """Apply a committed group (replay)."""

@@ -149,7 +149,7 @@ class Node:
                 fence = core.begin(
                     recovered.run + 1,
                     clean=recovered.clean,
-                    number=recovered.number,
+                    number=recovered.group,
                     chain=recovered.chain,
                     term=recovered.term + 1,
                     time_us=broker_time.clock.now_us(),

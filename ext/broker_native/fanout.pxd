@@ -7,6 +7,7 @@ from broker_native.trie cimport PatternTrie
 
 cdef class Outbox:
     cdef readonly Fanout fanout
+    cdef public object transport        # has `writelines`; None when the connection is gone
     cdef public object owner            # the connection, opaque here
     cdef Bytes urgent                   # answers and control frames: they leave ahead of deliveries
     cdef Bytes small                    # prefixes and small chunks, copied

@@ -10,6 +10,7 @@ cdef struct EpochMark:
 
 cdef struct Channel:
     uint64_t id                 # 0 until its first record is decided
+    uint64_t stored_id          # the journal's id of it, kept while it is ephemeral; 0 until it was stored
     uint64_t hash
     uint64_t epoch              # of the next record; pending view
     uint64_t next               # sequence of the next record; pending view
@@ -37,8 +38,8 @@ cdef struct Channel:
     uint8_t level
     uint8_t shard_tokens
     uint8_t chunk_class         # which close takes the open chunk: CLASS_*
-    uint8_t announced           # the open or a committed group carries its CHANNEL entry
-    uint8_t applied             # a committed group carries it
+    uint8_t announced           # the open or a committed group carries its CHANNEL entry with this level
+    uint8_t applied_level       # what the newest committed one says, 0 when there is none
     uint8_t epoch_stale         # draw a new epoch before the next record
     uint8_t touched             # in the open group's list of channels
     uint8_t name_size
@@ -74,7 +75,7 @@ cdef struct Bytes:              # a growable buffer
 cdef class Line:
     cdef readonly bytes producer        # 16 bytes, or None for a line that ends with its connection
     cdef public uint64_t next           # pending view: the number it accepts
-    cdef public uint64_t closed_next    # after the last number of the group in commit
+    cdef public uint64_t closed_next    # after the last number of the group in commit, or of one whose fate is unknown
     cdef public uint64_t applied_next
     cdef public object runs             # bytes of the applied runs that cover the newest numbers, newest last
     cdef public object holder           # the connection that publishes on it
@@ -110,6 +111,7 @@ cdef class Tails:
     cdef uint32_t early_count
     cdef list lines_open
     cdef list lines_commit
+    cdef list lines_unsettled           # lines of a failed group that may be on the disk all the same
     cdef list publishers_turn           # publishers with answers for the end of the turn
     cdef list publishers_group
     cdef readonly uint64_t run
@@ -147,6 +149,7 @@ cdef class Tails:
     cdef int apply_epoch(self, const uint8_t* at) except -1
     cdef int apply_head(self, const uint8_t* at) except -1
     cdef Channel* known(self, uint64_t id) except NULL
+    cdef int undo_lines(self, bint handed_over) except -1
     cdef list take_stored_turn_answers(self)
     cdef void drop_class(self, int chunk_class) noexcept
     cdef void undo_channel(self, Channel* channel) noexcept

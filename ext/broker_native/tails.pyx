@@ -9,6 +9,7 @@ Invariants, per channel: applied_next <= closed_next <= next; seen_next <= next.
 belongs to one thread. It reads no clock and does no I/O.
 """
 
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.ref cimport Py_DECREF, PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -22,6 +23,7 @@ cdef extern from "Python.h":
     void Py_XDECREF(PyObject* object)
 
 cdef enum:
+    SLOT_MAX = (1 << 24) - 1            # the largest number that a connection may give to a channel
     CHUNK_CAPACITY_MIN = 512
     LINE_RUNS_KEPT = 4096               # when a group's runs of one line grow past this, the oldest are dropped
 
@@ -326,6 +328,7 @@ cdef class Tails:
         self.early = []
         self.lines_open = []
         self.lines_commit = []
+        self.lines_unsettled = []
         self.publishers_turn = []
         self.publishers_group = []
 
@@ -440,7 +443,7 @@ cdef class Tails:
             self.by_id = ids
             self.by_id_capacity = capacity
         self.by_id[id] = channel
-        channel.id = id
+        channel.id = channel.stored_id = id
         if id >= self.id_next:
             self.id_next = id + 1
         return 0
@@ -813,12 +816,20 @@ cdef class Tails:
         for line in self.lines_commit:
             line.commit_first = 0
         self.lines_commit = []
+        # What failed before this group is void now.
+        for line in self.lines_unsettled:
+            line.closed_next = line.applied_next
+        self.lines_unsettled = []
         return rest
 
-    def apply_entries(self, bytes entries, lines):
-        """Apply a run of entries alone, such as a sealed segment's table delta. As `apply_group`."""
-        cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(entries)
-        return self.apply_entries_at(at, at + PyBytes_GET_SIZE(entries), lines)
+    def apply_entries(self, entries, lines):
+        """Apply a run of entries alone, such as a sealed segment's table delta, from any buffer. As `apply_group`."""
+        cdef Py_buffer view
+        PyObject_GetBuffer(entries, &view, PyBUF_SIMPLE)
+        try:
+            return self.apply_entries_at(<const uint8_t*>view.buf, <const uint8_t*>view.buf + view.len, lines)
+        finally:
+            PyBuffer_Release(&view)
 
     cdef list apply_entries_at(self, const uint8_t* at, const uint8_t* end, lines):
         cdef list rest = []
@@ -859,10 +870,12 @@ cdef class Tails:
         channel = self.find(name, size)
         if channel == NULL:
             channel = self.create(name, size, at[16], at[17], 0)
-        if channel.id != id:
+        if channel.stored_id != id:
             self.register_id(channel, id)
-        channel.announced = True
-        channel.applied = True
+        channel.applied_level = at[16]
+        if not channel.payload_bytes_max:
+            channel.level = at[16]
+        channel.announced = channel.level == channel.applied_level
         return 0
 
     cdef int apply_epoch(self, const uint8_t* at) except -1:
@@ -887,7 +900,9 @@ cdef class Tails:
         cdef Channel* channel = self.known(load_u64(at + 8))
         channel.epoch = load_u64(at + 16)
         channel.applied_next = load_u64(at + 24)
-        channel.first = load_u64(at + 32)
+        # A segment's own delta knows a lower bound only.
+        if channel.first < load_u64(at + 32):
+            channel.first = load_u64(at + 32)
         channel.next = channel.closed_next = channel.seen_next = channel.applied_next
         return 0
 
@@ -897,16 +912,18 @@ cdef class Tails:
             raise ValueError(f"an entry names channel {id}, which no group created")
         return channel
 
-    def undo(self):
+    def undo(self, bint handed_over):
         """Drop the pending view: the commit of the group in commit failed, and with it what is open.
 
         Readers may have seen early records: such a channel gets a new epoch with its next record.
+
+        Args:
+            handed_over: The group may be on the disk all the same, until the next one is.
 
         Returns:
             The answers that waited for the open group: a list of (publisher, bytes).
         """
         cdef uint32_t index
-        cdef Line line
         self.drop_class(CLASS_EARLY)
         self.drop_class(CLASS_GROUP)
         for index in range(self.touched_commit.count):
@@ -915,13 +932,7 @@ cdef class Tails:
             self.undo_channel(self.touched.items[index])
         self.touched.count = 0
         self.touched_commit.count = 0
-        # A line in both lists goes back to its first number in the older group.
-        for line in self.lines_commit + self.lines_open:
-            line.next = line.commit_first if line.commit_first else line.open_first if line.open_first else line.next
-            line.open_first = line.commit_first = 0
-            line.forget_group()
-        self.lines_commit = []
-        self.lines_open = []
+        self.undo_lines(handed_over)
         self.entries.used = 0
         self.entries_count = 0
         self.early = []
@@ -929,6 +940,22 @@ cdef class Tails:
         self.group_bytes = 0
         self.group_number += 1
         return self.take_answers() + self.take_stored_turn_answers()
+
+    cdef int undo_lines(self, bint handed_over) except -1:
+        cdef Line line
+        # A line in both lists goes back to its first number in the older group.
+        for line in self.lines_commit + self.lines_open:
+            line.next = line.commit_first if line.commit_first else line.open_first if line.open_first else line.next
+            line.open_first = line.commit_first = 0
+            line.forget_group()
+        if handed_over:
+            self.lines_unsettled = self.lines_commit
+        else:
+            for line in self.lines_commit:
+                line.closed_next = line.applied_next
+        self.lines_commit = []
+        self.lines_open = []
+        return 0
 
     cdef list take_stored_turn_answers(self):
         """Answers of early records that were decided in this turn and not delivered: they fail with their group."""
@@ -956,8 +983,9 @@ cdef class Tails:
 
     cdef void undo_channel(self, Channel* channel) noexcept:
         channel.touched = False
-        channel.announced = channel.applied
-        if channel.seen_next > channel.applied_next:
+        channel.announced = channel.level == channel.applied_level
+        # An epoch that was pending is lost with its entry, and what it was to replace stays stale.
+        if channel.seen_next > channel.applied_next or channel.epochs_count > channel.epochs_applied:
             channel.epoch_stale = True
         channel.next = channel.closed_next = channel.seen_next = channel.applied_next
         channel.epochs_count = channel.epochs_applied
@@ -976,7 +1004,7 @@ cdef class Tails:
     def load(self, bytes name, uint8_t level, uint8_t shard_tokens, uint32_t payload_bytes_max):
         """Have the channel in memory under this policy; answers whether it is new.
 
-        A change from or to ephemeral begins a new epoch.
+        A change from or to ephemeral begins a new epoch. The journal hears of a new level with the next record.
         """
         cdef Channel* channel = self.find(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
         if channel == NULL:
@@ -989,21 +1017,21 @@ cdef class Tails:
         channel.level = level
         channel.shard_tokens = shard_tokens
         channel.payload_bytes_max = payload_bytes_max
+        channel.announced = level == channel.applied_level
         return False
 
     cdef void change_home(self, Channel* channel) noexcept:
         """From or to ephemeral. What the journal has of it stays, under its own epochs."""
         channel.epoch = 0
         channel.epoch_stale = True
-        channel.announced = channel.applied
         if channel.id >= EPHEMERAL_ID:
-            channel.id = 0
+            channel.id = channel.stored_id
             channel.next = channel.closed_next = channel.seen_next = channel.applied_next
 
     def mark_unclean(self, bytes name):
         """The run before ended without a close: records of the channel may be missing that readers saw."""
         cdef Channel* channel = self.find(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
-        if channel != NULL and channel.applied:
+        if channel != NULL and channel.applied_level:
             channel.epoch_stale = True
 
     def info(self, bytes name):
@@ -1124,6 +1152,8 @@ cdef class Publisher:
         cdef Channel* channel = NULL
         cdef Channel** slots
         cdef uint32_t count
+        if number > SLOT_MAX:
+            raise ValueError(f"channel number: got {number}, range 0 to {SLOT_MAX}")
         if name is not None:
             channel = self.tails.find(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
             if channel == NULL:
@@ -1160,11 +1190,12 @@ cdef class Publisher:
             return CODE_INVALID_CHANNEL
         if count == 0 or count > PUBLISH_COUNT_MAX:
             return CODE_INVALID_RECORD
+        channel = self.slots[slot]
+        # While a failed group's fate is not known, neither is which number comes next.
+        if number >= self.line.next and self.tails.refuse_code and channel.level != LEVEL_EPHEMERAL:
+            return self.tails.refuse_code
         if number != self.line.next:
             return self.out_of_line(number, count)
-        channel = self.slots[slot]
-        if self.tails.refuse_code and channel.level != LEVEL_EPHEMERAL:
-            return self.tails.refuse_code
         code = self.check_records(channel, body + PUBLISH_HEADER_BYTES, size - PUBLISH_HEADER_BYTES, count)
         if code:
             return code
@@ -1326,6 +1357,12 @@ cdef class Publisher:
     def publish_frame(self, bytes body):
         """Decide the body of one PUBLISH frame: `publish` for Python."""
         return self.publish(<const uint8_t*>PyBytes_AS_STRING(body), <uint32_t>PyBytes_GET_SIZE(body))
+
+    def level_of(self, uint32_t number):
+        """The level of the channel under a number, 0 when it has none."""
+        if number >= self.slots_count or self.slots[number] == NULL:
+            return 0
+        return self.slots[number].level
 
     def slot_of(self, uint64_t id):
         """The number under which this connection knows a channel id, or None. Linear: for rare answers only."""

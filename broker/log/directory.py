@@ -1,0 +1,182 @@
+"""Whose directory it is: creation, format, identity and the lock of exclusive ownership.
+
+    <data>/lock              flock(2) while somebody has it open; its text, for people, says who
+    <data>/format            `broker data 1`, newline, `journal <32 hex digits>`, newline
+    <data>/journal/          the segments
+
+The lock is the open file's, never a process id's: it ends with its holder however that dies. `format` is written last,
+so a directory without one is either empty, or the beginning of a creation that was cut short, or not ours, and only
+the last of them is refused. Nothing is written into a directory before it is known to be empty or ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import socket
+import weakref
+from typing import TYPE_CHECKING
+
+from broker.log import durable
+from broker.log.errors import failed
+from broker.model.errors import error
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from broker.model.errors import BrokerError
+
+FORMAT = 1
+_MAGIC = "broker data "
+_FORMAT_BYTES_MAX = 4096
+# `lost+found` is what the root of a fresh ext4 holds.
+_BEGUN = frozenset({"lock", "journal", "format" + durable.ASIDE_SUFFIX, "lost+found"})
+_NEWER_HINT = "Run the version of the broker that wrote this directory, or a newer one."
+_FOREIGN_HINT = "Name an empty or a new directory; nothing in this one was touched."
+
+
+class Directory:
+    """A data directory that this process owns until `release`.
+
+    Attributes:
+        path: the directory.
+        journal_path: the folder of the segments.
+        journal_id: the journal's identity, 16 random bytes drawn at creation.
+    """
+
+    def __init__(self, path: Path, journal_id: bytes, descriptor: int) -> None:
+        self.path = path
+        self.journal_path = path / "journal"
+        self.journal_id = journal_id
+        self._descriptor: int | None = descriptor
+        _held.add(self)
+
+    @classmethod
+    def acquire(cls, path: Path) -> Directory:
+        """Take ownership of a directory, creating it if it is not there.
+
+        Args:
+            path: where; it may be missing, empty, or a data directory of this format.
+
+        Raises:
+            StorageError: STORAGE_IN_USE with the owner, STORAGE_FORMAT when it is not ours or newer, STORAGE_FAILED
+                when the system refuses.
+        """
+        try:
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # Another opener may be creating it too; the lock decides between the two.
+                with contextlib.suppress(FileExistsError):
+                    durable.make_folder(path)
+            _check_ours(path)
+            descriptor = _lock(path)
+        except OSError as cause:
+            raise failed(path, cause) from cause
+        try:
+            return cls(path, _load(path), descriptor)
+        except BaseException as cause:
+            os.close(descriptor)
+            if isinstance(cause, OSError):
+                raise failed(path, cause) from cause
+            raise
+
+    def release(self) -> None:
+        """Give the directory up. Idempotent.
+
+        The lock is let go explicitly: a child process that was forked meanwhile may still have the file open.
+        """
+        if self._descriptor is not None:
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            self._forget()
+
+    def _forget(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+_held: weakref.WeakSet[Directory] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    """Close the inherited locks, so that a child which outlives its parent does not hold on to the directory."""
+    for directory in list(_held):
+        directory._forget()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def _check_ours(path: Path) -> None:
+    """Refuse a directory that is not empty and not ours, before anything is written into it."""
+    if not path.is_dir():
+        raise error("STORAGE_FORMAT", f"{path}: is not a directory", _FOREIGN_HINT)
+    if (path / "format").exists():
+        _read_format(path / "format")
+        return
+    names = {entry.name for entry in path.iterdir()}
+    segments = any((path / "journal").glob("*.seg")) if "journal" in names else False
+    if segments or not names <= _BEGUN:
+        strange = sorted(names - _BEGUN) or ["journal"]
+        raise error("STORAGE_FORMAT", f"{path}: not a broker's data directory: found {strange[0]!r}", _FOREIGN_HINT)
+
+
+def _lock(path: Path) -> int:
+    """Take the exclusive lock and write the owner's name into it."""
+    descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, durable.FILE_MODE)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(descriptor, 256, 0).decode("utf-8", "replace").strip() or "a process that is just starting"
+        os.close(descriptor)
+        raise error("STORAGE_IN_USE", f"{path}: held by {owner}") from None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.ftruncate(descriptor, 0)
+    # For people only, so it need not be durable.
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    return descriptor
+
+
+def _load(path: Path) -> bytes:
+    """Return the journal's identity, completing the creation of the directory if there is none yet."""
+    if (path / "format").exists():
+        return _read_format(path / "format")
+    # The directory was there already, for instance made by hand: from now on it is ours.
+    path.chmod(durable.FOLDER_MODE)
+    if not (path / "journal").exists():
+        durable.make_folder(path / "journal")
+    journal_id = secrets.token_bytes(16)
+    durable.write_file(path / "format", f"{_MAGIC}{FORMAT}\njournal {journal_id.hex()}\n".encode())
+    return journal_id
+
+
+def _read_format(path: Path) -> bytes:
+    """Return the journal's identity from the format file.
+
+    Raises:
+        StorageError: STORAGE_FORMAT, when it is another program's file, a newer version's, or damaged.
+    """
+    with path.open("rb") as file:
+        lines = file.read(_FORMAT_BYTES_MAX).decode("utf-8", "replace").splitlines()
+    version = lines[0].removeprefix(_MAGIC) if lines and lines[0].startswith(_MAGIC) else ""
+    if not version.isdecimal():
+        raise error("STORAGE_FORMAT", f"{path}: not a broker's format file", _FOREIGN_HINT)
+    if int(version) != FORMAT:
+        raise error("STORAGE_FORMAT", f"{path}: got data format {version}, this version knows {FORMAT}", _NEWER_HINT)
+    if len(lines) < 2 or not lines[1].startswith("journal "):
+        raise _no_identity(path)
+    try:
+        journal_id = bytes.fromhex(lines[1].removeprefix("journal "))
+    except ValueError:
+        raise _no_identity(path) from None
+    if len(journal_id) != 16:
+        raise _no_identity(path)
+    return journal_id
+
+
+def _no_identity(path: Path) -> BrokerError:
+    return error("STORAGE_CORRUPT", f"{path}: the journal's identity is unreadable: expected 32 hex digits")

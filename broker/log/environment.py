@@ -1,0 +1,286 @@
+"""One LMDB file: created durably, checked before it is mapped, opened when used, closed when not.
+
+LMDB maps the file, so a file that was cut kills the process with SIGBUS instead of raising: `check_file` compares what
+the meta pages say with what is there, by plain reads, before anything is mapped. LMDB's own creation is not atomic
+either, so a file is created under another name, synced, and renamed.
+
+Invariants: a path is open at most once in a process (two environments of one path break each other's locks);
+an environment is closed only while nobody is inside; every transaction ends within the call that began it. Options are
+those of full sync and no others: no caller can ask for less.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import lmdb
+
+from broker.log import durable
+from broker.log.errors import corrupt, failed
+from broker.model.errors import error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+READERS_MAX = 1024
+SYNCS_PER_COMMIT = 2
+"""One fdatasync of the pages, and one write of the meta page through a descriptor opened with O_DSYNC."""
+
+_META_AT = 16
+_META = struct.Struct("<IIQQ48s48sQQ")
+_META_MAGIC = 0xBEEFC0DE
+_META_VERSION = 1
+_PAGE_BYTES_MIN, _PAGE_BYTES_MAX = 512, 65536
+
+# 3.0 bundles two engines whose files the other cannot read; before, there was one and no such option.
+_ENGINE: Final[dict[str, Any]] = {"lib_version": 0} if int(lmdb.__version__.split(".")[0]) >= 3 else {}
+
+
+def open_lmdb(path: Path, map_bytes: int, *, readonly: bool = False) -> lmdb.Environment:
+    """Open a file with the options that every file here has.
+
+    A read-only one needs no locks, since it is only used for files that nobody writes to any more.
+    """
+    return lmdb.open(
+        str(path),
+        map_size=map_bytes,
+        subdir=False,
+        readonly=readonly,
+        lock=not readonly,
+        sync=True,
+        metasync=True,
+        writemap=False,
+        meminit=False,
+        mode=durable.FILE_MODE,
+        max_readers=READERS_MAX,
+        max_dbs=0,
+        **_ENGINE,
+    )
+
+
+def lock_path(path: Path) -> Path:
+    """Return the name of the lock file that LMDB keeps beside a file."""
+    return path.with_name(path.name + "-lock")
+
+
+def create_file(path: Path, map_bytes: int) -> int:
+    """Create an empty LMDB file, durable and whole when its name appears.
+
+    Returns:
+        The syncs that it took.
+
+    Raises:
+        OSError, lmdb.Error: there is no room or the disk refused; the name does not appear.
+    """
+    aside = path.with_name(path.name + durable.ASIDE_SUFFIX)
+    remove_file(aside)
+    open_lmdb(aside, map_bytes).close()
+    durable.remove_file(lock_path(aside))
+    durable.sync_path(aside)
+    durable.adopt_file(aside, path)
+    return 2
+
+
+def remove_file(path: Path) -> None:
+    """Remove an LMDB file and its lock file, if they are there; nobody may have it open."""
+    durable.remove_file(path)
+    durable.remove_file(lock_path(path))
+
+
+def check_file(path: Path) -> None:
+    """Prove that a file may be mapped: it is an LMDB file of our format and none of its pages is cut off.
+
+    Raises:
+        StorageError: STORAGE_CORRUPT when it is cut or its meta pages cannot be right, STORAGE_FORMAT when another
+            version of LMDB wrote it, STORAGE_FAILED when it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            first = _Meta.read(file.read(_META_AT + _META.size))
+            if first is None:
+                raise corrupt(path, f"is {size} bytes and has no meta page")
+            file.seek(first.page_bytes)
+            second = _Meta.read(file.read(_META_AT + _META.size))
+    except OSError as cause:
+        raise failed(path, cause) from cause
+    if first.version != _META_VERSION:
+        hint = "It was written through another version of LMDB; use one whose data format is 1."
+        raise error("STORAGE_FORMAT", f"{path}: got LMDB data format {first.version}, expected {_META_VERSION}", hint)
+    if second is None or second.page_bytes != first.page_bytes or second.version != first.version:
+        raise corrupt(path, "its two meta pages disagree")
+    _check_metas(path, size, first, second)
+
+
+def _check_metas(path: Path, size: int, first: _Meta, second: _Meta) -> None:
+    """Check that the transactions of the metas can follow each other and that the newer one's pages are there."""
+    newest = max(first.transaction, second.transaction)
+    # Transaction n is written to meta n mod 2, so they are neighbours, or both 0 in a file without a commit.
+    if newest > 0 and (abs(first.transaction - second.transaction) != 1 or first.transaction % 2 != 0):
+        raise corrupt(path, f"its meta pages name transactions {first.transaction} and {second.transaction}")
+    newer = first if first.transaction == newest else second
+    need = (newer.last_page + 1) * newer.page_bytes
+    if size < need:
+        raise corrupt(path, f"is cut: {size} bytes are there, its pages need {need}")
+
+
+class _Meta:
+    """What one of the two meta pages says."""
+
+    __slots__ = ("last_page", "page_bytes", "transaction", "version")
+
+    def __init__(self, version: int, page_bytes: int, last_page: int, transaction: int) -> None:
+        self.version = version
+        self.page_bytes = page_bytes
+        self.last_page = last_page
+        self.transaction = transaction
+
+    @classmethod
+    def read(cls, page: bytes) -> _Meta | None:
+        """Parse the beginning of a page; None when it is no meta page."""
+        if len(page) < _META_AT + _META.size:
+            return None
+        magic, version, _, _, free, _, last_page, transaction = _META.unpack_from(page, _META_AT)
+        page_bytes = int.from_bytes(free[:4], "little")
+        plausible = _PAGE_BYTES_MIN <= page_bytes <= _PAGE_BYTES_MAX and page_bytes & (page_bytes - 1) == 0
+        return cls(version, page_bytes, last_page, transaction) if magic == _META_MAGIC and plausible else None
+
+
+class EnvironmentFile:
+    """An LMDB file that is opened by its first user and closed when asked, once nobody is inside.
+
+    Any thread may read at any time; at most one thread writes. `OpenFiles` bounds how many are open.
+    """
+
+    def __init__(self, path: Path, map_bytes: int, *, readonly: bool, open_files: OpenFiles) -> None:
+        self.path = path
+        self._map_bytes = map_bytes
+        self._readonly = readonly
+        self._open_files = open_files
+        self._environment: lmdb.Environment | None = None
+        self._users = 0
+        self._condition = threading.Condition()
+
+    @property
+    def readonly(self) -> bool:
+        """Whether nothing will ever be written to it again."""
+        return self._readonly
+
+    @contextmanager
+    def reading(self) -> Iterator[lmdb.Transaction[memoryview]]:
+        """Hold a read transaction whose values are borrowed views; nothing of it may outlive the block.
+
+        Raises:
+            StorageError: the file is damaged, or the system refuses.
+        """
+        environment = self._enter()
+        try:
+            with environment.begin(None, None, False, True) as transaction:
+                yield transaction
+        except lmdb.Error as cause:
+            raise self.damage(cause) from cause
+        finally:
+            self._leave()
+
+    @contextmanager
+    def writing(self) -> Iterator[lmdb.Environment]:
+        """Hold the environment open for a writer, which begins and commits by itself.
+
+        Raises:
+            StorageError: the file is damaged, or the system refuses to open it. LMDB's errors pass through.
+        """
+        environment = self._enter()
+        try:
+            yield environment
+        finally:
+            self._leave()
+
+    def open(self) -> None:
+        """Open the environment now, so that its first user need not wait for that.
+
+        Raises:
+            StorageError: the file is damaged, or the system refuses.
+        """
+        self._enter()
+        self._leave()
+
+    def damage(self, cause: lmdb.Error) -> Exception:
+        """Return what an error of reading means: pages that are not what LMDB wrote, or a system that refuses."""
+        if isinstance(cause, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.InvalidError | lmdb.NotFoundError):
+            return corrupt(self.path, f"LMDB cannot read it: {cause}")
+        return failed(self.path, cause)
+
+    def close(self, *, readonly: bool = False) -> None:
+        """Close the environment after the last user has left; the next one opens it again.
+
+        Args:
+            readonly: from now on nothing is written to it: it is opened without locks, and its lock file is removed.
+        """
+        with self._condition:
+            self._condition.wait_for(lambda: self._users == 0)
+            self._close()
+            if readonly:
+                self._readonly = True
+                durable.remove_file(lock_path(self.path))
+
+    def close_if_idle(self) -> bool:
+        """Close the environment unless somebody is inside; tell whether it is closed now."""
+        with self._condition:
+            if self._users == 0:
+                self._close()
+            return self._environment is None
+
+    def _close(self) -> None:
+        if self._environment is not None:
+            self._environment.close()
+            self._environment = None
+
+    def _enter(self) -> lmdb.Environment:
+        with self._condition:
+            if self._environment is None:
+                self._environment = self._open()
+            self._users += 1
+            environment = self._environment
+        if self._readonly:
+            self._open_files.used(self)
+        return environment
+
+    def _leave(self) -> None:
+        with self._condition:
+            self._users -= 1
+            if self._users == 0:
+                self._condition.notify_all()
+
+    def _open(self) -> lmdb.Environment:
+        check_file(self.path)
+        try:
+            return open_lmdb(self.path, self._map_bytes, readonly=self._readonly)
+        except lmdb.Error as cause:
+            raise self.damage(cause) from cause
+
+
+class OpenFiles:
+    """Keeps at most so many read-only files open, the most recently used ones.
+
+    A file that somebody is inside of stays open past the bound until a later file pushes it out.
+    """
+
+    def __init__(self, files_max: int) -> None:
+        self._files_max = files_max
+        self._lock = threading.Lock()
+        self._files: dict[EnvironmentFile, None] = {}
+
+    def used(self, file: EnvironmentFile) -> None:
+        """Note that a file is in use now, and close the ones that have not been for longest."""
+        with self._lock:
+            self._files.pop(file, None)
+            self._files[file] = None
+            surplus = len(self._files) - self._files_max
+            for oldest in list(self._files)[: max(surplus, 0)]:
+                if oldest is not file and oldest.close_if_idle():
+                    del self._files[oldest]

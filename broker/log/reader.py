@@ -1,0 +1,141 @@
+"""Reading groups and chunks back, from the sealed segments and the active one alike.
+
+Every call takes the segments once, ends its transactions before it returns, and copies out at most about the bytes that
+it was asked for; nothing is kept between calls. A chunk is handed out only after its checksum was proved. Void groups
+are never seen: indexes do not name them, and walks stop at a segment's last good group.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from broker.log.errors import damaged
+from broker.log.segment import Segment, group_key, group_number
+from broker_native.index import GroupDamaged, read_header, scan_group
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+    import lmdb
+
+    from broker_native.index import Place
+
+    Chunk = tuple[int, int, bytes]
+
+SCAN_BYTES_MAX = 16 * 1024 * 1024
+"""Bytes of groups that one call of `read_groups` looks at, wanted or not, so that none takes long."""
+
+
+def read_channel(segments: tuple[Segment, ...], channel: int, after_sequence: int, bytes_max: int) -> list[Chunk]:
+    """Return the chunks of a channel whose last sequence is past `after_sequence`; see `Log.read_channel`."""
+    chunks: list[Chunk] = []
+    for segment in _from_sequence(segments, channel, after_sequence):
+        places = segment.find(channel, after_sequence, bytes_max)
+        if chunks and places and places[0][3] > bytes_max:
+            break
+        found = segment.cut(channel, places)
+        bytes_max -= sum(place[3] for place in places)
+        chunks += found
+        if bytes_max <= 0:
+            break
+    return chunks
+
+
+def _from_sequence(segments: tuple[Segment, ...], channel: int, after_sequence: int) -> list[Segment]:
+    """Return the segments that hold chunks of the channel past a sequence, oldest first.
+
+    From the newest back to the one that holds the very next sequence: a channel's sequences are dense, so nothing that
+    is wanted stands before it, and a reader near the head, the usual one, looks at one or two.
+    """
+    holding: list[Segment] = []
+    for segment in reversed(segments):
+        place = next(iter(segment.find(channel, after_sequence, 0)), None)
+        if place is not None:
+            holding.append(segment)
+            if _first_sequence(place) <= after_sequence + 1:
+                break
+    holding.reverse()
+    return holding
+
+
+def _first_sequence(place: Place) -> int:
+    return place[4]
+
+
+class GroupScan:
+    """One walk over the groups after a place, in bus order; see `Log.read_groups`.
+
+    Attributes:
+        chunks: what was found.
+        place: everything up to here was looked at.
+    """
+
+    def __init__(self, after_group: int, after_index: int, bytes_max: int, wanted: Container[int] | None) -> None:
+        self.chunks: list[Chunk] = []
+        self.place = (after_group, after_index)
+        self._bytes_room = bytes_max
+        self._scan_room = SCAN_BYTES_MAX
+        self._wanted = wanted
+
+    def walk(self, segments: tuple[Segment, ...]) -> None:
+        """Walk until a bound is reached or the journal ends."""
+        for segment in segments:
+            if not segment.empty and segment.last.number >= self.place[0] and not self._walk_segment(segment):
+                return
+
+    def _walk_segment(self, segment: Segment) -> bool:
+        """Walk one segment; tell whether there is room for more."""
+        with segment.file.reading() as transaction:
+            for number, group in segment.groups_from(transaction, max(self.place[0], segment.first)):
+                if not self._take(segment, number, group):
+                    return False
+        return True
+
+    def _take(self, segment: Segment, number: int, group: memoryview) -> bool:
+        """Look at one group; tell whether there is room for more."""
+        after_index = self.place[1] if number == self.place[0] else -1
+        try:
+            index, taken, complete = scan_group(group, after_index, self._bytes_room, self._wanted, self.chunks)
+        except GroupDamaged as damage:
+            raise damaged(segment.path, number, damage) from damage
+        self.place = (number, max(index, 0))
+        self._bytes_room -= taken
+        self._scan_room -= len(group)
+        return complete and self._bytes_room > 0 and self._scan_room > 0
+
+
+def time_to_group(segments: tuple[Segment, ...], time_us: int) -> int | None:
+    """Return the first group of that time or later, None when all are earlier."""
+    for segment in segments:
+        if not segment.empty and segment.last.time_us >= time_us:
+            if segment.first_time_us >= time_us:
+                return segment.first
+            return _time_to_group_in(segment, time_us)
+    return None
+
+
+def _time_to_group_in(segment: Segment, time_us: int) -> int:
+    """Find the group by halving the numbers: times never go back, and the segment ends at `time_us` or later."""
+    low, high = segment.first, segment.last.number
+    with segment.file.reading() as transaction:
+        cursor = transaction.cursor()
+        while low < high:
+            middle = low + (high - low) // 2
+            number, group_us = _group_time(segment, cursor, middle)
+            if group_us >= time_us:
+                high = middle
+            else:
+                low = number + 1
+        return _group_time(segment, cursor, low)[0]
+
+
+def _group_time(segment: Segment, cursor: lmdb.Cursor[memoryview], number: int) -> tuple[int, int]:
+    """Return number and time of the first group from a number on; the caller knows that there is one."""
+    cursor.set_range(group_key(number))
+    found = group_number(cursor.key())
+    if found is None:
+        raise AssertionError(f"no group from {number} on in {segment.path}")
+    try:
+        return found, read_header(cursor.value()).time_us
+    except GroupDamaged as damage:
+        raise damaged(segment.path, found, damage) from damage

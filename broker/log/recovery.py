@@ -1,0 +1,326 @@
+"""What happens at start, before anything is appended: finding the segments, proving the chain, replaying it.
+
+Sealed segments are known by their seals and replayed as table deltas, unsealed ones group by group with every checksum
+proved; a seal that was cut short left nothing, since it is one transaction. Damage is an error, never a place to stop
+quietly: with full sync, nothing that was acknowledged can be missing after a loss of power.
+
+A segment may end with a void group: one whose commit failed, after which the chain went on in a later segment from an
+earlier predecessor. So the first group of every segment is looked at before the first one is replayed.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import lmdb
+
+from broker.log import durable
+from broker.log.environment import OpenFiles, create_file, remove_file
+from broker.log.errors import corrupt, damaged, failed
+from broker.log.sealer import segment_path
+from broker.log.segment import DELTA_KEY, SUFFIX, Link, Seal, Segment, group_number
+from broker_native.crc32c import crc32c_of
+from broker_native.index import GroupDamaged, check_group, read_header
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from broker_native.crc32c import Buffer
+
+_NAME = re.compile(r"([0-9a-f]{16})" + re.escape(SUFFIX))
+
+
+class Applier(Protocol):
+    """Who takes the replayed state; see `Log.recover_into`."""
+
+    def apply_entries(self, entries: Buffer) -> object:
+        """Apply the table delta of a sealed segment; the buffer is borrowed for the call."""
+
+    def apply_group(self, group: bytes) -> object:
+        """Apply one group, header and all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """Where the journal ends.
+
+    Attributes:
+        group: the number of the last group, 0 in a new journal.
+        chain: its chain checksum, 0 in a new journal.
+        time_us: its time, microseconds since 1970.
+        term: its term.
+        run: its run.
+        clean: whether its run ended in good order; a new journal's run 0 did.
+        groups: how many groups were replayed one by one.
+    """
+
+    group: int
+    chain: int
+    time_us: int
+    term: int
+    run: int
+    clean: bool
+    groups: int
+
+
+@dataclass(slots=True)
+class Found:
+    """One segment as start-up finds it.
+
+    Attributes:
+        segment: known by its seal if it has one, else without its groups.
+        seal: None for an unsealed one.
+        first: the number of the first group in the file, void or not; 0 when there is none.
+        predecessor: what that group names.
+        limit: greater groups in it are void.
+    """
+
+    segment: Segment
+    seal: Seal | None
+    first: int
+    predecessor: int
+    limit: int = 2**64 - 1
+
+
+class Survey:
+    """The segments of a folder, looked at but not replayed.
+
+    Args:
+        folder: where they are; leftovers of creations that were cut short are removed from it.
+        map_bytes: the address space to reserve for each.
+        open_files: bounds the sealed ones that are open.
+
+    Raises:
+        StorageError: a file is cut, damaged or of a newer format, or the system refuses.
+    """
+
+    def __init__(self, folder: Path, map_bytes: int, open_files: OpenFiles) -> None:
+        self._folder = folder
+        self._map_bytes = map_bytes
+        self._open_files = open_files
+        try:
+            self.ordinals = self._tidy()
+        except OSError as cause:
+            raise failed(folder, cause) from cause
+        self.found = [self._look(ordinal) for ordinal in self.ordinals]
+        limit = 2**64 - 1
+        for found in reversed(self.found):
+            found.limit = limit
+            if found.first:
+                limit = min(limit, found.predecessor)
+
+    @property
+    def next_ordinal(self) -> int:
+        """The ordinal of the next segment to be created."""
+        return self.ordinals[-1] + 1 if self.ordinals else 1
+
+    def _tidy(self) -> list[int]:
+        """Return the ordinals of the segments in order, and remove what a crash left of others."""
+        names = {path.name for path in self._folder.iterdir()}
+        for name in sorted(names):
+            lost = name.endswith("-lock") and name.removesuffix("-lock") not in names
+            if lost or SUFFIX + durable.ASIDE_SUFFIX in name:
+                durable.remove_file(self._folder / name)
+        return sorted(int(match[1], 16) for name in names if (match := _NAME.fullmatch(name)))
+
+    def _segment(self, ordinal: int, *, sealed: bool) -> Segment:
+        path = segment_path(self._folder, ordinal)
+        return Segment(ordinal, path, self._map_bytes, self._open_files, sealed=sealed)
+
+    def _look(self, ordinal: int) -> Found:
+        """Look at one segment through a read-only environment; an unsealed one is opened anew for writing."""
+        segment = self._segment(ordinal, sealed=True)
+        seal = segment.read_seal()
+        if seal is not None:
+            segment.adopt_seal(seal)
+            return Found(segment, seal, seal.first, seal.predecessor)
+        first, predecessor = _first_group(segment)
+        segment.file.close()
+        return Found(self._segment(ordinal, sealed=False), None, first, predecessor)
+
+
+def _first_group(segment: Segment) -> tuple[int, int]:
+    """Return the number of the first group in a file and the predecessor that it names; zeros when it is empty."""
+    with segment.file.reading() as transaction:
+        cursor = transaction.cursor()
+        number = group_number(cursor.key()) if cursor.first() else None
+        if number is None:
+            return 0, 0
+        try:
+            return number, read_header(cursor.value()).predecessor
+        except GroupDamaged as damage:
+            raise damaged(segment.path, number, damage) from damage
+
+
+class Replay:
+    """Walks the chain from its beginning into an applier.
+
+    Attributes:
+        last: the place in the chain that has been reached.
+        groups: how many groups were replayed one by one.
+    """
+
+    def __init__(self, applier: Applier) -> None:
+        self.last = Link()
+        self.groups = 0
+        self._applier = applier
+
+    def take(self, found: Found) -> None:
+        """Replay one segment.
+
+        Raises:
+            StorageError: STORAGE_CORRUPT when the chain is broken or bytes are wrong, STORAGE_FORMAT when a newer
+                version wrote them, STORAGE_FAILED when the system refuses.
+        """
+        if found.seal is not None:
+            self._take_sealed(found.segment, found.seal)
+        else:
+            self._take_groups(found.segment, found.limit)
+
+    def _take_sealed(self, segment: Segment, seal: Seal) -> None:
+        self._check_link(segment, seal.first, seal.predecessor, seal.previous_chain)
+        with segment.file.reading() as transaction:
+            delta = transaction.get(DELTA_KEY)
+            if delta is None or len(delta) != seal.delta_bytes or crc32c_of(delta) != seal.delta_crc:
+                raise corrupt(segment.path, "its table delta's checksum or size is wrong")
+            self._applier.apply_entries(delta)
+        self.last = seal.last
+
+    def _take_groups(self, segment: Segment, limit: int) -> None:
+        # A process that was killed inside a commit may have left a meta page that is seen but not yet on the disk.
+        # Whoever is answered from it now must find it after a loss of power, too.
+        with segment.file.writing() as environment:
+            try:
+                environment.sync(True)
+            except lmdb.Error as cause:
+                raise failed(segment.path, cause) from cause
+        rows = 0
+        with segment.file.reading() as transaction:
+            for key, value in transaction.cursor().iternext(keys=True, values=True):
+                number = group_number(key)
+                if number is None:
+                    raise corrupt(segment.path, f"holds an unknown row {bytes(key)!r}")
+                rows += 1
+                if number <= limit:
+                    self._take_group(segment, number, value)
+            expected = transaction.stat()["entries"]
+        if rows != expected:
+            raise corrupt(segment.path, f"holds {rows} groups, LMDB counts {expected}")
+
+    def _take_group(self, segment: Segment, number: int, value: memoryview) -> None:
+        try:
+            header = check_group(value)
+        except GroupDamaged as damage:
+            raise damaged(segment.path, number, damage) from damage
+        if header.number != number:
+            raise corrupt(segment.path, f"group {number} says that it is group {header.number}")
+        self._check_link(segment, number, header.predecessor, header.previous_chain)
+        segment.extend(self.last, header, value)
+        self._applier.apply_group(bytes(value))
+        self.last = segment.last
+        self.groups += 1
+
+    def _check_link(self, segment: Segment, number: int, predecessor: int, previous_chain: int) -> None:
+        if (predecessor, previous_chain) != (self.last.number, self.last.chain) or number <= predecessor:
+            raise corrupt(
+                segment.path,
+                f"group {number} follows group {predecessor} with chain {previous_chain:08x}, but the one before it is"
+                f" group {self.last.number} with chain {self.last.chain:08x}: a segment is missing or damaged",
+            )
+
+    def result(self) -> Recovery:
+        """Return where the journal ends."""
+        last = self.last
+        return Recovery(
+            group=last.number,
+            chain=last.chain,
+            time_us=last.time_us,
+            term=last.term,
+            run=last.run,
+            clean=last.closed_run == last.run,
+            groups=self.groups,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What the journal goes on with.
+
+    Attributes:
+        segments: those with good groups in order, then the active one.
+        ready: an empty segment that was made ready before, if any.
+        full: what must still be sealed, oldest first.
+        last: the place in the chain after the last group.
+        next_ordinal: the ordinal of the next segment to create.
+        result: what the caller is told.
+    """
+
+    segments: list[Segment]
+    ready: Segment | None
+    full: list[Segment]
+    last: Link
+    next_ordinal: int
+    result: Recovery
+
+
+def recover(folder: Path, map_bytes: int, open_files: OpenFiles, applier: Applier) -> Recovered:
+    """Replay a journal and say what it goes on with.
+
+    Args:
+        folder: where the segments are.
+        map_bytes: the address space to reserve for each.
+        open_files: bounds the sealed ones that are open.
+        applier: takes the state.
+
+    Raises:
+        StorageError: as `Replay.take`; and whatever the applier raises.
+    """
+    survey = Survey(folder, map_bytes, open_files)
+    replay = Replay(applier)
+    for found in survey.found:
+        replay.take(found)
+    segments = [found.segment for found in survey.found if not found.segment.empty]
+    spare = _spare(survey, segments[-1].ordinal if segments else 0)
+    next_ordinal = survey.next_ordinal
+    if not segments or segments[-1].sealed:
+        # Whatever was active before holds no good group, or nothing was ever appended.
+        active = spare.pop(0) if spare else _create(folder, next_ordinal, map_bytes, open_files)
+        next_ordinal = max(next_ordinal, active.ordinal + 1)
+        segments.append(active)
+    ready = spare.pop(0) if spare else None
+    _discard([found.segment for found in survey.found if found.segment not in (*segments, ready)])
+    return Recovered(
+        segments=segments,
+        ready=ready,
+        full=[segment for segment in segments[:-1] if not segment.sealed],
+        last=replay.last,
+        next_ordinal=next_ordinal,
+        result=replay.result(),
+    )
+
+
+def _spare(survey: Survey, last_ordinal: int) -> list[Segment]:
+    """Return the segments past the last good one that hold nothing at all, oldest first."""
+    return [found.segment for found in survey.found if not found.first and found.segment.ordinal > last_ordinal]
+
+
+def _discard(segments: list[Segment]) -> None:
+    """Remove segments that hold nothing, or void groups only."""
+    for segment in segments:
+        segment.file.close()
+        try:
+            remove_file(segment.path)
+        except OSError as cause:
+            raise failed(segment.path, cause) from cause
+
+
+def _create(folder: Path, ordinal: int, map_bytes: int, open_files: OpenFiles) -> Segment:
+    """Create the first segment of a journal, or the next one when all are sealed."""
+    segment = Segment(ordinal, segment_path(folder, ordinal), map_bytes, open_files)
+    try:
+        create_file(segment.path, map_bytes)
+    except (OSError, lmdb.Error) as cause:
+        raise failed(segment.path, cause) from cause
+    return segment

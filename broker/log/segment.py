@@ -1,0 +1,329 @@
+"""One segment of the journal: its rows, what is known of it in memory, and how chunks are found in it.
+
+Rows of a segment, all in LMDB's main database, in the order of their keys:
+
+    u64 big-endian group number                      the group
+    "delta"                                          entries of the table delta        ┐ written in one transaction
+    "index" ‖ u64 channel ‖ u64 first, big-endian    an index page                     │ when the segment is sealed
+    "seal"                                           the seal, below                   ┘
+
+A group's key begins with a zero byte for the next 2^56 groups, so the names sort behind all groups. The seal:
+
+     0     4        8       16      24            32       36      40          48
+     | crc | format | first | last  | predecessor | chain before | chain after | time of first | …
+       u32   u32      u64     u64     u64           u32            u32           u64
+    … | time of last | term | run | closed run | groups | delta bytes | delta crc | delta entries | pages | 0
+        u64            u64    u64   u64          u64      u64           u32         u32             u32     u32
+
+`crc` is the CRC-32C of everything after it. `first` and `last` bound the groups that are good: a segment that was
+given up after a failed commit may hold one more, which is void. `closed run` is the run that the last group ended.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import lmdb
+
+from broker.log.environment import EnvironmentFile, OpenFiles
+from broker.log.errors import append_error, corrupt, damaged
+from broker.model.errors import error
+from broker_native.crc32c import crc32c_of
+from broker_native.index import GroupDamaged, SegmentIndex, cut_chunk, find_in_page, page_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from broker_native.crc32c import Buffer
+    from broker_native.index import GroupHeader, Place
+
+DELTA_KEY = b"delta"
+INDEX_KEY = b"index"
+SEAL_KEY = b"seal"
+SEAL_FORMAT = 1
+GROUP_KEY_BYTES = 8
+SEQUENCE_MAX = 2**64 - 1
+SUFFIX = ".seg"
+
+_SEAL = struct.Struct("<IIQQQIIQQQQQQQIIII")
+
+
+def group_key(number: int) -> bytes:
+    """Return the key of a group."""
+    return number.to_bytes(GROUP_KEY_BYTES, "big")
+
+
+def group_number(key: Buffer) -> int | None:
+    """Return the number of the group that a key names, None for the other rows."""
+    if len(key) != GROUP_KEY_BYTES or key[0] != 0:
+        return None
+    return int.from_bytes(key, "big")
+
+
+def _is_page_key(key: Buffer) -> bool:
+    return bytes(key[: len(INDEX_KEY)]) == INDEX_KEY
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A place in the chain of groups: what the next group must name as its predecessor, and what replay returns."""
+
+    number: int = 0
+    chain: int = 0
+    time_us: int = 0
+    term: int = 0
+    run: int = 0
+    closed_run: int = 0
+
+    @classmethod
+    def after(cls, header: GroupHeader) -> Link:
+        """Return the place after a group."""
+        return cls(header.number, header.chain, header.time_us, header.term, header.run, header.closed_run)
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """What a sealed segment says of itself. `first` and `last` are group numbers, `last` the last good one."""
+
+    first: int
+    predecessor: int
+    previous_chain: int
+    first_time_us: int
+    last: Link
+    groups: int
+    delta_bytes: int
+    delta_crc: int
+    delta_entries: int
+    pages: int
+
+    def pack(self) -> bytes:
+        """Return the value of the seal's row."""
+        packed = _SEAL.pack(
+            0, SEAL_FORMAT, self.first, self.last.number, self.predecessor, self.previous_chain, self.last.chain,
+            self.first_time_us, self.last.time_us, self.last.term, self.last.run, self.last.closed_run, self.groups,
+            self.delta_bytes, self.delta_crc, self.delta_entries, self.pages, 0,
+        )  # fmt: skip
+        return struct.pack("<I", crc32c_of(packed[4:])) + packed[4:]
+
+    @classmethod
+    def unpack(cls, value: Buffer, path: Path) -> Seal:
+        """Parse the value of the seal's row.
+
+        Raises:
+            StorageError: STORAGE_CORRUPT when it is damaged, STORAGE_FORMAT when a newer version wrote it.
+        """
+        if len(value) != _SEAL.size or int.from_bytes(value[:4], "little") != crc32c_of(value[4:]):
+            raise corrupt(path, "its seal's checksum or size is wrong")
+        (
+            _, form, first, last, predecessor, previous_chain, chain,
+            first_time_us, last_time_us, term, run, closed_run, groups,
+            delta_bytes, delta_crc, delta_entries, pages, _,
+        ) = _SEAL.unpack(value)  # fmt: skip
+        if form != SEAL_FORMAT:
+            raise error("STORAGE_FORMAT", f"{path}: got seal format {form}, this version knows {SEAL_FORMAT}")
+        return cls(
+            first, predecessor, previous_chain, first_time_us,
+            Link(last, chain, last_time_us, term, run, closed_run),
+            groups, delta_bytes, delta_crc, delta_entries, pages,
+        )  # fmt: skip
+
+
+class Segment:
+    """One file of the journal and what is known of it.
+
+    Attributes:
+        ordinal: its place in the chain of segments, from 1; later segments have greater ones.
+        path: its file.
+        file: its environment.
+        first: the number of its first good group, 0 while it has none.
+        last: the place in the chain after its last good group; greater groups in the file are void.
+        index: where its chunks stand; None once it is sealed, and its index is in its pages.
+        bytes: the sum of its groups' sizes.
+
+    Groups are appended by the commit thread alone, which then moves `last`: readers never look past it. All else is
+    set before the segment is shared, or by the sealer when it is sealed.
+    """
+
+    def __init__(
+        self, ordinal: int, path: Path, map_bytes: int, open_files: OpenFiles, *, sealed: bool = False
+    ) -> None:
+        self.ordinal = ordinal
+        self.path = path
+        self.file = EnvironmentFile(path, map_bytes, readonly=sealed, open_files=open_files)
+        self.first = 0
+        self.first_time_us = 0
+        self.predecessor = Link()
+        self.last = Link()
+        self.groups = 0
+        self.bytes = 0
+        self.index: SegmentIndex | None = None if sealed else SegmentIndex()
+
+    @property
+    def sealed(self) -> bool:
+        """Whether its index and table delta are in its file and nothing is written to it any more."""
+        return self.index is None
+
+    @property
+    def empty(self) -> bool:
+        """Whether it has no good group."""
+        return self.first == 0
+
+    # --- Writing --------------------------------------------------------------------------------------------------
+
+    def append(self, number: int, value: Buffer) -> None:
+        """Store a group, synced; the commit thread only.
+
+        One put in one transaction: LMDB gives the interpreter lock away at every step, so their number is what a
+        commit costs beside a busy loop.
+
+        Raises:
+            AppendError: nothing is stored (`handed_over` False), or it may be (True).
+            StorageError: the file cannot be opened.
+        """
+        handed_over = False
+        try:
+            with self.file.writing() as environment:
+                transaction = environment.begin(None, None, True, False)
+                try:
+                    if not transaction.put(group_key(number), value, append=True, overwrite=False):
+                        raise AssertionError(f"group {number} is not past the last one of {self.path}")
+                    handed_over = True
+                    transaction.commit()
+                finally:
+                    # After a commit, good or bad, there is nothing left to abort, and this does nothing.
+                    transaction.abort()
+        except lmdb.Error as cause:
+            raise append_error(cause, self.path, 2 * len(value), handed_over=handed_over) from cause
+
+    def extend(self, predecessor: Link, header: GroupHeader, value: Buffer) -> None:
+        """Take a stored group into what is known of the segment; readers see it from here on.
+
+        Raises:
+            StorageError: its chunks contradict those before it.
+        """
+        if self.index is None:
+            raise AssertionError(f"group {header.number} for the sealed {self.path}")
+        try:
+            self.index.add(value)
+        except GroupDamaged as damage:
+            raise damaged(self.path, header.number, damage) from damage
+        if self.empty:
+            self.first_time_us = header.time_us
+            self.predecessor = predecessor
+            self.first = header.number
+        self.groups += 1
+        self.bytes += header.size
+        self.last = Link.after(header)
+
+    def write_seal(self, seal: Seal, delta: bytes, pages: list[tuple[bytes, bytes]]) -> None:
+        """Store index, table delta and seal, synced, in one transaction; whole or not at all.
+
+        Raises:
+            StorageError: the file cannot be opened.
+            lmdb.Error: it was not stored.
+        """
+        with self.file.writing() as environment, environment.begin(write=True) as transaction:
+            transaction.put(DELTA_KEY, delta, append=True)
+            for key, page in pages:
+                transaction.put(INDEX_KEY + key, page, append=True)
+            transaction.put(SEAL_KEY, seal.pack(), append=True)
+
+    def adopt_seal(self, seal: Seal) -> None:
+        """Know the segment by its seal, as start-up does."""
+        self.first = seal.first
+        self.first_time_us = seal.first_time_us
+        self.predecessor = Link(seal.predecessor, seal.previous_chain)
+        self.last = seal.last
+        self.groups = seal.groups
+        self.index = None
+
+    # --- Reading --------------------------------------------------------------------------------------------------
+
+    def read_seal(self) -> Seal | None:
+        """Return the seal, None when the segment is not sealed."""
+        with self.file.reading() as transaction:
+            value = transaction.get(SEAL_KEY)
+            return None if value is None else Seal.unpack(value, self.path)
+
+    def find(self, channel: int, after_sequence: int, bytes_max: int) -> list[Place]:
+        """Return where the chunks of a channel stand whose last sequence is past `after_sequence`.
+
+        Args:
+            channel: its id.
+            after_sequence: 0 for all of them.
+            bytes_max: as of `SegmentIndex.find`: at least one is returned if there is any.
+        """
+        # Sealing sets `index` to None at any time; what was taken before stays right.
+        index = self.index
+        if index is not None:
+            return index.find(channel, after_sequence, bytes_max)
+        places: list[Place] = []
+        with self.file.reading() as transaction:
+            for page in self._pages_from(transaction, channel, after_sequence):
+                try:
+                    found, more = find_in_page(page, channel, after_sequence, max(bytes_max, 0))
+                except GroupDamaged as damage:
+                    raise corrupt(self.path, f"an index page of channel {channel}: its checksum is wrong") from damage
+                for place in found:
+                    if places and bytes_max < place[3]:
+                        return places
+                    bytes_max -= place[3]
+                    places.append(place)
+                if not more or (places and bytes_max <= 0):
+                    break
+        return places
+
+    def _pages_from(
+        self, transaction: lmdb.Transaction[memoryview], channel: int, after_sequence: int
+    ) -> Iterator[memoryview]:
+        """Yield the index pages from the one on that may hold the channel's chunk after a sequence."""
+        cursor = transaction.cursor()
+        wanted = INDEX_KEY + page_key(channel, min(after_sequence + 1, SEQUENCE_MAX))
+        # The page that begins last at or before what is wanted, or else the first page there is. A row past it is
+        # always found: the seal sorts behind all pages.
+        if not cursor.set_range(wanted):
+            raise corrupt(self.path, "its seal is missing")
+        if cursor.key() != wanted:
+            cursor.prev()
+            if not _is_page_key(cursor.key()):
+                cursor.next()
+        while _is_page_key(cursor.key()):
+            yield cursor.value()
+            if not cursor.next():
+                return
+
+    def cut(self, channel: int, places: list[Place]) -> list[tuple[int, int, bytes]]:
+        """Copy chunks out by their places.
+
+        Returns:
+            (group number, index in it, chunk) for each place.
+
+        Raises:
+            StorageError: STORAGE_CORRUPT when one is not what was written.
+        """
+        chunks: list[tuple[int, int, bytes]] = []
+        with self.file.reading() as transaction:
+            for place in places:
+                number, index = place[0], place[1]
+                group = transaction.get(group_key(number))
+                if group is None:
+                    raise corrupt(self.path, f"group {number} is missing")
+                try:
+                    chunks.append((number, index, cut_chunk(group, channel, place)))
+                except GroupDamaged as damage:
+                    raise damaged(self.path, number, damage) from damage
+        return chunks
+
+    def groups_from(self, transaction: lmdb.Transaction[memoryview], number: int) -> Iterator[tuple[int, memoryview]]:
+        """Yield (number, group) for the good groups from a number on; views end with the transaction."""
+        cursor = transaction.cursor()
+        if not cursor.set_range(group_key(number)):
+            return
+        for key, value in cursor.iternext(keys=True, values=True):
+            found = group_number(key)
+            if found is None or found > self.last.number:
+                return
+            yield found, value

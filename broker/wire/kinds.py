@@ -1,0 +1,105 @@
+"""The numbers of specification.md as Python ints, for code that is not on the hot path.
+
+`ext/broker_native/layout.pxd` says the same numbers to native code; tests/unit/wire/test_kinds.py compares the three.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+from typing import Final
+
+KIB: Final = 1024
+
+VERSION: Final = 1
+HELLO_MAGIC: Final = b"BROKER\0\1"
+
+FRAME_HEADER_BYTES: Final = 8
+HELLO_BYTES_MAX: Final = 16 * KIB
+FRAME_BYTES_BEFORE_WELCOME_MAX: Final = 64 * KIB
+
+PRODUCER_BYTES: Final = 16
+JOURNAL_BYTES: Final = 16
+LINE_WINDOW: Final = 1024
+"""Numbers of a producer's line whose positions the server still knows: a retry within them is answered exactly."""
+
+PUBLISH_HEADER_BYTES: Final = 16
+PUBLISH_COUNT_MAX: Final = 65535
+PUBLISHED_ENTRY_BYTES: Final = 40
+DELIVER_HEADER_BYTES: Final = 16
+CREDIT_BYTES: Final = 16
+RECORD_HEADER_BYTES: Final = 12
+CHUNK_HEADER_BYTES: Final = 56
+CHUNK_BYTES_CLOSE: Final = 64 * KIB
+GONE_RECORD_BYTES: Final = 20
+
+HELLO_SECONDS_MAX: Final = 2.0
+PING_AFTER_SECONDS: Final = 15.0
+SILENCE_SECONDS_MAX: Final = 45.0
+
+
+class Kind(IntEnum):
+    """What a frame is: the fifth byte of its header."""
+
+    HELLO = 1
+    WELCOME = 2
+    ERROR = 3
+    PING = 4
+    PONG = 5
+    GOING_AWAY = 6
+    CHANNEL = 7
+    SUBSCRIBE = 8
+    SUBSCRIBED = 9
+    UNSUBSCRIBE = 10
+    UNSUBSCRIBED = 11
+    EVENT = 12
+    REQUEST = 13
+    REPLY = 14
+    PUBLISH = 16
+    PUBLISHED = 17
+    DELIVER = 18
+    ACK = 19
+    CREDIT = 20
+
+
+class DeliverFlag(IntFlag):
+    """Flags in the header of a DELIVER frame."""
+
+    NAME = 1
+    EARLY = 2
+
+
+class RecordFlag(IntFlag):
+    """Which fields a record has between its header and its payload, in the order of their bits."""
+
+    PUBLISHER = 0x0001
+    NUMBER = 0x0002
+    PRIORITY = 0x0004
+    EXPIRY = 0x0008
+    KEY = 0x0010
+    HEADERS = 0x0020
+    GONE = 0x8000
+
+
+RECORD_FLAGS_CLIENT: Final = RecordFlag.PRIORITY | RecordFlag.EXPIRY | RecordFlag.KEY | RecordFlag.HEADERS
+RECORD_FLAGS_KNOWN: Final = RECORD_FLAGS_CLIENT | RecordFlag.PUBLISHER | RecordFlag.NUMBER | RecordFlag.GONE
+
+PUBLISHED_FLAG_DUPLICATE: Final = 1
+
+
+class GoneReason(IntEnum):
+    """Why a run of sequences holds no messages any more."""
+
+    EXPIRED = 1
+    COMPACTED = 2
+    REVOKED = 3
+    ERASED = 4
+    DROPPED = 5
+
+
+class Priority(IntEnum):
+    """The priority byte of a record; a record without one is NORMAL."""
+
+    CRITICAL = 0
+    HIGH = 1
+    NORMAL = 2
+    LOW = 3

@@ -1,0 +1,78 @@
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, TypeAlias, final
+
+from broker_native.histogram import Histogram
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+class Failure(NamedTuple):
+    reason: str
+    connection: int
+    detail: str
+    body: bytes
+
+class Outcome(NamedTuple):
+    finished: bool
+    seconds: float
+    cpu_s: float
+    sent: int
+    acked: int
+    acked_twice: int
+    deliveries: int
+    lost: int
+    duplicated: int
+    reordered: int
+    corrupt: int
+    misplaced: int
+    events: int
+    level_min: int
+    level_max: int
+    failure: Failure | None
+
+@final
+class Driver:
+    latency: Histogram
+    def __init__(
+        self,
+        names: Sequence[bytes],
+        *,
+        publishers: int,
+        audiences: int = 1,
+        payload_bytes: int = 128,
+        batch: int = 1,
+        window: int = 16384,
+        frame_bytes_max: int = 2097152,
+        crc: bool = False,
+    ) -> None: ...
+    def add_publisher(self, fd: int) -> None: ...
+    def add_subscriber(self, fd: int, *, credit_bytes: int, pattern: bool = False) -> None: ...
+    def run(
+        self,
+        *,
+        messages: int = 0,
+        seconds: float = 0,
+        rate: int = 0,
+        hold_s: float = 0,
+        patience_s: float = 10,
+        on_slice: Callable[[], object] | None = None,
+    ) -> Outcome: ...
+
+@final
+class Verifier:
+    def __init__(self, *, publishers: int = 1, channels: int = 1, payload_bytes: int = 128) -> None: ...
+    def payloads(self, count: int, *, publisher: int = 0, channel: int = 0) -> list[bytes]: ...
+    def expect(self, count: int, *, publisher: int = 0, channel: int = 0) -> None: ...
+    def check(self, payload: Buffer, latency: Histogram | None = None) -> None: ...
+    def check_all(self, payloads: Iterable[Buffer], latency: Histogram | None = None) -> None: ...
+    @property
+    def taken(self) -> int: ...
+    @property
+    def lost(self) -> int: ...
+    @property
+    def duplicated(self) -> int: ...
+    @property
+    def reordered(self) -> int: ...
+    @property
+    def corrupt(self) -> int: ...
+
+def payload_of(publisher: int, counter: int, time_ns: int, channel: int, payload_bytes: int) -> bytes: ...

@@ -1,0 +1,1183 @@
+"""Everything of the journal that is done per chunk: checking groups, indexing segments, cutting chunks out.
+
+Four things over the layouts of `layout.pxd`:
+
+- `check_group` and `read_header` tell what a stored group says of itself, with and without proof;
+- `SegmentIndex` knows where each channel's chunks stand in a segment, and emits that as sorted pages, which
+  `find_in_page` looks up in again;
+- `cut_chunk` and `scan_group` copy chunks out of a group, and never hand out one whose checksum is wrong;
+- `TableDelta` gathers what the groups of a segment change in the tables, the last value of each row.
+
+Buffers are borrowed for the length of one call; nothing returned points into them. Nothing here knows of LMDB, files
+or the broker's errors: damage is `GroupDamaged`, which says what and where, and the caller adds the file's name.
+Loops over chunks run without the interpreter lock once they are long enough to be worth the hand-over.
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
+from cpython.pythread cimport (
+    WAIT_LOCK,
+    PyThread_acquire_lock,
+    PyThread_allocate_lock,
+    PyThread_free_lock,
+    PyThread_release_lock,
+)
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport qsort
+from libc.string cimport memcmp, memcpy, memset
+
+from broker_native.crc32c cimport crc32c
+from broker_native.layout cimport (
+    CHUNK_CHANNEL,
+    CHUNK_COUNT,
+    CHUNK_CRC,
+    CHUNK_EPOCH,
+    CHUNK_FIRST,
+    CHUNK_HEADER_BYTES,
+    ENTRY_CHANNEL,
+    ENTRY_CLOSE,
+    ENTRY_EPOCH,
+    ENTRY_FLAG_IGNORABLE,
+    ENTRY_FLAG_SNAPSHOT,
+    ENTRY_HEAD,
+    ENTRY_HEADER_BYTES,
+    ENTRY_LINE,
+    ENTRY_RUN,
+    GROUP_CHAIN,
+    GROUP_CHUNKS_COUNT,
+    GROUP_ENTRIES_BYTES,
+    GROUP_ENTRIES_COUNT,
+    GROUP_FLAGS,
+    GROUP_FORMAT,
+    GROUP_FORMAT_AT,
+    GROUP_HEADER_BYTES,
+    GROUP_MAGIC,
+    GROUP_NUMBER,
+    GROUP_PREDECESSOR,
+    GROUP_PREVIOUS_CHAIN,
+    GROUP_RESERVED,
+    GROUP_RUN,
+    GROUP_SIZE,
+    GROUP_TERM,
+    GROUP_TIME,
+    GROUP_WRITER,
+    LINE_HEADER_BYTES,
+    LINE_RUN_BYTES,
+    LINE_WINDOW,
+    load_u16,
+    load_u32,
+    load_u64,
+    store_u16,
+    store_u32,
+    store_u64,
+)
+
+cdef enum:
+    DAMAGE_NONE = 0
+    DAMAGE_HEADER = 1             # too short for a header, or no magic
+    DAMAGE_FORMAT = 2             # a format that this build does not know
+    DAMAGE_SIZE = 3               # the header's size is not the value's
+    DAMAGE_ENTRIES = 4            # entries do not add up
+    DAMAGE_CHUNK = 5              # a chunk's size, count or first cannot be
+    DAMAGE_CRC = 6                # a chunk's checksum is wrong
+    DAMAGE_CHAIN = 7              # the group's checksum is wrong
+    DAMAGE_ORDER = 8              # a channel's chunks are not in the order of their sequences
+    DAMAGE_UNKNOWN_ENTRY = 9      # an entry of a newer version that must not be passed over
+    DAMAGE_PLACE = 10             # no such chunk where the index says
+    DAMAGE_PAGE = 11              # an index page's checksum or bounds are wrong
+    DAMAGE_MEMORY = 12            # not damage: no memory
+
+    # Up to here a walk takes less than giving the interpreter lock away and getting it back beside a busy thread.
+    CHUNKS_HELD_MAX = 64
+    BYTES_HELD_MAX = 65536
+    HEAD_BYTES = 40
+    GROUP_CHAIN_HEADER_BYTES = 80
+
+PAGE_BYTES_MAX = PAGE_HEADER_BYTES + PAGE_ENTRIES_MAX * PAGE_ENTRY_BYTES
+
+_REASONS = {
+    DAMAGE_HEADER: "header",
+    DAMAGE_FORMAT: "format",
+    DAMAGE_SIZE: "size",
+    DAMAGE_ENTRIES: "entries",
+    DAMAGE_CHUNK: "chunk bounds",
+    DAMAGE_CRC: "chunk checksum",
+    DAMAGE_CHAIN: "chain checksum",
+    DAMAGE_ORDER: "sequence order",
+    DAMAGE_UNKNOWN_ENTRY: "unknown entry",
+    DAMAGE_PLACE: "chunk place",
+    DAMAGE_PAGE: "index page",
+}
+
+
+class GroupDamaged(ValueError):
+    """Stored bytes are not what was written.
+
+    Attributes:
+        reason: "format" and "unknown entry" mean that a newer version wrote it; all others that it is damaged:
+            "header", "size", "entries", "chunk bounds", "chunk checksum", "chain checksum", "sequence order",
+            "chunk place", "index page".
+        offset: where, in bytes from the beginning of the group or page.
+        channel: the id of the channel concerned, 0 when none is.
+    """
+
+    def __init__(self, reason, offset, channel):
+        super().__init__(reason, offset, channel)
+        self.reason = reason
+        self.offset = offset
+        self.channel = channel
+
+
+cdef object damage_error(const Damage* damage):
+    if damage.reason == DAMAGE_MEMORY:
+        return MemoryError()
+    return GroupDamaged(_REASONS[damage.reason], damage.offset, damage.channel)
+
+
+cdef inline int damaged(Damage* damage, int reason, uint64_t offset, uint64_t channel) noexcept nogil:
+    damage.reason = reason
+    damage.offset = offset
+    damage.channel = channel
+    return reason
+
+
+# --- Growing arrays and the hash table ---------------------------------------------------------------------------
+
+cdef void* array_grow(void* items, uint32_t* capacity, uint32_t initial, size_t item_bytes) noexcept nogil:
+    """Double an array; NULL when there is no memory, and then the old one is still good."""
+    cdef uint32_t grown = capacity[0] * 2
+    cdef void* moved
+    if capacity[0] == 0:
+        grown = initial
+    if grown <= capacity[0]:
+        return NULL
+    moved = PyMem_RawRealloc(items, grown * item_bytes)
+    if moved != NULL:
+        capacity[0] = grown
+    return moved
+
+
+cdef bint buffer_append(ByteBuffer* buffer, const uint8_t* data, size_t size) noexcept nogil:
+    cdef size_t capacity = buffer.capacity if buffer.capacity else 4096
+    cdef void* moved
+    while capacity - buffer.size < size:
+        capacity *= 2
+    if capacity != buffer.capacity:
+        moved = PyMem_RawRealloc(buffer.data, capacity)
+        if moved == NULL:
+            return False
+        buffer.data = <uint8_t*>moved
+        buffer.capacity = capacity
+    memcpy(buffer.data + buffer.size, data, size)
+    buffer.size += size
+    return True
+
+
+cdef inline uint64_t key_mix(uint64_t key) noexcept nogil:
+    # The finalizer of MurmurHash3: channel ids count up, and neighbours must not share places.
+    key ^= key >> 33
+    key *= <uint64_t>0xff51afd7ed558ccd
+    key ^= key >> 33
+    key *= <uint64_t>0xc4ceb9fe1a85ec53
+    return key ^ (key >> 33)
+
+
+cdef uint32_t table_find(const IndexTable* table, uint64_t key) noexcept nogil:
+    """Return the row of a key plus one, 0 when it has none."""
+    cdef uint32_t mask, at
+    if table.capacity == 0:
+        return 0
+    mask = table.capacity - 1
+    at = <uint32_t>key_mix(key) & mask
+    while table.rows[at] != 0 and table.keys[at] != key:
+        at = (at + 1) & mask
+    return table.rows[at]
+
+
+cdef void table_place(IndexTable* table, uint64_t key, uint32_t row_plus_one) noexcept nogil:
+    cdef uint32_t mask = table.capacity - 1
+    cdef uint32_t at = <uint32_t>key_mix(key) & mask
+    while table.rows[at] != 0:
+        at = (at + 1) & mask
+    table.keys[at] = key
+    table.rows[at] = row_plus_one
+
+
+cdef bint table_grow(IndexTable* table) noexcept nogil:
+    cdef IndexTable grown
+    cdef uint32_t at
+    grown.capacity = table.capacity * 2
+    if grown.capacity == 0:
+        grown.capacity = 64
+    grown.count = table.count
+    grown.keys = <uint64_t*>PyMem_RawMalloc(grown.capacity * sizeof(uint64_t))
+    grown.rows = <uint32_t*>PyMem_RawMalloc(grown.capacity * sizeof(uint32_t))
+    if grown.keys == NULL or grown.rows == NULL:
+        PyMem_RawFree(grown.keys)
+        PyMem_RawFree(grown.rows)
+        return False
+    memset(grown.rows, 0, grown.capacity * sizeof(uint32_t))
+    for at in range(table.capacity):
+        if table.rows[at] != 0:
+            table_place(&grown, table.keys[at], table.rows[at])
+    table_free(table)
+    table[0] = grown
+    return True
+
+
+cdef bint table_insert(IndexTable* table, uint64_t key, uint32_t row) noexcept nogil:
+    """Give a key its row; the caller knows that it has none."""
+    if table.count * 2 >= table.capacity and not table_grow(table):
+        return False
+    table_place(table, key, row + 1)
+    table.count += 1
+    return True
+
+
+cdef void table_free(IndexTable* table) noexcept nogil:
+    PyMem_RawFree(table.keys)
+    PyMem_RawFree(table.rows)
+
+
+# --- What a group says of itself ----------------------------------------------------------------------------------
+
+cdef int group_check_header(const uint8_t* at, size_t size, Damage* damage) noexcept nogil:
+    """Check what must hold before any other byte of a group may be looked at."""
+    if size < GROUP_HEADER_BYTES or load_u32(at) != GROUP_MAGIC:
+        return damaged(damage, DAMAGE_HEADER, 0, 0)
+    if load_u16(at + GROUP_FORMAT_AT) != GROUP_FORMAT or load_u16(at + GROUP_FORMAT_AT + 2) != GROUP_HEADER_BYTES:
+        return damaged(damage, DAMAGE_FORMAT, GROUP_FORMAT_AT, 0)
+    if load_u64(at + GROUP_SIZE) != size:
+        return damaged(damage, DAMAGE_SIZE, GROUP_SIZE, 0)
+    if load_u64(at + GROUP_RESERVED) != 0:
+        return damaged(damage, DAMAGE_HEADER, GROUP_RESERVED, 0)
+    if load_u32(at + GROUP_ENTRIES_BYTES) > size - GROUP_HEADER_BYTES:
+        return damaged(damage, DAMAGE_ENTRIES, GROUP_ENTRIES_BYTES, 0)
+    return DAMAGE_NONE
+
+
+cdef int group_check_entries(const uint8_t* at, uint64_t* closed_run, Damage* damage) noexcept nogil:
+    """Check that the entries add up; the header is checked. Reports the run of a CLOSE entry."""
+    cdef uint64_t offset = GROUP_HEADER_BYTES
+    cdef uint64_t end = offset + load_u32(at + GROUP_ENTRIES_BYTES)
+    cdef uint32_t count = 0
+    cdef uint32_t size, kind
+    while offset < end:
+        if end - offset < ENTRY_HEADER_BYTES:
+            return damaged(damage, DAMAGE_ENTRIES, offset, 0)
+        size = load_u32(at + offset)
+        if size < ENTRY_HEADER_BYTES or size > end - offset:
+            return damaged(damage, DAMAGE_ENTRIES, offset, 0)
+        kind = load_u16(at + offset + 4)
+        if kind - ENTRY_CHANNEL > ENTRY_CLOSE - ENTRY_CHANNEL and not load_u16(at + offset + 6) & ENTRY_FLAG_IGNORABLE:
+            return damaged(damage, DAMAGE_UNKNOWN_ENTRY, offset, 0)
+        if kind == ENTRY_CLOSE and size >= ENTRY_HEADER_BYTES + 8:
+            closed_run[0] = load_u64(at + offset + ENTRY_HEADER_BYTES)
+        offset += size
+        count += 1
+    if count != load_u32(at + GROUP_ENTRIES_COUNT):
+        return damaged(damage, DAMAGE_ENTRIES, GROUP_ENTRIES_COUNT, 0)
+    return DAMAGE_NONE
+
+
+cdef int chunk_check_bounds(const uint8_t* at, uint64_t offset, uint64_t end, Damage* damage) noexcept nogil:
+    """Check that a chunk's header and size lie within its group, and that it covers sequences that can be."""
+    cdef uint32_t size
+    if end - offset < CHUNK_HEADER_BYTES:
+        return damaged(damage, DAMAGE_CHUNK, offset, 0)
+    size = load_u32(at + offset)
+    if size < CHUNK_HEADER_BYTES or size > end - offset:
+        return damaged(damage, DAMAGE_CHUNK, offset, load_u64(at + offset + CHUNK_CHANNEL))
+    if load_u32(at + offset + CHUNK_COUNT) == 0 or load_u64(at + offset + CHUNK_FIRST) == 0:
+        return damaged(damage, DAMAGE_CHUNK, offset, load_u64(at + offset + CHUNK_CHANNEL))
+    return DAMAGE_NONE
+
+
+cdef int group_check_chunks(const uint8_t* at, uint64_t size, uint32_t* chain, Damage* damage) noexcept nogil:
+    """Check every chunk, and carry their checksums into the chain. The header is checked."""
+    cdef uint64_t offset = GROUP_HEADER_BYTES + <uint64_t>load_u32(at + GROUP_ENTRIES_BYTES)
+    cdef uint32_t count = 0
+    cdef uint32_t chunk_size
+    while offset < size:
+        if chunk_check_bounds(at, offset, size, damage) != DAMAGE_NONE:
+            return damage.reason
+        chunk_size = load_u32(at + offset)
+        if crc32c(0, at + offset + CHUNK_CHANNEL, chunk_size - CHUNK_CHANNEL) != load_u32(at + offset + CHUNK_CRC):
+            return damaged(damage, DAMAGE_CRC, offset, load_u64(at + offset + CHUNK_CHANNEL))
+        chain[0] = crc32c(chain[0], at + offset + CHUNK_CRC, 4)
+        offset += chunk_size
+        count += 1
+    if count != load_u32(at + GROUP_CHUNKS_COUNT):
+        return damaged(damage, DAMAGE_CHUNK, GROUP_CHUNKS_COUNT, 0)
+    return DAMAGE_NONE
+
+
+cdef int group_check(const uint8_t* at, size_t size, uint64_t* closed_run, Damage* damage) noexcept nogil:
+    """Check everything that a group can prove alone: header, entries, chunks and chain."""
+    cdef uint32_t chain
+    if group_check_header(at, size, damage) != DAMAGE_NONE:
+        return damage.reason
+    if group_check_entries(at, closed_run, damage) != DAMAGE_NONE:
+        return damage.reason
+    chain = crc32c(0, at, GROUP_CHAIN_HEADER_BYTES)
+    chain = crc32c(chain, at + GROUP_PREVIOUS_CHAIN, 4)
+    chain = crc32c(chain, at + GROUP_HEADER_BYTES, load_u32(at + GROUP_ENTRIES_BYTES))
+    if group_check_chunks(at, size, &chain, damage) != DAMAGE_NONE:
+        return damage.reason
+    if chain != load_u32(at + GROUP_CHAIN):
+        return damaged(damage, DAMAGE_CHAIN, GROUP_CHAIN, 0)
+    return DAMAGE_NONE
+
+
+cdef int view_check(const Py_buffer* view, uint64_t* closed_run, Damage* damage) noexcept:
+    """Check a whole group, without the interpreter lock if it is large."""
+    cdef int reason
+    if view.len <= BYTES_HELD_MAX:
+        return group_check(<const uint8_t*>view.buf, <size_t>view.len, closed_run, damage)
+    with nogil:
+        reason = group_check(<const uint8_t*>view.buf, <size_t>view.len, closed_run, damage)
+    return reason
+
+
+cdef class GroupHeader:
+    """What the header of one group says.
+
+    Attributes (all read-only):
+        number, predecessor: group numbers; the predecessor of the first group is 0.
+        term, writer, run: as the sequencer stamped them.
+        time_us: broker time, microseconds since 1970.
+        chain, previous_chain: the chain checksum after and before this group.
+        entries, chunks: how many there are.
+        flags: GROUP_FLAG_*.
+        size: bytes of the whole group.
+        closed_run: the run that a CLOSE entry of the group ends, 0 when it has none; always 0 from `read_header`.
+    """
+
+    cdef readonly uint64_t number, predecessor, term, writer, run, time_us, size, closed_run
+    cdef readonly uint32_t chain, previous_chain, entries, chunks, flags
+
+
+cdef GroupHeader header_of(const uint8_t* at, uint64_t closed_run):
+    cdef GroupHeader header = GroupHeader.__new__(GroupHeader)
+    header.number = load_u64(at + GROUP_NUMBER)
+    header.predecessor = load_u64(at + GROUP_PREDECESSOR)
+    header.term = load_u64(at + GROUP_TERM)
+    header.writer = load_u64(at + GROUP_WRITER)
+    header.run = load_u64(at + GROUP_RUN)
+    header.time_us = load_u64(at + GROUP_TIME)
+    header.size = load_u64(at + GROUP_SIZE)
+    header.chain = load_u32(at + GROUP_CHAIN)
+    header.previous_chain = load_u32(at + GROUP_PREVIOUS_CHAIN)
+    header.entries = load_u32(at + GROUP_ENTRIES_COUNT)
+    header.chunks = load_u32(at + GROUP_CHUNKS_COUNT)
+    header.flags = load_u32(at + GROUP_FLAGS)
+    header.closed_run = closed_run
+    return header
+
+
+def read_header(group):
+    """Return the header of a group after checking its magic, format and sizes, and nothing else.
+
+    Args:
+        group: the whole stored value; borrowed for the call.
+
+    Returns:
+        A `GroupHeader`.
+
+    Raises:
+        GroupDamaged: the header cannot be a group's of that size.
+
+    Any thread. Reads the first 96 bytes only, so it is safe on a value whose other pages may be gone.
+    """
+    cdef Py_buffer view
+    cdef Damage damage
+    cdef GroupHeader header
+    PyObject_GetBuffer(group, &view, PyBUF_SIMPLE)
+    try:
+        if group_check_header(<const uint8_t*>view.buf, <size_t>view.len, &damage) != DAMAGE_NONE:
+            raise damage_error(&damage)
+        header = header_of(<const uint8_t*>view.buf, 0)
+    finally:
+        PyBuffer_Release(&view)
+    return header
+
+
+def check_group(group):
+    """Return the header of a group after checking every byte of it against its checksums.
+
+    What is left to the caller: that predecessor and previous chain are those of the group before it.
+
+    Args:
+        group: the whole stored value; borrowed for the call, and nobody may write to it meanwhile.
+
+    Returns:
+        A `GroupHeader`.
+
+    Raises:
+        GroupDamaged: something is not as it was written.
+
+    Any thread; the interpreter lock is free while a large group is checked. About 0.1 ms for 1 MiB.
+    """
+    cdef Py_buffer view
+    cdef Damage damage
+    cdef uint64_t closed_run = 0
+    cdef int reason
+    cdef GroupHeader header
+    PyObject_GetBuffer(group, &view, PyBUF_SIMPLE)
+    try:
+        reason = view_check(&view, &closed_run, &damage)
+        if reason != DAMAGE_NONE:
+            raise damage_error(&damage)
+        header = header_of(<const uint8_t*>view.buf, closed_run)
+    finally:
+        PyBuffer_Release(&view)
+    return header
+
+
+# --- Cutting chunks out -------------------------------------------------------------------------------------------
+
+cdef bytes chunk_copy(const uint8_t* at, uint64_t offset, uint32_t size):
+    """Copy a chunk whose bounds are checked; None when its checksum is wrong. What is checked is the copy."""
+    cdef bytes chunk = PyBytes_FromStringAndSize(<const char*>(at + offset), size)
+    cdef const uint8_t* copy = <const uint8_t*>PyBytes_AS_STRING(chunk)
+    if crc32c(0, copy + CHUNK_CHANNEL, size - CHUNK_CHANNEL) != load_u32(copy + CHUNK_CRC):
+        return None
+    return chunk
+
+
+def cut_chunk(group, uint64_t channel, tuple place):
+    """Copy one chunk out of a group and prove that it is the one that the index means.
+
+    Args:
+        group: the whole stored value; borrowed for the call.
+        channel: the channel's id.
+        place: (group, index, offset, size, first, count), as lookups return it.
+
+    Returns:
+        The chunk's bytes.
+
+    Raises:
+        GroupDamaged: there is no such chunk there, or its checksum is wrong.
+
+    Any thread; holds the interpreter lock for the copy and the check (a few microseconds for 64 KiB).
+    """
+    cdef uint64_t number, first
+    cdef uint32_t index, offset, size, count
+    number, index, offset, size, first, count = place
+    cdef Py_buffer view
+    cdef Damage damage
+    cdef const uint8_t* at
+    cdef bytes chunk
+    PyObject_GetBuffer(group, &view, PyBUF_SIMPLE)
+    try:
+        at = <const uint8_t*>view.buf
+        if (
+            group_check_header(at, <size_t>view.len, &damage) != DAMAGE_NONE
+            or load_u64(at + GROUP_NUMBER) != number
+            or offset > <uint64_t>view.len
+            or chunk_check_bounds(at, offset, <uint64_t>view.len, &damage) != DAMAGE_NONE
+            or load_u32(at + offset) != size
+            or load_u64(at + offset + CHUNK_CHANNEL) != channel
+            or load_u64(at + offset + CHUNK_FIRST) != first
+            or load_u32(at + offset + CHUNK_COUNT) != count
+        ):
+            raise GroupDamaged(_REASONS[DAMAGE_PLACE], offset, channel)
+        chunk = chunk_copy(at, offset, size)
+        if chunk is None:
+            raise GroupDamaged(_REASONS[DAMAGE_CRC], offset, channel)
+    finally:
+        PyBuffer_Release(&view)
+    return chunk
+
+
+def scan_group(group, int64_t after_index, int64_t bytes_max, wanted, list into):
+    """Collect the chunks of wanted channels that stand after a place of a group.
+
+    The whole group is checked first, since a flipped bit in an unwanted chunk's header could hide a wanted one.
+
+    Args:
+        group: the whole stored value; borrowed for the call.
+        after_index: chunks up to this one are passed over; -1 to begin with the first.
+        bytes_max: stop before a chunk that would carry what is collected past this, unless nothing is collected yet.
+        wanted: a container of channel ids, or None for all of them.
+        into: gets (group number, chunk index, chunk) for each; "nothing yet" means that this list is empty.
+
+    Returns:
+        (index of the last chunk looked at, at least `after_index`; bytes collected; whether the group is at its end).
+
+    Raises:
+        GroupDamaged: something in the group is not as it was written.
+
+    Any thread; as `check_group`.
+    """
+    cdef Py_buffer view
+    cdef Damage damage
+    cdef uint64_t closed_run = 0
+    cdef int reason
+    PyObject_GetBuffer(group, &view, PyBUF_SIMPLE)
+    try:
+        reason = view_check(&view, &closed_run, &damage)
+        if reason != DAMAGE_NONE:
+            raise damage_error(&damage)
+        return scan_checked(<const uint8_t*>view.buf, after_index, bytes_max, wanted, into)
+    finally:
+        PyBuffer_Release(&view)
+
+
+cdef tuple scan_checked(const uint8_t* at, int64_t after_index, int64_t bytes_max, object wanted, list into):
+    cdef uint64_t number = load_u64(at + GROUP_NUMBER)
+    cdef uint64_t offset = GROUP_HEADER_BYTES + <uint64_t>load_u32(at + GROUP_ENTRIES_BYTES)
+    cdef int64_t index = 0, taken = 0
+    cdef int64_t chunks = load_u32(at + GROUP_CHUNKS_COUNT)
+    cdef uint64_t channel
+    cdef uint32_t size
+    cdef bytes chunk
+    while index < chunks:
+        size = load_u32(at + offset)
+        if index > after_index:
+            channel = load_u64(at + offset + CHUNK_CHANNEL)
+            if wanted is None or channel in wanted:
+                if into and taken + size > bytes_max:
+                    return index - 1, taken, False
+                chunk = chunk_copy(at, offset, size)
+                if chunk is None:
+                    raise GroupDamaged(_REASONS[DAMAGE_CRC], offset, channel)
+                into.append((number, index, chunk))
+                taken += size
+        offset += size
+        index += 1
+    return max(after_index, chunks - 1), taken, True
+
+
+# --- The index of a segment ---------------------------------------------------------------------------------------
+
+cdef ChannelRow* index_row(SegmentIndex self, uint64_t channel) noexcept nogil:
+    """Return a channel's row, a new one if need be; NULL when there is no memory."""
+    cdef uint32_t found = table_find(&self.table, channel)
+    cdef ChannelRow* row
+    cdef void* moved
+    if found != 0:
+        return &self.rows[found - 1]
+    if self.rows_count == self.rows_capacity:
+        moved = array_grow(self.rows, &self.rows_capacity, 64, sizeof(ChannelRow))
+        if moved == NULL:
+            return NULL
+        self.rows = <ChannelRow*>moved
+    if not table_insert(&self.table, channel, self.rows_count):
+        return NULL
+    row = &self.rows[self.rows_count]
+    memset(row, 0, sizeof(ChannelRow))
+    row.channel = channel
+    self.rows_count += 1
+    return row
+
+
+cdef int index_add_chunk(
+    SegmentIndex self, const uint8_t* at, uint32_t offset, uint32_t index, Damage* damage
+) noexcept nogil:
+    cdef uint64_t channel = load_u64(at + offset + CHUNK_CHANNEL)
+    cdef ChannelRow* row = index_row(self, channel)
+    cdef ChunkPlace* place
+    cdef void* moved
+    if row == NULL:
+        return damaged(damage, DAMAGE_MEMORY, 0, 0)
+    if row.count == row.capacity:
+        moved = array_grow(row.places, &row.capacity, 1, sizeof(ChunkPlace))
+        if moved == NULL:
+            return damaged(damage, DAMAGE_MEMORY, 0, 0)
+        row.places = <ChunkPlace*>moved
+    place = &row.places[row.count]
+    place.first = load_u64(at + offset + CHUNK_FIRST)
+    place.group = load_u64(at + GROUP_NUMBER)
+    place.count = load_u32(at + offset + CHUNK_COUNT)
+    place.index = index
+    place.offset = offset
+    place.size = load_u32(at + offset)
+    if row.count > 0 and place.first < (place - 1).first + (place - 1).count:
+        return damaged(damage, DAMAGE_ORDER, offset, channel)
+    row.count += 1
+    self.places_count += 1
+    return DAMAGE_NONE
+
+
+cdef int index_add(SegmentIndex self, const uint8_t* at, size_t size, Damage* damage) noexcept nogil:
+    """Walk a group's chunks; bounds are checked, checksums are not."""
+    cdef uint64_t offset
+    cdef uint32_t index = 0
+    if group_check_header(at, size, damage) != DAMAGE_NONE:
+        return damage.reason
+    if size > <size_t>0xffffffff:
+        return damaged(damage, DAMAGE_SIZE, GROUP_SIZE, 0)
+    offset = GROUP_HEADER_BYTES + <uint64_t>load_u32(at + GROUP_ENTRIES_BYTES)
+    while offset < size:
+        if chunk_check_bounds(at, offset, size, damage) != DAMAGE_NONE:
+            return damage.reason
+        if index_add_chunk(self, at, <uint32_t>offset, index, damage) != DAMAGE_NONE:
+            return damage.reason
+        offset += load_u32(at + offset)
+        index += 1
+    return DAMAGE_NONE
+
+
+cdef uint32_t row_find(const ChannelRow* row, uint64_t after_sequence) noexcept nogil:
+    """Return the first place whose last sequence is past `after_sequence`; `count` when there is none."""
+    cdef uint32_t low = 0, high = row.count, middle
+    while low < high:
+        middle = low + (high - low) // 2
+        if row.places[middle].first + row.places[middle].count - 1 > after_sequence:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+cdef tuple place_tuple(const ChunkPlace* place):
+    return (place.group, place.index, place.offset, place.size, place.first, place.count)
+
+
+cdef int row_compare(const void* left, const void* right) noexcept nogil:
+    cdef uint64_t left_channel = (<const ChannelRow**>left)[0].channel
+    cdef uint64_t right_channel = (<const ChannelRow**>right)[0].channel
+    return (left_channel > right_channel) - (left_channel < right_channel)
+
+
+cdef class SegmentIndex:
+    """Where each channel's chunks stand in one segment.
+
+    `add` belongs to the thread that commits; everything else may be called from any thread at the same time.
+    Memory: 32 bytes a chunk and about 50 a channel.
+    """
+
+    def __cinit__(self):
+        self.lock = PyThread_allocate_lock()
+        if self.lock == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        cdef uint32_t row
+        for row in range(self.rows_count):
+            PyMem_RawFree(self.rows[row].places)
+        PyMem_RawFree(self.rows)
+        table_free(&self.table)
+        if self.lock != NULL:
+            PyThread_free_lock(self.lock)
+
+    @property
+    def channels(self):
+        """How many channels have chunks in the segment."""
+        return self.rows_count
+
+    @property
+    def chunks(self):
+        """How many chunks the segment holds."""
+        return self.places_count
+
+    def add(self, group):
+        """Take in the chunks of a group that was just stored.
+
+        Args:
+            group: the whole value; borrowed for the call.
+
+        Raises:
+            GroupDamaged: its bounds are wrong, or a channel's sequences go backwards; chunks before it are in.
+            MemoryError: the index is short of the chunks that did not fit.
+        """
+        cdef Py_buffer view
+        cdef Damage damage
+        cdef int reason
+        cdef const uint8_t* at
+        PyObject_GetBuffer(group, &view, PyBUF_SIMPLE)
+        try:
+            at = <const uint8_t*>view.buf
+            if view.len >= GROUP_HEADER_BYTES and load_u32(at + GROUP_CHUNKS_COUNT) <= CHUNKS_HELD_MAX:
+                PyThread_acquire_lock(self.lock, WAIT_LOCK)
+                reason = index_add(self, at, <size_t>view.len, &damage)
+                PyThread_release_lock(self.lock)
+            else:
+                with nogil:
+                    PyThread_acquire_lock(self.lock, WAIT_LOCK)
+                    reason = index_add(self, at, <size_t>view.len, &damage)
+                    PyThread_release_lock(self.lock)
+        finally:
+            PyBuffer_Release(&view)
+        if reason != DAMAGE_NONE:
+            raise damage_error(&damage)
+
+    def find(self, uint64_t channel, uint64_t after_sequence, uint64_t bytes_max):
+        """Return where the chunks of a channel stand whose last sequence is past `after_sequence`.
+
+        Args:
+            channel: its id.
+            after_sequence: 0 for all of them.
+            bytes_max: stop before the chunk that would carry the sum of sizes past this; at least one is returned.
+
+        Returns:
+            A list of (group, index, offset, size, first, count) in the order of sequences; empty when there is none.
+        """
+        cdef ChunkPlace* places = NULL
+        cdef uint32_t count
+        PyThread_acquire_lock(self.lock, WAIT_LOCK)
+        count = index_copy(self, channel, after_sequence, bytes_max, &places)
+        PyThread_release_lock(self.lock)
+        if count > 0 and places == NULL:
+            raise MemoryError
+        # Python objects are made after the lock is let go: making them may hand the interpreter lock to another
+        # thread, which may then wait for ours.
+        try:
+            return [place_tuple(&places[at]) for at in range(count)]
+        finally:
+            PyMem_RawFree(places)
+
+    def pages(self):
+        """Emit the index as sorted pages, for a segment that gets no more groups.
+
+        Returns:
+            A list of (key, page) in the order of keys: the key is the first entry's (channel, first), big-endian,
+            16 bytes; a page is at most `PAGE_BYTES_MAX` bytes. Together as large as 40 bytes a chunk.
+        """
+        cdef const ChannelRow** order = <const ChannelRow**>PyMem_RawMalloc((self.rows_count + 1) * sizeof(void*))
+        cdef uint32_t row, at
+        cdef list pages = []
+        cdef PageWriter writer = PageWriter()
+        if order == NULL:
+            raise MemoryError
+        try:
+            with nogil:
+                for row in range(self.rows_count):
+                    order[row] = &self.rows[row]
+                qsort(<void*>order, self.rows_count, sizeof(void*), row_compare)
+            for row in range(self.rows_count):
+                for at in range(order[row].count):
+                    writer.add(order[row].channel, &order[row].places[at])
+                    if writer.count == PAGE_ENTRIES_MAX:
+                        pages.append(writer.emit())
+        finally:
+            PyMem_RawFree(<void*>order)
+        if writer.count > 0:
+            pages.append(writer.emit())
+        return pages
+
+
+cdef uint32_t index_copy(
+    SegmentIndex self, uint64_t channel, uint64_t after_sequence, uint64_t bytes_max, ChunkPlace** places
+) noexcept nogil:
+    """Copy the places that `find` returns; a count without places means that there is no memory."""
+    cdef uint32_t found = table_find(&self.table, channel)
+    cdef const ChannelRow* row
+    cdef uint32_t begin, end
+    cdef uint64_t taken = 0
+    if found == 0:
+        return 0
+    row = &self.rows[found - 1]
+    begin = end = row_find(row, after_sequence)
+    while end < row.count and (end == begin or taken + row.places[end].size <= bytes_max):
+        taken += row.places[end].size
+        end += 1
+    if end > begin:
+        places[0] = <ChunkPlace*>PyMem_RawMalloc((end - begin) * sizeof(ChunkPlace))
+        if places[0] != NULL:
+            memcpy(places[0], row.places + begin, (end - begin) * sizeof(ChunkPlace))
+    return end - begin
+
+
+# --- Index pages --------------------------------------------------------------------------------------------------
+
+cdef class PageWriter:
+    """Fills one page after the other."""
+
+    cdef uint8_t page[PAGE_HEADER_BYTES + PAGE_ENTRIES_MAX * PAGE_ENTRY_BYTES]
+    cdef uint32_t count
+
+    cdef void add(self, uint64_t channel, const ChunkPlace* place) noexcept:
+        # The caller emits at PAGE_ENTRIES_MAX, so there is room for one more.
+        cdef uint8_t* entry = self.page + PAGE_HEADER_BYTES + self.count * PAGE_ENTRY_BYTES
+        store_u64(entry, channel)
+        store_u64(entry + 8, place.first)
+        store_u64(entry + 16, place.group)
+        store_u32(entry + 24, place.count)
+        store_u32(entry + 28, place.index)
+        store_u32(entry + 32, place.offset)
+        store_u32(entry + 36, place.size)
+        self.count += 1
+
+    cdef tuple emit(self):
+        cdef uint32_t size = PAGE_HEADER_BYTES + self.count * PAGE_ENTRY_BYTES
+        cdef const uint8_t* entry = self.page + PAGE_HEADER_BYTES
+        cdef bytes key = page_key(load_u64(entry), load_u64(entry + 8))
+        store_u32(self.page, size)
+        store_u32(self.page + 8, PAGE_MAGIC)
+        store_u32(self.page + 12, self.count)
+        store_u32(self.page + 4, crc32c(0, self.page + 8, size - 8))
+        self.count = 0
+        return key, PyBytes_FromStringAndSize(<const char*>self.page, size)
+
+
+def page_key(uint64_t channel, uint64_t first):
+    """Return the key of an index page that begins with (channel, first): both big-endian, 16 bytes."""
+    return channel.to_bytes(8, "big") + first.to_bytes(8, "big")
+
+
+cdef bint page_check(const uint8_t* at, size_t size) noexcept nogil:
+    return (
+        size >= PAGE_HEADER_BYTES
+        and load_u32(at) == size
+        and load_u32(at + 8) == PAGE_MAGIC
+        and load_u32(at + 12) == (size - PAGE_HEADER_BYTES) // PAGE_ENTRY_BYTES
+        and crc32c(0, at + 8, size - 8) == load_u32(at + 4)
+    )
+
+
+cdef uint32_t page_find(const uint8_t* entries, uint32_t count, uint64_t channel, uint64_t after) noexcept nogil:
+    """Return the first entry at or past the channel's first chunk whose last sequence is past `after`."""
+    cdef uint32_t low = 0, high = count, middle
+    cdef const uint8_t* entry
+    cdef uint64_t entry_channel
+    while low < high:
+        middle = low + (high - low) // 2
+        entry = entries + middle * PAGE_ENTRY_BYTES
+        entry_channel = load_u64(entry)
+        if entry_channel > channel or (
+            entry_channel == channel and load_u64(entry + 8) + load_u32(entry + 24) - 1 > after
+        ):
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def find_in_page(page, uint64_t channel, uint64_t after_sequence, uint64_t bytes_max):
+    """Look a channel up in one page of a sealed segment's index.
+
+    Args:
+        page: the stored value; borrowed for the call.
+        channel: the channel's id.
+        after_sequence: 0 for all of its chunks.
+        bytes_max: as in `SegmentIndex.find`.
+
+    Returns:
+        (places as `SegmentIndex.find` returns them, whether the next page may hold more of them).
+
+    Raises:
+        GroupDamaged: the page's checksum or bounds are wrong.
+
+    Any thread.
+    """
+    cdef Py_buffer view
+    cdef const uint8_t* entries
+    cdef const uint8_t* entry
+    cdef uint32_t count, at
+    cdef uint64_t taken = 0
+    cdef list places = []
+    PyObject_GetBuffer(page, &view, PyBUF_SIMPLE)
+    try:
+        if not page_check(<const uint8_t*>view.buf, <size_t>view.len):
+            raise GroupDamaged(_REASONS[DAMAGE_PAGE], 0, channel)
+        entries = <const uint8_t*>view.buf + PAGE_HEADER_BYTES
+        count = load_u32(<const uint8_t*>view.buf + 12)
+        at = page_find(entries, count, channel, after_sequence)
+        while at < count:
+            entry = entries + at * PAGE_ENTRY_BYTES
+            if load_u64(entry) != channel or (places and taken + load_u32(entry + 36) > bytes_max):
+                return places, False
+            places.append((
+                load_u64(entry + 16), load_u32(entry + 28), load_u32(entry + 32),
+                load_u32(entry + 36), load_u64(entry + 8), load_u32(entry + 24),
+            ))
+            taken += load_u32(entry + 36)
+            at += 1
+        return places, True
+    finally:
+        PyBuffer_Release(&view)
+
+
+# --- The table delta of a segment ---------------------------------------------------------------------------------
+
+cdef Head* delta_head(TableDelta self, uint64_t channel) noexcept nogil:
+    """Return the head of a channel, a new one if need be; NULL when there is no memory."""
+    cdef uint32_t found = table_find(&self.head_table, channel)
+    cdef Head* head
+    cdef void* moved
+    if found != 0:
+        return &self.heads[found - 1]
+    if self.heads_count == self.heads_capacity:
+        moved = array_grow(self.heads, &self.heads_capacity, 64, sizeof(Head))
+        if moved == NULL:
+            return NULL
+        self.heads = <Head*>moved
+    if not table_insert(&self.head_table, channel, self.heads_count):
+        return NULL
+    head = &self.heads[self.heads_count]
+    head.channel = channel
+    head.epoch = 0
+    head.next = 1
+    head.first = 1
+    self.heads_count += 1
+    return head
+
+
+cdef Line* delta_line(TableDelta self, const uint8_t* producer) noexcept nogil:
+    """Return the line of a producer; a new one has `number` 0. NULL when there is no memory."""
+    cdef uint64_t key = load_u64(producer) ^ key_mix(load_u64(producer + 8))
+    cdef uint32_t found = table_find(&self.line_table, key)
+    cdef Line* line
+    cdef void* moved
+    # Two producers may mix to one key; the later one then goes by the next key that is free.
+    while found != 0:
+        if memcmp(self.lines[found - 1].producer, producer, 16) == 0:
+            return &self.lines[found - 1]
+        key += 1
+        found = table_find(&self.line_table, key)
+    if self.lines_count == self.lines_capacity:
+        moved = array_grow(self.lines, &self.lines_capacity, 16, sizeof(Line))
+        if moved == NULL:
+            return NULL
+        self.lines = <Line*>moved
+    if not table_insert(&self.line_table, key, self.lines_count):
+        return NULL
+    line = &self.lines[self.lines_count]
+    memset(line, 0, sizeof(Line))
+    memcpy(line.producer, producer, 16)
+    self.lines_count += 1
+    return line
+
+
+cdef bint line_add_run(Line* line, uint64_t channel, uint64_t first, uint32_t count) noexcept nogil:
+    """Remember the positions of the numbers that follow those remembered, and forget what is past the window."""
+    cdef LineRun* last
+    cdef void* moved
+    cdef uint64_t surplus
+    last = &line.runs[line.runs_end - 1] if line.runs_end > line.runs_begin else NULL
+    if last != NULL and last.channel == channel and last.first + last.count == first and last.count + count >= count:
+        last.count += count
+    else:
+        if line.runs_begin > 64 and line.runs_begin * 2 > line.runs_end:
+            line.runs_end -= line.runs_begin
+            memcpy(line.runs, line.runs + line.runs_begin, line.runs_end * sizeof(LineRun))
+            line.runs_begin = 0
+        if line.runs_end == line.runs_capacity:
+            moved = array_grow(line.runs, &line.runs_capacity, 4, sizeof(LineRun))
+            if moved == NULL:
+                return False
+            line.runs = <LineRun*>moved
+        line.runs[line.runs_end].channel = channel
+        line.runs[line.runs_end].first = first
+        line.runs[line.runs_end].count = count
+        line.runs_end += 1
+    line.covered += count
+    while line.covered > LINE_WINDOW:
+        surplus = line.covered - LINE_WINDOW
+        if line.runs[line.runs_begin].count > surplus:
+            line.runs[line.runs_begin].first += surplus
+            line.runs[line.runs_begin].count -= <uint32_t>surplus
+            line.covered -= surplus
+        else:
+            line.covered -= line.runs[line.runs_begin].count
+            line.runs_begin += 1
+    return True
+
+
+cdef int delta_add_line(TableDelta self, const uint8_t* at, uint64_t offset, uint32_t size, Damage* damage) noexcept nogil:
+    cdef const uint8_t* body = at + offset + ENTRY_HEADER_BYTES
+    cdef uint64_t number, count, covered = 0
+    cdef uint32_t runs, run
+    cdef const uint8_t* item
+    cdef Line* line
+    if size < ENTRY_HEADER_BYTES + LINE_HEADER_BYTES:
+        return damaged(damage, DAMAGE_ENTRIES, offset, 0)
+    number = load_u64(body + 16)
+    count = load_u64(body + 24)
+    runs = load_u32(body + 32)
+    if <uint64_t>runs * LINE_RUN_BYTES != size - ENTRY_HEADER_BYTES - LINE_HEADER_BYTES:
+        return damaged(damage, DAMAGE_ENTRIES, offset, 0)
+    for run in range(runs):
+        covered += load_u32(body + LINE_HEADER_BYTES + run * LINE_RUN_BYTES + 16)
+    if count == 0 or number == 0 or covered > count:
+        return damaged(damage, DAMAGE_ENTRIES, offset, 0)
+    line = delta_line(self, body)
+    if line == NULL:
+        return damaged(damage, DAMAGE_MEMORY, 0, 0)
+    line_begin(line, number, count, covered, load_u16(at + offset + 6))
+    for run in range(runs):
+        item = body + LINE_HEADER_BYTES + run * LINE_RUN_BYTES
+        if not line_add_run(line, load_u64(item), load_u64(item + 8), load_u32(item + 16)):
+            return damaged(damage, DAMAGE_MEMORY, 0, 0)
+    line.highest = number + count - 1
+    return DAMAGE_NONE
+
+
+cdef void line_begin(Line* line, uint64_t number, uint64_t count, uint64_t covered, uint16_t flags) noexcept nogil:
+    """Decide whether an entry goes on from what is remembered, or makes it worthless."""
+    cdef bint first_seen = line.number == 0
+    cdef bint replaces = (flags & ENTRY_FLAG_SNAPSHOT) != 0 or (not first_seen and number != line.highest + 1)
+    if first_seen or replaces:
+        line.number = number
+    if replaces:
+        line.whole = True
+    # Runs cover the last numbers without a hole, so what an entry does not cover separates it from all before it.
+    if replaces or covered < count:
+        line.runs_begin = line.runs_end = 0
+        line.covered = 0
+
+
+cdef int delta_add_entry(TableDelta self, const uint8_t* at, uint64_t offset, Damage* damage) noexcept nogil:
+    cdef uint32_t size = load_u32(at + offset)
+    cdef uint16_t kind = load_u16(at + offset + 4)
+    cdef const uint8_t* body = at + offset + ENTRY_HEADER_BYTES
+    cdef Head* head
+    if kind == ENTRY_LINE:
+        return delta_add_line(self, at, offset, size, damage)
+    if kind == ENTRY_HEAD:
+        if size < HEAD_BYTES:
+            return damaged(damage, DAMAGE_ENTRIES, offset, 0)
+        head = delta_head(self, load_u64(body))
+        if head == NULL:
+            return damaged(damage, DAMAGE_MEMORY, 0, 0)
+        head.epoch = load_u64(body + 8)
+        head.next = load_u64(body + 16)
+        head.first = load_u64(body + 24)
+        return DAMAGE_NONE
+    if kind == ENTRY_RUN or kind == ENTRY_CLOSE:
+        self.entries_count += 1
+        if not buffer_append(&self.late, at + offset, size):
+            return damaged(damage, DAMAGE_MEMORY, 0, 0)
+        return DAMAGE_NONE
+    # CHANNEL, EPOCH, or an unknown kind that may be passed over: the check of the group has refused all others.
+    self.entries_count += 1
+    if not buffer_append(&self.early, at + offset, size):
+        return damaged(damage, DAMAGE_MEMORY, 0, 0)
+    return DAMAGE_NONE
+
+
+cdef int delta_add(TableDelta self, const uint8_t* at, size_t size, Damage* damage) noexcept nogil:
+    """Take in one group: its entries, then the heads of its chunks. The whole group is checked."""
+    cdef uint64_t offset = GROUP_HEADER_BYTES
+    cdef uint64_t end = offset + load_u32(at + GROUP_ENTRIES_BYTES)
+    cdef Head* head
+    while offset < end:
+        if delta_add_entry(self, at, offset, damage) != DAMAGE_NONE:
+            return damage.reason
+        offset += load_u32(at + offset)
+    while offset < size:
+        head = delta_head(self, load_u64(at + offset + CHUNK_CHANNEL))
+        if head == NULL:
+            return damaged(damage, DAMAGE_MEMORY, 0, 0)
+        head.epoch = load_u64(at + offset + CHUNK_EPOCH)
+        head.next = load_u64(at + offset + CHUNK_FIRST) + load_u32(at + offset + CHUNK_COUNT)
+        offset += load_u32(at + offset)
+    return DAMAGE_NONE
+
+
+cdef class TableDelta:
+    """What the groups of one segment change in the tables, the last value of each row. One thread at a time.
+
+    Emitted in this order: CHANNEL, EPOCH and unknown ignorable entries as they were; one HEAD for each channel that
+    has chunks or a HEAD entry; one LINE for each producer; RUN and CLOSE as they were.
+
+    A HEAD's `first` is a lower bound: the segment's own if a HEAD entry said it, else 1; an applier takes the greater
+    of it and its own. A LINE carries ENTRY_FLAG_SNAPSHOT when it is the whole state of its row, that is when it
+    remembers a full window, begins at number 1, or does not go on from the line's earlier numbers; otherwise it
+    goes on from what earlier segments left, exactly as its groups did.
+    """
+
+    def __dealloc__(self):
+        cdef uint32_t line
+        for line in range(self.lines_count):
+            PyMem_RawFree(self.lines[line].runs)
+        PyMem_RawFree(self.lines)
+        PyMem_RawFree(self.heads)
+        PyMem_RawFree(self.early.data)
+        PyMem_RawFree(self.late.data)
+        table_free(&self.head_table)
+        table_free(&self.line_table)
+
+    def add(self, group):
+        """Check a group wholly and take in what it changes.
+
+        Args:
+            group: the whole stored value; borrowed for the call. Groups come in the order of their numbers.
+
+        Returns:
+            The group's `GroupHeader`.
+
+        Raises:
+            GroupDamaged: it is not as it was written, or (reason "unknown entry") a newer version wrote it.
+            MemoryError: the delta is incomplete and must be thrown away.
+        """
+        cdef Py_buffer view
+        cdef Damage damage
+        cdef uint64_t closed_run = 0
+        cdef int reason
+        cdef GroupHeader header
+        PyObject_GetBuffer(group, &view, PyBUF_SIMPLE)
+        try:
+            reason = view_check(&view, &closed_run, &damage)
+            if reason == DAMAGE_NONE:
+                reason = delta_add(self, <const uint8_t*>view.buf, <size_t>view.len, &damage)
+            if reason != DAMAGE_NONE:
+                raise damage_error(&damage)
+            header = header_of(<const uint8_t*>view.buf, closed_run)
+        finally:
+            PyBuffer_Release(&view)
+        return header
+
+    def finish(self):
+        """Return (the entries as bytes, their count); the delta stays as it is."""
+        cdef size_t size = self.early.size + self.late.size + <size_t>self.heads_count * HEAD_BYTES
+        cdef uint32_t line
+        cdef bytes entries
+        cdef uint8_t* at
+        for line in range(self.lines_count):
+            size += line_entry_bytes(&self.lines[line])
+        entries = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size)
+        at = <uint8_t*>PyBytes_AS_STRING(entries)
+        with nogil:
+            delta_write(self, at)
+        return entries, self.entries_count + self.heads_count + self.lines_count
+
+
+cdef size_t line_entry_bytes(const Line* line) noexcept nogil:
+    return ENTRY_HEADER_BYTES + LINE_HEADER_BYTES + <size_t>(line.runs_end - line.runs_begin) * LINE_RUN_BYTES
+
+
+cdef void delta_write(TableDelta self, uint8_t* at) noexcept nogil:
+    cdef uint32_t row
+    # memcpy from NULL is undefined even for no bytes, so empty buffers are passed over.
+    if self.early.size:
+        memcpy(at, self.early.data, self.early.size)
+        at += self.early.size
+    for row in range(self.heads_count):
+        store_u32(at, HEAD_BYTES)
+        store_u16(at + 4, ENTRY_HEAD)
+        store_u16(at + 6, 0)
+        store_u64(at + 8, self.heads[row].channel)
+        store_u64(at + 16, self.heads[row].epoch)
+        store_u64(at + 24, self.heads[row].next)
+        store_u64(at + 32, self.heads[row].first)
+        at += HEAD_BYTES
+    for row in range(self.lines_count):
+        at += line_write(&self.lines[row], at)
+    if self.late.size:
+        memcpy(at, self.late.data, self.late.size)
+
+
+cdef size_t line_write(const Line* line, uint8_t* at) noexcept nogil:
+    cdef size_t size = line_entry_bytes(line)
+    cdef uint32_t run
+    cdef uint8_t* body = at + ENTRY_HEADER_BYTES
+    cdef uint8_t* item = body + LINE_HEADER_BYTES
+    cdef bint whole = line.whole or line.number == 1 or line.covered == LINE_WINDOW
+    store_u32(at, <uint32_t>size)
+    store_u16(at + 4, ENTRY_LINE)
+    store_u16(at + 6, ENTRY_FLAG_SNAPSHOT if whole else 0)
+    memcpy(body, line.producer, 16)
+    store_u64(body + 16, line.number)
+    store_u64(body + 24, line.highest - line.number + 1)
+    store_u32(body + 32, line.runs_end - line.runs_begin)
+    store_u32(body + 36, 0)
+    for run in range(line.runs_begin, line.runs_end):
+        store_u64(item, line.runs[run].channel)
+        store_u64(item + 8, line.runs[run].first)
+        store_u32(item + 16, line.runs[run].count)
+        item += LINE_RUN_BYTES
+    return size
