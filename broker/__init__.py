@@ -1,0 +1,113 @@
+"""An ordered-log message bus: durable channels that readers resume exactly.
+
+    import broker
+
+    async with broker.connect("broker://127.0.0.1:4770") as bus:
+        receipt = await bus.publish("chat.acme.42", b"hello")
+        async with bus.subscribe("chat.acme.*", start="start") as subscription:
+            async for message in subscription:
+                print(message.channel, message.payload)
+
+The names below are the public API; everything else is inside. They are imported when they are first used, so that
+`import broker` itself costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from broker._version import __version__
+
+if TYPE_CHECKING:
+    from broker.bus import Bus, ChannelInfo, Last, Since, Subscription, SubscriptionEvent
+    from broker.client.client import Client, connect
+    from broker.client.reconnect import BackoffPolicy
+    from broker.embedded import Broker
+    from broker.model.errors import (
+        BrokerError,
+        CommitUnknown,
+        ConfigError,
+        ConnectionLost,
+        Denied,
+        FrameTooLarge,
+        InvalidChannel,
+        InvalidPattern,
+        LimitExceeded,
+        MalformedFrame,
+        ProtocolError,
+        Remedy,
+        RequestError,
+        StorageCorrupt,
+        StorageError,
+        StorageFull,
+        Unavailable,
+    )
+    from broker.model.levels import Level
+    from broker.model.positions import BusPosition, Position
+    from broker_native.messages import Batch, Message
+    from broker_native.posting import Publication, Receipt
+
+__all__ = [
+    "BackoffPolicy",
+    "Batch",
+    "Broker",
+    "BrokerError",
+    "Bus",
+    "BusPosition",
+    "ChannelInfo",
+    "Client",
+    "CommitUnknown",
+    "ConfigError",
+    "ConnectionLost",
+    "Denied",
+    "FrameTooLarge",
+    "InvalidChannel",
+    "InvalidPattern",
+    "Last",
+    "Level",
+    "LimitExceeded",
+    "MalformedFrame",
+    "Message",
+    "Position",
+    "ProtocolError",
+    "Publication",
+    "Receipt",
+    "Remedy",
+    "RequestError",
+    "Since",
+    "StorageCorrupt",
+    "StorageError",
+    "StorageFull",
+    "Subscription",
+    "SubscriptionEvent",
+    "Unavailable",
+    "__version__",
+    "connect",
+]
+
+_HOMES = {
+    "broker.bus": ("Bus", "ChannelInfo", "Last", "Since", "Subscription", "SubscriptionEvent"),
+    "broker.client.client": ("Client", "connect"),
+    "broker.client.reconnect": ("BackoffPolicy",),
+    "broker.embedded": ("Broker",),
+    "broker.model.levels": ("Level",),
+    "broker.model.positions": ("BusPosition", "Position"),
+    "broker_native.messages": ("Batch", "Message"),
+    "broker_native.posting": ("Publication", "Receipt"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public name's module on first use (PEP 562)."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Every public name that has no home of its own in the table is an error class.
+    value = getattr(import_module(_HOME_OF.get(name, "broker.model.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,296 @@
+"""The one interface of the broker: what a program does with it, whichever home it lives in.
+
+An embedded broker, a connection to a server and a connection to a fleet are all a `Bus`, with the same semantics; a
+program takes one as an argument and does not ask which.
+
+All calls belong to the event loop on which the bus was opened. What is published to one channel by one bus is stored
+and delivered in the order of the calls. Between channels there is no order.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
+    from types import TracebackType
+    from typing import Self
+
+    from broker.model.levels import Level
+    from broker.model.positions import BusPosition, Position
+    from broker_native.messages import Batch, Message
+    from broker_native.posting import Receipt
+
+__all__ = ["Bus", "ChannelInfo", "Last", "Payload", "Since", "Start", "Subscription", "SubscriptionEvent"]
+
+Payload: TypeAlias = bytes | bytearray | memoryview
+
+CREDIT_BYTES_DEFAULT = 4 * 1024 * 1024
+
+
+class Last(NamedTuple):
+    """Start so that the last so many messages of each channel come first. Not for patterns."""
+
+    messages: int
+
+
+class Since(NamedTuple):
+    """Start with what is not older than a time, in microseconds since 1970-01-01 UTC."""
+
+    time_us: int
+
+
+Start: TypeAlias = "Literal['new', 'start'] | Position | Mapping[str, Position] | BusPosition | Last | Since"
+"""Where a subscription begins: with what comes from now on; with the oldest there is; after a position of its one
+channel, or after those of several (channels that are not in the mapping start new); after a place in the order of the
+whole bus; or as `Last` and `Since` say."""
+
+
+class SubscriptionEvent(NamedTuple):
+    """What happens to a subscription that is no message.
+
+    Attributes:
+        name: `resumed`, `trimmed` (retention took what would have come next), `diverged` (the reader saw what a crash
+            took), `gone` (a run of messages was taken out) or `slow` (it was cut off and goes on by itself).
+        channel: the channel, or empty for the whole subscription.
+        epoch: the channel's epoch, 0 when it does not apply.
+        at: `resumed` and `diverged`: the last sequence that both sides know; `trimmed`: the first one there is; `gone`:
+            the first of the run. For a bus position, the group.
+        run: how many messages are `gone`, else 0.
+        reason: why they are gone, as in the specification §2, else 0.
+    """
+
+    name: str
+    channel: str
+    epoch: int
+    at: int
+    run: int = 0
+    reason: int = 0
+
+
+class ChannelInfo(NamedTuple):
+    """What a channel holds.
+
+    Attributes:
+        epoch: the epoch of its newest messages.
+        first: sequence of the oldest message it still has.
+        head: sequence of the newest one; `first - 1` when there is none.
+        level: the durability that its profile promises.
+    """
+
+    epoch: int
+    first: int
+    head: int
+    level: Level
+
+
+class Subscription(ABC):
+    """A stream of messages, each delivered once and in its channel's order.
+
+    `await` it, or enter it with `async with`, to wait until the broker has accepted it; iterating starts it too, and
+    then a refusal is raised by the iteration. It survives reconnects by itself and resumes exactly.
+
+    What is delivered waits in at most `credit_bytes` of memory; a reader that is slower than that is caught up from the
+    log. Leaving an iteration early loses nothing: the next one goes on.
+    """
+
+    events: deque[SubscriptionEvent]
+    """The newest events, oldest first; a reader may clear it."""
+
+    @abstractmethod
+    def __await__(self) -> Generator[Any, Any, Self]:
+        """Wait until the broker has accepted the subscription.
+
+        Raises:
+            BrokerError: It is refused: INVALID_PATTERN, INVALID_POSITION, DENIED, …
+        """
+
+    @abstractmethod
+    def __aiter__(self) -> AsyncIterator[Message]:
+        """Iterate over messages. Ends when the subscription or the bus is closed.
+
+        Raises:
+            BrokerError: From the iteration: the subscription or the bus has failed for good.
+        """
+
+    @abstractmethod
+    def batches(self) -> AsyncIterator[Batch]:
+        """Iterate over batches: runs of consecutive messages of one channel, the fastest way to read."""
+
+    @property
+    @abstractmethod
+    def bus_position(self) -> BusPosition | None:
+        """The place up to which everything was received; None for a subscription of literals only, or before it began.
+
+        What was received may still wait to be read; `Batch.bus_position` is the place after a batch.
+        """
+
+    @property
+    @abstractmethod
+    def positions(self) -> Mapping[str, Position]:
+        """The last received position of each channel, for a subscription of literals only; else empty."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Stop. What waits to be read is dropped, and iterations end. Calling it again does nothing."""
+
+    async def __aenter__(self) -> Self:
+        return await self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class Bus(ABC):
+    """A connection to a broker, wherever it lives. An asynchronous context manager: leaving it closes it."""
+
+    @abstractmethod
+    def post(
+        self,
+        channel: str,
+        payload: Payload,
+        *,
+        headers: Mapping[str, object] | None = None,
+        key: bytes | None = None,
+        priority: int = 2,
+        expiry_s: int | None = None,
+    ) -> None:
+        """Publish without waiting: the message leaves with all others of this turn of the loop.
+
+        It is repeated until it is answered, across reconnects and never twice. A refusal is raised by the next
+        `drain` or `flush`. Call `await drain()` now and then: that is what makes a fast publisher wait for a slower
+        broker.
+
+        Args:
+            channel: The channel's name.
+            payload: The bytes, which are never looked into; copied.
+            headers: What msgpack can hold; about 16 KiB packed.
+            key: 1 to 255 bytes, what the message is about.
+            priority: 0 critical, 1 high, 2 normal, 3 low.
+            expiry_s: Seconds after which it is no longer delivered, at least 1.
+
+        Raises:
+            InvalidChannel: The name can be no channel's.
+            RequestError: PAYLOAD_TOO_LARGE, HEADERS_TOO_LARGE, INVALID_RECORD, or CLOSED.
+            Unavailable: BUSY; more is unanswered than the bus may hold.
+        """
+
+    @abstractmethod
+    def drain(self) -> Awaitable[None]:
+        """Wait until little enough is unanswered to go on posting. Costs next to nothing when that is so already.
+
+        Raises:
+            BrokerError: A message that was posted earlier was refused, or its outcome is unknown; raised once.
+        """
+
+    @abstractmethod
+    def flush(self) -> Awaitable[None]:
+        """Wait until everything that was posted is answered.
+
+        Raises:
+            BrokerError: As for `drain`.
+        """
+
+    @abstractmethod
+    def publish(
+        self,
+        channel: str,
+        payload: Payload,
+        *,
+        headers: Mapping[str, object] | None = None,
+        key: bytes | None = None,
+        priority: int = 2,
+        expiry_s: int | None = None,
+    ) -> Awaitable[Receipt]:
+        """Publish, and answer where the message was stored and how safely.
+
+        It is posted at once; awaiting only waits. Cancelling the wait does not take the message back.
+
+        Args:
+            channel: As for `post`, and so on.
+
+        Returns:
+            An awaitable of the `Receipt`, which is a future to asyncio.
+
+        Raises:
+            BrokerError: At once as `post` does; from the awaitable when it is refused, or COMMIT_UNKNOWN.
+        """
+
+    @abstractmethod
+    def publish_many(
+        self,
+        channel: str,
+        payloads: Iterable[Payload],
+        *,
+        headers: Mapping[str, object] | None = None,
+        key: bytes | None = None,
+        priority: int = 2,
+        expiry_s: int | None = None,
+    ) -> Awaitable[list[Receipt]]:
+        """Publish many messages to one channel, and answer where they were stored.
+
+        Returns:
+            An awaitable of receipts in the order of the payloads; messages with consecutive sequences share one.
+
+        Raises:
+            BrokerError: As for `publish`. When one is refused, others of them may be stored.
+        """
+
+    @abstractmethod
+    def subscribe(
+        self,
+        *filters: str,
+        start: Start = "new",
+        credit_bytes: int = CREDIT_BYTES_DEFAULT,
+        on_event: Callable[[SubscriptionEvent], object] | None = None,
+    ) -> Subscription:
+        """Read channels. A message is delivered once, however many of the filters select it.
+
+        Args:
+            filters: Channels' names and patterns, at least one.
+            start: Where to begin.
+            credit_bytes: What may wait for the application, at least 64 KiB.
+            on_event: Called with each event, on the loop.
+
+        Returns:
+            The subscription, to be awaited, entered or iterated.
+
+        Raises:
+            InvalidPattern: A filter is none.
+            RequestError: INVALID_POSITION; `start` does not fit the filters.
+        """
+
+    @abstractmethod
+    async def stats(self) -> dict[str, Any]:
+        """Answer the broker's own figures."""
+
+    @abstractmethod
+    async def channel(self, name: str) -> ChannelInfo:
+        """Answer what a channel holds.
+
+        Raises:
+            BrokerError: INVALID_CHANNEL, NO_PROFILE, DENIED.
+        """
+
+    @abstractmethod
+    async def close(self, timeout_s: float = 5.0) -> None:
+        """Wait until everything posted is answered, then end. Calling it again does nothing.
+
+        Args:
+            timeout_s: How long to wait; what is unanswered then fails, with COMMIT_UNKNOWN if it was sent.
+
+        Raises:
+            BrokerError: A message that was posted and awaited by nobody was refused, or its outcome is unknown.
+        """
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
