@@ -10,11 +10,11 @@ Runs on the node's loop only.
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from broker._version import __version__
 from broker.access.gate import Identity, Verb
-from broker.core.epochs import resume
 from broker.core.group import Duplicate
 from broker.model.errors import BrokerError, error
 from broker.model.levels import Level
@@ -296,6 +296,24 @@ class Session(Intake):
 
     def _subscribe(self, body: bytes) -> None:
         request = control.decode_subscribe(body)
+        if isinstance(request.start, control.FromTime):
+            self.node.locate_time(request.start.time_us, lambda group: self._located(request, group))
+        else:
+            self._open_subscription(request)
+
+    def _located(self, request: control.Subscribe, group: int | BrokerError) -> None:
+        """The group at which a SUBSCRIBE by time begins has been found."""
+        if self.closed:
+            return
+        if isinstance(group, BrokerError):
+            self.outbox.frame(control.encode_error(group, subscription=request.subscription))
+        else:
+            core = self.node.core
+            before = min(max(group - 1, 0), core.applied_number)
+            self._open_subscription(replace(request, start=control.FromBus(core.journal, before, INDEX_END)))
+        self.node.kick()
+
+    def _open_subscription(self, request: control.Subscribe) -> None:
         try:
             following, outcomes, place = self._admit(request)
         except BrokerError as failure:
@@ -353,9 +371,6 @@ class Session(Intake):
                 return self._place_positions(following, positions)
             case control.FromBus(journal, group, index):
                 return self._place_bus(following, journal, group, index)
-            case control.FromTime(time_us):
-                self._follow_bus(following, self.node.time_to_group(time_us) - 1, INDEX_END)
-                return []
             case control.FromStart():
                 if following.patterns:
                     self._follow_bus(following, 0, 0)
@@ -400,13 +415,10 @@ class Session(Intake):
     def _place_literal(self, following: Following, name: bytes, epoch: int, sequence: int) -> control.Outcome:
         info = self.node.tails.info(name)
         assert info is not None
-        _, level, current, first, _, _, seen_next, epochs = info
+        _, level, current, _, _, _, seen_next, _ = info
         if level == Level.EPHEMERAL:
             return self._place_ephemeral(name, current, seen_next, epoch, sequence)
-        if epoch == current and (not epochs or epochs[-1][0] != current):
-            # Records of this epoch were delivered early and their group is still on its way to the disk.
-            epochs = [*epochs, (current, info[4])]
-        outcome = resume(epochs, first, seen_next, epoch, sequence)
+        outcome = self.node.core.resume(name, epoch, sequence)
         following.after[name] = outcome.after
         return control.Outcome(name.decode(), outcome.name, current, outcome.at)
 

@@ -149,16 +149,6 @@ class Limits:
             reloadable=True,
         ),
     )
-    uncommitted_bytes_max: int = field(
-        default=4 * MIB,
-        metadata=setting(
-            "What one connection may have published and not yet committed before it is no longer read.",
-            unit="bytes",
-            low=1 * KIB,
-            high=1 * GIB,
-            reloadable=True,
-        ),
-    )
     group_bytes_max: int = field(
         default=2 * MIB,
         metadata=setting(
@@ -166,16 +156,6 @@ class Limits:
             unit="bytes",
             low=64 * KIB,
             high=64 * MIB,
-            reloadable=True,
-        ),
-    )
-    memory_bytes_max: int = field(
-        default=256 * MIB,
-        metadata=setting(
-            "What all queues together may hold, a shared chunk counted once; publishers are answered LIMIT beyond it.",
-            unit="bytes",
-            low=1 * MIB,
-            high=1024 * GIB,
             reloadable=True,
         ),
     )
@@ -229,7 +209,5 @@ class Limits:
             ping_timeout_s=0.6,
             subscription_bytes_max=4 * KIB,
             connection_bytes_max=128 * KIB,
-            uncommitted_bytes_max=8 * KIB,
             group_bytes_max=64 * KIB,
-            memory_bytes_max=1 * MIB,
         )

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from broker.core.sequencer import DELIVER_FLAG_EARLY, Sequencer
-from broker.model.errors import BrokerError
+from broker.model.errors import BrokerError, error
 from broker.model.names import matches
 from broker_native.groups import chunk_cut, chunk_head, chunks_in, chunks_of
 
@@ -30,6 +30,9 @@ logger = logging.getLogger("broker.catchup")
 SLICE_BYTES_MAX = 1 << 20
 QUEUED_BYTES_MAX = 2 << 20
 """A connection that has this much to send gets no further slice until it has sent some."""
+
+INDEX_END = (1 << 32) - 1
+"""Index of a bus position behind every chunk of its group."""
 
 Place = tuple[int, int]
 """(group, index): a bus position in this journal."""
@@ -150,6 +153,25 @@ class CatchUp:
         for pattern in following.patterns:
             self._fanout.detach_pattern(subscription, pattern)
 
+    def locate_time(self, time_us: int, found: Callable[[int | BrokerError], None]) -> None:
+        """Find the first group whose time is not below `time_us`; calls `found` with it, or with why not."""
+
+        def tell(located: asyncio.Future[int]) -> None:
+            if located.cancelled():
+                return
+            failure = located.exception()
+            if failure is None:
+                found(located.result())
+            elif isinstance(failure, BrokerError):
+                found(failure)
+            else:
+                logger.error("time_not_found", exc_info=failure)
+                found(error("STORAGE_FAILED", f"time {time_us}: the log cannot be searched"))
+
+        asyncio.wrap_future(self._pool.submit(self._log.time_to_group, time_us), loop=self._loop).add_done_callback(
+            tell
+        )
+
     # -- one step ------------------------------------------------------------------------------------------------------
 
     def step(self, following: Following) -> None:
@@ -204,6 +226,11 @@ class CatchUp:
             self._lost(following.subscription, failure)
             return
         name, chunks, place = read.result()
+        # A group may be on the disk before this thread has applied it. It will be delivered like any other.
+        applied = self._core.applied_number
+        chunks = [chunk for chunk in chunks if chunk[0] <= applied]
+        if place is not None and place[0] > applied:
+            place = (applied, INDEX_END)
         if name is not None:
             self._queue_channel(following, name, chunks)
             following.exhausted = following.after[name] + 1 >= following.asked

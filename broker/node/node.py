@@ -311,9 +311,9 @@ class Node:
         self.catchup.follow(following)
         self.kick()
 
-    def time_to_group(self, time_us: int) -> int:
-        """Number of the first group whose time is not below `time_us`. Reads a few pages of the log."""
-        return self._log.time_to_group(time_us)
+    def locate_time(self, time_us: int, found: Callable[[int | BrokerError], None]) -> None:
+        """Find the first group whose time is not below `time_us`, on the reader thread; `found` hears of it here."""
+        self.catchup.locate_time(time_us, found)
 
     def _lost(self, subscription: Subscription, failure: BaseException) -> None:
         if not isinstance(failure, BrokerError):
