@@ -120,12 +120,13 @@ def extensions(mode: str) -> list[Extension]:
     checked = mode in CHECKED_MODES
     # distutils passes -DNDEBUG, which would strip the asserts of hand-written C.
     compile_args += ["-O1", "-g", "-UNDEBUG"] if checked else ["-O3", "-g0"]
-    # Instrumented code makes gcc see uninitialised values where there are none.
     if mode == "debug" or flag("BROKER_STRICT"):
         compile_args.append("-Werror")
     if mode == "sanitize":
         link_args.append("-fsanitize=address,undefined")
         compile_args += [*link_args, "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined"]
+        # Instrumented code makes gcc see uninitialised values where there are none.
+        compile_args.append("-Wno-maybe-uninitialized")
     modules: list[Extension] = cythonize(  # type: ignore[no-untyped-call]
         [
             Extension(

@@ -1,0 +1,94 @@
+# Everything that is done in this repository, by one word each. `make` says which words there are.
+#
+# Needs a Python of 3.11 or later with its headers, a C compiler and make. `make build PYTHON=python3.12` takes another
+# interpreter; from then on .venv remembers it.
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The interpreter to build with: the one asked for, else the one that .venv was made with, else python3.
+ASKED := $(PYTHON)
+INTERPRETER := $(or $(ASKED),$(wildcard $(BIN)/python),python3)
+VERSION_OF = $(shell $(1) -c 'import sys; print(sys.version)' 2>/dev/null)
+STALE := $(if $(ASKED),$(if $(filter-out $(call VERSION_OF,$(BIN)/python),$(or $(call VERSION_OF,$(ASKED)),none)),stale))
+
+# What the native modules are made of. Their modules in place are up to date when this stamp is.
+NATIVE_SOURCES := $(wildcard ext/broker_native/*.pyx ext/broker_native/*.pxd ext/broker_native/*.h)
+INSTALLED := $(VENV)/.installed
+BUILT := $(VENV)/.built
+
+# The caller's environment must not put other code before ours.
+unexport PYTHONPATH PYTHONHOME
+
+.PHONY: help build demo test quick run bench lint format check debug sanitize annotate clean stale
+.DEFAULT_GOAL := help
+
+help: ## say what there is
+	@echo "make WORD, where WORD is one of"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-12s%s\n", $$1, $$2 }'
+
+build: $(BUILT) ## make .venv and the native modules; then .venv/bin/broker is there
+
+demo: build ## a real corpus through a broker that is killed in the middle: FILE=lines.txt ARGS=...
+	$(BIN)/broker demo $(if $(FILE),--file "$(FILE)") $(ARGS)
+
+test: build ## the whole suite: ARGS="-k journal"
+	$(BIN)/python -m pytest $(ARGS)
+
+quick: build ## the suite without the slow tests
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+run: build ## a server on 127.0.0.1:4770: ARGS="--data DIR"
+	$(BIN)/broker serve $(ARGS)
+
+bench: build ## measure: ARGS="pubsub --durability synced"
+	$(BIN)/broker bench $(if $(ARGS),$(ARGS),pubsub)
+
+# The linters say nothing when all is well, so each says its name first.
+lint: build ## all that judges the code without running it
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint ext
+	$(BIN)/codespell
+	$(BIN)/lint-imports --no-cache
+
+format: build ## put the Python code into its form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check: ## what CI does
+	.ci/run
+
+debug: build ## the native modules with bounds checks, asserts and warnings as errors, under their tests
+	BROKER_DEBUG=1 $(BIN)/python setup.py -q build --build-lib build/debug/lib
+	PYTHONPATH=build/debug/lib $(BIN)/python -m pytest -o pythonpath="build/debug/lib ." tests/native $(ARGS)
+
+# Python itself is not built with the sanitizers, so their run-time library comes first, and leaks of Python are Python's.
+SANITIZER = $(shell $(or $(CC),cc) -print-file-name=libasan.so)
+sanitize: build ## the same under AddressSanitizer and UndefinedBehaviorSanitizer (Linux, gcc)
+	BROKER_SANITIZE=1 $(BIN)/python setup.py -q build --build-lib build/sanitize/lib
+	LD_PRELOAD=$(SANITIZER) ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib \
+		$(BIN)/python -m pytest -p no:cacheprovider -o pythonpath="build/sanitize/lib ." tests/native $(ARGS)
+
+annotate: build ## Cython's account of what each line costs, as HTML in build/annotate
+	$(BIN)/python setup.py annotate
+	@ls build/annotate/ext/broker_native/*.html
+
+clean: ## remove all that was made
+	rm -rf $(VENV) build dist *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -f ext/broker_native/*.so
+	find broker ext tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): requirements.txt pyproject.toml setup.py $(STALE)
+	@$(INTERPRETER) -c '' 2>/dev/null || { echo 'broker: no working $(INTERPRETER); `apt install python3` on Debian and Ubuntu' >&2; exit 1; }
+	@$(INTERPRETER) setup.py preflight
+	$(if $(STALE),rm -rf $(VENV))
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV); $(or $(ASKED),python3) -m venv $(VENV); }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	BROKER_ONLY=none $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(BUILT): $(INSTALLED) $(NATIVE_SOURCES)
+	$(BIN)/python setup.py -q build_ext --inplace $(if $(filter $(INSTALLED),$?),--force)
+	@touch $@
