@@ -404,8 +404,7 @@ class Client(Bus):
         if refusal.number is not None:
             self._on_publish_refused(refusal.number, refusal.count or 1, failure)
         elif refusal.channel is not None:
-            # Each publish to it is refused too; the name may be allowed later.
-            self._buffer.forget_channel(refusal.channel)
+            self._buffer.refuse_channel(refusal.channel, failure)
         elif refusal.subscription is not None:
             subscription = self._numbers.get(refusal.subscription)
             if subscription is not None:

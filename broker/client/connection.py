@@ -254,4 +254,3 @@ class Connection:
             self._schedule_ping()
         else:
             self._timer = self._loop.call_later(self._ping_s - quiet_s, self._check_alive)
-

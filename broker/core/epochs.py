@@ -9,7 +9,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["Outcome", "resume"]
+__all__ = ["RUN_SHIFT", "Outcome", "resume"]
+
+RUN_SHIFT = 40
+"""An epoch is (run, group that it began in): the run is above these bits."""
+EPHEMERAL_BIT = 1 << 39
+"""Set in the epochs of ephemeral channels, which count by themselves."""
 
 
 class Outcome(NamedTuple):
@@ -44,11 +49,16 @@ def resume(epochs: list[tuple[int, int]], first: int, next_sequence: int, epoch:
             if sequence <= last:
                 return _after(first, sequence)
             return Outcome("diverged", last, max(last, first - 1))
-    # The epoch was lost with its records. It began where the newest older epoch had its last committed record, or
-    # later, so everything before the first epoch that is newer than it is common.
-    common = next((begin - 1 for known, begin in epochs if known > epoch), end)
+    # The epoch was lost with its records, or was ephemeral. It began where the newest older epoch had its last
+    # committed record, or later, so everything before the first epoch that is newer than it is common.
+    common = next((begin - 1 for known, begin in epochs if known > _oldest(epoch)), end)
     common = min(common, sequence)
     return Outcome("diverged", common, max(common, first - 1))
+
+
+def _oldest(epoch: int) -> int:
+    """The epoch itself; for an ephemeral one, which has no place among its run's groups, the beginning of the run."""
+    return epoch >> RUN_SHIFT << RUN_SHIFT if epoch & EPHEMERAL_BIT else epoch
 
 
 def _after(first: int, sequence: int) -> Outcome:

@@ -35,6 +35,9 @@ class Lines:
         return self._by_producer.get(producer)
 
     def highest(self, producer: bytes) -> int:
-        """Return the highest number that the producer's line has taken, 0 for a producer that is not known."""
+        """Return the highest number that the producer's line has taken, 0 for a producer that is not known.
+
+        While a failed group may be on the disk all the same, its numbers count: none above the answer was ever stored.
+        """
         line = self._by_producer.get(producer)
-        return line.next - 1 if line is not None else 0
+        return max(line.next, line.closed_next) - 1 if line is not None else 0

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Applier(Protocol):
     """What committed state is applied to, at start and while running alike."""
 
-    def apply_entries(self, entries: bytes | memoryview) -> object:
+    def apply_entries(self, entries: bytes | bytearray | memoryview) -> object:
         """Apply a table delta: a run of entries, borrowed for the call."""
 
     def apply_group(self, value: bytes) -> object:

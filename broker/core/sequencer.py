@@ -12,6 +12,7 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING
 
+from broker.core.epochs import RUN_SHIFT, Outcome, resume
 from broker.core.group import Duplicate, Group
 from broker.core.lines import Lines
 from broker.core.recent import Recent
@@ -24,12 +25,14 @@ from broker_native.tails import Tails
 if TYPE_CHECKING:
     from broker.model.limits import Limits
     from broker.model.profiles import Profile, Profiles
+    from broker_native.tails import Publisher
 
 __all__ = ["Sequencer"]
 
 GROUP_FLAG_FENCE = 1
 DELIVER_FLAG_EARLY = 2
 ENTRY_RUN = Struct("<IHHQB7x")
+ENTRY_RUN_BODY = Struct("<QB7x")
 ENTRY_RUN_KIND = 5
 ENTRY_CLOSE = Struct("<IHHQ")
 ENTRY_CLOSE_KIND = 6
@@ -68,20 +71,29 @@ class Sequencer:
         self.applied_chain = 0
         self.in_commit: Group | None = None
         self.duplicates: list[Duplicate] = []
-        self._unclean = False
+        self._unclean_run = 0
+        self._failed = False
         self._opened_us = 0
         self._births: dict[bytes, tuple[int, int]] = {}
         self._channels: dict[bytes, int] = {}
 
     # -- start and end of a run ----------------------------------------------------------------------------------------
 
-    def apply_entries(self, entries: bytes | memoryview) -> None:
+    def apply_entries(self, entries: bytes | bytearray | memoryview) -> None:
         """Apply a table delta (replay). The bytes are borrowed for the call."""
-        self.tails.apply_entries(bytes(entries), self.lines.line)
+        self._note_runs(self.tails.apply_entries(entries, self.lines.line))
 
     def apply_group(self, value: bytes) -> None:
         """Apply a committed group (replay)."""
-        self.tails.apply_group(value, self.lines.line)
+        self._note_runs(self.tails.apply_group(value, self.lines.line))
+
+    def _note_runs(self, entries: list[tuple[int, int, bytes]]) -> None:
+        """Remember the newest run that did not end in good order: the run after it says so."""
+        for kind, _, body in entries:
+            if kind == ENTRY_RUN_KIND:
+                run, clean = ENTRY_RUN_BODY.unpack(body)
+                if not clean:
+                    self._unclean_run = run - 1
 
     def begin(self, run: int, *, clean: bool, number: int, chain: int, term: int, time_us: int) -> Group:
         """Begin a run on top of what was applied.
@@ -99,7 +111,8 @@ class Sequencer:
         self.tails.begin_run(run, number + 1)
         self.applied_number, self.applied_chain = number, chain
         self.term = term
-        self._unclean = not clean
+        if not clean:
+            self._unclean_run = run - 1
         return self._fence(time_us, ENTRY_RUN.pack(ENTRY_RUN.size, ENTRY_RUN_KIND, 0, run, clean))
 
     def fence(self, time_us: int) -> Group:
@@ -112,8 +125,13 @@ class Sequencer:
         return group
 
     def close(self, time_us: int) -> Group:
-        """Close the last group of the run, which says that it ended in good order."""
-        group = self._close(time_us, 0, ENTRY_CLOSE.pack(ENTRY_CLOSE.size, ENTRY_CLOSE_KIND, 0, self.tails.run))
+        """Close the last group of the run, which says that it ended in good order.
+
+        A run in which a commit failed did not: readers may hold positions in channels that have had no record, and so
+        no new epoch, since.
+        """
+        entry = b"" if self._failed else ENTRY_CLOSE.pack(ENTRY_CLOSE.size, ENTRY_CLOSE_KIND, 0, self.tails.run)
+        group = self._close(time_us, 0, entry)
         self.in_commit = group
         return group
 
@@ -133,8 +151,12 @@ class Sequencer:
         if info is None:
             self._count_birth(profile)
         self.tails.load(name, profile.durability, profile.shard_tokens, self._payload_bytes_max(profile))
-        if self._unclean and profile.durability is Level.ACCEPTED:
+        if info is not None and Level.ACCEPTED in (info[1], profile.durability) and self._may_have_lost(info[2]):
             self.tails.mark_unclean(name)
+
+    def _may_have_lost(self, epoch: int) -> bool:
+        """Whether a crash may have taken records of the epoch that readers saw: nothing newer has begun since."""
+        return epoch >> RUN_SHIFT <= self._unclean_run
 
     def _payload_bytes_max(self, profile: Profile) -> int:
         return min(profile.payload_bytes_max or self.limits.payload_bytes_max, self.limits.payload_bytes_max)
@@ -259,7 +281,7 @@ class Sequencer:
         if handed_over:
             unknown = error("COMMIT_UNKNOWN", f"group {group.number}: {failure.detail}")
         open_duplicates, self.duplicates = self.duplicates, []
-        open_answers = self.tails.undo()
+        open_answers = self.tails.undo(handed_over)
         for answers, why in ((group.answers, unknown), (open_answers, refused)):
             for publisher, entries in answers:
                 for number, _, _, count, _, _, _ in PUBLISHED.iter_unpack(entries):
@@ -268,7 +290,20 @@ class Sequencer:
             for duplicate in duplicates:
                 duplicate.publisher.owner.refuse(why, duplicate.number, duplicate.count)
         self._opened_us = 0
+        self._failed = True
         self.tails.accepted_waits = False
+
+    # -- readers' positions --------------------------------------------------------------------------------------------
+
+    def resume(self, name: bytes, epoch: int, sequence: int) -> Outcome:
+        """Judge a reader's position in a stored channel that is in memory."""
+        info = self.tails.info(name)
+        assert info is not None
+        _, _, current, first, applied_next, _, seen_next, epochs = info
+        if current and (not epochs or epochs[-1][0] != current):
+            # This epoch's first group is still on its way to the disk, and readers may have its records already.
+            epochs = [*epochs, (current, applied_next)]
+        return resume(epochs, first, seen_next, epoch, sequence)
 
     # -- retried publishes ---------------------------------------------------------------------------------------------
 
@@ -285,15 +320,19 @@ class Sequencer:
 
     def _answer_applied(self, duplicate: Duplicate) -> None:
         entries = b"".join(
-            self._duplicate_entry(duplicate.slot, channel, number, first, count)
+            self._duplicate_entry(duplicate.publisher, duplicate.slot, channel, number, first, count)
             for channel, number, first, count in duplicate.publisher.line.lookup(duplicate.number, duplicate.count)
         )
         duplicate.publisher.owner.outbox.published(entries)
 
-    def _duplicate_entry(self, slot: int, channel: int, number: int, first: int, count: int) -> bytes:
+    def _duplicate_entry(
+        self, publisher: Publisher, slot: int, channel: int, number: int, first: int, count: int
+    ) -> bytes:
         name = self.tails.name_of(channel) if channel else None
         info = self.tails.info(name) if name is not None else None
         if info is None:
-            return PUBLISHED.pack(number, 0, 0, count, slot, Level.SYNCED, PUBLISHED_DUPLICATE)
+            # The position is not known any more, or it was ephemeral: no more is said than the channel promises.
+            level = publisher.level_of(slot) or Level.EPHEMERAL
+            return PUBLISHED.pack(number, 0, 0, count, slot, level, PUBLISHED_DUPLICATE)
         epoch = next(epoch for epoch, begin in reversed(info[7]) if begin <= first)
         return PUBLISHED.pack(number, epoch, first, count, slot, info[1], PUBLISHED_DUPLICATE)

@@ -98,10 +98,15 @@ class GroupScan:
             index, taken, complete = scan_group(group, after_index, self._bytes_room, self._wanted, self.chunks)
         except GroupDamaged as damage:
             raise damaged(segment.path, number, damage) from damage
-        self.place = (number, max(index, 0))
+        before = self.place
+        if complete or index >= 0:
+            # A group without chunks counts as looked at up to index 0; one whose first chunk had no room does not.
+            self.place = (number, max(index, 0))
         self._bytes_room -= taken
-        self._scan_room -= len(group)
-        return complete and self._bytes_room > 0 and self._scan_room > 0
+        if self.place != before:
+            # The group of the place passed in is seen a second time and must not use up the room of the next one.
+            self._scan_room -= len(group)
+        return complete and (self._bytes_room > 0 or not self.chunks) and self._scan_room > 0
 
 
 def time_to_group(segments: tuple[Segment, ...], time_us: int) -> int | None:

@@ -380,6 +380,7 @@ class Node:
             if timer is not None:
                 timer.cancel()
         await self.loop.run_in_executor(None, self._close_log)
+        self.fanout.close()
 
     def _close_log(self) -> None:
         self._commit.stop()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-import msgpack  # type: ignore[import-untyped]  # it ships no types
+import msgpack
 
 from broker.model.errors import BrokerError, error, from_wire, to_wire
 from broker.wire.kinds import HELLO_MAGIC, JOURNAL_BYTES, PRODUCER_BYTES, VERSION, Kind
@@ -320,7 +320,7 @@ def decode_hello(body: bytes | memoryview) -> Hello:
     """
     data = bytes(body)
     if not data.startswith(HELLO_MAGIC):
-        raise error("MALFORMED_FRAME", "HELLO: does not begin with the protocol\'s magic", "is this another protocol?")
+        raise error("MALFORMED_FRAME", "HELLO: does not begin with the protocol's magic", "is this another protocol?")
     fields = decode(data[len(HELLO_MAGIC) :])
     versions = take_list(fields, "versions")
     if VERSION not in versions:

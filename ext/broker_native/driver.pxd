@@ -67,8 +67,8 @@ cdef struct Subscriber:
     uint32_t lanes_mask
     uint32_t lanes_used
     uint32_t audience
-    uint8_t pattern             # the subscription has wildcards: the first chunk of each channel tells its name
-    uint64_t credit_half        # bytes; what has been read is granted again in portions of this size
+    uint8_t named               # the first chunk of each channel must tell its name
+    uint64_t credit_portion     # bytes; what has been read is granted again in portions of this size
     uint64_t credit_used        # bytes read and not yet granted again
     uint64_t group              # bus position of the newest chunk that was committed when it came
     uint64_t index

@@ -42,6 +42,7 @@ cdef extern from "<sys/socket.h>" nogil:
 
 cdef enum:
     UNBOUND = 0xFFFFFFFF           # a lane's channel before it is known
+    CREDIT_PORTIONS = 8
     SUBSCRIPTION = 1               # the number of a subscriber's only subscription
     TICK_NS = 100_000
     TICKS_PER_SECOND = 10_000
@@ -128,9 +129,9 @@ cdef void frame_header_write(uint8_t* frame, uint32_t body_bytes, uint32_t kind)
 
 
 cdef void connection_grant(Load* load, Connection* connection, Subscriber* subscriber) noexcept nogil:
-    """Grant again what has been read, once it is half of the credit."""
+    """Grant again what has been read, once it is a portion of the credit."""
     cdef uint8_t* frame
-    if subscriber.credit_used < subscriber.credit_half:
+    if subscriber.credit_used < subscriber.credit_portion:
         return
     frame = connection_append(connection, FRAME_HEADER_BYTES + CREDIT_BYTES)
     if frame == NULL:
@@ -413,7 +414,7 @@ cdef size_t take_deliver(Load* load, Connection* connection, const uint8_t* fram
     if lane == NULL:
         load_fail(load, connection, FAILURE_PROTOCOL, b"DELIVER: from more channels than were subscribed to")
         return 0
-    name_due = subscriber.pattern != 0 and lane.last == 0
+    name_due = subscriber.named != 0 and lane.last == 0
     if named != name_due:
         load.misplaced += 1
     elif named and not lane_bind_name(load, subscriber, lane, frame + FRAME_HEADER_BYTES + DELIVER_HEADER_BYTES + 1,
@@ -869,7 +870,7 @@ cdef class Driver:
     cdef size_t frame_bytes(self):
         return FRAME_HEADER_BYTES + PUBLISH_HEADER_BYTES + <size_t>self.load.batch * self.load.record_bytes
 
-    def add_subscriber(self, int fd, *, uint64_t credit_bytes, bint pattern=False):
+    def add_subscriber(self, int fd, *, uint64_t credit_bytes, bint named=False):
         """Take in a non-blocking socket with subscription 1 over every channel of its audience.
 
         Subscribers fall into audiences in the order in which they are added. Their channels are followed from their
@@ -877,8 +878,9 @@ cdef class Driver:
 
         Args:
             fd: the socket; borrowed.
-            credit_bytes: what SUBSCRIBE granted, from 2. It is granted again by halves.
-            pattern: whether it named the channels by a pattern, so that DELIVER must tell their names.
+            credit_bytes: what SUBSCRIBE granted. It is granted again by eighths. At least four times what the window
+                lets be under way: a CREDIT may be overtaken by all that was published because of it.
+            named: whether DELIVER must tell the channels' names: it is of anything but exactly one literal.
 
         Raises:
             MemoryError, OSError: no memory, or the poller cannot take the socket.
@@ -890,8 +892,8 @@ cdef class Driver:
             raise MemoryError
         load.subscribers = subscribers
         cdef Subscriber* subscriber = subscriber_new(load, load.subscribers_count % load.audiences_count)
-        subscriber.credit_half = credit_bytes // 2
-        subscriber.pattern = <uint8_t>pattern
+        subscriber.credit_portion = credit_bytes // CREDIT_PORTIONS
+        subscriber.named = <uint8_t>named
         try:
             load_connect(load, fd, ANSWER_BYTES)
         except BaseException:

@@ -13,6 +13,7 @@
 #define BROKER_DRIVER_POLL_H
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -165,6 +166,9 @@ static inline void poller_close(Poller *poller)
 
 static inline int poller_add(Poller *poller, int fd)
 {
+    /* poll passes over what is no descriptor; epoll refuses it, and so does this. */
+    if (fcntl(fd, F_GETFD) < 0)
+        return errno;
     if (poller->count == poller->capacity) {
         uint32_t capacity = poller->capacity ? 2 * poller->capacity : 64;
         struct pollfd *sockets = realloc(poller->sockets, capacity * sizeof *sockets);

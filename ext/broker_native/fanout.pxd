@@ -12,7 +12,7 @@ cdef class Outbox:
     cdef Bytes urgent                   # answers and control frames: they leave ahead of deliveries
     cdef Bytes small                    # prefixes and small chunks, copied
     cdef list pieces                    # shared slices and what stood before them
-    cdef readonly size_t queued         # bytes in `small` and `pieces`
+    cdef readonly size_t queued         # bytes in `urgent`, `small` and `pieces`
     cdef readonly bint paused
     cdef bint dirty
 

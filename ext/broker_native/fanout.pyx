@@ -55,6 +55,7 @@ cdef class Outbox:
     def frame(self, frame: bytes):
         """Queue a whole frame ahead of this turn's deliveries."""
         bytes_append(&self.urgent, <const uint8_t*>PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
+        self.queued += PyBytes_GET_SIZE(frame)
         self.mark()
 
     def ordered_frame(self, frame: bytes):
@@ -70,6 +71,7 @@ cdef class Outbox:
         frame_header(self.urgent.data + self.urgent.used, size, KIND_PUBLISHED, 0)
         self.urgent.used += FRAME_HEADER_BYTES
         bytes_append(&self.urgent, <const uint8_t*>PyBytes_AS_STRING(answers), size)
+        self.queued += FRAME_HEADER_BYTES + size
         self.mark()
 
     def pause(self):
@@ -79,7 +81,7 @@ cdef class Outbox:
     def resume(self):
         """The transport takes bytes again."""
         self.paused = False
-        if self.urgent.used or self.queued:
+        if self.queued:
             self.mark()
 
     def close(self):
@@ -266,6 +268,17 @@ cdef class Fanout:
         """The reverse of `attach_pattern`; answers whether it was attached."""
         self.version += 1
         return self.trie.remove(pattern, subscription)
+
+    def close(self):
+        """Forget every reader, at the end: what a channel knows of them no garbage collector sees."""
+        cdef Channel* channel
+        cdef uint64_t slot
+        for slot in range(self.tails.table_mask + 1):
+            channel = self.tails.table[slot]
+            if channel != NULL:
+                self.forget_readers(channel)
+                Py_XDECREF(<PyObject*>channel.exact)
+                channel.exact = NULL
 
     cdef Channel* channel(self, bytes name) except NULL:
         cdef Channel* channel = self.tails.find(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))

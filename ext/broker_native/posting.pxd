@@ -40,6 +40,7 @@ cdef class PublishBuffer:
     cdef bint kicked
 
     cdef dict slot_of                   # channel name -> index of its slot
+    cdef dict channel_failures          # slot -> why the server refused its name
     cdef Slot* slots
     cdef uint32_t slots_count
     cdef uint32_t slots_capacity

@@ -34,10 +34,12 @@ from broker_native.messages cimport make_level, make_position
 cdef extern from "Python.h":
     PyObject* PyDict_GetItemWithError(object mapping, object key) except? NULL
     void PyErr_SetObject(object kind, object value) except *
+    int PyContext_Enter(object context) except -1
+    int PyContext_Exit(object context) except -1
     void Py_XDECREF(PyObject* object)
 
 cdef enum:
-    FRAME_BYTES_CLOSE = 60 * 1024       # with its header and a stamp or two it still is one chunk
+    FRAME_BYTES_CLOSE = 60 * 1024       # it still is one chunk with what the server adds, and far below 65,535 records
     FRAME_BYTES_FIRST = 512             # first capacity of an open frame
     FRAME_OVERHEAD_BYTES = 128          # what a kept frame costs besides its records
     NORMAL_PRIORITY = 2
@@ -144,7 +146,9 @@ cdef class Publication(Waiter):
         if not self.is_done:
             self._asyncio_future_blocking = True
             return self
-        PyErr_SetObject(StopIteration, self.result())
+        if self.is_cancelled or self.failure is not None:
+            self.result()
+        PyErr_SetObject(StopIteration, self.outcome)
 
     def send(self, value):
         """Go on, as a coroutine does."""
@@ -259,16 +263,26 @@ cdef class Publication(Waiter):
 
     cdef int call_back(self) except -1:
         """Run the callbacks, each in its context, now."""
-        cdef list pairs = [(self.callback, self.context)] if self.callback is not None else []
-        if self.callbacks is not None:
-            pairs += self.callbacks
+        cdef object callback = self.callback
+        cdef object context = self.context
+        cdef list others = self.callbacks
         self.callback = self.context = self.callbacks = None
-        for callback, context in pairs:
-            try:
-                context.run(callback, self)
-            except Exception as failure:
-                self.buffer.loop.call_exception_handler(
-                    {"message": "a callback of a publication failed", "exception": failure, "future": self})
+        if callback is not None:
+            self.run(callback, context)
+        if others is not None:
+            for callback, context in others:
+                self.run(callback, context)
+        return 0
+
+    cdef int run(self, object callback, object context) except -1:
+        PyContext_Enter(context)
+        try:
+            callback(self)
+        except Exception as failure:
+            self.buffer.loop.call_exception_handler(
+                {"message": "a callback of a publication failed", "exception": failure, "future": self})
+        finally:
+            PyContext_Exit(context)
         return 0
 
 
@@ -470,6 +484,7 @@ cdef class PublishBuffer:
         self.payload_bytes_max = self.headers_bytes_max = 0x7FFFFFFF
         self.channels_max = 0xFFFFFFFF
         self.slot_of = {}
+        self.channel_failures = {}
         self.generation = 1
         self.next_number = 1
         self.woken = []
@@ -625,7 +640,7 @@ cdef class PublishBuffer:
         if bytes > self.bytes_max:
             raise self.error("BUSY", f"publishes that are not answered: {bytes} bytes, limit {self.bytes_max} bytes; "
                                      "await drain() between posts")
-        if frame.count and (frame.size + size > FRAME_BYTES_CLOSE or frame.count == PUBLISH_COUNT_MAX):
+        if frame.count and frame.size + size > FRAME_BYTES_CLOSE:
             self.close_frame(slot)
         frame_reserve(frame, <uint32_t>size)
         return frame.records + frame.size
@@ -698,12 +713,16 @@ cdef class PublishBuffer:
                 return self.slots_hand
         raise self.error("TOO_MANY_CHANNELS", f"channels with unanswered publishes: limit {self.channels_max} channels")
 
-    def forget_channel(self, uint32_t number):
-        """The server refused the name of this number: say it again before the next publish to it."""
+    def refuse_channel(self, uint32_t number, failure):
+        """The server refused the name of this number: that is why publishes to it will be refused.
+
+        The name is said again before the next publish to it, since it may be allowed later.
+        """
         cdef uint32_t slot
         for slot in range(self.slots_count):
             if self.slots[slot].generation == self.generation and self.slots[slot].number == number:
                 self.slots[slot].is_told = False
+                self.channel_failures[slot] = failure
 
     # .. the ring ..
 
@@ -804,6 +823,7 @@ cdef class PublishBuffer:
         frame.names = not owner.is_told
         if frame.names:
             owner.is_told = True
+            self.channel_failures.pop(frame.slot, None)
             size += FRAME_HEADER_BYTES + 4 + <size_t>len(<str>owner.name)
         return size
 
@@ -923,7 +943,7 @@ cdef class PublishBuffer:
             if verdict == FOR_ONE_RECORD and count > 1:
                 frame.state = SPLIT
             else:
-                self.fail_frame(frame, failure)
+                self.fail_frame(frame, self.channel_failures.get(frame.slot, failure))
         self.drop_done()
         self.settle()
 
@@ -1009,6 +1029,7 @@ cdef class PublishBuffer:
         self.in_flight = 0
         self.generation += 1
         self.numbers_used = 0
+        self.channel_failures.clear()
 
     def resume(self, uint64_t highest, unknown=None):
         """There is a new connection: send what was not answered again, and go on.

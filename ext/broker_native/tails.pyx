@@ -870,7 +870,7 @@ cdef class Tails:
         channel = self.find(name, size)
         if channel == NULL:
             channel = self.create(name, size, at[16], at[17], 0)
-        if channel.stored_id != id:
+        if id == 0 or channel.stored_id != id:
             self.register_id(channel, id)
         channel.applied_level = at[16]
         if not channel.payload_bytes_max:
@@ -1363,14 +1363,6 @@ cdef class Publisher:
         if number >= self.slots_count or self.slots[number] == NULL:
             return 0
         return self.slots[number].level
-
-    def slot_of(self, uint64_t id):
-        """The number under which this connection knows a channel id, or None. Linear: for rare answers only."""
-        cdef uint32_t index
-        for index in range(self.slots_count):
-            if self.slots[index] != NULL and self.slots[index].id == id:
-                return index
-        return None
 
 
 cdef int bytes_append(Bytes* buffer, const uint8_t* data, size_t size) except -1:

@@ -1,0 +1,131 @@
+"""The slow part of a connection: a blocking conversation that ends in a socket for the driver.
+
+HELLO, CHANNEL, SUBSCRIBE and REQUEST are spoken here; PUBLISH, DELIVER and CREDIT are the driver's. Frames are read to
+their last byte and no further, so that nothing of what follows is lost when the socket is handed over.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any, Final
+
+from broker.client.address import TcpAddress, parse_url
+from broker.model.errors import error, from_wire
+from broker.wire import control
+from broker.wire.kinds import FRAME_HEADER_BYTES, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Self
+
+TIMEOUT_S: Final = 30.0
+SUBSCRIPTION: Final = 1
+"""The number that every subscription of the bench has; each has a connection of its own."""
+
+
+def open_socket(url: str) -> socket.socket:
+    """Connect to `broker://host:port` or `broker+unix:///path`, blocking.
+
+    Raises:
+        ConfigError: ADDRESS; the URL is neither.
+        ConnectionLost: nobody listens there.
+    """
+    address = parse_url(url)
+    try:
+        if isinstance(address, TcpAddress):
+            opened = socket.create_connection(address, TIMEOUT_S)
+            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        else:
+            opened = socket.socket(socket.AF_UNIX)
+            opened.settimeout(TIMEOUT_S)
+            opened.connect(address.path)
+    except OSError as failure:
+        raise error("CONNECTION_LOST", f"{url}: {failure.strerror or failure}") from failure
+    return opened
+
+
+class Conversation:
+    """One connection that has said HELLO. Owns its socket until `detach`."""
+
+    def __init__(self, url: str) -> None:
+        """Connect and say HELLO.
+
+        Raises:
+            BrokerError: there is no server, or it refuses.
+        """
+        self._socket = open_socket(url)
+        self._detached = False
+        self._requests = 0
+        try:
+            self._socket.sendall(control.encode_hello("broker bench"))
+            self.limits = control.decode_welcome(self._expect(Kind.WELCOME)).limits
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._detached:
+            self._socket.close()
+
+    def name_channels(self, names: Sequence[bytes]) -> None:
+        """Give the channels their indexes as numbers. A refusal comes with the first publish."""
+        self._socket.sendall(b"".join(control.encode_channel(number, name) for number, name in enumerate(names)))
+
+    def subscribe(self, filters: Sequence[str], credit_bytes: int, *, from_start: bool = False) -> None:
+        """Subscribe, as number SUBSCRIPTION, from new or from the start.
+
+        Raises:
+            BrokerError: the server refuses.
+        """
+        start = control.FromStart() if from_start else control.FromNew()
+        self._socket.sendall(
+            control.encode_subscribe(control.Subscribe(SUBSCRIPTION, tuple(filters), credit_bytes, start))
+        )
+        control.decode_subscribed(self._expect(Kind.SUBSCRIBED))
+
+    def stats(self) -> dict[str, Any]:
+        """Ask the server for its figures.
+
+        Raises:
+            BrokerError: the server refuses.
+        """
+        self._requests += 1
+        self._socket.sendall(control.encode_request(self._requests, "stats"))
+        _, fields = control.decode_reply(self._expect(Kind.REPLY))
+        stats: dict[str, Any] = fields["stats"]
+        return stats
+
+    def detach(self) -> socket.socket:
+        """Hand the socket over, non-blocking, to a caller who closes it; the conversation is over."""
+        self._detached = True
+        self._socket.setblocking(False)
+        return self._socket
+
+    def _expect(self, kind: Kind) -> bytes:
+        """Read frames until one of a kind comes; PINGs are answered, an ERROR is raised."""
+        while True:
+            size, got, _, _ = control.FRAME_HEADER.unpack(self._read(FRAME_HEADER_BYTES))
+            body = self._read(size)
+            if got == kind:
+                return body
+            if got == Kind.ERROR:
+                raise from_wire(control.decode(body))
+            if got == Kind.PING:
+                self._socket.sendall(control.encode_pong(control.decode_token(body)))
+            elif got not in (Kind.PONG, Kind.EVENT):
+                raise error("MALFORMED_FRAME", f"got a frame of kind {got}, expected {kind.name}")
+
+    def _read(self, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            try:
+                piece = self._socket.recv(size - len(data))
+            except OSError as failure:
+                raise error("CONNECTION_LOST", f"while waiting for an answer: {failure}") from failure
+            if not piece:
+                raise error("CONNECTION_LOST", "the server closed the connection")
+            data += piece
+        return bytes(data)

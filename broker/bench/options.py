@@ -1,0 +1,176 @@
+"""What a work is asked to do: its options, and the defaults that make each work the one of its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from broker.model.levels import Level
+from broker.model.settings import KIB, MIB
+
+STAMP_BYTES: Final = 24
+"""The smallest payload: it holds the stamp by which a message is recognised."""
+
+CREDIT_BYTES: Final = 16 * MIB
+"""What a subscriber grants at first, and again by eighths as it reads."""
+
+CREDIT_SHARE: Final = 4
+"""The window is so small a part of the credit. The server may see what is published before the CREDIT on another
+connection that made room for it: then one window is delivered and not yet granted again, and the next one follows."""
+
+WINDOW_BYTES_EPHEMERAL: Final = 1 * MIB
+"""What may be on its way to a subscriber. More than a second-level cache only costs both sides their hits in it."""
+
+WINDOW_BYTES_STORED: Final = 4 * MIB
+"""The same where it waits for a commit: two groups of the largest size."""
+
+AUDIENCES_BYTES_MAX: Final = 16 * MIB
+"""What may be on its way to all audiences, counted once in each."""
+
+IN_FLIGHT_BYTES_MAX: Final = 128 * MIB
+"""What may be on its way to all subscribers of an audience together: it lies in the kernel's buffers."""
+
+RECORD_OVERHEAD_BYTES: Final = 96
+"""A record's header, the server's fields, and the headers of a chunk that it may have for itself."""
+
+FILTERS_MAX: Final = 1024
+"""Literal names that fit into one SUBSCRIBE."""
+
+
+class Work(StrEnum):
+    """What `broker bench` can do."""
+
+    PUBSUB = "pubsub"
+    FANOUT = "fanout"
+    MANY = "many"
+    LATENCY = "latency"
+    REPLAY = "replay"
+    CLIENT = "client"
+    IDLE = "idle"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """One work with everything that it needs to know.
+
+    Attributes:
+        work: which one.
+        durability: the level that every answer must report; ephemeral, accepted or synced.
+        publishers: connections that publish, 0 for `idle`.
+        subscribers: connections that read, from 1.
+        channels: names that are published to, from 1.
+        payload: bytes of each message, from STAMP_BYTES.
+        batch: records in each PUBLISH frame, 1 to 65,535.
+        rate: messages a second of all publishers together; 0 is as fast as the subscribers read.
+        seconds: when publishing ends; 0 for no bound. `idle` holds its connections that long.
+        messages: when publishing ends; 0 for no bound. Not both 0.
+        url: a running server, or None to start one.
+        pattern: subscribe by one pattern instead of by the channels' names.
+        crc: check every chunk's CRC as well.
+        pin: keep the server and the driver on cores of their own (Linux).
+        embedded: `client` only: the embedded home instead of a server.
+        window: records on their way to the slowest subscriber; 0 takes what credit and memory allow.
+        patience_s: how long the server may owe something and send nothing before the rest counts as lost.
+    """
+
+    work: Work
+    durability: Level = Level.SYNCED
+    publishers: int = 1
+    subscribers: int = 1
+    channels: int = 1
+    payload: int = 128
+    batch: int = 1
+    rate: int = 0
+    seconds: float = 5.0
+    messages: int = 0
+    url: str | None = None
+    pattern: bool = False
+    crc: bool = False
+    pin: bool = False
+    embedded: bool = False
+    window: int = 0
+    patience_s: float = 10.0
+
+    @property
+    def audiences(self) -> int:
+        """Groups of channels and subscribers that meet: in `many` each subscriber has channels of its own."""
+        return min(self.subscribers, self.channels) if self.work is Work.MANY else 1
+
+    @property
+    def record_bytes_max(self) -> int:
+        """What one record takes of a subscription's credit at most."""
+        return self.payload + RECORD_OVERHEAD_BYTES
+
+    @property
+    def window_records(self) -> int:
+        """Records that may be on their way to the slowest subscriber: within its credit, and within memory for all."""
+        readers = -(-self.subscribers // self.audiences)
+        alone = WINDOW_BYTES_EPHEMERAL if self.durability is Level.EPHEMERAL else WINDOW_BYTES_STORED
+        fitting = min(alone, AUDIENCES_BYTES_MAX // self.audiences, IN_FLIGHT_BYTES_MAX // readers)
+        return max(self.window or fitting // self.record_bytes_max, 4 * self.batch)
+
+    @property
+    def credit_bytes(self) -> int:
+        """What SUBSCRIBE grants."""
+        return max(CREDIT_BYTES, CREDIT_SHARE * self.window_records * self.record_bytes_max)
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a work does unless it is told otherwise; each field is that of `Options`."""
+
+    publishers: int = 1
+    subscribers: tuple[int, ...] = (1,)
+    channels: int = 1
+    rate: int = 0
+    seconds: float = 5.0
+    messages: int = 0
+
+
+DEFAULTS: Final = {
+    Work.PUBSUB: Defaults(),
+    Work.FANOUT: Defaults(subscribers=(10, 100, 1000)),
+    Work.MANY: Defaults(publishers=50, subscribers=(50,), channels=1000),
+    Work.LATENCY: Defaults(rate=100_000),
+    Work.REPLAY: Defaults(seconds=0, messages=2_000_000),
+    Work.CLIENT: Defaults(seconds=0, messages=1_000_000),
+    Work.IDLE: Defaults(publishers=0, subscribers=(10_000,), seconds=2.0),
+}
+
+PAYLOAD_BYTES_MAX: Final = 1 * MIB
+FRAME_BYTES_MAX: Final = PAYLOAD_BYTES_MAX + 80 * KIB
+"""What a server takes by default; a smaller limit in its WELCOME is found before anything is published."""
+
+
+def complaint(options: Options) -> str | None:
+    """Say what is wrong with options, or None. What a server forbids is the server's to say."""
+    work = options.work
+    checks = (
+        (
+            options.payload < STAMP_BYTES,
+            f"--payload: got {options.payload} bytes, at least {STAMP_BYTES} hold the stamp",
+        ),
+        (options.batch < 1 or options.batch > 65535, f"--batch: got {options.batch}, from 1 to 65535"),
+        (options.channels < 1, f"--channels: got {options.channels}, at least 1"),
+        (options.subscribers < 1, f"--subscribers: got {options.subscribers}, at least 1"),
+        (work is not Work.IDLE and options.publishers < 1, f"--publishers: got {options.publishers}, at least 1"),
+        (options.publishers > 65536, f"--publishers: got {options.publishers}, limit 65536"),
+        (options.rate < 0 or options.messages < 0 or options.seconds < 0, "a rate, count or time cannot be negative"),
+        (options.durability is Level.REPLICATED, "--durability: no home of this build replicates"),
+        (work is Work.MANY and options.channels < options.subscribers, "many: each subscriber needs a channel"),
+        (work is Work.REPLAY and options.durability is Level.EPHEMERAL, "replay: ephemeral messages are not stored"),
+        (work is Work.LATENCY and not options.rate, "latency: needs a --rate"),
+        (
+            work is not Work.IDLE and not options.seconds and not options.messages,
+            "one of --seconds and --messages must end it",
+        ),
+        (work in (Work.REPLAY, Work.CLIENT) and not options.messages, f"{work}: needs --messages"),
+        (options.embedded and work is not Work.CLIENT, "--embedded is for `client`"),
+        (options.embedded and options.url is not None, "--embedded has no server, so no --url"),
+        (
+            not options.pattern and options.channels > FILTERS_MAX * options.audiences,
+            f"--channels: more than {FILTERS_MAX} for one subscription: take --pattern",
+        ),
+    )
+    return next((text for wrong, text in checks if wrong), None)

@@ -1,0 +1,191 @@
+"""The server under load: started for the occasion, or one that runs already; and what it says of itself.
+
+A server that is started here has a data directory, a configuration and a ready file of its own in one temporary folder
+(TMPDIR chooses the file system), and is ended with SIGTERM before the folder goes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from broker.bench.conversation import Conversation
+from broker.model.errors import error
+from broker.model.levels import Level
+from broker.model.profiles import Profile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+START_SECONDS_MAX: Final = 30.0
+STOP_SECONDS_MAX: Final = 30.0
+
+ROOMS: Final = {Level.EPHEMERAL: "bench.e", Level.ACCEPTED: "bench.a", Level.SYNCED: "bench.s"}
+"""Where the channels of each durability live."""
+
+
+def bench_profiles() -> list[Profile]:
+    """Return the profiles that a broker of our own has: a room for each durability."""
+    return [Profile(f"{room}.>".encode(), durability=level) for level, room in ROOMS.items()]
+
+
+def bench_configuration() -> str:
+    """Return the same profiles as a configuration file."""
+    return "".join(
+        f'[[profiles]]\npattern = "{profile.pattern.decode()}"\ndurability = "{profile.durability.label}"\n\n'
+        for profile in bench_profiles()
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server to load.
+
+    Attributes:
+        url: where it listens.
+        pid: its process, when it is ours or on this machine; else None.
+    """
+
+    url: str
+    pid: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What a server has used and done since it began; differences of two are what a work cost."""
+
+    cpu_s: float
+    memory_bytes: int
+    fsyncs: int
+
+
+def figures(stats: dict[str, Any]) -> Figures:
+    """Take the figures of a REPLY to `stats`."""
+    return Figures(float(stats["cpu_s"]), int(stats["rss_anon_bytes"]), int(stats["fsyncs"]))
+
+
+class Probe:
+    """Looks at a server: its figures over the wire, or its memory alone in the kernel's books."""
+
+    def __init__(self, target: Target) -> None:
+        self._url = target.url
+        self._status = Path(f"/proc/{target.pid}/status")
+        self._memory_is_seen = target.pid is not None and self._status.exists()
+        self.memory_bytes_max = 0
+
+    def figures(self) -> Figures:
+        """Ask the server, over a connection for the occasion: an idle one would have to answer PINGs during the load.
+
+        Raises:
+            BrokerError: it does not answer.
+        """
+        with Conversation(self._url) as conversation:
+            found = figures(conversation.stats())
+        self.memory_bytes_max = max(self.memory_bytes_max, found.memory_bytes)
+        return found
+
+    def sample_memory(self) -> None:
+        """Look at the memory of a server on this machine, without asking it: that would be a load of its own."""
+        if self._memory_is_seen:
+            self.memory_bytes_max = max(self.memory_bytes_max, rss_anon_bytes(self._status))
+
+
+def rss_anon_bytes(status: Path) -> int:
+    """Read RssAnon of a process: memory that is its own, without mapped files; 0 when the process is gone."""
+    try:
+        lines = status.read_text().splitlines()
+    except OSError:
+        return 0
+    found = next((line for line in lines if line.startswith("RssAnon:")), "RssAnon: 0 kB")
+    return int(found.split()[1]) * 1024
+
+
+@contextmanager
+def running_server(url: str | None, *, cores: set[int] | None = None) -> Iterator[Target]:
+    """Yield the server to load: the one at `url`, or one of our own that lives as long as the block.
+
+    Args:
+        url: a running server, or None to start one.
+        cores: processor cores that a started server keeps to; None for all.
+
+    Raises:
+        BrokerError: UNAVAILABLE; the server did not start.
+    """
+    if url is not None:
+        with Conversation(url) as conversation:
+            pid = conversation.stats().get("pid")
+        yield Target(url, pid if isinstance(pid, int) and pid > 0 and _is_local(url) else None)
+        return
+    folder = Path(tempfile.mkdtemp(prefix="broker-bench-"))
+    try:
+        process = _start(folder, cores)
+        try:
+            yield Target(f"broker://{_await_ready(process, folder)}", process.pid)
+        finally:
+            _stop(process)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_local(url: str) -> bool:
+    return url.startswith(("broker+unix:", "broker://127.", "broker://localhost", "broker://[::1]"))
+
+
+def _start(folder: Path, cores: set[int] | None) -> subprocess.Popen[bytes]:
+    """Start a server; it inherits the cores that this process keeps to at that moment."""
+    config = folder / "broker.toml"
+    config.write_text(bench_configuration())
+    command = [sys.executable, "-m", "broker", "serve", "--data", str(folder / "data"), "--tcp", "127.0.0.1:0"]
+    command += ["--config", str(config), "--ready-file", str(folder / "ready")]
+    with (folder / "log").open("wb") as log, _kept_to(cores):
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+
+@contextmanager
+def _kept_to(cores: set[int] | None) -> Iterator[None]:
+    if cores is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _await_ready(process: subprocess.Popen[bytes], folder: Path) -> str:
+    """Return the address at which the server listens, once it does."""
+    ready = folder / "ready"
+    deadline = time.monotonic() + START_SECONDS_MAX
+    while time.monotonic() < deadline and process.poll() is None:
+        # The file is renamed into its place, so it is whole when it is there.
+        if ready.exists():
+            address = json.loads(ready.read_text())["tcp"]
+            assert isinstance(address, str)
+            return address
+        time.sleep(0.01)
+    state = "not ready" if process.poll() is None else f"ended with status {process.returncode}"
+    said = (folder / "log").read_text(errors="replace").split("\n")
+    last = next((line for line in reversed(said) if line.strip()), "it said nothing")
+    raise error("UNAVAILABLE", f"broker serve: {state}: {last.strip()}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server, and wait for it."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_SECONDS_MAX)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,62 @@
+"""From options to results: start or find the server, run the work, put the machine's own figure beside it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from broker.bench.client import run_client, run_embedded
+from broker.bench.load import RUNNERS, raise_descriptor_limit, run_live
+from broker.bench.machine import commit_us_p50
+from broker.bench.options import Options, Work
+from broker.bench.server import running_server
+
+if TYPE_CHECKING:
+    from broker.bench.client import Opener
+    from broker.bench.result import Result
+
+
+def run_work(options: Options, *, connect: Opener | None = None, open_embedded: Opener | None = None) -> list[Result]:
+    """Run one work.
+
+    Args:
+        options: options without a complaint.
+        connect: gives the client for a URL; `client` needs it.
+        open_embedded: gives the embedded broker for a directory; `client` with `embedded` needs it.
+
+    Returns:
+        One result, or for `client` one for each of its parts.
+
+    Raises:
+        BrokerError: the server does not start, or refuses a connection or a subscription.
+    """
+    floor_us = commit_us_p50()
+    raise_descriptor_limit(options.publishers + options.subscribers)
+    if options.embedded:
+        assert open_embedded is not None
+        results = run_embedded(options, open_embedded)
+    else:
+        results = _run_with_server(options, connect)
+    for result in results:
+        result.commit_us_p50 = floor_us
+    return results
+
+
+def _run_with_server(options: Options, connect: Opener | None) -> list[Result]:
+    with ExitStack() as stack:
+        server_cores, driver_cores = split_cores() if options.pin else (None, None)
+        target = stack.enter_context(running_server(options.url, cores=server_cores))
+        if driver_cores is not None:
+            stack.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
+            os.sched_setaffinity(0, driver_cores)
+        if options.work is Work.CLIENT:
+            assert connect is not None
+            return run_client(options, target, connect)
+        return [RUNNERS.get(options.work, run_live)(options, target)]
+
+
+def split_cores() -> tuple[set[int], set[int]]:
+    """Return cores for the server, all but the last, and the last one for the driver; the same one if there is one."""
+    cores = sorted(os.sched_getaffinity(0))
+    return set(cores[:-1] or cores), {cores[-1]}

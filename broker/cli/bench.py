@@ -1,0 +1,147 @@
+"""`broker bench`: load a broker, verify every message, and report what it cost."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from broker.cli import ExitCode
+
+if TYPE_CHECKING:
+    from broker.bench.options import Options
+    from broker.bench.result import Result
+
+WORKS = ("pubsub", "fanout", "many", "latency", "replay", "client", "idle")
+
+
+def counts(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """Take one whole number, or several with commas between: the work runs once for each."""
+    try:
+        return None if value is None else tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"got {value!r}, expected a whole number or several with commas between") from None
+
+
+@click.command("bench", epilog="The exit status is 1 if a message was lost, duplicated, reordered or changed.")
+@click.argument("work", type=click.Choice(WORKS))
+@click.option(
+    "--durability",
+    type=click.Choice(["ephemeral", "accepted", "synced"]),
+    default="synced",
+    show_default=True,
+    help="What every acknowledgement must promise.",
+)
+@click.option("--publishers", type=click.IntRange(0), metavar="N", help="Connections that publish.")
+@click.option(
+    "--subscribers", callback=counts, metavar="N[,N...]", help="Connections that read; with commas, one run for each."
+)
+@click.option("--channels", type=click.IntRange(1), metavar="N", help="Channels that are published to in turn.")
+@click.option(
+    "--payload", type=int, default=128, show_default=True, metavar="BYTES", help="Bytes of a message, from 24."
+)
+@click.option("--batch", type=int, default=1, show_default=True, metavar="N", help="Records in a PUBLISH frame.")
+@click.option("--rate", type=click.IntRange(0), metavar="N", help="Messages a second; 0 is as fast as it goes.")
+@click.option("--seconds", type=click.FloatRange(0), metavar="S", help="How long to publish, or for `idle` to wait.")
+@click.option("--messages", type=click.IntRange(0), metavar="N", help="How many to publish, instead of --seconds.")
+@click.option("--url", metavar="URL", help="A running server.  [default: start one]")
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    metavar="FILE",
+    help="Write a line of JSON for each result; - prints them instead.",
+)
+@click.option("--pattern", is_flag=True, help="Subscribe by one pattern instead of by names.")
+@click.option("--crc", is_flag=True, help="Check every chunk's CRC-32C as well.")
+@click.option("--pin", is_flag=True, help="Keep server and driver on cores of their own (Linux).")
+@click.option("--embedded", is_flag=True, help="`client`: the broker in this process instead of a server.")
+@click.option(
+    "--window",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Records under way to the slowest reader.  [default: what credit allows]",
+)
+def command(work: str, subscribers: tuple[int, ...] | None, json_path: str | None, **given: Any) -> ExitCode:
+    """Load a broker and verify content, order and count of every message.
+
+    \b
+    pubsub   publishers to subscribers, as fast as the slowest reads
+    fanout   one publisher to 10, then 100, then 1,000 subscribers
+    many     50 publishers to 1,000 channels to 50 subscribers
+    latency  at a steady --rate, timed from when each was due
+    replay   publish first, then read it all from the start
+    client   the Python client: post, batches, messages, publish
+    idle     what 10,000 subscribed connections cost in memory
+
+    Without --url a server is started for the occasion, with its journal in a temporary directory: TMPDIR chooses
+    whose disk is measured. A server at --url needs profiles for bench.e.> (ephemeral), bench.a.> (accepted) and
+    bench.s.> (synced); channels stay behind there.
+
+    \b
+    broker bench pubsub --durability ephemeral
+    broker bench latency --rate 100000 --json latency.json
+    broker bench fanout --subscribers 1000 --url broker://127.0.0.1:4770
+    """
+    from broker.bench.report import print_results
+    from broker.bench.works import run_work
+
+    results: list[Result] = []
+    for options in options_of(work, subscribers, given):
+        found = run_work(options, **(homes() if work == "client" else {}))
+        results += found
+        if json_path != "-":
+            print_results(found, sys.stdout)
+    if json_path is not None:
+        write_json(results, json_path)
+    return ExitCode.OK if all(result.right for result in results) else ExitCode.WRONG
+
+
+def options_of(work: str, subscribers: tuple[int, ...] | None, given: dict[str, Any]) -> list[Options]:
+    """Put what was given over the work's defaults; one set of options for each count of subscribers.
+
+    Raises:
+        UsageError: an option is out of its range, or makes no sense for the work.
+    """
+    from broker.bench.options import DEFAULTS, Options, Work, complaint
+    from broker.model.levels import parse_level
+
+    defaults = DEFAULTS[Work(work)]
+    chosen = {name: value for name, value in given.items() if value is not None}
+    # --messages alone bounds a run by their number, whatever the work's own bound would be.
+    seconds = chosen.pop("seconds", 0.0 if chosen.get("messages") else defaults.seconds)
+    durability = parse_level(chosen.pop("durability"))
+    merged = {
+        "publishers": defaults.publishers,
+        "channels": defaults.channels,
+        "rate": defaults.rate,
+        "messages": defaults.messages,
+        **chosen,
+    }
+    every = [
+        Options(Work(work), durability=durability, seconds=seconds, subscribers=readers, **merged)
+        for readers in subscribers or defaults.subscribers
+    ]
+    for options in every:
+        wrong = complaint(options)
+        if wrong is not None:
+            raise click.UsageError(wrong)
+    return every
+
+
+def homes() -> dict[str, Any]:
+    """Return what opens the homes of the Python API, which only `client` needs."""
+    from broker import Broker, connect
+    from broker.bench.server import bench_profiles
+
+    return {"connect": connect, "open_embedded": lambda path: Broker.open(path, profiles=bench_profiles())}
+
+
+def write_json(results: list[Result], path: str) -> None:
+    """Write one line of JSON for each result; a single one is a JSON document of its own."""
+    import json
+
+    with click.open_file(path, "w") as file:
+        file.writelines(json.dumps(result.as_json()) + "\n" for result in results)

@@ -1,0 +1,78 @@
+"""Every work of `broker bench`, tiny, against a real server of its own: it runs, finds every message, and reports."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from broker.cli.main import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TINY = {
+    "pubsub": ("--messages", "3000", "--publishers", "2", "--subscribers", "2", "--channels", "3"),
+    "fanout": ("--messages", "200", "--subscribers", "20"),
+    "many": ("--messages", "3000", "--publishers", "5", "--channels", "40", "--subscribers", "8"),
+    "latency": ("--messages", "500", "--rate", "5000"),
+    "replay": ("--messages", "3000", "--batch", "10"),
+    "idle": ("--subscribers", "50", "--seconds", "0.1"),
+}
+STORED = ("replay",)
+
+
+def run(path: Path, *arguments: str) -> list[dict[str, Any]]:
+    """Run a work that must be right, and return its results."""
+    file = path / "result.jsonl"
+    status = main(["bench", *arguments, "--json", str(file)])
+    results = [json.loads(line) for line in file.read_text().splitlines()]
+    assert status == 0, [result["extra"]["errors"] for result in results]
+    return results
+
+
+@pytest.mark.parametrize("durability", ["ephemeral", "accepted", "synced"])
+@pytest.mark.parametrize("work", TINY)
+def test_native_works(tmp_path: Path, work: str, durability: str) -> None:
+    if work in STORED and durability == "ephemeral":
+        assert main(["bench", work, "--durability", durability]) == 2
+        return
+    (result,) = run(tmp_path, work, *TINY[work], "--durability", durability, "--crc")
+    messages = int(TINY[work][1]) if work != "idle" else 0
+    assert (result["work"], result["durability"], result["messages"]) == (work, durability, messages)
+    if messages:
+        # In `many` a message has one reader; else everybody reads everything.
+        readers = 1 if work == "many" else result["subscribers"]
+        deliveries = round(result["deliveries_per_s"] * result["seconds"])
+        assert deliveries == pytest.approx(messages * readers, abs=1)
+    if durability == "synced" and work != "replay" and messages:
+        assert result["fsyncs"] > 0
+    if durability == "ephemeral":
+        assert result["fsyncs"] == 0
+    assert result["server_memory_bytes"] > 0
+    assert result["commit_us_p50"] > 0
+
+
+@pytest.mark.parametrize("durability", ["ephemeral", "synced"])
+def test_wildcards(tmp_path: Path, durability: str) -> None:
+    run(tmp_path, "many", *TINY["many"], "--durability", durability, "--pattern", "--crc")
+
+
+@pytest.mark.parametrize("durability", ["ephemeral", "accepted", "synced"])
+def test_python_client(tmp_path: Path, durability: str) -> None:
+    results = run(tmp_path, "client", "--messages", "8000", "--durability", durability)
+    assert [result["work"] for result in results] == [
+        "client:post",
+        "client:batches",
+        "client:messages",
+        "client:publish",
+    ]
+    assert [result["messages"] for result in results] == [8000, 8000, 8000, 2000]
+
+
+@pytest.mark.parametrize("durability", ["ephemeral", "accepted", "synced"])
+def test_embedded_home(tmp_path: Path, durability: str) -> None:
+    results = run(tmp_path, "client", "--embedded", "--messages", "8000", "--durability", durability)
+    assert len(results) == 4
+    assert (sum(result["fsyncs"] for result in results) > 0) == (durability != "ephemeral")

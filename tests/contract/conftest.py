@@ -1,0 +1,49 @@
+"""The suite's one parameter: the home. And one server for all tests that may share it, each in channels of its own."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.contract.homes import Home, Server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+HOMES = ("embedded", "thread", "tcp", "unix")
+
+
+@pytest.fixture(scope="session")
+def shared_server() -> Iterator[Server]:
+    server = Server()
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+@pytest.fixture(params=HOMES)
+def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
+    """Each home in turn."""
+    kind = request.param
+    server = request.getfixturevalue("shared_server") if kind in ("tcp", "unix") else None
+    return Home(kind, tmp_path, server)
+
+
+@pytest.fixture
+def own_server() -> Iterator[Server]:
+    """A server that the test may kill."""
+    server = Server()
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def room() -> str:
+    """A token that no other test uses, to be put into channels' names."""
+    return secrets.token_hex(6)

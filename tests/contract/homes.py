@@ -1,0 +1,169 @@
+"""The homes of the broker, as a test opens them: one way to get a bus, whatever is behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from broker import Broker, connect
+from broker.model.levels import Level
+from broker.model.profiles import Profile
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from typing import Self
+
+    from broker import Bus
+
+ROOT = Path(__file__).parents[2]
+READY_SECONDS_MAX = 20.0
+SEGMENT_BYTES = 8 * 1024 * 1024
+
+PROFILES = (
+    Profile(b"e.>", durability=Level.EPHEMERAL),
+    Profile(b"a.>", durability=Level.ACCEPTED),
+    Profile(b"s.>", durability=Level.SYNCED),
+    Profile(b"small.>", payload_bytes_max=100),
+)
+
+CONFIG = f"""\
+[storage]
+segment_bytes = {SEGMENT_BYTES}
+reserve_bytes = 0
+
+[[profiles]]
+pattern = "e.>"
+durability = "ephemeral"
+
+[[profiles]]
+pattern = "a.>"
+durability = "accepted"
+
+[[profiles]]
+pattern = "s.>"
+durability = "synced"
+
+[[profiles]]
+pattern = "small.>"
+payload_bytes_max = 100
+"""
+
+
+class Server:
+    """`broker serve` in a process of its own, on TCP and a Unix socket, over a folder that goes with it."""
+
+    def __init__(self) -> None:
+        # Not pytest's folder: the path of a Unix socket is bounded.
+        self.folder = Path(tempfile.mkdtemp(prefix="broker-"))
+        self._config = self.folder / "broker.toml"
+        self._config.write_text(CONFIG)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._tcp = "127.0.0.1:0"
+        self.unix_url = f"broker+unix://{self.folder}/socket"
+
+    @property
+    def tcp_url(self) -> str:
+        return f"broker://{self._tcp}"
+
+    def start(self) -> Self:
+        """Start it, again on the same port if it ran before, and wait until it takes connections."""
+        ready = self.folder / "ready"
+        ready.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "broker", "serve", "--data", str(self.folder / "data"), "--tcp", self._tcp]
+        command += ["--unix", str(self.folder / "socket"), "--config", str(self._config), "--ready-file", str(ready)]
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(command, cwd=ROOT, env=self.environment(), stdout=log, stderr=log)
+        deadline = time.monotonic() + READY_SECONDS_MAX
+        while not ready.exists():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the server did not start:\n{(self.folder / 'log').read_text()[-4000:]}")
+            time.sleep(0.005)
+        self._tcp = json.loads(ready.read_text())["tcp"]
+        return self
+
+    @staticmethod
+    def environment() -> dict[str, str]:
+        return {"PYTHONPATH": f"{ROOT}:{ROOT / 'ext'}", "PATH": "/usr/bin:/bin"}
+
+    def kill(self) -> None:
+        """End it as a power cut would end it, but for the page cache."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        """End it in good order and remove its folder."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Home:
+    """Where the broker of one test lives.
+
+    Args:
+        kind: `embedded`, `thread`, `tcp` or `unix`.
+        folder: For the data of the embedded ones.
+        server: For the others.
+    """
+
+    def __init__(self, kind: str, folder: Path, server: Server | None) -> None:
+        self.kind = kind
+        self._folder = folder
+        self._server = server
+
+    @property
+    def url(self) -> str:
+        assert self._server is not None
+        return self._server.unix_url if self.kind == "unix" else self._server.tcp_url
+
+    @asynccontextmanager
+    async def bus(self, **options: Any) -> AsyncIterator[Bus]:
+        """Open the bus; after it is closed it can be opened again over the same data."""
+        if self._server is None:
+            broker = Broker.open(
+                self._folder / "data",
+                thread=self.kind == "thread",
+                profiles=PROFILES,
+                segment_bytes=SEGMENT_BYTES,
+                reserve_bytes=0,
+                **options,
+            )
+            async with broker as embedded:
+                yield embedded
+        else:
+            async with connect(self.url, **options) as remote:
+                yield remote
+
+
+async def take(stream: Any, count: int, timeout_s: float = 10.0) -> list[Any]:
+    """Return the next `count` messages of a subscription."""
+    taken: list[Any] = []
+    if count:
+        async with asyncio.timeout(timeout_s):
+            async for message in stream:
+                taken.append(message)
+                if len(taken) == count:
+                    break
+    return taken
+
+
+async def nothing_comes(stream: Any, seconds: float = 0.05) -> bool:
+    """Whether no message is at hand and none comes for a moment."""
+    try:
+        await asyncio.wait_for(anext(aiter(stream)), seconds)
+    except TimeoutError:
+        return True
+    return False

@@ -1,0 +1,79 @@
+"""What a connection is for when the server is gone: it comes back, and nothing is lost, doubled or out of order."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from broker import BackoffPolicy, BrokerError, connect
+from tests.contract.homes import take
+
+if TYPE_CHECKING:
+    from tests.contract.homes import Server
+
+pytestmark = pytest.mark.usefixtures("loop_kind")
+
+QUICK = BackoffPolicy(first_s=0.01, longest_s=0.05)
+
+
+async def test_publishes_and_subscriptions_survive_a_killed_server(own_server: Server) -> None:
+    """Publishers go on through two kills; readers by position and by place see each message once, in order."""
+    async with (
+        connect(own_server.tcp_url, backoff=QUICK) as bus,
+        connect(own_server.unix_url, backoff=QUICK) as readers,
+        readers.subscribe("s.one") as literal,
+        readers.subscribe("s.>") as pattern,
+    ):
+        receipts: list[int] = []
+
+        async def publish() -> None:
+            for number in range(60):
+                part = await bus.publish_many("s.one", [b"%d.%d" % (number, index) for index in range(20)])
+                receipts.extend(receipt.first + offset for receipt in part for offset in range(receipt.count))
+
+        publishing = asyncio.create_task(publish())
+        for _ in range(2):
+            await asyncio.sleep(0.05)
+            own_server.kill()
+            await asyncio.to_thread(own_server.start)
+        async with asyncio.timeout(20):
+            await publishing
+        assert receipts == list(range(1, 1201))
+        expected = [b"%d.%d" % (number, index) for number in range(60) for index in range(20)]
+        assert [message.payload for message in await take(literal, 1200)] == expected
+        assert [message.payload for message in await take(pattern, 1200)] == expected
+        assert {event.name for event in [*literal.events, *pattern.events]} <= {"resumed"}
+
+
+async def test_what_is_posted_while_the_server_is_gone_is_sent_when_it_is_back(own_server: Server) -> None:
+    async with connect(own_server.tcp_url, backoff=QUICK) as bus:
+        await bus.publish("s.one", b"0")
+        own_server.kill()
+        waiting = [bus.publish("s.one", b"%d" % number) for number in range(1, 50)]
+        await asyncio.sleep(0.05)
+        assert not any(publication.done() for publication in waiting)
+        await asyncio.to_thread(own_server.start)
+        async with asyncio.timeout(20):
+            assert [(await publication).sequence for publication in waiting] == list(range(2, 51))
+            assert (await bus.channel("s.one")).head == 50
+
+
+async def test_closing_while_the_server_is_gone_tells_what_is_not_known(own_server: Server) -> None:
+    bus = await connect(own_server.tcp_url, backoff=QUICK)
+    await bus.publish("s.one", b"0")
+    own_server.kill()
+    await asyncio.sleep(0.05)
+    publication = bus.publish("s.one", b"1")
+    await bus.close(timeout_s=0.1)
+    with pytest.raises(BrokerError, match="CLOSED"):
+        await publication
+
+
+async def test_connecting_to_nobody_says_so(own_server: Server) -> None:
+    own_server.kill()
+    for url in (own_server.tcp_url, own_server.unix_url):
+        with pytest.raises(BrokerError, match="CONNECTION_LOST") as raised:
+            await connect(url)
+        assert raised.value.hint == "is the broker running?"

@@ -1,0 +1,534 @@
+"""Fan-out against a list of filters: who gets what, what leaves on each connection, and how much of it is copied."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from broker_native.fanout import Fanout, Outbox, Subscription
+from broker_native.tails import Line, Publisher, Tails
+from tests.reference import fanout as twin
+from tests.reference import groups
+from tests.reference.frames import (
+    DELIVER,
+    DELIVER_EARLY,
+    DELIVER_NAME,
+    PING,
+    PUBLISHED,
+    PUBLISHED_ENTRY,
+    Delivery,
+    Frame,
+    Record,
+    build_frame,
+    build_record,
+    chunks_of,
+    deliveries_of,
+    delivery_of,
+    frames_of,
+    publish_body,
+    records_of,
+)
+
+EPHEMERAL, SYNCED = 1, 3
+COPY_BYTES_MAX = 4096
+CHUNK_AND_RECORD = 56 + 12
+PLENTY = 1 << 30
+
+
+class Transport:
+    """Keeps the pieces of each `writelines`."""
+
+    def __init__(self) -> None:
+        self.writes: list[list[Any]] = []
+
+    def writelines(self, pieces: list[Any]) -> None:
+        self.writes.append(pieces)
+
+    def take(self) -> bytes:
+        """Return everything that was sent, and forget it."""
+        sent = b"".join(bytes(piece) for pieces in self.writes for piece in pieces)
+        self.writes.clear()
+        return sent
+
+
+class House:
+    """Ephemeral channels, a fan-out, and as many connections as are asked for."""
+
+    def __init__(self, *names: bytes) -> None:
+        self.tails = Tails(1, 4770)
+        self.fanout = Fanout(self.tails)
+        self.publisher = Publisher(self.tails, Line(), None, 0)
+        self.slots: dict[bytes, int] = {}
+        for name in names:
+            self.load(name)
+
+    def load(self, name: bytes) -> None:
+        self.tails.load(name, EPHEMERAL, 2, 1 << 20)
+        self.slots[name] = len(self.slots)
+        self.publisher.bind(self.slots[name], name)
+
+    def connect(self) -> tuple[Outbox, Transport]:
+        outbox = Outbox(self.fanout, None)
+        outbox.transport = transport = Transport()
+        return outbox, transport
+
+    def subscribe(self, outbox: Outbox, *filters: bytes, number: int = 1, credit: int = PLENTY, overdraft: int = 0,
+                  tells_names: bool = False) -> Subscription:  # fmt: skip
+        subscription = Subscription(outbox, number, credit, overdraft, tells_names)
+        for wanted in filters:
+            if b"*" in wanted or b">" in wanted:
+                self.fanout.attach_pattern(subscription, wanted)
+            else:
+                self.fanout.attach(subscription, wanted)
+        return subscription
+
+    def value(self, *published: tuple[bytes, bytes]) -> bytes:
+        """Publish (name, payload) each and return the turn's value."""
+        for name, payload in published:
+            body = publish_body(self.slots[name], self.publisher.line.next, [build_record(Record(payload))])
+            assert self.publisher.publish_frame(body) == 0
+        ephemeral, _ = self.tails.close_turn()
+        assert ephemeral is not None
+        return ephemeral
+
+    def deliver(self, *published: tuple[bytes, bytes]) -> bytes:
+        value = self.value(*published)
+        self.fanout.deliver(value, 0, 0, 0, 0)
+        self.fanout.flush()
+        return value
+
+
+def payloads_of(deliveries: list[Delivery]) -> list[bytes]:
+    return [record.payload for delivery in deliveries for record in records_of(delivery.chunk)]
+
+
+# --- Against the twin ----------------------------------------------------------------------------------------------
+
+NAMES = [b"a", b"a.b", b"a.c", b"b.b", b"b.b.c", b"n" * 255]
+FILTERS = [*NAMES, b">", b"a.*", b"*.b", b"*", b"b.>", b"a.>"]
+attachments = st.tuples(st.sampled_from(["attach", "detach"]), st.integers(0, 3), st.sampled_from(FILTERS))
+sizes = st.sampled_from([0, 1, COPY_BYTES_MAX - CHUNK_AND_RECORD, COPY_BYTES_MAX - CHUNK_AND_RECORD + 1, 10_000])
+publishes = st.tuples(st.just("publish"), st.lists(st.tuples(st.sampled_from(NAMES), sizes), min_size=1, max_size=4))
+others = st.tuples(st.sampled_from(["flush", "answer", "ordered", "pause", "resume", "credit"]), st.integers(0, 1))
+steps = st.lists(attachments | publishes | others, max_size=40)
+
+
+class Both:
+    """The fan-out and its twin: two connections with two subscriptions each."""
+
+    def __init__(self, credit: int, overdraft: int) -> None:
+        self.house = House(*NAMES)
+        self.twin = twin.Fanout()
+        self.outboxes = [self.house.connect() for _ in range(2)]
+        self.twins = [twin.Outbox() for _ in range(2)]
+        shape = (credit, overdraft)
+        self.native_subscriptions = [
+            Subscription(self.outboxes[index // 2][0], index, *shape, index % 2 == 0) for index in range(4)
+        ]
+        self.twin_subscriptions = [
+            twin.Subscription(self.twins[index // 2], index, *shape, index % 2 == 0) for index in range(4)
+        ]
+        self.group = 0
+
+    def attach(self, index: int, wanted: bytes) -> None:
+        native = self.native_subscriptions[index]
+        if wanted in NAMES:
+            # A literal is attached once, as a session does; patterns may be.
+            if any(entry == (wanted, self.twin_subscriptions[index]) for entry in self.twin.filters):
+                return
+            self.house.fanout.attach(native, wanted)
+        else:
+            self.house.fanout.attach_pattern(native, wanted)
+        self.twin.attach(self.twin_subscriptions[index], wanted)
+
+    def detach(self, index: int, wanted: bytes) -> None:
+        native = self.native_subscriptions[index]
+        detach = self.house.fanout.detach if wanted in NAMES else self.house.fanout.detach_pattern
+        assert detach(native, wanted) is self.twin.detach(self.twin_subscriptions[index], wanted)
+
+    def publish(self, published: list[tuple[bytes, int]]) -> None:
+        value = self.house.value(*[(name, bytes(size)) for name, size in published])
+        for name in NAMES:
+            info = self.house.tails.info(name)
+            assert info is not None
+            self.twin.names[info[0]] = name
+        self.group += 1
+        self.house.fanout.deliver(value, 0, self.group, 5, DELIVER_EARLY)
+        self.twin.deliver(value, 0, self.group, 5, DELIVER_EARLY)
+
+    def flush(self) -> None:
+        held = self.house.fanout.flush()
+        for (outbox, transport), other in zip(self.outboxes, self.twins, strict=True):
+            assert outbox not in held or outbox.paused
+            assert len(transport.writes) <= 1, "one writelines a connection and turn"
+            frames = frames_of(transport.take())
+            urgent, ordered = other.flush()
+            assert frames[: len(urgent)] == frames_of(b"".join(urgent))
+            assert by_stream(frames[len(urgent) :]) == by_stream(frames_of(b"".join(ordered)))
+
+    def check(self) -> None:
+        for native, other in zip(self.native_subscriptions, self.twin_subscriptions, strict=True):
+            assert (native.credit, native.slow) == (other.credit, other.slow)
+        for (outbox, _), other_outbox in zip(self.outboxes, self.twins, strict=True):
+            assert outbox.queued == other_outbox.queued
+        assert len(self.house.fanout.slow) == len(self.twin.slow)
+
+
+def by_stream(frames: list[Frame]) -> dict[int, list[Frame]]:
+    """Return what each subscription gets, in its order; frames that are no deliveries are a stream of their own."""
+    streams: dict[int, list[Frame]] = {}
+    for frame in frames:
+        stream = delivery_of(frame).subscription if frame.kind == DELIVER else -1
+        streams.setdefault(stream, []).append(frame)
+    return streams
+
+
+@settings(max_examples=200, deadline=None)
+@given(steps=steps, credit=st.sampled_from([0, 5_000, PLENTY]), overdraft=st.sampled_from([0, 8_000]))
+def test_same_as_twin(steps: list[tuple[Any, ...]], credit: int, overdraft: int) -> None:
+    both = Both(credit, overdraft)
+    for step in [*steps, ("resume", 0), ("resume", 1), ("flush", 0)]:
+        match step:
+            case "attach", index, wanted:
+                both.attach(index, wanted)
+            case "detach", index, wanted:
+                both.detach(index, wanted)
+            case "publish", published:
+                both.publish(published)
+            case "flush", _:
+                both.flush()
+            case "answer", which:
+                for outbox in (both.outboxes[which][0], both.twins[which]):
+                    outbox.frame(build_frame(PING, b"12345678"))
+                    outbox.published(bytes(PUBLISHED_ENTRY.size))
+            case "ordered", which:
+                for outbox in (both.outboxes[which][0], both.twins[which]):
+                    outbox.ordered_frame(build_frame(PING, b"87654321"))
+            case "pause", which:
+                both.outboxes[which][0].pause()
+                both.twins[which].paused = True
+            case "resume", which:
+                both.outboxes[which][0].resume()
+                both.twins[which].paused = False
+            case "credit", which:
+                both.native_subscriptions[which].credit += 6_000
+                both.twin_subscriptions[which].credit += 6_000
+        both.check()
+
+
+# --- Who gets it ---------------------------------------------------------------------------------------------------
+
+
+def test_filters_that_overlap_deliver_once() -> None:
+    house = House(b"a.b")
+    outbox, transport = house.connect()
+    house.subscribe(outbox, b"a.b", b"a.*", b">", b"a.>", b"*.b")
+    house.deliver((b"a.b", b"once"))
+    assert payloads_of(deliveries_of(transport.take())) == [b"once"]
+
+
+def test_two_subscriptions_are_two_streams() -> None:
+    house = House(b"a.b")
+    outbox, transport = house.connect()
+    house.subscribe(outbox, b"a.b", number=1)
+    house.subscribe(outbox, b"a.*", number=2)
+    house.deliver((b"a.b", b"each"))
+    assert sorted(delivery.subscription for delivery in deliveries_of(transport.take())) == [1, 2]
+
+
+def test_detached_readers_get_no_more() -> None:
+    house = House(b"a.b")
+    outbox, transport = house.connect()
+    subscription = house.subscribe(outbox, b"a.b", b"a.*")
+    house.deliver((b"a.b", b"1"))
+    assert house.fanout.detach(subscription, b"a.b") is True
+    assert house.fanout.detach(subscription, b"a.b") is False
+    house.deliver((b"a.b", b"2"))
+    assert house.fanout.detach_pattern(subscription, b"a.*") is True
+    assert house.fanout.detach_pattern(subscription, b"a.*") is False
+    house.deliver((b"a.b", b"3"))
+    assert payloads_of(deliveries_of(transport.take())) == [b"1", b"2"]
+
+
+def test_reserved_channels_are_reached_by_their_name_only() -> None:
+    house = House(b"$reply.1")
+    outbox, transport = house.connect()
+    house.subscribe(outbox, b">", b"*.*")
+    house.deliver((b"$reply.1", b"x"))
+    assert transport.writes == []
+    house.subscribe(outbox, b"$reply.1")
+    house.deliver((b"$reply.1", b"y"))
+    assert payloads_of(deliveries_of(transport.take())) == [b"y"]
+
+
+def test_channels_that_are_not_in_memory_have_no_readers() -> None:
+    house = House()
+    outbox, _ = house.connect()
+    with pytest.raises(KeyError):
+        house.fanout.attach(Subscription(outbox, 1, 0, 0, False), b"nobody")
+    stranger = groups.build_chunk(groups.chunk_of(77, 1, 1, [b"x"]))
+    house.fanout.deliver(stranger, 0, 1, 0, 0)
+    assert not house.fanout.pending
+    with pytest.raises(KeyError):
+        house.fanout.deliver_one(Subscription(outbox, 1, 0, 0, False), stranger, 1, 0)
+
+
+def test_prefix_names_subscription_group_index_and_flags() -> None:
+    house = House(b"a", b"b", b"c")
+    outbox, transport = house.connect()
+    house.subscribe(outbox, b"a", b"c", number=2**32 - 1)
+    value = house.value((b"a", b"x"), (b"b", b"y"), (b"c", b"z"))
+    junk = b"entries stand before the chunks"
+    house.fanout.deliver(junk + value, len(junk), 2**64 - 1, 2**32 - 3, DELIVER_EARLY)
+    house.fanout.flush()
+    first, last = deliveries_of(transport.take())
+    assert first[:5] == (2**32 - 1, 2**32 - 3, 2**64 - 1, DELIVER_EARLY, None)
+    assert last[:5] == (2**32 - 1, 2**32 - 1, 2**64 - 1, DELIVER_EARLY, None)
+    assert [build for delivery in (first, last) for build in [groups.build_chunk(delivery.chunk)]] == [
+        groups.build_chunk(chunks_of(value)[0]),
+        groups.build_chunk(chunks_of(value)[2]),
+    ]
+
+
+def test_figures_count_deliveries() -> None:
+    house = House(b"a")
+    for _ in range(3):
+        house.subscribe(house.connect()[0], b"a")
+    value = house.deliver((b"a", b"1"), (b"a", b"2"))
+    assert (house.fanout.chunks_out, house.fanout.records_out, house.fanout.bytes_out) == (3, 6, 3 * len(value))
+
+
+# --- Names ---------------------------------------------------------------------------------------------------------
+
+
+def test_names_are_told_once_to_each_that_needs_them() -> None:
+    names = [b"channel.%d" % index for index in range(1_000)]
+    house = House(*names)
+    outbox, transport = house.connect()
+    house.subscribe(outbox, b">", number=1, tells_names=True)
+    house.subscribe(outbox, names[0], number=2)
+    house.subscribe(outbox, b"channel.*", number=3, tells_names=True)
+    for _ in range(2):
+        house.deliver(*[(name, b"x") for name in names])
+    deliveries = deliveries_of(transport.take())
+    assert len(deliveries) == 2 * (2 * len(names) + 1)
+    for number in (1, 3):
+        told = [delivery.name for delivery in deliveries if delivery.subscription == number and delivery.name]
+        assert sorted(told) == sorted(names)
+    for delivery in deliveries:
+        assert (delivery.name is not None) is bool(delivery.flags & DELIVER_NAME)
+    untold = [delivery for delivery in deliveries if delivery.subscription != 2 and delivery.name is None]
+    assert len(untold) == 2 * len(names), "the second time"
+    assert not any(delivery.name for delivery in deliveries if delivery.subscription == 2)
+
+
+# --- Credit --------------------------------------------------------------------------------------------------------
+
+FIVE = CHUNK_AND_RECORD + 5
+
+
+@pytest.mark.parametrize(
+    ("credit", "overdraft", "passes"),
+    [(3 * FIVE, 0, 3), (3 * FIVE - 1, 0, 2), (FIVE, 2 * FIVE, 3), (0, 3 * FIVE - 1, 2), (0, 0, 0), (-1, FIVE + 1, 1)],
+)
+def test_a_subscription_past_its_credit_and_overdraft_is_slow(credit: int, overdraft: int, passes: int) -> None:
+    house = House(b"a")
+    outbox, transport = house.connect()
+    slow = house.subscribe(outbox, b"a", credit=credit, overdraft=overdraft)
+    house.subscribe(outbox, b"a", number=2)
+    for index in range(5):
+        house.deliver((b"a", b"msg %d" % index))
+        assert slow.slow is (index >= passes)
+    deliveries = deliveries_of(transport.take())
+    assert sum(delivery.subscription == 1 for delivery in deliveries) == min(passes, 5)
+    assert sum(delivery.subscription == 2 for delivery in deliveries) == 5, "nobody else is concerned"
+    assert house.fanout.slow == ([slow] if passes < 5 else [])
+    assert slow.credit == credit - passes * FIVE
+
+
+def test_a_small_chunk_does_not_overtake_the_one_that_was_too_much() -> None:
+    house = House(b"a")
+    outbox, transport = house.connect()
+    house.subscribe(outbox, b"a", credit=2 * FIVE)
+    house.deliver((b"a", bytes(1_000)))
+    house.deliver((b"a", b"small"))
+    assert transport.writes == []
+
+
+# --- Copied or shared ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "shared"), [(COPY_BYTES_MAX, False), (COPY_BYTES_MAX + 1, True)])
+def test_large_chunks_are_shared_and_small_ones_copied(size: int, shared: bool) -> None:
+    house = House(b"a")
+    transports = []
+    for _ in range(3):
+        outbox, transport = house.connect()
+        house.subscribe(outbox, b"a")
+        transports.append(transport)
+    value = house.deliver((b"a", bytes(size - CHUNK_AND_RECORD)))
+    assert len(value) == size
+    for transport in transports:
+        ((*prefix, last),) = transport.writes
+        assert (last is value) is shared
+        assert len(prefix) == (1 if shared else 0)
+
+
+def test_a_chunk_among_others_is_shared_as_a_view_of_them() -> None:
+    house = House(b"a", b"b")
+    outbox, transport = house.connect()
+    house.subscribe(outbox, b">")
+    value = house.deliver((b"a", bytes(10_000)), (b"b", bytes(10_000)))
+    ((_, first, _, second),) = transport.writes
+    assert first.obj is value
+    assert bytes(first) + bytes(second) == value
+
+
+def test_small_and_large_keep_their_order() -> None:
+    house = House(b"a")
+    outbox, transport = house.connect()
+    house.subscribe(outbox, b"a")
+    sizes = [10, 5_000, 20, 30, 6_000, 7_000, 40]
+    for size in sizes:
+        house.fanout.deliver(house.value((b"a", bytes(size))), 0, 0, 0, 0)
+    house.fanout.flush()
+    ((*pieces,),) = transport.writes
+    assert len(pieces) == 7, "four runs of copied bytes around three shared chunks"
+    assert [len(payload) for payload in payloads_of(deliveries_of(transport.take()))] == sizes
+
+
+# --- The way out ---------------------------------------------------------------------------------------------------
+
+
+def test_answers_leave_first_and_ordered_frames_behind_deliveries() -> None:
+    house = House(b"a")
+    outbox, transport = house.connect()
+    house.subscribe(outbox, b"a")
+    house.fanout.deliver(house.value((b"a", bytes(5_000))), 0, 0, 0, 0)
+    outbox.ordered_frame(build_frame(PING, b"behind  "))
+    outbox.frame(build_frame(PING, b"answer 1"))
+    outbox.published(bytes(2 * PUBLISHED_ENTRY.size))
+    house.fanout.deliver(house.value((b"a", b"small")), 0, 0, 0, 0)
+    assert house.fanout.pending
+    assert house.fanout.flush() == []
+    assert not house.fanout.pending
+    assert len(transport.writes) == 1
+    frames = frames_of(transport.take())
+    assert [frame.kind for frame in frames] == [PING, PUBLISHED, DELIVER, PING, DELIVER]
+    assert frames[0].body == b"answer 1"
+    assert frames[1].body == bytes(2 * PUBLISHED_ENTRY.size)
+
+
+def test_a_paused_connection_keeps_and_counts_its_bytes() -> None:
+    house = House(b"a")
+    outbox, transport = house.connect()
+    house.subscribe(outbox, b"a")
+    outbox.pause()
+    house.fanout.deliver(house.value((b"a", bytes(5_000))), 0, 0, 0, 0)
+    outbox.frame(build_frame(PING, b"answer 1"))
+    outbox.published(bytes(PUBLISHED_ENTRY.size))
+    expected = 8 + 16 + CHUNK_AND_RECORD + 5_000 + 16 + 8 + PUBLISHED_ENTRY.size
+    assert outbox.queued == expected, "answers count like everything else, or a peer could make them grow for ever"
+    assert house.fanout.flush() == [outbox]
+    assert house.fanout.flush() == [], "it is told once, when something was added"
+    assert transport.writes == []
+    outbox.resume()
+    assert house.fanout.pending
+    assert house.fanout.flush() == []
+    assert len(transport.take()) == expected
+    assert outbox.queued == 0
+    outbox.resume()
+    assert not house.fanout.pending
+
+
+def test_a_transport_may_ask_for_a_pause_inside_writelines() -> None:
+    house = House(b"a")
+    outbox, _ = house.connect()
+
+    class Eager(Transport):
+        def writelines(self, pieces: list[Any]) -> None:
+            super().writelines(pieces)
+            outbox.pause()
+
+    outbox.transport = transport = Eager()
+    house.subscribe(outbox, b"a")
+    house.deliver((b"a", b"1"))
+    house.deliver((b"a", b"2"))
+    outbox.resume()
+    house.fanout.flush()
+    assert len(transport.writes) == 2
+    assert payloads_of(deliveries_of(transport.take())) == [b"1", b"2"]
+
+
+def test_a_closed_connection_drops_what_it_has() -> None:
+    house = House(b"a")
+    outbox, transport = house.connect()
+    house.subscribe(outbox, b"a")
+    outbox.pause()
+    house.deliver((b"a", bytes(5_000)))
+    outbox.frame(b"12345678")
+    outbox.close()
+    assert outbox.queued == 0
+    assert outbox.transport is None
+    outbox.resume()
+    house.deliver((b"a", b"more"))
+    assert house.fanout.flush() == []
+    assert transport.writes == []
+
+
+def test_one_chunk_to_one_reader() -> None:
+    house = House(b"a")
+    outbox, transport = house.connect()
+    behind = Subscription(outbox, 9, 10, 0, True)
+    small, large = house.value((b"a", b"x")), house.value((b"a", bytes(9_000)))
+    house.fanout.deliver_one(behind, small, 4, 3)
+    house.fanout.deliver_one(behind, large, 4, 4, DELIVER_EARLY)
+    house.fanout.flush()
+    ((prefix, shared),) = transport.writes
+    assert shared is large
+    first, second = deliveries_of(transport.take())
+    assert first[:5] == (9, 3, 4, DELIVER_NAME, b"a")
+    assert second[:5] == (9, 4, 4, DELIVER_EARLY, None)
+    assert behind.credit == 10 - len(small) - len(large), "its caller has asked for what the credit allows"
+    assert len(prefix) > 0
+
+
+# --- Ownership -----------------------------------------------------------------------------------------------------
+
+
+class Owner:
+    """Something that a weak reference can watch."""
+
+
+@pytest.mark.parametrize("wanted", [b"a", b">"])
+def test_nobody_is_kept_alive_after_the_end(wanted: bytes) -> None:
+    house = House(b"a")
+    outbox, _ = house.connect()
+    subscription = house.subscribe(outbox, wanted)
+    subscription.state = owner = Owner()
+    house.deliver((b"a", b"x"))
+    house.fanout.close()
+    alive = weakref.ref(owner)
+    del house, outbox, subscription, owner
+    gc.collect()
+    assert alive() is None
+
+
+def test_detached_readers_are_let_go_with_the_next_delivery() -> None:
+    house = House(b"a")
+    outbox, _ = house.connect()
+    subscription = house.subscribe(outbox, b"a", b">")
+    subscription.state = owner = Owner()
+    house.deliver((b"a", b"x"))
+    house.fanout.detach(subscription, b"a")
+    house.fanout.detach_pattern(subscription, b">")
+    house.value((b"a", b"y"))
+    house.deliver((b"a", b"z"))
+    alive = weakref.ref(owner)
+    del subscription, owner
+    assert alive() is None

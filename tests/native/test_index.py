@@ -1,0 +1,392 @@
+"""`broker_native.index` against the plain-Python twin: checks of groups, indexes, pages, chunks and table deltas."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from broker_native.index import (
+    PAGE_BYTES_MAX,
+    GroupDamaged,
+    SegmentIndex,
+    TableDelta,
+    check_group,
+    cut_chunk,
+    find_in_page,
+    page_key,
+    read_header,
+    scan_group,
+)
+from tests.reference.chains import Chain
+from tests.reference.groups import (
+    CLOSE,
+    EPOCH,
+    HEAD,
+    IGNORABLE,
+    LINE,
+    LINE_WINDOW,
+    RUN,
+    SNAPSHOT,
+    Chunk,
+    Entry,
+    Group,
+    Tables,
+    build_chunk,
+    build_group,
+    channel_entry,
+    close_entry,
+    epoch_entry,
+    head_entry,
+    line_entry,
+    parse_entries,
+    parse_group,
+    run_entry,
+)
+
+if TYPE_CHECKING:
+    from broker_native.index import Place
+
+PRODUCER = b"producer-0123456"
+UNLIMITED = 2**63
+
+
+def look_up(pages: list[tuple[bytes, bytes]], channel: int, after: int, bytes_max: int = UNLIMITED) -> list[Place]:
+    """Look a channel up in pages as a sealed segment does, but from the first page on."""
+    places: list[Place] = []
+    for _, page in pages:
+        found, more = find_in_page(page, channel, after, bytes_max)
+        places += found
+        if not more:
+            break
+    return places
+
+
+def chunk_sizes(places: list[Place]) -> int:
+    return sum(place[3] for place in places)
+
+
+# --- Groups -------------------------------------------------------------------------------------------------------
+
+
+def sample_group() -> bytes:
+    chain = Chain()
+    entries = [channel_entry(7, "chat.a"), line_entry(PRODUCER, 1, 2, [(7, 1, 2)]), close_entry(9)]
+    return chain.build([(7, [b"one", b"two"]), (8, [b""]), (7, [b"three"])], entries)
+
+
+def test_check_group_reads_the_header() -> None:
+    value = sample_group()
+    group, header = parse_group(value), check_group(memoryview(value))
+    assert (header.number, header.predecessor, header.term, header.writer, header.run, header.time_us) == (
+        group.number,
+        group.predecessor,
+        group.term,
+        group.writer,
+        group.run,
+        group.time_us,
+    )
+    assert (header.chain, header.previous_chain, header.entries, header.chunks) == (group.chain, 0, 3, 3)
+    assert (header.size, header.closed_run, header.flags) == (len(value), 9, 0)
+    assert read_header(value).closed_run == 0
+
+
+def test_every_flipped_bit_of_a_group_is_found() -> None:
+    value = sample_group()
+    for bit in range(len(value) * 8):
+        damaged = bytearray(value)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(GroupDamaged):
+            check_group(damaged)
+
+
+def test_every_cut_of_a_group_is_found() -> None:
+    value = sample_group()
+    for size in range(len(value)):
+        with pytest.raises(GroupDamaged):
+            check_group(value[:size])
+        with pytest.raises(GroupDamaged):
+            read_header(value[:size])
+        with pytest.raises(GroupDamaged):
+            SegmentIndex().add(value[:size])
+
+
+def test_damage_names_channel_and_offset() -> None:
+    value = bytearray(sample_group())
+    chunk = value.index(b"three")
+    value[chunk] ^= 1
+    with pytest.raises(GroupDamaged) as caught:
+        check_group(value)
+    assert caught.value.reason == "chunk checksum"
+    assert caught.value.channel == 7
+    assert caught.value.offset == len(value) - len(build_chunk(parse_group(sample_group()).chunks[2]))
+
+
+def test_an_unknown_entry_is_refused_unless_it_is_ignorable() -> None:
+    check_group(Chain().build(entries=[Entry(77, b"new", IGNORABLE)]))
+    with pytest.raises(GroupDamaged) as caught:
+        check_group(Chain().build(entries=[Entry(77, b"new")]))
+    assert caught.value.reason == "unknown entry"
+
+
+@pytest.mark.parametrize("offset", [4, 6])
+def test_a_newer_format_is_told_from_damage(offset: int) -> None:
+    value = bytearray(sample_group())
+    value[offset] += 1
+    with pytest.raises(GroupDamaged) as caught:
+        read_header(value)
+    assert caught.value.reason == "format"
+
+
+def test_large_groups_are_checked_too() -> None:
+    """Past the size up to which the interpreter lock is held."""
+    value = bytearray(Chain().build([(channel, [bytes(5_000)]) for channel in range(1, 30)]))
+    assert check_group(value).chunks == 29
+    value[-1] ^= 1
+    with pytest.raises(GroupDamaged):
+        check_group(value)
+
+
+# --- Index and pages ----------------------------------------------------------------------------------------------
+
+
+def build_chain(seed_groups: list[list[tuple[int, int]]]) -> Chain:
+    chain = Chain()
+    for chunks in seed_groups:
+        chain.commit(chain.build([(channel, [b"x"] * count) for channel, count in chunks]))
+    return chain
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 5)), max_size=8), max_size=12),
+    st.integers(0, 13),
+    st.integers(0, 60),
+    st.integers(0, 700),
+)
+@settings(max_examples=200, deadline=None)
+def test_index_and_pages_agree_with_the_twin(
+    groups: list[list[tuple[int, int]]], channel: int, after: int, bytes_max: int
+) -> None:
+    chain = build_chain(groups)
+    index = SegmentIndex()
+    for value in chain.values.values():
+        index.add(value)
+    expected = chain.channel(channel, after)
+    pages = index.pages()
+    for places in (index.find(channel, after, UNLIMITED), look_up(pages, channel, after)):
+        chunks = [(place[0], place[1], cut_chunk(chain.values[place[0]], channel, place)) for place in places]
+        assert chunks == expected
+    bounded = index.find(channel, after, bytes_max)
+    assert bounded == index.find(channel, after, UNLIMITED)[: len(bounded)]
+    assert bool(bounded) == bool(expected)
+    assert len(bounded) <= 1 or chunk_sizes(bounded) <= bytes_max
+    assert index.chunks == len(chain.chunks)
+    assert index.channels == len({chunk.channel for _, _, chunk in chain.chunks})
+
+
+def test_pages_are_sorted_and_split() -> None:
+    """Thousands of channels with neighbouring and extreme ids, so that pages and the hash table grow several times."""
+    channels = [*range(1, 3000), *(2**64 - step for step in range(1, 100)), 2**32, 2**32 + 1]
+    chain = build_chain([[(channel, 1) for channel in channels]] * 3)
+    index = SegmentIndex()
+    for value in chain.values.values():
+        index.add(value)
+    pages = index.pages()
+    assert len(pages) > 10
+    assert [key for key, _ in pages] == sorted(key for key, _ in pages)
+    assert max(len(page) for _, page in pages) == PAGE_BYTES_MAX
+    entries = b"".join(page[16:] for _, page in pages)
+    keys = [struct.unpack_from("<QQ", entries, at) for at in range(0, len(entries), 40)]
+    assert keys == sorted(keys)
+    assert len(keys) == 3 * len(channels)
+    assert pages[0][0] == page_key(1, 1)
+    for channel in (1, 818, 819, 2999, 2**32, 2**64 - 1):
+        assert [place[4] for place in look_up(pages, channel, 1)] == [2, 3]
+        assert index.find(channel, 1, UNLIMITED) == look_up(pages, channel, 1)
+
+
+def test_every_flipped_bit_of_a_page_is_found() -> None:
+    index = SegmentIndex()
+    index.add(sample_group())
+    ((_, page),) = index.pages()
+    for bit in range(len(page) * 8):
+        damaged = bytearray(page)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(GroupDamaged) as caught:
+            find_in_page(damaged, 7, 0, 1)
+        assert caught.value.reason == "index page"
+
+
+@pytest.mark.parametrize("after", [0, 1, 2**32 - 1, 2**32, 2**63, 2**64 - 3, 2**64 - 2, 2**64 - 1])
+def test_sequences_up_to_the_last_one(after: int) -> None:
+    chunks = tuple(Chunk(1, 1, first, 1, b"") for first in (1, 2**32, 2**63, 2**64 - 2))
+    index = SegmentIndex()
+    index.add(build_group(Group(1, 0, chunks=chunks)))
+    expected = [chunk.first for chunk in chunks if chunk.last > after]
+    assert [place[4] for place in index.find(1, after, UNLIMITED)] == expected
+    assert [place[4] for place in look_up(index.pages(), 1, after)] == expected
+
+
+def test_backward_sequences_are_refused() -> None:
+    index = SegmentIndex()
+    with pytest.raises(GroupDamaged) as caught:
+        index.add(build_group(Group(1, 0, chunks=(Chunk(5, 1, 4, 3, b""), Chunk(5, 1, 6, 1, b"")))))
+    assert (caught.value.reason, caught.value.channel) == ("sequence order", 5)
+
+
+def test_cut_chunk_refuses_what_the_index_does_not_mean() -> None:
+    value = sample_group()
+    index = SegmentIndex()
+    index.add(value)
+    place = index.find(7, 0, UNLIMITED)[0]
+    assert cut_chunk(value, 7, place) == build_chunk(parse_group(value).chunks[0])
+    for field in range(6):
+        wrong = list(place)
+        wrong[field] += 1
+        if field == 1:
+            continue  # the index in the group is carried along, the offset is what finds the chunk
+        with pytest.raises(GroupDamaged):
+            cut_chunk(value, 7, tuple(wrong))
+    with pytest.raises(GroupDamaged):
+        cut_chunk(value, 8, place)
+    with pytest.raises(GroupDamaged):
+        cut_chunk(value, 7, (place[0], 0, 2**32 - 1, *place[3:]))
+
+
+@given(st.integers(-1, 6), st.integers(0, 400), st.none() | st.sets(st.integers(1, 4)))
+def test_scan_group_agrees_with_the_twin(after: int, bytes_max: int, wanted: set[int] | None) -> None:
+    chain = build_chain([[(1, 1), (2, 2), (3, 1), (1, 1), (4, 3)]])
+    into: list[tuple[int, int, bytes]] = []
+    index, taken, complete = scan_group(chain.values[1], after, bytes_max, wanted, into)
+    matching = [item for item in chain.bus() if item[1] > after and (wanted is None or chain_channel(item) in wanted)]
+    assert into == matching[: len(into)]
+    assert taken == sum(len(chunk) for _, _, chunk in into)
+    assert len(into) <= 1 or taken <= bytes_max
+    assert complete == (len(into) == len(matching))
+    assert index == (max(after, 4) if complete else matching[len(into)][1] - 1)
+    assert bool(into) == bool(matching)
+
+
+def chain_channel(item: tuple[int, int, bytes]) -> int:
+    return int.from_bytes(item[2][8:16], "little")
+
+
+# --- Table deltas -------------------------------------------------------------------------------------------------
+
+
+def delta_of(values: list[bytes]) -> bytes:
+    delta = TableDelta()
+    for value in values:
+        delta.add(value)
+    entries, count = delta.finish()
+    assert count == len(parse_entries(entries))
+    return entries
+
+
+line_steps = st.lists(
+    st.tuples(
+        st.integers(0, 2),  # which producer
+        st.lists(st.tuples(st.integers(1, 3), st.integers(1, 700)), min_size=1, max_size=4),  # runs: channel, count
+        st.integers(0, 2),  # numbers at the beginning of the entry without a position
+        st.sampled_from([0, 0, 0, 5]),  # numbers that are jumped over
+    ),
+    max_size=12,
+)
+
+
+@given(line_steps, st.lists(st.integers(0, 12), max_size=3))
+@settings(max_examples=200, deadline=None)
+def test_deltas_come_to_what_the_groups_come_to(
+    steps: list[tuple[int, list[tuple[int, int]], int, int]], cuts: list[int]
+) -> None:
+    """However the groups are cut into segments, their deltas one after the other end in the same tables."""
+    chain, highest = Chain(), {producer: 0 for producer in range(3)}
+    positions = {channel: 1 for channel in range(1, 4)}
+    for producer, runs, unknown, jump in steps:
+        packed = []
+        for channel, count in runs:
+            packed.append((channel, positions[channel], count))
+            positions[channel] += count
+        count = sum(length for _, _, length in packed) + unknown
+        number = highest[producer] + 1 + jump
+        highest[producer] = number + count - 1
+        entry = line_entry(bytes([producer]) * 16, number, count, packed)
+        chain.commit(chain.build([(9, [b"x"])], [entry, epoch_entry(9, number, count)]))
+    values = list(chain.values.values())
+    bounds = [0, *sorted(min(cut, len(values)) for cut in cuts), len(values)]
+    tables = Tables()
+    for begin, end in zip(bounds, bounds[1:], strict=False):
+        tables.apply_entries(delta_of(values[begin:end]))
+    assert tables == chain.tables()
+
+
+def test_delta_order_and_unknown_entries() -> None:
+    chain = Chain()
+    chain.commit(chain.build(entries=[run_entry(1, True), Entry(77, b"new", IGNORABLE), channel_entry(1, "a.b")]))
+    chain.commit(chain.build([(1, [b"x"]), (2, [b"y"])], [line_entry(PRODUCER, 1, 1, [(1, 1, 1)]), epoch_entry(1, 5, 1)]))
+    chain.commit(chain.build([(1, [b"z"])], [head_entry(2, 6, 2, 2), close_entry(1)]))
+    entries = parse_entries(delta_of(list(chain.values.values())))
+    assert [entry.kind for entry in entries] == [77, 1, EPOCH, HEAD, HEAD, LINE, RUN, CLOSE]
+    assert entries[0] == Entry(77, b"new", IGNORABLE)
+    assert [struct.unpack("<QQQQ", entry.body) for entry in entries[3:5]] == [
+        (1, chain.chunks[0][2].epoch, 3, 1),
+        (2, 6, 2, 2),
+    ]
+
+
+def test_a_line_is_a_snapshot_only_when_it_is_whole() -> None:
+    def flags(number: int, counts: list[int]) -> int:
+        chain, first = Chain(), 1
+        for count in counts:
+            chain.commit(chain.build(entries=[line_entry(PRODUCER, number, count, [(1, first, count)])]))
+            number, first = number + count, first + count
+        (entry,) = parse_entries(delta_of(list(chain.values.values())))
+        assert struct.unpack_from("<QQ", entry.body, 16) == (number - sum(counts), sum(counts))
+        return entry.flags
+
+    assert flags(1, [3]) == SNAPSHOT
+    assert flags(50, [3, 4]) == 0
+    assert flags(50, [LINE_WINDOW - 1]) == 0
+    assert flags(50, [LINE_WINDOW - 1, 1]) == SNAPSHOT
+    assert flags(50, [LINE_WINDOW + 1]) == SNAPSHOT
+
+
+def test_many_heads_and_lines() -> None:
+    """The hash tables grow, and producers that differ in either half are told apart."""
+    producers = [struct.pack("<QQ", low, high) for low in range(20) for high in range(20)]
+    chain = Chain()
+    chain.commit(
+        chain.build(
+            [(channel, [b"x"]) for channel in range(1, 2000)],
+            [line_entry(producer, 1, 1, [(1, 1, 1)]) for producer in producers],
+        )
+    )
+    tables = Tables()
+    tables.apply_entries(delta_of(list(chain.values.values())))
+    assert tables == chain.tables()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        Entry(LINE, b"short"),
+        Entry(LINE, line_entry(PRODUCER, 1, 1, [(1, 1, 1)]).body[:-1]),
+        line_entry(PRODUCER, 0, 1, []),
+        line_entry(PRODUCER, 1, 0, []),
+        line_entry(PRODUCER, 1, 2, [(1, 1, 3)]),
+        Entry(HEAD, b"short"),
+    ],
+)
+def test_malformed_entries_are_refused(entry: Entry) -> None:
+    with pytest.raises(GroupDamaged) as caught:
+        TableDelta().add(Chain().build(entries=[entry]))
+    assert caught.value.reason == "entries"
+
+
+def test_buffers_are_required() -> None:
+    for function in (check_group, read_header, SegmentIndex().add, TableDelta().add):
+        with pytest.raises(TypeError):
+            function("text")  # type: ignore[operator]
