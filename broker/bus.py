@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from broker.model.levels import Level
     from broker.model.positions import BusPosition, Position
     from broker_native.messages import Batch, Message
-    from broker_native.posting import Receipt
+    from broker_native.posting import Publication, Receipt
 
 __all__ = ["Bus", "ChannelInfo", "Last", "Payload", "Since", "Start", "Subscription", "SubscriptionEvent"]
 
@@ -205,7 +205,7 @@ class Bus(ABC):
         key: bytes | None = None,
         priority: int = 2,
         expiry_s: int | None = None,
-    ) -> Awaitable[Receipt]:
+    ) -> Publication[Receipt]:
         """Publish, and answer where the message was stored and how safely.
 
         It is posted at once; awaiting only waits. Cancelling the wait does not take the message back.
@@ -230,7 +230,7 @@ class Bus(ABC):
         key: bytes | None = None,
         priority: int = 2,
         expiry_s: int | None = None,
-    ) -> Awaitable[list[Receipt]]:
+    ) -> Publication[list[Receipt]]:
         """Publish many messages to one channel, and answer where they were stored.
 
         Returns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -166,6 +167,7 @@ def complaint(options: Options) -> str | None:
             "one of --seconds and --messages must end it",
         ),
         (work in (Work.REPLAY, Work.CLIENT) and not options.messages, f"{work}: needs --messages"),
+        (options.pin and not hasattr(os, "sched_setaffinity"), "--pin: this system does not bind processes to cores"),
         (options.embedded and work is not Work.CLIENT, "--embedded is for `client`"),
         (options.embedded and options.url is not None, "--embedded has no server, so no --url"),
         (

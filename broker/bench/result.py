@@ -101,5 +101,11 @@ class Result:
             "revision": revision(),
             "python": describe_python(),
             "machine": describe_machine(),
-            "extra": {"corrupt": self.corrupt, "rate": options.rate, "errors": list(self.errors), **self.extra},
+            "extra": {
+                "deliveries": self.deliveries,
+                "corrupt": self.corrupt,
+                "rate": options.rate,
+                "errors": list(self.errors),
+                **self.extra,
+            },
         }

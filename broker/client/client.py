@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from broker.bus import Payload, Start, SubscriptionEvent
     from broker.client.transport import Connector
-    from broker_native.posting import Receipt
+    from broker_native.posting import Publication, Receipt
 
 logger = logging.getLogger("broker.client")
 
@@ -160,7 +160,7 @@ class Client(Bus):
         key: bytes | None = None,
         priority: int = 2,
         expiry_s: int | None = None,
-    ) -> Awaitable[Receipt]:
+    ) -> Publication[Receipt]:
         return self._buffer.publish(channel, payload, headers, key, priority, expiry_s)
 
     def publish_many(
@@ -172,7 +172,7 @@ class Client(Bus):
         key: bytes | None = None,
         priority: int = 2,
         expiry_s: int | None = None,
-    ) -> Awaitable[list[Receipt]]:
+    ) -> Publication[list[Receipt]]:
         return self._buffer.publish_many(channel, payloads, headers, key, priority, expiry_s)
 
     def drain(self) -> Awaitable[None]:

@@ -1,22 +1,22 @@
 """Fan-out: chunks to subscriptions, and each connection's bytes of one loop turn.
 
-A chunk is framed by a small prefix of its own for each subscription; its bytes are shared by all of them. Small chunks are
-copied behind their prefixes instead, since a piece costs the kernel and the loop more than such a copy. Everything of a
-turn leaves in one `writelines` a connection, answers first. A connection whose transport asked for a pause keeps its
-bytes here, where they are counted.
+A chunk is framed by a small prefix of its own for each subscription; its bytes are shared by all of them. Small
+chunks are copied behind their prefixes instead, since a piece costs the kernel and the loop more than such a copy.
+Everything of a turn leaves in one `writelines` a connection, answers first. A connection whose transport asked for a
+pause keeps its bytes here, where they are counted.
 
 All of it belongs to the loop's thread.
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 from broker_native.layout cimport *
-from broker_native.tails cimport Bytes, Channel, Tails, bytes_append, bytes_release, bytes_reserve, bytes_take
+from broker_native.tails cimport Channel, Tails, bytes_append, bytes_release, bytes_reserve, bytes_take
 
 cdef extern from "Python.h":
     void Py_XDECREF(PyObject* object)
@@ -157,7 +157,7 @@ cdef class Subscription:
         if self.told == NULL or self.told_count * 2 > self.told_mask:
             old = self.told
             old_mask = self.told_mask
-            self.told_mask = old_mask * 2 + 1 if old != NULL else <uint32_t>(TOLD_SLOTS_MIN - 1)
+            self.told_mask = <uint32_t>(old_mask * 2 + 1 if old != NULL else TOLD_SLOTS_MIN - 1)
             self.told = <uint64_t*>calloc(<size_t>self.told_mask + 1, sizeof(uint64_t))
             if self.told == NULL:
                 self.told = old

@@ -1,7 +1,7 @@
 """Walks over values: chunks one after the other, as `close_turn` and `close_group` make them.
 
-For catching up from memory, not for the hot path. The values come from this process, so their structure is trusted; what
-comes from a disk is verified before it gets here. No state, any thread.
+For catching up from memory, not for the hot path. The values come from this process, so their structure is trusted;
+what comes from a disk is verified before it gets here. No state, any thread.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -41,9 +41,11 @@ def chunks_of(bytes value, size_t start, uint64_t channel, uint64_t after):
     cdef const uint8_t* at = base + start
     cdef const uint8_t* end = base + PyBytes_GET_SIZE(value)
     cdef uint32_t index = 0
+    cdef uint64_t next_first
     cdef list found = []
     while at < end:
-        if load_u64(at + CHUNK_CHANNEL) == channel and load_u64(at + CHUNK_FIRST) + load_u32(at + CHUNK_COUNT) > after + 1:
+        next_first = load_u64(at + CHUNK_FIRST) + load_u32(at + CHUNK_COUNT)
+        if load_u64(at + CHUNK_CHANNEL) == channel and next_first > after + 1:
             found.append((index, PyBytes_FromStringAndSize(<const char*>at, load_u32(at))))
         index += 1
         at += load_u32(at)

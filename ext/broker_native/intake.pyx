@@ -1,23 +1,22 @@
 """The server's side of one byte stream.
 
 Frames are found in the loop's shared read buffer without copying; only a frame that is cut by the end of what has
-arrived goes to a spill of its connection, which grows with what arrives and never by what was declared. PUBLISH and CREDIT
-are decided here, in C; every other frame goes to `on_frame` of the subclass, in order.
+arrived goes to a spill of its connection, which grows with what arrives and never by what was declared. PUBLISH and
+CREDIT are decided here, in C; every other frame goes to `on_frame` of the subclass, in order.
 
 A subclass gives `on_frame(kind, flags, body)`, `on_refused(code, slot, number, count)`, `on_duplicate(slot, number,
-count)`, `on_malformed(code, size)`, `on_credit(subscription)` and `on_read()` (bytes were taken in: end the turn). All of
-it belongs to the loop's thread.
+count)`, `on_malformed(code, size)`, `on_credit(subscription)` and `on_read()` (bytes were taken in: end the turn).
+All of it belongs to the loop's thread.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
-from libc.string cimport memcpy
 
 from broker_native.fanout cimport Fanout, Outbox, Subscription
 from broker_native.layout cimport *
-from broker_native.tails cimport Bytes, Publisher, Tails, bytes_append, bytes_release
+from broker_native.tails cimport bytes_append, bytes_release
 
 cdef enum:
     CODE_MALFORMED_FRAME = 3001

@@ -11,7 +11,7 @@ cdef extern from "layout.h" nogil:
     void store_u16(uint8_t* at, uint16_t value)
     void store_u32(uint8_t* at, uint32_t value)
     void store_u64(uint8_t* at, uint64_t value)
-    const uint64_t EPHEMERAL_ID   # channel ids from here on are of one run only and never journaled
+    const uint64_t EPHEMERAL_ID     # channel ids from here on are of one run only and never journaled
 
 cdef enum:
     FRAME_HEADER_BYTES = 8
@@ -92,15 +92,15 @@ cdef enum:
     ENTRY_HEADER_BYTES = 8
     ENTRY_CHANNEL = 1             # u64 id, u8 level, u8 shard tokens, u8 name length, u8 zero, name
     ENTRY_EPOCH = 2               # u64 channel, u64 epoch, u64 first
-    ENTRY_LINE = 3                # 16 producer, u64 number, u64 count, u32 runs, u32 zero, runs x (u64 channel, u64 first, u32 count)
+    ENTRY_LINE = 3                # 16 producer, u64 number, u64 count, u32 runs, u32 zero, runs (LINE_RUN_BYTES each)
     ENTRY_HEAD = 4                # u64 channel, u64 epoch, u64 next, u64 first
     ENTRY_RUN = 5                 # u64 run, u8 clean (the run before it ended by close), 7 zero
     ENTRY_CLOSE = 6               # u64 run: the run ended in good order
-    ENTRY_FLAG_IGNORABLE = 0x0001 # a reader that does not know the kind may pass over it
+    ENTRY_FLAG_IGNORABLE = 0x0001  # a reader that does not know the kind may pass over it
     ENTRY_FLAG_SNAPSHOT = 0x0002  # the whole state of its row rather than a change to it
 
     LINE_WINDOW = 1024            # numbers whose positions a line remembers
-    LINE_RUN_BYTES = 20
+    LINE_RUN_BYTES = 20           # u64 channel, u64 first, u32 count
     LINE_HEADER_BYTES = 40        # of the body, before the runs
 
     LEVEL_EPHEMERAL = 1

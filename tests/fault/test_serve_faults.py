@@ -12,7 +12,7 @@ from broker import connect
 from broker.cli import ExitCode
 from tests.checker.check import check
 from tests.checker.history import SYNCED, Started
-from tests.fault.harness import Crowd, Server, kill
+from tests.fault.harness import Crowd, Server, kill_and_spawn
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -151,8 +151,7 @@ async def test_one_kill_is_noticed_and_survived(server: Server) -> None:
     """The harness itself: a history with one kill in it, small enough for every run."""
     async with Crowd(server.url, LEVELS, FILTERS, publishers=2, seed=7) as crowd:
         await asyncio.sleep(0.3)
-        kill(server, crowd.recorder)
-        await server.start()
+        await server.until_ready(await kill_and_spawn(server, crowd.recorder))
         before = crowd.acknowledged
         await asyncio.sleep(0.5)
         history = await crowd.finish()

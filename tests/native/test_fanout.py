@@ -287,8 +287,8 @@ def test_prefix_names_subscription_group_index_and_flags() -> None:
     house.fanout.deliver(junk + value, len(junk), 2**64 - 1, 2**32 - 3, DELIVER_EARLY)
     house.fanout.flush()
     first, last = deliveries_of(transport.take())
-    assert first[:5] == (2**32 - 1, 2**32 - 3, 2**64 - 1, DELIVER_EARLY, None)
-    assert last[:5] == (2**32 - 1, 2**32 - 1, 2**64 - 1, DELIVER_EARLY, None)
+    assert first.prefix == (2**32 - 1, 2**32 - 3, 2**64 - 1, DELIVER_EARLY, None)
+    assert last.prefix == (2**32 - 1, 2**32 - 1, 2**64 - 1, DELIVER_EARLY, None)
     assert [build for delivery in (first, last) for build in [groups.build_chunk(delivery.chunk)]] == [
         groups.build_chunk(chunks_of(value)[0]),
         groups.build_chunk(chunks_of(value)[2]),
@@ -492,8 +492,8 @@ def test_one_chunk_to_one_reader() -> None:
     ((prefix, shared),) = transport.writes
     assert shared is large
     first, second = deliveries_of(transport.take())
-    assert first[:5] == (9, 3, 4, DELIVER_NAME, b"a")
-    assert second[:5] == (9, 4, 4, DELIVER_EARLY, None)
+    assert first.prefix == (9, 3, 4, DELIVER_NAME, b"a")
+    assert second.prefix == (9, 4, 4, DELIVER_EARLY, None)
     assert behind.credit == 10 - len(small) - len(large), "its caller has asked for what the credit allows"
     assert len(prefix) > 0
 

@@ -102,9 +102,9 @@ async def test_a_record_is_as_the_specification_draws_it(pair: Pair) -> None:
     pair.buffer.post("x.y", memoryview(b"view"), priority=2)
     full = twin.Record(b"payload", priority=3, expiry_s=60, key=b"key", headers=msgpack.packb(headers))
     records = [twin.build_record(record) for record in (full, twin.Record(b"plain"), twin.Record(b"view"))]
-    assert pair.buffer.take() == twin.build_frame(
-        twin.CHANNEL, b"\0\0\0\0x.y"
-    ) + twin.build_frame(twin.PUBLISH, twin.publish_body(0, 1, records))
+    assert pair.buffer.take() == twin.build_frame(twin.CHANNEL, b"\0\0\0\0x.y") + twin.build_frame(
+        twin.PUBLISH, twin.publish_body(0, 1, records)
+    )
     assert pair.buffer.take() is None
 
 
@@ -223,11 +223,10 @@ async def test_wrong_types_are_type_errors(arguments: Any) -> None:
 async def test_the_bound_counts_what_is_not_answered() -> None:
     pair = Pair(asyncio.get_running_loop())
     pair.buffer.bytes_max = 10_000
+    for _ in range(9):
+        pair.buffer.post("a", bytes(1000))
     with pytest.raises(BrokerError, match="BUSY"):
-        for _ in range(20):
-            pair.buffer.post("a", bytes(1000))
-    posted = pair.buffer.records_posted
-    assert 8 <= posted <= 9
+        pair.buffer.post("a", bytes(1000))
     pair.send()
     with pytest.raises(BrokerError, match="BUSY"):
         pair.buffer.post("a", bytes(1000))
@@ -361,10 +360,8 @@ async def test_a_line_that_the_server_lost_is_told(pair: Pair) -> None:
 
 
 async def test_a_line_that_only_gaps_come_from_is_adrift(pair: Pair) -> None:
-    pair.server.highest = 0
     first = pair.buffer.publish("a", b"1")
-    pair.send()
-    pair.answers.clear()
+    assert pair.buffer.take() is not None  # it never arrives
     assert not pair.buffer.is_adrift
     pair.buffer.refuse(1, 1, error("NUMBER_GAP", ""), FOR_ITS_NUMBER)
     assert pair.buffer.is_adrift
@@ -372,7 +369,7 @@ async def test_a_line_that_only_gaps_come_from_is_adrift(pair: Pair) -> None:
     pair.buffer.suspend()
     pair.buffer.resume(pair.server.connect())
     pair.settle()
-    assert first.result().duplicate
+    assert first.result().sequence == 1
 
 
 @pytest.mark.parametrize(
@@ -420,14 +417,14 @@ async def test_a_publication_is_a_future_to_asyncio(loop_kind: str) -> None:
         return pair.buffer.publish("a", b"")
 
     publications = [publish() for _ in range(4)]
-    awaited = asyncio.create_task(publications[0])  # type: ignore[arg-type]
+    awaited = asyncio.create_task(publications[0])
     shielded = asyncio.shield(publications[1])
     gathered = asyncio.gather(publications[2], publications[3])
     await asyncio.sleep(0)
     assert not awaited.done()
     pair.settle()
     assert (await awaited).sequence == 1
-    assert (await shielded).sequence == 2  # type: ignore[attr-defined]
+    assert (await shielded).sequence == 2
     assert [receipt.sequence for receipt in await gathered] == [3, 4]
     assert (await publications[0]).sequence == 1
     late: list[Any] = []

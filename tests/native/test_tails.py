@@ -15,8 +15,12 @@ from broker_native import tails as native
 from tests.reference import groups
 from tests.reference import tails as twin
 from tests.reference.frames import (
+    EXPIRY,
     GONE,
+    HEADERS,
+    KEY,
     NUMBER,
+    PRIORITY,
     PUBLISHER,
     Published,
     Record,
@@ -326,7 +330,7 @@ MALFORMED |= {
         "INVALID_RECORD",
     )
     for bit in range(16)
-    if 1 << bit not in (twin.PRIORITY, twin.EXPIRY, twin.KEY, twin.HEADERS)
+    if 1 << bit not in (PRIORITY, EXPIRY, KEY, HEADERS)
 }
 
 

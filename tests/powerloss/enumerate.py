@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 SEED = 41
 GO_ON_EVERY = 20
 FAILURES_KEPT = 20
+# A moment counts as exhausted after so many draws that gave nothing new.
+REPEATS_MAX = 15
 _BYTES_MAX = 1 << 40
 
 
@@ -231,17 +233,25 @@ def moments(operations: list[Operation]) -> list[Moment]:
 
 
 def quotas(found: list[Moment], states: int) -> list[int]:
-    """Return how many states to draw at each moment: more where more is unsettled, one where nothing is."""
-    weights = [min(moment.pending, 40) for moment in found]
-    scale = max(states - len(found), 0) / max(sum(weights), 1)
-    return [1 + round(weight * scale) for weight in weights]
+    """Return how many states to draw at each moment.
+
+    As many everywhere, but where little is unsettled, which has no more than two states for each sector, size or name.
+    What such moments leave over goes to the others.
+    """
+    limits = [1 << min(moment.pending, 20) for moment in found]
+    level = next(level for level in range(1, states + 1) if sum(min(limit, level) for limit in limits) >= states)
+    return [min(limit, level) for limit in limits]
 
 
 def trees(
     operations: list[Operation], found: list[Moment], wanted: list[int]
 ) -> Iterator[tuple[Moment, set[int], dict[str, bytes | None]]]:
-    """Yield (moment, groups acknowledged by then, tree) for distinct trees of each moment, in the order of time."""
+    """Yield (moment, groups acknowledged by then, tree) for distinct trees of each moment, in the order of time.
+
+    What a moment has not got, because most of its sectors were written with what they held, is asked of later ones.
+    """
     disk = Disk()
+    missing = 0
     for moment, quota in zip(found, wanted, strict=True):
         while disk.moment < moment.at:
             disk.apply(operations[disk.moment])
@@ -250,15 +260,16 @@ def trees(
         acknowledged = {value for kind, value in disk.marks if kind == MARK_ACKNOWLEDGED}
         pick = random.Random(f"{SEED} {moment.at} {moment.in_flight}")
         seen: set[int] = set()
-        for _ in range(3 * quota):
+        repeats = 0
+        while len(seen) < quota + missing and repeats < REPEATS_MAX:
             tree = disk.draw(pick)
             # LMDB's lock files make no new state: whatever they hold is thrown away when the file is opened.
             identity = hash(frozenset(item for item in tree.items() if not item[0].endswith("-lock")))
+            repeats = repeats + 1 if identity in seen else 0
             if identity not in seen:
                 seen.add(identity)
                 yield moment, acknowledged, tree
-            if len(seen) == quota:
-                break
+        missing += quota - len(seen)
 
 
 def run(trace: Path, history: Path, scratch: Path, states: int, part: int, parts: int) -> Verdict:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.powerloss.disk import Disk, Kind, Node, Operation, read_trace
+from tests.powerloss.workload import APPENDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +33,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 WORKERS = 2
 STATES = 20_000
+STRETCHES = 5
 
 
 @dataclass(frozen=True)
@@ -72,14 +74,14 @@ def environment(**extra: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "ext")]), **extra}
 
 
-def record(recorder: Path, folder: Path, scale: int, mutant: str) -> Recording:
+def record(recorder: Path, folder: Path, mutant: str) -> Recording:
     """Run the workload under the recorder."""
     root = folder / "recorded"
     root.mkdir()
     recording = Recording(folder)
     command = [sys.executable, "-m", "tests.powerloss.workload"]
     subprocess.run(
-        [*command, root / "data", recording.history, str(scale), mutant],
+        [*command, root / "data", recording.history, mutant],
         env=environment(
             LD_PRELOAD=str(recorder), POWERLOSS_ROOT=str(root), POWERLOSS_TRACE=str(recording.trace)
         ),
@@ -111,7 +113,7 @@ def judge(recording: Recording, states: int) -> dict[str, object]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_twenty_thousand_states(recorder: Path, scratch: Path) -> None:
-    verdict = judge(record(recorder, scratch, 6, "none"), STATES)
+    verdict = judge(record(recorder, scratch, "none"), STATES)
     states = verdict.pop("states")
     assert verdict == {"lost": 0, "unopenable": 0, "wrong": 0, "failures": []}
     assert isinstance(states, int)
@@ -130,14 +132,14 @@ def test_twenty_thousand_states(recorder: Path, scratch: Path) -> None:
 def test_builds_that_leave_a_sync_out_are_caught(
     recorder: Path, scratch: Path, mutant: str, finds: set[str]
 ) -> None:
-    verdict = judge(record(recorder, scratch, 3, mutant), 600)
+    verdict = judge(record(recorder, scratch, mutant), 600)
     for kind in finds:
         assert verdict[kind] != 0, (kind, verdict)
 
 
 def test_the_workload_reaches_every_part(recorder: Path, scratch: Path) -> None:
     """A recording in which nothing is sealed, created, given up or reopened would prove nothing about it."""
-    operations = read_trace(record(recorder, scratch, 6, "none").trace)
+    operations = read_trace(record(recorder, scratch, "none").trace)
     created = [operation.path for operation in operations if operation.kind is Kind.CREATE]
     renamed = [operation for operation in operations if operation.kind is Kind.RENAME]
     failed = [operation for operation in operations if operation.kind is Kind.SYNC and operation.flags]
@@ -146,9 +148,9 @@ def test_the_workload_reaches_every_part(recorder: Path, scratch: Path) -> None:
     assert len(renamed) >= 9  # the format, and the segments
     assert len(failed) == 1
     assert marks.count(1) - marks.count(2) == 3  # groups that were attempted and failed
-    assert marks.count(2) == 6 * 24
+    assert marks.count(2) == STRETCHES * APPENDS
     writes = [operation for operation in operations if operation.kind is Kind.WRITE]
-    assert sum(operation.durable for operation in writes) >= 6 * 24 + 8
+    assert sum(operation.durable for operation in writes) >= STRETCHES * APPENDS + 6
 
 
 def test_statistics_count_the_syncs_that_were_made(recorder: Path, scratch: Path) -> None:

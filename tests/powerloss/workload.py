@@ -1,6 +1,6 @@
 """The process that is recorded: appends, rotates, seals, gives segments up, closes and opens again.
 
-Run as `python -m tests.powerloss.workload DATA HISTORY SCALE MUTANT` under the recorder; DATA lies below the recorded
+Run as `python -m tests.powerloss.workload DATA HISTORY MUTANT` under the recorder; DATA lies below the recorded
 root, HISTORY outside. Marks go into the trace before a group is handed to the log and after it was acknowledged. A
 mutant leaves one thing out that durability rests on, in this process only: the enumeration must then fail.
 """
@@ -29,6 +29,7 @@ GROUP_BYTES_MAX = 16 * KIB
 MARK_ATTEMPT, MARK_ACKNOWLEDGED = 1, 2
 FAIL_SYNC, FAIL_META = 1, 2
 CHANNELS = 9
+APPENDS = 18
 SEED = 20_261_122
 
 
@@ -71,6 +72,11 @@ class Recorded:
         self._attempt(value)
         self._chain.commit(value)
         self._recorder.powerloss_mark(MARK_ACKNOWLEDGED, self._chain.number)
+
+    def append_many(self) -> None:
+        """Store so many groups that at least one segment is filled."""
+        for _ in range(APPENDS):
+            self.append()
 
     def _attempt(self, value: bytes) -> None:
         self.history[self._chain.number] = value
@@ -137,25 +143,26 @@ FAILING_MUTANTS = frozenset({"none", "without file sync", "without folder sync"}
 """Those in which a commit can be made to fail: without syncs there is none that could."""
 
 
-def run(data: Path, history: Path, scale: int, mutant: str) -> None:
-    """Do the work; `scale` multiplies the appends."""
+def run(data: Path, history: Path, mutant: str) -> None:
+    """Do the work: five stretches of appends, and after them what a journal goes through."""
     MUTANTS[mutant]()
     recorded = Recorded(data)
-    for part in range(scale):
-        for _ in range(24):
-            recorded.append()
-        if part % 2:
-            recorded.settle()
-        if part % 3 == 1 and mutant in FAILING_MUTANTS:
-            recorded.fail((FAIL_SYNC, FAIL_META)[part % 2])
-            if part % 2:
-                recorded.fail(FAIL_META)
-        if part % 4 == 2:
-            recorded.reopen()
+    recorded.append_many()
+    recorded.append_many()
+    recorded.settle()
+    if mutant in FAILING_MUTANTS:
+        recorded.fail(FAIL_META)
+        recorded.fail(FAIL_META)
+    recorded.append_many()
+    recorded.reopen()
+    recorded.append_many()
+    if mutant in FAILING_MUTANTS:
+        recorded.fail(FAIL_SYNC)
+    recorded.append_many()
     recorded.settle()
     recorded.close()
     history.write_text(json.dumps({number: value.hex() for number, value in recorded.history.items()}))
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    run(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -149,7 +149,8 @@ def publish_body(slot: int, number: int, records: list[bytes], count: int | None
     return PUBLISH_HEADER.pack(slot, len(records) if count is None else count, number) + b"".join(records)
 
 
-class Published(NamedTuple):
+@dataclass(frozen=True)
+class Published:
     """One entry of a PUBLISHED frame."""
 
     number: int
@@ -170,7 +171,8 @@ def published_of(body: bytes) -> list[Published]:
     return found
 
 
-class Delivery(NamedTuple):
+@dataclass(frozen=True)
+class Delivery:
     """One DELIVER frame: its prefix, the name if it tells one, and its chunk."""
 
     subscription: int
@@ -179,6 +181,11 @@ class Delivery(NamedTuple):
     flags: int
     name: bytes | None
     chunk: Chunk
+
+    @property
+    def prefix(self) -> tuple[int, int, int, int, bytes | None]:
+        """Everything but the chunk."""
+        return self.subscription, self.index, self.group, self.flags, self.name
 
 
 def delivery_of(frame: Frame) -> Delivery:

@@ -84,7 +84,7 @@ class LineServer:
         entries = []
         for begin in range(number, number + count, self.entry_records_max):
             part = min(self.entry_records_max, number + count - begin)
-            known = begin > self.highest - self.window
+            known = not duplicate or begin > self.highest - self.window
             first = self.positions[begin][1] if known else 0
             entries.append(
                 twin.PUBLISHED_ENTRY.pack(

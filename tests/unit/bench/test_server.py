@@ -76,11 +76,11 @@ def test_a_server_that_is_not_ready_is_ended(monkeypatch: pytest.MonkeyPatch) ->
     assert started[0].returncode is not None
 
 
-@pytest.mark.parametrize("cores", [None, {0}])
-def test_cores_are_given_back(cores: set[int] | None) -> None:
-    if not hasattr(os, "sched_getaffinity"):
-        return
-    before = os.sched_getaffinity(0)
+@pytest.mark.parametrize("cores", [None, {3}])
+def test_cores_are_given_back(monkeypatch: pytest.MonkeyPatch, cores: set[int] | None) -> None:
+    kept = [{1, 2}]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: kept[-1], raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, cores: kept.append(cores), raising=False)
     with server._kept_to(cores):
-        assert os.sched_getaffinity(0) == (cores or before)
-    assert os.sched_getaffinity(0) == before
+        assert kept[-1] == (cores or {1, 2})
+    assert kept[-1] == {1, 2}

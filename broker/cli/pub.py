@@ -1,0 +1,241 @@
+"""`broker pub`: publish a text, lines, a file or length-prefixed bytes.
+
+Input is read as it comes: a pipe's lines are published when they are written, not when the pipe ends. Everything is
+posted and drained, so the memory stays bounded whatever the input's size, and the command ends when all is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import sys
+import time
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import click
+
+from broker.model.errors import error
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from contextlib import AbstractContextManager
+    from typing import Any
+
+READ_BYTES = 256 * 1024
+LENGTH_BYTES = 4
+MESSAGE_BYTES_MAX = 64 * 1024 * 1024
+"""The largest payload that any server takes; input that has no end of a message within it is refused."""
+
+
+class Cutter(Protocol):
+    """Cuts input into messages, however it is split."""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take more input; return the messages that are complete."""
+
+    def finish(self) -> list[bytes]:
+        """The input has ended; return what is left."""
+
+
+class Lines:
+    """One message a line, without its end; the last line needs none."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        check_size(len(self._rest))
+        return [line.removesuffix(b"\r") for line in lines]
+
+    def finish(self) -> list[bytes]:
+        return [self._rest] if self._rest else []
+
+
+class Framed:
+    """Each message behind its length, a u32 in little-endian."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        rest, messages, at = self._rest, [], 0
+        rest += data
+        while len(rest) - at >= LENGTH_BYTES:
+            size = int.from_bytes(rest[at : at + LENGTH_BYTES], "little")
+            check_size(size)
+            if len(rest) - at - LENGTH_BYTES < size:
+                break
+            messages.append(bytes(rest[at + LENGTH_BYTES : at + LENGTH_BYTES + size]))
+            at += LENGTH_BYTES + size
+        del rest[:at]
+        return messages
+
+    def finish(self) -> list[bytes]:
+        if self._rest:
+            raise error("INVALID_RECORD", f"input: ends {len(self._rest)} bytes into a message")
+        return []
+
+
+class Whole:
+    """All input is one message."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def feed(self, data: bytes) -> list[bytes]:
+        self._parts.append(data)
+        self._size += len(data)
+        check_size(self._size)
+        return []
+
+    def finish(self) -> list[bytes]:
+        return [b"".join(self._parts)]
+
+
+CUTTERS: dict[str, type[Lines] | type[Framed] | type[Whole]] = {"lines": Lines, "framed": Framed, "whole": Whole}
+
+
+def check_size(size: int) -> None:
+    if size > MESSAGE_BYTES_MAX:
+        raise error("PAYLOAD_TOO_LARGE", f"input: a message of at least {size} bytes, limit {MESSAGE_BYTES_MAX} bytes")
+
+
+async def read_pieces(descriptor: int) -> AsyncIterator[bytes]:
+    """Yield what a descriptor has as it comes, without keeping the loop from its work while there is nothing."""
+    loop = asyncio.get_running_loop()
+    # A file is always ready, and no loop can wait for one; nor for some devices.
+    waits = not stat.S_ISREG(os.fstat(descriptor).st_mode)
+    while True:
+        if waits:
+            try:
+                await wait_readable(loop, descriptor)
+            except PermissionError:
+                waits = False
+        data = os.read(descriptor, READ_BYTES)
+        if not data:
+            return
+        yield data
+
+
+async def wait_readable(loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
+    readable = asyncio.Event()
+    loop.add_reader(descriptor, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(descriptor)
+
+
+@contextmanager
+def progress_bar(size: int | None) -> Iterator[Callable[[int, int], None]]:
+    """Show progress on stderr; yields what is told (bytes, messages) that are done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(), DownloadColumn(), TextColumn("{task.fields[messages]:,} messages"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("publishing", total=size, messages=0)
+        yield lambda done, messages: progress.update(task, completed=done, messages=messages)
+
+
+def ignore_progress(done: int, messages: int) -> None:
+    """Nobody watches."""
+
+
+def parse_headers(pairs: tuple[str, ...]) -> dict[str, object] | None:
+    headers: dict[str, object] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise click.BadParameter(f"got {pair!r}, expected KEY=VALUE", param_hint="--header")
+        headers[key] = value
+    return headers or None
+
+
+async def publish(url: str, channel: str, text: str | None, source: int, cutter: Cutter, options: Any) -> int:
+    """Publish everything; returns how many messages."""
+    from broker import connect
+
+    async with connect(url) as bus:
+        if text is not None:
+            await bus.publish(channel, text.encode(), **options)
+            return 1
+        size = os.fstat(source).st_size if stat.S_ISREG(os.fstat(source).st_mode) else None
+        watched = sys.stderr.isatty() and not os.isatty(source)
+        bar: AbstractContextManager[Callable[[int, int], None]]
+        bar = progress_bar(size) if watched else nullcontext(ignore_progress)
+        with bar as tell:
+            done = messages = 0
+            async for data in read_pieces(source):
+                for payload in cutter.feed(data):
+                    bus.post(channel, payload, **options)
+                    messages += 1
+                done += len(data)
+                await bus.drain()
+                tell(done, messages)
+            for payload in cutter.finish():
+                bus.post(channel, payload, **options)
+                messages += 1
+            await bus.flush()
+    return messages
+
+
+@click.command("pub")
+@click.argument("channel")
+@click.argument("text", required=False)
+@click.option("--file", "path", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Instead of stdin.")
+@click.option(
+    "--as",
+    "form",
+    type=click.Choice(list(CUTTERS)),
+    default="lines",
+    show_default=True,
+    help="One message a line; each behind its length (u32, little-endian); or all input as one.",
+)
+@click.option("--url", envvar="BROKER_URL", show_envvar=True, help="The broker.  [default: broker://127.0.0.1:4770]")
+@click.option("--key", help="Key of every message.")
+@click.option("--header", "headers", multiple=True, metavar="KEY=VALUE", help="Header of every message; repeatable.")
+@click.option("--priority", type=click.IntRange(0, 3), default=2, help="0 critical, 1 high, 2 normal, 3 low.")
+@click.option("--expiry-s", type=click.IntRange(1), metavar="SECONDS", help="No longer delivered after that.")
+@click.option("--quiet", is_flag=True, help="No summary.")
+def command(
+    channel: str,
+    text: str | None,
+    path: Path | None,
+    form: str,
+    url: str | None,
+    key: str | None,
+    headers: tuple[str, ...],
+    priority: int,
+    expiry_s: int | None,
+    quiet: bool,
+) -> None:
+    """Publish TEXT, or what stdin or a file holds, to CHANNEL.
+
+    \b
+    broker pub chat.acme.42 hello
+    tail -f access.log | broker pub logs.web
+    broker pub blobs.photos --file photo.jpg --as whole
+    broker sub 'a.>' --framed | broker pub b.all --as framed
+    """
+    if text is not None and path is not None:
+        raise click.UsageError("TEXT and --file are two messages; give one of them")
+    from broker.client.address import URL_DEFAULT
+
+    options: dict[str, object] = {"priority": priority, "expiry_s": expiry_s, "headers": parse_headers(headers)}
+    if key is not None:
+        options["key"] = key.encode()
+    source = sys.stdin.fileno() if path is None else os.open(path, os.O_RDONLY)
+    begun = time.monotonic()
+    try:
+        messages = asyncio.run(publish(url or URL_DEFAULT, channel, text, source, CUTTERS[form](), options))
+    finally:
+        if path is not None:
+            os.close(source)
+    if sys.stderr.isatty() and not quiet:
+        click.echo(f"published {messages:,} messages in {time.monotonic() - begun:.2f} s", err=True)

@@ -1,0 +1,130 @@
+"""`broker pub` and `broker sub` as programs, in pipes, against a server."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from broker.cli import ExitCode
+from tests.contract.homes import ROOT, Server
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TIMEOUT = ("--timeout", "10")
+
+
+class Program:
+    """The command line against one server."""
+
+    def __init__(self, server: Server) -> None:
+        self._environment = {**Server.environment(), "BROKER_URL": server.unix_url}
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "broker", *arguments]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=ROOT, env=self._environment)
+
+    def run(self, *arguments: str, given: bytes = b"", status: int = 0) -> bytes:
+        """Run to the end; return what it printed."""
+        with self.start(*arguments) as process:
+            printed, complaints = process.communicate(given, timeout=30)
+        assert process.returncode == status, complaints.decode()
+        assert b"Traceback" not in complaints
+        return printed if status == 0 else complaints
+
+
+@pytest.fixture
+def program(shared_server: Server) -> Program:
+    return Program(shared_server)
+
+
+def test_text_and_lines_come_out_as_lines(program: Program, room: str) -> None:
+    channel = f"s.{room}"
+    assert program.run("pub", channel, "héllo") == b""
+    program.run("pub", channel, given=b"one\r\ntwo\n\nlast")
+    printed = program.run("sub", channel, "--start", "start", "--count", "5", *TIMEOUT)
+    assert printed == "héllo\none\ntwo\n\nlast\n".encode()
+    printed = program.run("sub", f"s.{room}", f"s.{room}.>", "--start", "last:1", "--count", "1", *TIMEOUT, status=5)
+    assert b"INVALID_POSITION" in printed
+    printed = program.run("sub", channel, "--start", "last:2", "--count", "2", *TIMEOUT)
+    assert printed == b"\nlast\n"
+    printed = program.run("sub", "s.>", "--start", "since:2020-01-01", "--count", "1", *TIMEOUT)
+    assert printed.startswith(b"s.")
+
+
+def test_json_lines_say_everything(program: Program, room: str) -> None:
+    channel = f"s.{room}"
+    options = ("--key", "k1", "--header", "a=1", "--header", "b=x=y", "--priority", "0", "--expiry-s", "60")
+    program.run("pub", channel, "text", *options)
+    program.run("pub", channel, "--as", "whole", given=b"\xff\0")
+    first, second = map(
+        json.loads, program.run("sub", channel, "--json", "--start", "start", "--count", "2", *TIMEOUT).splitlines()
+    )
+    assert {key: first[key] for key in ("channel", "sequence", "payload", "key", "headers")} == {
+        "channel": channel,
+        "sequence": 1,
+        "payload": "text",
+        "key": "k1",
+        "headers": {"a": "1", "b": "x=y"},
+    }
+    assert second["payload_base64"] == "/wA="
+    place = f"{first['epoch']}:{first['sequence']}"
+    assert program.run("sub", channel, "--raw", "--start", place, "--count", "1", *TIMEOUT) == b"\xff\0"
+
+
+def test_framed_bytes_go_through_two_programs(program: Program, room: str, tmp_path: Path) -> None:
+    payloads = [os.urandom(size) for size in (0, 1, 100_000, 3)]
+    framed = b"".join(len(payload).to_bytes(4, "little") + payload for payload in payloads)
+    path = tmp_path / "framed"
+    path.write_bytes(framed)
+    program.run("pub", f"s.{room}.a", "--as", "framed", "--file", str(path))
+    copied = program.run("sub", f"s.{room}.a", "--framed", "--start", "start", "--count", "4", *TIMEOUT)
+    assert copied == framed
+    program.run("pub", f"s.{room}.b", "--as", "framed", given=copied)
+    assert program.run("sub", f"s.{room}.b", "--framed", "--start", "start", "--count", "4", *TIMEOUT) == framed
+    complaint = program.run("pub", f"s.{room}.b", "--as", "framed", given=b"\5\0\0\0abc", status=ExitCode.STOP)
+    assert b"ends 7 bytes into a message" in complaint
+
+
+def test_lines_of_a_pipe_are_published_as_they_come(program: Program, room: str) -> None:
+    channel = f"s.{room}"
+    with program.start("pub", channel) as publisher, program.start("sub", channel, "--start", "start") as reader:
+        assert publisher.stdin is not None
+        assert reader.stdout is not None
+        for number in range(3):
+            publisher.stdin.write(b"%d\n" % number)
+            publisher.stdin.flush()
+            assert reader.stdout.readline() == b"%d\n" % number
+        publisher.stdin.close()
+        assert publisher.wait(10) == 0
+        reader.terminate()
+
+
+def test_a_reader_that_leaves_is_no_error_of_anybody(program: Program, room: str) -> None:
+    channel = f"s.{room}"
+    with program.start("sub", channel, "--start", "start") as reader:
+        assert reader.stdout is not None
+        assert reader.stderr is not None
+        reader.stdout.close()
+        program.run("pub", channel, given=b"line\n" * 100_000)
+        assert reader.wait(10) == ExitCode.BROKEN_PIPE
+        assert reader.stderr.read() == b""
+
+
+def test_exit_codes_mean_something(program: Program, room: str) -> None:
+    channel = f"s.{room}"
+    quickly = ("--timeout", "0.05")
+    assert b"INVALID_CHANNEL" in program.run("pub", "a..b", "x", status=ExitCode.STOP)
+    assert b"NO_PROFILE" in program.run("pub", f"none.{room}", given=b"x\n", status=ExitCode.STOP)
+    assert b"expected new" in program.run("sub", channel, "--start", "yesterday", status=ExitCode.USAGE)
+    assert b"TIMEOUT" in program.run("sub", channel, "--count", "1", *quickly, status=ExitCode.RETRY)
+    assert program.run("sub", channel, *quickly) == b""
+    nobody = ("--url", "broker+unix:///nowhere/socket")
+    assert b"is the broker running?" in program.run("pub", channel, "x", *nobody, status=ExitCode.RESUME)
+    assert b"ADDRESS" in program.run("pub", channel, "x", "--url", "http://x", status=ExitCode.STOP)

@@ -1,0 +1,140 @@
+"""A journal in memory that can fail, and be found after a crash, in every way that the real one can.
+
+It keeps the files' rules without the files: a list of segments, each a list of groups. A group whose commit failed after
+it was handed over may be in its segment or not. The next group goes to a fresh segment and names the last good one,
+which makes what stands behind that one in earlier segments void. What `replay` gives follows from the segments alone.
+
+It is the log's two ports at once: `Journal` for the commit thread, `Reader` for readers, who see good groups only.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from broker.log.errors import AppendError
+from broker.model.errors import BY_NAME
+from broker_native.groups import chunks_in, chunks_of, chunks_start
+from tests.reference.groups import Group, parse_group
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+PlacedChunk = tuple[int, int, bytes]
+
+
+class Fate(Enum):
+    """What becomes of an append: is it in the file, and was the caller told so?"""
+
+    STORED = "stored"
+    REFUSED = "nothing was handed over"
+    SURVIVES = "handed over, failed, and in the file all the same"
+    LOST = "handed over, failed, and not in the file"
+
+
+class MemoryJournal:
+    """Groups in segments, in memory."""
+
+    def __init__(self) -> None:
+        self.segments: list[list[bytes]] = [[]]
+        self.good: list[bytes] = []
+        self.fate = Fate.STORED
+        self._failed = False
+
+    # -- Journal --
+
+    def append(self, number: int, value: bytes) -> None:
+        """Store a group, or do what `fate` says."""
+        group = parse_group(value)
+        last = self.last
+        assert group.number == number
+        assert not self._failed, "abandon comes first"
+        assert (group.predecessor, group.previous_chain) == ((last.number, last.chain) if last else (0, 0))
+        assert not last or number > last.number
+        if self.fate in (Fate.STORED, Fate.SURVIVES):
+            self.segments[-1].append(value)
+        if self.fate is Fate.STORED:
+            self.good.append(value)
+            return
+        failure = AppendError(BY_NAME["STORAGE_FAILED"].code, f"group {number}: {self.fate.value}")
+        failure.handed_over = self._failed = self.fate is not Fate.REFUSED
+        raise failure
+
+    def abandon(self) -> None:
+        """Go on in a fresh segment."""
+        if self._failed:
+            self.segments.append([])
+            self._failed = False
+
+    @property
+    def last(self) -> Group | None:
+        """The last good group."""
+        return parse_group(self.good[-1]) if self.good else None
+
+    # -- a start --
+
+    def replay(self) -> list[bytes]:
+        """Return the good groups as a start finds them; from now on they are the journal."""
+        limit = 2**64
+        kept: list[list[bytes]] = []
+        for segment in reversed(self.segments):
+            found = [value for value in segment if parse_group(value).number <= limit]
+            if segment:
+                limit = min(limit, parse_group(segment[0]).predecessor)
+            kept.insert(0, found)
+        self.good = [value for segment in kept for value in segment]
+        self._failed = False
+        self.fate = Fate.STORED
+        # Void groups at the end of a segment stay in the file; their numbers are never used again.
+        while len(self.segments) > 1 and not kept[-1]:
+            self.segments.pop()
+            kept.pop()
+        return list(self.good)
+
+    # -- Reader --
+
+    def read_channel(self, channel_id: int, after_sequence: int, bytes_max: int) -> list[PlacedChunk]:
+        """Return chunks of a channel past a sequence, at least one if there is one."""
+        found: list[PlacedChunk] = []
+        for number, value in self._numbered():
+            for index, chunk in chunks_of(value, chunks_start(value), channel_id, after_sequence):
+                if found and bytes_max < len(chunk):
+                    return found
+                found.append((number, index, chunk))
+                bytes_max -= len(chunk)
+        return found
+
+    def read_groups(
+        self, after_group: int, after_index: int, bytes_max: int, wanted: Container[int] | None
+    ) -> tuple[list[PlacedChunk], tuple[int, int]]:
+        """Return the wanted chunks after a place, and the place up to which everything was looked at."""
+        found: list[PlacedChunk] = []
+        place = (after_group, after_index)
+        for number, value in self._numbered():
+            for index, chunk in chunks_in(value, chunks_start(value), _Everything() if wanted is None else wanted):
+                if (number, index) <= (after_group, after_index):
+                    continue
+                if found and bytes_max < len(chunk):
+                    return found, place
+                found.append((number, index, chunk))
+                bytes_max -= len(chunk)
+                place = (number, index)
+            if number >= place[0]:
+                place = max(place, (number, max(0, len(parse_group(value).chunks) - 1)))
+        return found, place
+
+    def time_to_group(self, time_us: int) -> int:
+        """Return the first group of that time or later."""
+        for value in self.good:
+            group = parse_group(value)
+            if group.time_us >= time_us:
+                return group.number
+        return self.last.number + 1 if self.last else 1
+
+    def _numbered(self) -> list[tuple[int, bytes]]:
+        return [(int.from_bytes(value[8:16], "little"), value) for value in self.good]
+
+
+class _Everything:
+    def __contains__(self, channel: object) -> bool:
+        return True
