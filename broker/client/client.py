@@ -109,6 +109,8 @@ class Client(Bus):
             kick=self._schedule_pump,
             bytes_max=unanswered_bytes_max,
         )
+        # A bound method of the buffer saves a call on the way: the methods below are what it looks like from outside.
+        self.__dict__.update(post=self._buffer.post, publish=self._buffer.publish)
         self._connection: Connection | None = None
         self._welcome: control.Welcome | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -200,7 +202,7 @@ class Client(Bus):
         if failed is not None:
             failure, count = failed
             hint = f"{count} posted messages failed since the last drain; this is the first" if count > 1 else None
-            raise type(failure)(failure.code, failure.detail, hint or failure.hint, failure.name)
+            raise type(failure)(failure.code, failure.detail, hint or failure.hint, failure.name) from failure
 
     def _schedule_pump(self) -> None:
         self.loop.call_soon(self._pump)
@@ -322,6 +324,14 @@ class Client(Bus):
         wake(self._drainers)
 
     async def _supervise(self) -> None:
+        """Keep the bus connected, and leave nobody waiting if that itself fails."""
+        try:
+            await self._reconnect_until_refused()
+        except Exception as bug:
+            logger.exception("client_failed")
+            self._fail(error("CLOSED", f"the client failed: {bug!r}"))
+
+    async def _reconnect_until_refused(self) -> None:
         """Replace the connection whenever it is lost, until the bus is closed or refused."""
         while True:
             failure = await self._lost

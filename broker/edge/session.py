@@ -287,6 +287,7 @@ class Session(Intake):
             f"{limits.payload_bytes_max} bytes)",
             3010: f"publish {number}: headers are over the limit, {limits.headers_bytes_max} bytes",
             3011: f"publish {number}: a record is not well formed",
+            4001: f"publish {number}: a commit failed and whether it is stored is not known yet",
             3019: f"publish {number}: its numbers begin below and end above the line's next, "
             f"{self.publisher.line.next}",
         }

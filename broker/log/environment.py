@@ -11,9 +11,11 @@ those of full sync and no others: no caller can ask for less.
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import lmdb
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 READERS_MAX = 1024
+LOCK_FILE_BYTES = 17 * 4096
+"""Room for the header and READERS_MAX readers of 64 bytes; LMDB takes a larger file as it is."""
 SYNCS_PER_COMMIT = 2
 """One fdatasync of the pages, and one write of the meta page through a descriptor opened with O_DSYNC."""
 
@@ -40,17 +44,26 @@ _PAGE_BYTES_MIN, _PAGE_BYTES_MAX = 512, 65536
 _ENGINE: Final[dict[str, Any]] = {"lib_version": 0} if int(lmdb.__version__.split(".")[0]) >= 3 else {}
 
 
-def open_lmdb(path: Path, map_bytes: int, *, readonly: bool = False) -> lmdb.Environment:
+def open_lmdb(path: Path, map_bytes: int, *, locks: bool = True, readonly: bool = False) -> lmdb.Environment:
     """Open a file with the options that every file here has.
 
-    A read-only one needs no locks, since it is only used for files that nobody writes to any more.
+    Args:
+        path: the file.
+        map_bytes: the address space to reserve for it.
+        locks: False only for a file that no second thread uses, or that nobody writes to any more.
+        readonly: refuse to write.
+
+    Raises:
+        OSError: there is no room for the lock file. lmdb.Error: the file cannot be opened.
     """
+    if locks:
+        _allocate_lock_file(lock_path(path))
     return lmdb.open(
         str(path),
         map_size=map_bytes,
         subdir=False,
         readonly=readonly,
-        lock=not readonly,
+        lock=locks,
         sync=True,
         metasync=True,
         writemap=False,
@@ -60,6 +73,22 @@ def open_lmdb(path: Path, map_bytes: int, *, readonly: bool = False) -> lmdb.Env
         max_dbs=0,
         **_ENGINE,
     )
+
+
+def _allocate_lock_file(path: Path) -> None:
+    """Give LMDB's lock file all its bytes before LMDB maps it.
+
+    LMDB would only set its size and then write through the map: on a full disk the first touch of a page that has no
+    block yet kills the process with SIGBUS. Written here, the same want of room is an error. What the file holds does
+    not matter, since LMDB fills it anew when it is the only one to open it, and the directory's owner always is.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, durable.FILE_MODE)
+    try:
+        done = os.pwrite(descriptor, bytes(LOCK_FILE_BYTES), 0)
+    finally:
+        os.close(descriptor)
+    if done != LOCK_FILE_BYTES:
+        raise OSError(errno.ENOSPC, f"{done} of {LOCK_FILE_BYTES} bytes written", str(path))
 
 
 def lock_path(path: Path) -> Path:
@@ -78,8 +107,7 @@ def create_file(path: Path, map_bytes: int) -> int:
     """
     aside = path.with_name(path.name + durable.ASIDE_SUFFIX)
     remove_file(aside)
-    open_lmdb(aside, map_bytes).close()
-    durable.remove_file(lock_path(aside))
+    open_lmdb(aside, map_bytes, locks=False).close()
     durable.sync_path(aside)
     durable.adopt_file(aside, path)
     return 2
@@ -226,7 +254,9 @@ class EnvironmentFile:
             self._close()
             if readonly:
                 self._readonly = True
-                durable.remove_file(lock_path(self.path))
+                # One that stays behind does no harm, and the next start removes it.
+                with suppress(OSError):
+                    durable.remove_file(lock_path(self.path))
 
     def close_if_idle(self) -> bool:
         """Close the environment unless somebody is inside; tell whether it is closed now."""
@@ -259,9 +289,11 @@ class EnvironmentFile:
     def _open(self) -> lmdb.Environment:
         check_file(self.path)
         try:
-            return open_lmdb(self.path, self._map_bytes, readonly=self._readonly)
+            return open_lmdb(self.path, self._map_bytes, locks=not self._readonly, readonly=self._readonly)
         except lmdb.Error as cause:
             raise self.damage(cause) from cause
+        except OSError as cause:
+            raise failed(self.path, cause) from cause
 
 
 class OpenFiles:

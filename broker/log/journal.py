@@ -78,7 +78,8 @@ class Journal:
             raise ValueError(
                 f"group {header.number} after {header.predecessor}: expected group {number} after {self.last.number}"
             )
-        if number <= self._attempted or self._failed:
+        # The very group that failed may be tried again: it is the same in whichever segment it is found.
+        if number < self._attempted or self._failed:
             raise ValueError(f"group {number}: numbers up to {self._attempted} are used, failed is {self._failed}")
         self._space.take(header.size)
         active = self._active()

@@ -201,9 +201,9 @@ class Log:
 
         Returns:
             `commits` (groups appended) and `bytes` (their sizes); `fsyncs`: two for each LMDB commit, appends and
-            seals alike (an fdatasync of the pages, a write of the meta page through an O_DSYNC descriptor), and two
-            for each segment made ready (the file and its folder); `segments`, of them `sealed`; `seals`, `seal_s` (seconds
-            spent) and `seal_backlog` (full segments that wait).
+            seals alike (an fdatasync of the pages, a write of the meta page through an O_DSYNC descriptor), one more
+            for each seal, and two for each segment made ready (the file and its folder); `segments`, of them
+            `sealed`; `seals`, `seal_s` (seconds spent) and `seal_backlog` (full segments that wait).
         """
         journal = self._ready()
         sealer = self._sealer.stats()

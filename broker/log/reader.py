@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     import lmdb
 
-    from broker_native.index import Place
-
     Chunk = tuple[int, int, bytes]
 
 SCAN_BYTES_MAX = 16 * 1024 * 1024
@@ -31,11 +29,12 @@ def read_channel(segments: tuple[Segment, ...], channel: int, after_sequence: in
     chunks: list[Chunk] = []
     for segment in _from_sequence(segments, channel, after_sequence):
         places = segment.find(channel, after_sequence, bytes_max)
-        if chunks and places and places[0][3] > bytes_max:
+        # What does not go on from the last chunk follows others of the segment before that had no room any more.
+        if not places or (chunks and (places[0][4] != after_sequence + 1 or places[0][3] > bytes_max)):
             break
-        found = segment.cut(channel, places)
+        chunks += segment.cut(channel, places)
         bytes_max -= sum(place[3] for place in places)
-        chunks += found
+        after_sequence = places[-1][4] + places[-1][5] - 1
         if bytes_max <= 0:
             break
     return chunks
@@ -52,14 +51,10 @@ def _from_sequence(segments: tuple[Segment, ...], channel: int, after_sequence: 
         place = next(iter(segment.find(channel, after_sequence, 0)), None)
         if place is not None:
             holding.append(segment)
-            if _first_sequence(place) <= after_sequence + 1:
+            if place[4] <= after_sequence + 1:
                 break
     holding.reverse()
     return holding
-
-
-def _first_sequence(place: Place) -> int:
-    return place[4]
 
 
 class GroupScan:

@@ -88,28 +88,44 @@ class Survey:
     """The segments of a folder, looked at but not replayed.
 
     Args:
-        folder: where they are; leftovers of creations that were cut short are removed from it.
+        folder: where they are.
         map_bytes: the address space to reserve for each.
         open_files: bounds the sealed ones that are open.
 
-    Raises:
-        StorageError: a file is cut, damaged or of a newer format, or the system refuses.
+    Attributes:
+        ordinals: of the segments that are there, ascending.
+        found: the segments, in the same order.
     """
 
     def __init__(self, folder: Path, map_bytes: int, open_files: OpenFiles) -> None:
+        self.ordinals: list[int] = []
+        self.found: list[Found] = []
         self._folder = folder
         self._map_bytes = map_bytes
         self._open_files = open_files
+        self._segments: list[Segment] = []
+
+    def look(self) -> None:
+        """Look at the folder; leftovers of creations that were cut short are removed from it.
+
+        Raises:
+            StorageError: a file is cut, damaged or of a newer format, or the system refuses.
+        """
         try:
             self.ordinals = self._tidy()
         except OSError as cause:
-            raise failed(folder, cause) from cause
+            raise failed(self._folder, cause) from cause
         self.found = [self._look(ordinal) for ordinal in self.ordinals]
         limit = 2**64 - 1
         for found in reversed(self.found):
             found.limit = limit
             if found.first:
                 limit = min(limit, found.predecessor)
+
+    def close(self) -> None:
+        """Close every file that was opened; for a start that fails, so that the next one may open them again."""
+        for segment in self._segments:
+            segment.file.close()
 
     @property
     def next_ordinal(self) -> int:
@@ -127,7 +143,9 @@ class Survey:
 
     def _segment(self, ordinal: int, *, sealed: bool) -> Segment:
         path = segment_path(self._folder, ordinal)
-        return Segment(ordinal, path, self._map_bytes, self._open_files, sealed=sealed)
+        segment = Segment(ordinal, path, self._map_bytes, self._open_files, sealed=sealed)
+        self._segments.append(segment)
+        return segment
 
     def _look(self, ordinal: int) -> Found:
         """Look at one segment through a read-only environment; an unsealed one is opened anew for writing."""
@@ -275,9 +293,18 @@ def recover(folder: Path, map_bytes: int, open_files: OpenFiles, applier: Applie
         applier: takes the state.
 
     Raises:
-        StorageError: as `Replay.take`; and whatever the applier raises.
+        StorageError: as `Replay.take`; and whatever the applier raises. All files are closed then.
     """
     survey = Survey(folder, map_bytes, open_files)
+    try:
+        return _recover(survey, folder, map_bytes, open_files, applier)
+    except BaseException:
+        survey.close()
+        raise
+
+
+def _recover(survey: Survey, folder: Path, map_bytes: int, open_files: OpenFiles, applier: Applier) -> Recovered:
+    survey.look()
     replay = Replay(applier)
     for found in survey.found:
         replay.take(found)

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 import lmdb
 
-from broker.log.environment import SYNCS_PER_COMMIT, OpenFiles, create_file
+from broker.log.environment import OpenFiles, create_file
 from broker.log.errors import append_error, corrupt, damaged
-from broker.log.segment import SUFFIX, Link, Seal, Segment
+from broker.log.segment import SEAL_SYNCS, SUFFIX, Link, Seal, Segment
 from broker.model.errors import StorageCorrupt, StorageError, error
 from broker_native.crc32c import crc32c_of
 from broker_native.index import GroupDamaged, TableDelta
@@ -80,7 +80,7 @@ def seal_segment(segment: Segment, turn: Callable[[], None]) -> int:
     segment.write_seal(seal, entries, pages)
     segment.index = None
     segment.file.close(readonly=True)
-    return SYNCS_PER_COMMIT
+    return SEAL_SYNCS
 
 
 def _collect(segment: Segment, delta: TableDelta, turn: Callable[[], None]) -> Link:
@@ -119,6 +119,7 @@ class Sealer:
         self._failure: Exception | None = None
         self._next_ordinal = 1
         self._closing = False
+        self._broken: Exception | None = None
         self._prepare_at_s = 0.0
         self._seal_at_s = 0.0
         self._seals = 0
@@ -157,12 +158,12 @@ class Sealer:
                 self._failure = None
                 self._prepare_at_s = 0.0
                 self._condition.notify_all()
-                self._condition.wait_for(lambda: self._ready or self._failure or self._closing)
+                self._condition.wait_for(lambda: self._ready or self._failure or self._broken or self._closing)
             if self._ready is not None:
                 taken, self._ready = self._ready, None
                 self._condition.notify_all()
                 return taken
-            failure = self._failure
+            failure = self._failure or self._broken
         if failure is None:
             raise error("CLOSED", f"{self._folder}: the journal is closed")
         raise append_error(failure, self._folder / "next", _CREATE_BYTES, handed_over=False) from failure
@@ -194,6 +195,16 @@ class Sealer:
     # --- The thread -----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except Exception as cause:
+            # A mistake in this program: whoever waits for a segment must hear of it instead of waiting for ever.
+            _log.exception("the sealer has stopped")
+            with self._condition:
+                self._broken = cause
+                self._condition.notify_all()
+
+    def _work(self) -> None:
         while True:
             with self._condition:
                 self._condition.wait_for(self._due, self._idle_s())
@@ -250,7 +261,7 @@ class Sealer:
             syncs = seal_segment(segment, self._prepare)
         except StorageCorrupt as damage:
             _log.error("segment is damaged and stays unsealed: %s", damage)
-        except (StorageError, lmdb.Error, MemoryError) as cause:
+        except (StorageError, lmdb.Error, OSError, MemoryError) as cause:
             done = False
             _log.warning("segment %s is not sealed, next attempt in %g s: %s", segment.path, RETRY_S, cause)
         with self._condition:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 import lmdb
 
-from broker.log.environment import EnvironmentFile, OpenFiles
+from broker.log.environment import SYNCS_PER_COMMIT, EnvironmentFile, OpenFiles
 from broker.log.errors import append_error, corrupt, damaged
 from broker.model.errors import error
 from broker_native.crc32c import crc32c_of
@@ -44,6 +44,7 @@ DELTA_KEY = b"delta"
 INDEX_KEY = b"index"
 SEAL_KEY = b"seal"
 SEAL_FORMAT = 1
+SEAL_SYNCS = SYNCS_PER_COMMIT + 1
 GROUP_KEY_BYTES = 8
 SEQUENCE_MAX = 2**64 - 1
 SUFFIX = ".seg"
@@ -221,15 +222,21 @@ class Segment:
     def write_seal(self, seal: Seal, delta: bytes, pages: list[tuple[bytes, bytes]]) -> None:
         """Store index, table delta and seal, synced, in one transaction; whole or not at all.
 
+        What the file holds is synced first. After a failed commit the disk may have either of two meta pages, and this
+        transaction would write over pages that the failed one leads to: a loss of power in the midst of it would leave
+        a file that cannot be read.
+
         Raises:
             StorageError: the file cannot be opened.
             lmdb.Error: it was not stored.
         """
-        with self.file.writing() as environment, environment.begin(write=True) as transaction:
-            transaction.put(DELTA_KEY, delta, append=True)
-            for key, page in pages:
-                transaction.put(INDEX_KEY + key, page, append=True)
-            transaction.put(SEAL_KEY, seal.pack(), append=True)
+        with self.file.writing() as environment:
+            environment.sync(True)
+            with environment.begin(write=True) as transaction:
+                transaction.put(DELTA_KEY, delta, append=True)
+                for key, page in pages:
+                    transaction.put(INDEX_KEY + key, page, append=True)
+                transaction.put(SEAL_KEY, seal.pack(), append=True)
 
     def adopt_seal(self, seal: Seal) -> None:
         """Know the segment by its seal, as start-up does."""

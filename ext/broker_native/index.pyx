@@ -37,7 +37,6 @@ from broker_native.layout cimport (
     CHUNK_HEADER_BYTES,
     ENTRY_CHANNEL,
     ENTRY_CLOSE,
-    ENTRY_EPOCH,
     ENTRY_FLAG_IGNORABLE,
     ENTRY_FLAG_SNAPSHOT,
     ENTRY_HEAD,
@@ -89,8 +88,8 @@ cdef enum:
     DAMAGE_MEMORY = 12            # not damage: no memory
 
     # Up to here a walk takes less than giving the interpreter lock away and getting it back beside a busy thread.
-    CHUNKS_HELD_MAX = 64
-    BYTES_HELD_MAX = 65536
+    CHUNKS_HELD_MAX = 512
+    BYTES_HELD_MAX = 262144
     HEAD_BYTES = 40
     GROUP_CHAIN_HEADER_BYTES = 80
 
@@ -463,8 +462,8 @@ def cut_chunk(group, uint64_t channel, tuple place):
     Any thread; holds the interpreter lock for the copy and the check (a few microseconds for 64 KiB).
     """
     cdef uint64_t number, first
-    cdef uint32_t index, offset, size, count
-    number, index, offset, size, first, count = place
+    cdef uint32_t offset, size, count
+    number, _, offset, size, first, count = place
     cdef Py_buffer view
     cdef Damage damage
     cdef const uint8_t* at
@@ -977,7 +976,9 @@ cdef bint line_add_run(Line* line, uint64_t channel, uint64_t first, uint32_t co
     return True
 
 
-cdef int delta_add_line(TableDelta self, const uint8_t* at, uint64_t offset, uint32_t size, Damage* damage) noexcept nogil:
+cdef int delta_add_line(
+    TableDelta self, const uint8_t* at, uint64_t offset, uint32_t size, Damage* damage
+) noexcept nogil:
     cdef const uint8_t* body = at + offset + ENTRY_HEADER_BYTES
     cdef uint64_t number, count, covered = 0
     cdef uint32_t runs, run

@@ -1,7 +1,10 @@
 # What a client reads: frames, batches of one chunk each, messages over their bytes, and the cursor that hands them on.
 
+cimport cython
+
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+@cython.final
 cdef class Batch:
     cdef readonly str channel
     cdef readonly uint64_t channel_id
@@ -22,12 +25,14 @@ cdef class Batch:
 
     cdef Batch clipped(self, uint64_t sequence)
 
+@cython.final
 cdef class Message:
     cdef readonly Batch batch           # keeps the chunk's bytes alive
     cdef readonly uint64_t sequence
     cdef const uint8_t* record
     cdef bytes payload_bytes            # built on first use
 
+@cython.final
 cdef class Cursor:
     cdef object loop
     cdef object on_consumed

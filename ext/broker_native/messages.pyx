@@ -1,9 +1,9 @@
 """What a client reads: frames out of arbitrary pieces, chunks as batches, records as messages.
 
-A chunk is copied once, out of the shared read buffer into bytes that its batch owns; its checksum and every record in it
-are checked before the batch exists, so everything behind trusts them. A message is a pointer into those bytes: making
-one costs no parsing, and its payload becomes an object on first use. A message therefore keeps its whole chunk (64 KiB,
-or one larger record) alive.
+A chunk is copied once, out of the shared read buffer into bytes that its batch owns; its checksum and every record in
+it are checked before the batch exists, so everything behind trusts them. A message is a pointer into those bytes:
+making one costs no parsing, and its payload becomes an object on first use. A message therefore keeps its whole chunk
+(64 KiB, or one larger record) alive.
 
 `async for` over a cursor makes no coroutine and no future while there is something at hand: the stream is its own
 awaitable and ends at once with the value. Every MESSAGES_PER_TURN messages it lets the loop take a turn, so that a long
@@ -127,6 +127,7 @@ cdef bint record_is_valid(const uint8_t* record, uint32_t size) noexcept nogil:
 # -- batches and messages ----------------------------------------------------------------------------------------------
 
 
+@cython.final
 cdef class Batch:
     """The messages of one chunk, in order: consecutive sequences of one channel under one epoch.
 
@@ -261,7 +262,8 @@ cdef class Message:
     """One message. It is a view of its batch: cheap to make, and it keeps the batch's bytes alive."""
 
     def __repr__(self):
-        return f"<Message {self.batch.channel!r} {self.sequence} of epoch {self.batch.epoch}: {len(self.payload)} bytes>"
+        return (f"<Message {self.batch.channel!r} {self.sequence} of epoch {self.batch.epoch}: "
+                f"{len(self.payload)} bytes>")
 
     @property
     def channel(self):
@@ -364,6 +366,7 @@ cdef class Route:
         self.names = {}
 
 
+@cython.final
 cdef class FrameReader:
     """Frames out of a stream that arrives in arbitrary pieces.
 
@@ -596,6 +599,7 @@ cdef class FrameReader:
 # -- the cursor --------------------------------------------------------------------------------------------------------
 
 
+@cython.final
 cdef class Cursor:
     """The batches that a subscription has received and its application has not consumed, in order.
 

@@ -1,5 +1,7 @@
 # What a client publishes: records gathered into frames by channel, kept until they are answered.
 
+cimport cython
+
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -31,6 +33,7 @@ cdef struct Slot:
     bint is_told                        # the server was told which channel the number means
     bint dirty
 
+@cython.final
 cdef class PublishBuffer:
     cdef object loop
     cdef object error
@@ -44,6 +47,7 @@ cdef class PublishBuffer:
     cdef Slot* slots
     cdef uint32_t slots_count
     cdef uint32_t slots_capacity
+    cdef uint32_t last_slot             # of the last record
     cdef uint32_t slots_hand            # where the search for a slot to use again goes on
     cdef uint32_t generation            # of the connection: numbers of older ones mean nothing
     cdef uint32_t numbers_used          # channel numbers given on this connection
@@ -70,8 +74,8 @@ cdef class PublishBuffer:
     cdef readonly uint64_t records_answered
     cdef readonly uint64_t records_failed   # that nobody waited for
     cdef uint64_t records_failed_told
-    cdef readonly uint64_t answered_highest # highest number that was answered with a position
-    cdef readonly uint64_t synced_highest   # the same, synced or better
+    cdef readonly uint64_t answered_highest     # highest number that was answered with a position
+    cdef readonly uint64_t synced_highest       # the same, synced or better
     cdef object closed                  # the error of every later call
     cdef public size_t bytes_max
     cdef public size_t payload_bytes_max
@@ -87,6 +91,7 @@ cdef class PublishBuffer:
     cdef uint8_t* reserve_record(self, uint32_t slot, size_t size) except NULL
     cdef int count_record(self, uint32_t slot, size_t size) except -1
     cdef int mark_dirty(self, uint32_t slot) except -1
+    cdef uint32_t find_slot(self, str channel) except? 0xFFFFFFFF
     cdef uint32_t add_slot(self, str channel) except? 0xFFFFFFFF
     cdef uint32_t new_slot(self) except? 0xFFFFFFFF
     cdef uint32_t free_slot(self) except? 0xFFFFFFFF
@@ -102,6 +107,7 @@ cdef class PublishBuffer:
     cdef size_t find_sent(self, uint64_t number) except? 0
     cdef int answer_entry(self, uint64_t number, uint64_t epoch, uint64_t first, uint32_t count, uint32_t level,
                           bint duplicate) except -1
+    cdef int refuse_frame(self, Frame* frame, object failure, int verdict) except -1
     cdef int drop_done(self) except -1
     cdef int settle(self) except -1
     cdef int line_up(self, uint64_t highest, object unknown) except -1

@@ -1,17 +1,17 @@
 """What a client publishes: records gathered into PUBLISH frames by channel, kept until they are answered.
 
-A record is written once, into its channel's open frame. When the connection takes bytes, open frames close in the order
-of their first records and go out behind one another in few big objects; their records stay here, in bounded bytes, until
-PUBLISHED or ERROR answers them, so that another connection can send them again.
+A record is written once, into its channel's open frame. When the connection takes bytes, open frames close in the
+order of their first records and go out behind one another in few big objects; their records stay here, in bounded
+bytes, until PUBLISHED or ERROR answers them, so that another connection can send them again.
 
-Numbers are given when a frame is sent, never before: a producer's line is dense, so the order of the frames is the order
-of the line. A frame that is refused takes no numbers, and the server refuses every later one that is in flight with
-NUMBER_GAP. The buffer then waits until everything in flight is answered, which makes every answer unambiguous, and goes
-on from the first refused number. After a reconnect `resume` is told the highest number that the server has: frames up to
-it are sent again as they were and answered as duplicates, the rest follows under new numbers.
+Numbers are given when a frame is sent, never before: a producer's line is dense, so the order of the frames is the
+order of the line. A frame that is refused takes no numbers, and the server refuses every later one that is in flight
+with NUMBER_GAP. The buffer then waits until everything in flight is answered, which makes every answer unambiguous,
+and goes on from the first refused number. After a reconnect `resume` is told the highest number that the server has:
+frames up to it are sent again as they were and answered as duplicates, the rest follows under new numbers.
 
-A `Publication` is a future of its own kind, one for each waiting call and made without the loop: cancelling one concerns
-nobody else, and all that one answer resolves are woken by one callback of the loop.
+A `Publication` is a future of its own kind, one for each waiting call and made without the loop: cancelling one
+concerns nobody else, and all that one answer resolves are woken by one callback of the loop.
 
 All of it belongs to one loop's thread.
 """
@@ -23,9 +23,9 @@ from contextvars import copy_context
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
-from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
+from cpython.ref cimport Py_INCREF, PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from broker_native.layout cimport *
@@ -119,8 +119,8 @@ cdef class Waiter:
 cdef class Publication(Waiter):
     """The outcome of one publish call, to be awaited: a `Receipt`, or a list of them for many records.
 
-    It is a future of the buffer's loop in all that asyncio asks of one, and a coroutine in as much as `create_task` asks
-    of one. Cancelling it only stops the waiting: what was posted is sent.
+    It is a future of the buffer's loop in all that asyncio asks of one, and a coroutine in as much as `create_task`
+    asks of one. Cancelling it only stops the waiting: what was posted is sent.
     """
 
     cdef public bint _asyncio_future_blocking
@@ -413,10 +413,10 @@ cdef uint32_t frame_fail(Frame* frame, object failure) except? 0xFFFFFFFF:
 cdef int frame_split(Frame* frame, uint32_t count, Frame* rest) except -1:
     """Leave the first `count` records in the frame and move the others into `rest`, whose number stays open."""
     cdef const uint8_t* at = frame.records
-    cdef uint32_t record
+    cdef uint32_t _
     cdef Waiter waiter
     cdef list kept = []
-    for record in range(count):
+    for _ in range(count):
         at += load_u32(at)
     memset(rest, 0, sizeof(Frame))
     rest.slot = frame.slot
@@ -462,6 +462,7 @@ cdef enum:
 # -- the buffer --------------------------------------------------------------------------------------------------------
 
 
+@cython.final
 cdef class PublishBuffer:
     """Records on their way to the server.
 
@@ -572,9 +573,11 @@ cdef class PublishBuffer:
     cdef uint32_t put(self, str channel, object payload, object headers, object key, int priority,
                       object expiry_s) except? 0xFFFFFFFF:
         """Write one record; answers the channel's slot, in whose open frame it is the last one."""
-        cdef PyObject* found = PyDict_GetItemWithError(self.slot_of, channel)
-        cdef uint32_t slot = <uint32_t><object>found if found != NULL else self.add_slot(channel)
+        cdef uint32_t slot = self.last_slot
         cdef Py_buffer view
+        # A loop over one channel mostly passes the very same name.
+        if slot >= self.slots_count or self.slots[slot].name != <PyObject*>channel:
+            slot = self.last_slot = self.find_slot(channel)
         if PyBytes_CheckExact(payload):
             self.put_record(slot, <const uint8_t*>PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), headers, key,
                             priority, expiry_s)
@@ -634,12 +637,13 @@ cdef class PublishBuffer:
     cdef uint8_t* reserve_record(self, uint32_t slot, size_t size) except NULL:
         """Room for a record in the slot's open frame; closes the frame first when it is full."""
         cdef Frame* frame = &self.slots[slot].open
-        cdef size_t bytes = self.open_bytes + self.kept_bytes + size
+        cdef size_t kept = self.open_bytes + self.kept_bytes
         if self.closed is not None:
             raise self.closed
-        if bytes > self.bytes_max:
-            raise self.error("BUSY", f"publishes that are not answered: {bytes} bytes, limit {self.bytes_max} bytes; "
-                                     "await drain() between posts")
+        # One record is always taken, or a small bound would refuse a large one for ever.
+        if kept and kept + size > self.bytes_max:
+            raise self.error("BUSY", f"publishes that are not answered: {kept + size} bytes, "
+                                     f"limit {self.bytes_max} bytes; await drain() between posts")
         if frame.count and frame.size + size > FRAME_BYTES_CLOSE:
             self.close_frame(slot)
         frame_reserve(frame, <uint32_t>size)
@@ -675,6 +679,11 @@ cdef class PublishBuffer:
 
     # .. channels ..
 
+    cdef uint32_t find_slot(self, str channel) except? 0xFFFFFFFF:
+        """The channel's slot, which it is given if it has none."""
+        cdef PyObject* found = PyDict_GetItemWithError(self.slot_of, channel)
+        return <uint32_t><object>found if found != NULL else self.add_slot(channel)
+
     cdef uint32_t add_slot(self, str channel) except? 0xFFFFFFFF:
         """Give a channel a slot: a new one, or at the bound one that nothing is kept for."""
         cdef uint32_t slot
@@ -706,8 +715,8 @@ cdef class PublishBuffer:
         return self.slots_count - 1
 
     cdef uint32_t free_slot(self) except? 0xFFFFFFFF:
-        cdef uint32_t tried
-        for tried in range(self.slots_count):
+        cdef uint32_t _
+        for _ in range(self.slots_count):
             self.slots_hand = (self.slots_hand + 1) % self.slots_count
             if not self.slots[self.slots_hand].frames and not self.slots[self.slots_hand].open.count:
                 return self.slots_hand
@@ -917,10 +926,10 @@ cdef class PublishBuffer:
         return 0
 
     def refuse(self, uint64_t number, uint32_t count, failure, int verdict):
-        """Take the refusal of a PUBLISH.
+        """Take the refusal of a PUBLISH, or of several that follow one another.
 
         Args:
-            number: Its first number.
+            number: The first number.
             count: How many.
             failure: Why.
             verdict: FOR_GOOD (0) fails its records; FOR_ITS_NUMBER (1) sends it again; FOR_ONE_RECORD (2) sends its
@@ -929,23 +938,35 @@ cdef class PublishBuffer:
         Raises:
             MalformedFrame: No such frame is in flight.
         """
-        cdef size_t at = self.find_sent(number)
-        cdef Frame* frame = &self.ring[at & self.ring_mask]
-        if at >= self.sent or frame.state != SENT or frame.number != number or frame.count != count:
-            raise self.error("MALFORMED_FRAME", f"ERROR: no publish of {count} numbers from {number} is in flight")
+        cdef size_t at
+        cdef Frame* frame
+        while True:
+            at = self.find_sent(number)
+            frame = &self.ring[at & self.ring_mask]
+            if at >= self.sent or frame.state != SENT or frame.number != number or frame.count > count:
+                raise self.error("MALFORMED_FRAME", f"ERROR: no publish of {count} numbers from {number} is in flight")
+            number += frame.count
+            count -= frame.count
+            self.refuse_frame(frame, failure, verdict)
+            if not count:
+                break
+        self.drop_done()
+        self.settle()
+
+    cdef int refuse_frame(self, Frame* frame, object failure, int verdict) except -1:
+        """What `refuse` does for each frame."""
         self.in_flight -= 1
         if verdict == FOR_ITS_NUMBER:
             frame.state = POSTPONED
             self.postponed = True
         else:
-            if not self.refused_number or number < self.refused_number:
-                self.refused_number = number
-            if verdict == FOR_ONE_RECORD and count > 1:
+            if not self.refused_number or frame.number < self.refused_number:
+                self.refused_number = frame.number
+            if verdict == FOR_ONE_RECORD and frame.count > 1:
                 frame.state = SPLIT
             else:
                 self.fail_frame(frame, self.channel_failures.get(frame.slot, failure))
-        self.drop_done()
-        self.settle()
+        return 0
 
     cdef int drop_done(self) except -1:
         while self.head < self.sent and self.ring[self.head & self.ring_mask].state == DONE:
@@ -1087,7 +1108,8 @@ cdef class PublishBuffer:
             publication.call_back()
 
 
-cdef uint8_t* put_fields(uint8_t* at, uint16_t flags, int priority, uint32_t expiry, object key, object headers) noexcept:
+cdef uint8_t* put_fields(uint8_t* at, uint16_t flags, int priority, uint32_t expiry, object key,
+                         object headers) noexcept:
     """Write the fields of a record in the order of their flags; answers where the payload begins."""
     if flags & RECORD_PRIORITY:
         at[0] = <uint8_t>priority

@@ -35,6 +35,7 @@ cdef enum:
     CODE_HEADERS_TOO_LARGE = 3010
     CODE_INVALID_RECORD = 3011
     CODE_NUMBER_OVERLAP = 3019
+    CODE_COMMIT_UNKNOWN = 4001
     DUPLICATE = 1                       # no refusal: every number of the frame was taken before
 
 CODES = {
@@ -45,6 +46,7 @@ CODES = {
     "HEADERS_TOO_LARGE": CODE_HEADERS_TOO_LARGE,
     "INVALID_RECORD": CODE_INVALID_RECORD,
     "NUMBER_OVERLAP": CODE_NUMBER_OVERLAP,
+    "COMMIT_UNKNOWN": CODE_COMMIT_UNKNOWN,
 }
 
 
@@ -493,7 +495,9 @@ cdef class Tails:
             channel.epoch_stale = False
             epochs_push(channel, channel.epoch, channel.next)
             self.add_epoch_entry(channel)
-        if channel.level == LEVEL_ACCEPTED and not self.accepted_waits and channel.seen_next == channel.next:
+        if (channel.level == LEVEL_ACCEPTED and not self.accepted_waits and channel.seen_next == channel.next
+                and channel.applied_level in (0, LEVEL_ACCEPTED)):
+            # Once the journal knows that readers may be ahead of it: a start after a crash must begin a new epoch.
             channel.chunk_class = CLASS_EARLY
         else:
             channel.chunk_class = CLASS_GROUP
@@ -1190,9 +1194,9 @@ cdef class Publisher:
         if count == 0 or count > PUBLISH_COUNT_MAX:
             return CODE_INVALID_RECORD
         channel = self.slots[slot]
-        # While a failed group's fate is not known, neither is which number comes next.
         if number >= self.line.next and self.tails.refuse_code and channel.level != LEVEL_EPHEMERAL:
-            return self.tails.refuse_code
+            # A number of a failed group may be stored. Until that is known it is no refusal: it would set it free.
+            return CODE_COMMIT_UNKNOWN if number < self.line.closed_next else self.tails.refuse_code
         if number != self.line.next:
             return self.out_of_line(number, count)
         code = self.check_records(channel, body + PUBLISH_HEADER_BYTES, size - PUBLISH_HEADER_BYTES, count)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from broker import BackoffPolicy, connect
+from broker.bus import CREDIT_BYTES_DEFAULT
 from broker.model.errors import BrokerError, Remedy
 from broker.model.names import matches
 from tests.checker.history import (
@@ -43,7 +44,7 @@ from tests.checker.history import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Mapping, Sequence
+    from collections.abc import Awaitable, Collection, Mapping, Sequence
     from typing import Self
 
     from broker.bus import Bus, Subscription, SubscriptionEvent
@@ -59,9 +60,13 @@ UNANSWERED_MAX = 6
 PAUSE_S_MAX = 0.012
 CATCH_UP_S_MAX = 20.0
 LAST_WORDS_S = 0.03
+SLOW_CREDIT_BYTES = 64 * 1024
+STALL_SHARE = 0.01
+STALL_S = 0.4
+"""A stall is longer than the credit lasts."""
 BACKOFF = BackoffPolicy(first_s=0.01, longest_s=0.04)
 """A client that waited for seconds would see little of so short a life."""
-SERVE_S_MAX = 0.35
+SERVE_S_MAX = 0.3
 STARTING_SHARE = 0.15
 """Of the servers, so many are killed again before they are ready, or soon after."""
 
@@ -246,6 +251,7 @@ class Crowd:
         url: where the server is, when it is there.
         levels: the channels, each with its level.
         filters: what each subscriber subscribes, by its name. Each begins at the start.
+        slow: subscribers with little credit who stop reading now and then, and fall behind.
         publishers: how many; each publishes to every channel.
         seed: of what they do.
 
@@ -257,7 +263,14 @@ class Crowd:
     """
 
     def __init__(
-        self, url: str, levels: Mapping[str, int], filters: Mapping[str, Sequence[str]], publishers: int, seed: int
+        self,
+        url: str,
+        levels: Mapping[str, int],
+        filters: Mapping[str, Sequence[str]],
+        *,
+        slow: Collection[str] = (),
+        publishers: int,
+        seed: int,
     ) -> None:
         # Acknowledgements are written down when the loop gets to them: 50 ms more than the server's own window.
         self.recorder = Recorder(History(levels=levels, accepted_window_s=0.1))
@@ -267,6 +280,7 @@ class Crowd:
         self._url = url
         self._channels = list(levels)
         self._filters = filters
+        self._slow = slow
         self._producers = [f"publisher{n}" for n in range(publishers)]
         self._random = random.Random(seed)
         self._places: dict[tuple[str, str], tuple[int, int]] = {}
@@ -281,7 +295,10 @@ class Crowd:
             bus = await self._stack.enter_async_context(connect(self._url, backoff=BACKOFF))
             for channel in self._selected(filters):
                 self.recorder.add(Subscribed(time.monotonic(), name, channel, True))
-            subscription = await bus.subscribe(*filters, start="start", on_event=self._on_event)
+            credit_bytes = SLOW_CREDIT_BYTES if name in self._slow else CREDIT_BYTES_DEFAULT
+            subscription = await bus.subscribe(
+                *filters, start="start", credit_bytes=credit_bytes, on_event=self._on_event
+            )
             self._reading.append(asyncio.create_task(self._read(name, subscription), name=name))
         for name in self._producers:
             bus = await self._stack.enter_async_context(connect(self._url, backoff=BACKOFF))
@@ -348,6 +365,8 @@ class Crowd:
     async def _read(self, name: str, subscription: Subscription) -> None:
         async for batch in subscription.batches():
             self.recorder.deliver(name, batch)
+            if name in self._slow and not self._stopping.is_set() and self._random.random() < STALL_SHARE:
+                await asyncio.sleep(STALL_S)
             self._places[name, batch.channel] = batch.epoch, batch.last
             self._moved.set()
 

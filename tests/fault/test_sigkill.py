@@ -41,7 +41,10 @@ FILTERS = {
     "pattern": ["kill.>"],
     "synced pattern": ["kill.synced.*"],
     "accepted pattern": ["kill.accepted.*"],
+    "slow literals": ["kill.synced.one", "kill.accepted.two"],
+    "slow pattern": ["kill.>"],
 }
+SLOW = {"slow literals", "slow pattern"}
 
 
 @pytest.mark.slow
@@ -52,7 +55,7 @@ async def test_killed_at_random_instants(tmp_path: Path) -> None:
     begun_s = time.monotonic()
     try:
         first = await server.start()
-        async with Crowd(server.url, LEVELS, FILTERS, publishers=3, seed=SEED) as crowd:
+        async with Crowd(server.url, LEVELS, FILTERS, slow=SLOW, publishers=3, seed=SEED) as crowd:
             starts = await kill_at_random(server, crowd, KILLS, SEED)
             killed_s = time.monotonic() - begun_s
             history = await crowd.finish()

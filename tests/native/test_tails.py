@@ -753,6 +753,10 @@ def test_a_failed_group_that_may_be_stored_still_counts_until_the_next_is(handed
     line = pair.publishers[0].line
     assert line.next == 1
     assert line.closed_next == (4 if handed_over else 1)
+    pair.native.refuse_code = pair.twin.refuse_code = 1008
+    codes = [pair.publish(0, 4, [Record()], number) for number in (1, 3, 4)]
+    assert codes == [4001 if handed_over else 1008] * 2 + [1008]
+    pair.native.refuse_code = pair.twin.refuse_code = 0
     pair.group(flags=1)
     assert line.closed_next == 1
 
@@ -883,6 +887,19 @@ def test_a_new_level_is_journaled_with_the_next_record() -> None:
     pair.publish(0, 4, [Record()])
     assert groups.CHANNEL not in [entry.kind for entry in pair.group().entries]
     pair.check_replay()
+
+
+def test_a_channel_that_was_synced_waits_until_the_journal_knows_that_it_is_accepted() -> None:
+    """A start after a crash has only the journal to tell it whose readers may have seen more."""
+    pair = Pair()
+    pair.publish(0, 4, [Record()])
+    pair.group()
+    pair.load(b"s.x", ACCEPTED)
+    pair.publish(0, 4, [Record()])
+    assert pair.close_turn() == (None, None)
+    pair.group()
+    pair.publish(0, 4, [Record()])
+    assert pair.close_turn()[1] is not None
 
 
 def test_there_and_back_between_stored_and_ephemeral() -> None:

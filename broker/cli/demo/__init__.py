@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from broker.cli import ExitCode
     from broker.cli.demo.play import Account
     from broker.cli.demo.screen import Screen
+    from broker_native.histogram import Histogram
 
 MESSAGES_DEFAULT = 300_000
 PERCENTILES = (("p50", 50.0), ("p99", 99.0), ("p99.9", 99.9))
@@ -89,7 +90,7 @@ def _some(lines: dict[str, int]) -> str:
 
 def _rows(account: Account) -> list[tuple[str, str]]:
     """Return the verdict's lines."""
-    total, outage, latency = account.total, account.outage, account.latency_us
+    total, outage = account.total, account.outage
     rows = [
         ("messages in", f"{account.published:,}"),
         ("messages out", f"{total.received:,} of {total.expected:,}"),
@@ -101,11 +102,8 @@ def _rows(account: Account) -> list[tuple[str, str]]:
         ("duplicated", f"{total.duplicated:,}"),
         ("reordered", f"{total.reordered:,}"),
         ("channels altered", f"{total.altered:,}"),
-        (
-            "rate",
-            f"{account.published / account.seconds:,.0f} messages/s in, {total.received / account.seconds:,.0f} out",
-        ),
-        ("latency", "  ".join(f"{name} {_ms(latency.percentile(p))}" for name, p in PERCENTILES)),
+        ("rate", f"{account.per_s[0]:,.0f} messages/s in, {account.per_s[1]:,.0f} out, one process at the other end"),
+        ("latency", _latency(account.latency_us)),
         ("fsyncs", f"{account.fsyncs:,}, {account.published / max(1, account.fsyncs):,.0f} messages in each"),
         ("from kill to ready", f"{outage.ready_s * 1e3:,.0f} ms, the start of Python included"),
         ("from kill to resumed", f"{outage.resumed_s * 1e3:,.0f} ms, {outage.under_way:,} messages were on their way"),
@@ -113,5 +111,7 @@ def _rows(account: Account) -> list[tuple[str, str]]:
     return rows
 
 
-def _ms(latency_us: int) -> str:
-    return f"{latency_us / 1e3:.2f} ms"
+def _latency(latency_us: Histogram) -> str:
+    if latency_us.count == 0:
+        return "too few messages to say"
+    return "  ".join(f"{name} {latency_us.percentile(percent) / 1e3:.2f} ms" for name, percent in PERCENTILES)

@@ -26,8 +26,12 @@ if TYPE_CHECKING:
 
 SLICE = 16
 """Lines of one channel that are posted in a row before the next channel has its turn."""
-WINDOW_MAX = 512
+WINDOW_MAX = 2_048
 """Lines that a publisher has under way before it waits for their acknowledgements."""
+CALM_SHARE = 0.25
+CALM_MESSAGES_PER_S = 40_000
+"""The first part is published at this rate, so that latencies are the broker's and not those of our own queues; the
+rest as fast as this one process can publish, receive and check it."""
 LITERALS = 10
 """Channels of the subscriber that names several."""
 
@@ -44,8 +48,10 @@ class Board:
         ledger: what was published.
         publishing: names of the publishers that are not done.
         waited_for: names of those of whom no sign has been seen since the broker is back.
-        steady_since_s: latencies count for what was posted after this; infinite during an outage.
-        latency_us: from the post to the subscriber's hands, outside the outage.
+        calm_left: lines that are still published in calm.
+        calm_until_s: when that ended; infinite before.
+        delivered_fast: deliveries of what was published after that.
+        latency_us: of what was posted in calm, from the post to the subscriber's hands.
     """
 
     messages: int
@@ -55,13 +61,23 @@ class Board:
     ledger: Ledger = field(default_factory=Ledger)
     publishing: set[str] = field(default_factory=set)
     waited_for: set[str] = field(default_factory=set)
-    steady_since_s: float = 0.0
+    calm_left: int = 0
+    calm_until_s: float = inf
+    delivered_fast: int = 0
     latency_us: Histogram = field(default_factory=Histogram)
+
+    @classmethod
+    def of(cls, messages: int) -> Board:
+        """Return the board of a corpus of so many lines."""
+        return cls(messages, messages, calm_left=max(1, int(messages * CALM_SHARE)))
 
     def take(self, lines: Iterator[bytes], count: int) -> list[bytes]:
         """Take the next lines of a channel, as far as the corpus is to be published."""
         payloads = list(islice(lines, min(count, self.left)))
         self.left -= len(payloads)
+        self.calm_left -= len(payloads)
+        if self.calm_left <= 0 and self.calm_until_s == inf:
+            self.calm_until_s = time.monotonic()
         return payloads
 
     def acknowledge(self, count: int) -> None:
@@ -70,23 +86,25 @@ class Board:
         if self.acknowledged >= self.messages / 2:
             self.half_acknowledged.set()
 
-    def begin_outage(self) -> None:
-        """The broker is dead: latencies do not count until it is over."""
-        self.steady_since_s = inf
-
-    def end_outage(self) -> None:
-        """Everybody has gone on."""
-        self.steady_since_s = time.monotonic()
-
 
 class Publisher:
-    """Publishes its channels, a slice of each in turn, with a bounded number of lines under way."""
+    """Publishes its channels, a slice of each in turn, with a bounded number of lines under way.
 
-    def __init__(self, name: str, bus: Bus, sources: Sequence[Source], board: Board) -> None:
+    Args:
+        name: who it is.
+        bus: its own.
+        sources: its share of the corpus; nobody else publishes to these channels.
+        board: everybody's.
+        slice_s: how long a slice takes in calm.
+    """
+
+    def __init__(self, name: str, bus: Bus, sources: Sequence[Source], board: Board, slice_s: float) -> None:
         self.name = name
         self._bus = bus
         self._sources = sources
         self._board = board
+        self._slice_s = slice_s
+        self._due_s = 0.0
         self._window = max(1, min(WINDOW_MAX, board.messages // 64))
         self._under_way = 0
 
@@ -97,9 +115,12 @@ class Publisher:
             BrokerError: a line was refused, or what became of it cannot be known.
         """
         self._board.publishing.add(self.name)
-        active = [opened for opened in [await self._open(source) for source in self._sources] if opened is not None]
+        opened = await asyncio.gather(*(self._open(source) for source in self._sources))
+        active = [channel for channel in opened if channel is not None]
+        self._due_s = time.monotonic()
         while active and self._board.left:
             for channel in list(active):
+                await self._keep_calm()
                 if not await self._publish_slice(*channel):
                     active.remove(channel)
         await self._drain()
@@ -129,6 +150,12 @@ class Publisher:
             await self._drain()
         return len(payloads) == SLICE
 
+    async def _keep_calm(self) -> None:
+        """Wait for the time of the next slice, if there is one; time that a slow answer took is made up for."""
+        if self._board.calm_left > 0:
+            self._due_s += self._slice_s
+            await asyncio.sleep(self._due_s - time.monotonic())
+
     async def _drain(self) -> None:
         await self._bus.flush()
         self._board.acknowledge(self._under_way)
@@ -152,7 +179,7 @@ class Subscriber:
         return self
 
     async def __aexit__(self, *failure: object) -> None:
-        await self._subscription.__aexit__(*failure)
+        await self._subscription.close()
 
     async def run(self) -> None:
         """Take what arrives, for ever.
@@ -176,8 +203,10 @@ class Subscriber:
         if published is None:
             return
         posted_s = published.posted_s[first - published.before - 1]
-        if posted_s >= self._board.steady_since_s:
+        if posted_s < self._board.calm_until_s:
             self._board.latency_us.record_n(int((time.monotonic() - posted_s) * 1e6), count)
+        else:
+            self._board.delivered_fast += count
 
 
 def filters_of(lines: Mapping[str, int]) -> dict[str, list[str]]:

@@ -9,8 +9,8 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from broker import connect
-from broker.cli.demo.crowd import Board, Publisher, Subscriber, filters_of
+from broker import BackoffPolicy, connect
+from broker.cli.demo.crowd import CALM_MESSAGES_PER_S, SLICE, Board, Publisher, Subscriber, filters_of
 from broker.cli.demo.judge import Tally
 from broker.model.errors import Unavailable, error
 
@@ -27,6 +27,8 @@ PUBLISHERS = 4
 KILL_JITTER_S = 0.01
 TICK_S = 0.1
 POLL_S = 0.001
+BACKOFF = BackoffPolicy(first_s=0.02, longest_s=0.1)
+"""The clients know that their broker comes back soon, and try more often than they would in a network."""
 QUIET_S_MAX = 30.0
 """How long nothing may move before the demo gives up and judges what there is."""
 
@@ -53,15 +55,15 @@ class Account:
     Attributes:
         tallies: each subscriber's, by name.
         published: messages.
-        seconds: publishing and delivering, without the outage.
+        per_s: messages and deliveries in a second, while it went as fast as it could and without the outage.
         outage: what the kill cost.
         fsyncs: of both runs of the broker; of the killed one as it last said.
-        latency_us: from the client's post to the subscriber's hands, outside the outage.
+        latency_us: from the client's post to the subscriber's hands, of what was published in calm.
     """
 
     tallies: Mapping[str, Tally]
     published: int
-    seconds: float
+    per_s: tuple[float, float]
     outage: Outage
     fsyncs: int
     latency_us: Histogram
@@ -90,7 +92,7 @@ class Play:
         self._sources = sources
         self._filters = filters_of(lines)
         self._screen = screen
-        self._board = Board(messages=messages, left=messages)
+        self._board = Board.of(messages)
         self._subscribers: list[Subscriber] = []
         self._fsyncs: dict[int, int] = {}
 
@@ -102,30 +104,31 @@ class Play:
         """
         async with AsyncExitStack() as stack:
             probe = await self._connect(stack)
-            publishers = [
-                Publisher(f"publisher {n}", await self._connect(stack), self._sources[n::PUBLISHERS], self._board)
-                for n in range(min(PUBLISHERS, len(self._sources)))
-            ]
+            publishers = [await self._publisher(stack, n) for n in range(PUBLISHERS)]
             for name, filters in self._filters.items():
                 subscriber = Subscriber(name, filters, await self._connect(stack), self._board)
                 self._subscribers.append(await stack.enter_async_context(subscriber))
             self._tell_the_cast(publishers)
-            begun_s = time.monotonic()
             with self._screen.progress(self._board.messages):
                 outage = await self._perform(publishers, probe)
-            seconds = time.monotonic() - begun_s - outage.resumed_s
+            fast_s = time.monotonic() - self._board.calm_until_s - outage.resumed_s
             await self._sample(probe)
         return Account(
             tallies={each.name: each.reader.judge(self._board.ledger) for each in self._subscribers},
             published=self._board.ledger.messages,
-            seconds=seconds,
+            per_s=(-self._board.calm_left / fast_s, self._board.delivered_fast / fast_s),
             outage=outage,
             fsyncs=sum(self._fsyncs.values()),
             latency_us=self._board.latency_us,
         )
 
     async def _connect(self, stack: AsyncExitStack) -> Bus:
-        return await stack.enter_async_context(connect(self._server.url))
+        return await stack.enter_async_context(connect(self._server.url, backoff=BACKOFF))
+
+    async def _publisher(self, stack: AsyncExitStack, n: int) -> Publisher:
+        slice_s = SLICE * PUBLISHERS / CALM_MESSAGES_PER_S
+        bus = await self._connect(stack)
+        return Publisher(f"publisher {n}", bus, self._sources[n::PUBLISHERS], self._board, slice_s)
 
     def _tell_the_cast(self, publishers: Sequence[Publisher]) -> None:
         self._screen.step(
@@ -135,7 +138,8 @@ class Play:
             self._screen.say(subscriber.name)
         self._screen.step(
             "Publish",
-            f"{len(publishers)} publishers send {self._board.messages:,} lines. The broker numbers each within its "
+            f"{len(publishers)} publishers send {self._board.messages:,} lines, the first quarter at "
+            f"{CALM_MESSAGES_PER_S:,} a second, the rest as fast as they can. The broker numbers each line within its "
             "channel and has it on the disk (fsync) before anybody sees it.",
         )
 
@@ -168,7 +172,6 @@ class Play:
         await asyncio.sleep(random.uniform(0, KILL_JITTER_S))
         killed_s = time.monotonic()
         await self._server.kill()
-        board.begin_outage()
         under_way = board.ledger.messages - board.acknowledged
         self._screen.step(
             "Kill",
@@ -184,7 +187,6 @@ class Play:
         )
         board.waited_for = board.publishing | {each.name for each in self._subscribers if not each.is_complete()}
         await self._until_all_went_on(killed_s)
-        board.end_outage()
         resumed_s = time.monotonic() - killed_s
         self._screen.step(
             "Resume",

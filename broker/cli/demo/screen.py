@@ -7,6 +7,7 @@ then. Everything goes to stdout, and nothing here decides anything.
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 PLAIN_INTERVAL_S = 1.0
+WIDTH_MAX = 100
+INDENT = "   "
 
 
 class Screen:
@@ -34,11 +37,14 @@ class Screen:
     def step(self, title: str, text: str) -> None:
         """Begin the next step: its title, and what it does and why."""
         self._step += 1
-        self._print(f"{click.style(f'{self._step}. {title}', bold=True)}  {text}")
+        lines = textwrap.wrap(text, WIDTH_MAX - len(INDENT), break_on_hyphens=False)
+        self._print(click.style(f"{self._step}. {title}", bold=True))
+        for line in lines:
+            self.say(line)
 
     def say(self, text: str) -> None:
         """Add a line to the step."""
-        self._print(f"   {text}")
+        self._print(INDENT + text)
 
     @contextmanager
     def progress(self, total: int) -> Iterator[None]:
@@ -67,13 +73,13 @@ class Screen:
             self._progress.update(self._task, completed=acknowledged, description=text)
         elif time.monotonic() >= self._next_line_s:
             self._next_line_s = time.monotonic() + PLAIN_INTERVAL_S
-            self._print(f"   … {text}")
+            self.say(f"… {text}")
 
     def verdict(self, rows: Iterable[tuple[str, str]], passed: bool) -> None:
         """Print the account and its last word."""
         self._print("")
         for name, value in rows:
-            self._print(f"   {name:<24} {value}")
+            self.say(f"{name:<24} {value}")
         word = click.style("PASS", fg="green", bold=True) if passed else click.style("FAIL", fg="red", bold=True)
         self._print(f"\n{word}")
 

@@ -42,9 +42,7 @@ def test_input_that_ends_within_a_message_is_refused(rest: bytes) -> None:
 
 
 @pytest.mark.parametrize(("kind", "given"), [(Lines, b"12345"), (Framed, b"\5\0\0\0"), (Whole, b"12345")])
-def test_a_message_without_end_is_refused(
-    kind: type[Cutter], given: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_message_without_end_is_refused(kind: type[Cutter], given: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pub, "MESSAGE_BYTES_MAX", 4)
     with pytest.raises(BrokerError, match="PAYLOAD_TOO_LARGE"):
         kind().feed(given)

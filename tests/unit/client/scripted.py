@@ -44,7 +44,9 @@ def deliver(
     """Return a DELIVER frame."""
     told = b"" if name is None else bytes([len(name)]) + name.encode()
     flags = (0 if name is None else twin.DELIVER_NAME) | (twin.DELIVER_EARLY if early else 0)
-    return twin.build_frame(twin.DELIVER, twin.DELIVER_HEADER.pack(subscription, index, group) + told + chunk_bytes, flags)
+    return twin.build_frame(
+        twin.DELIVER, twin.DELIVER_HEADER.pack(subscription, index, group) + told + chunk_bytes, flags
+    )
 
 
 def published(number: int, first: int, count: int = 1, *, epoch: int = 1, level: int = 3, flags: int = 0) -> bytes:

@@ -12,12 +12,14 @@ from broker.model.errors import error
 from broker.wire import control
 from broker.wire.kinds import Kind
 from tests.reference import frames as twin
+from tests.reference.groups import Chunk, build_chunk
 from tests.unit.client.scripted import AT_ONCE, JOURNAL, Scripted, chunk, deliver, published
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from broker import Client
+    from tests.unit.client.scripted import Peer
 
 pytestmark = pytest.mark.usefixtures("loop_kind")
 
@@ -43,6 +45,14 @@ async def read(subscription: Any, count: int) -> list[bytes]:
             if len(payloads) == count:
                 break
     return payloads
+
+
+async def answer_one(peer: Peer, bus: Client) -> None:
+    """Publish over a connection, to show that it works."""
+    publication = bus.publish("shows.that.it.works", b"")
+    _, number, _ = await peer.publish()
+    peer.send(published(number, 1))
+    assert (await publication).sequence == 1
 
 
 # -- handshake ---------------------------------------------------------------------------------------------------------
@@ -222,8 +232,7 @@ async def test_answers_that_make_no_sense_end_the_connection_and_not_the_bus(ser
         peer = await server.peer()
         peer.send(nonsense)
         assert await peer.ended()
-    await server.peer()
-    bus.post("a", b"")
+    await answer_one(await server.peer(), bus)
 
 
 async def test_going_away_is_followed_when_all_is_answered(server: Scripted, bus: Client) -> None:
@@ -363,6 +372,7 @@ async def test_credit_is_what_has_been_read_and_a_full_reader_waits_to_resume(se
     peer = await server.peer()
     bus.post("b", b"meanwhile")
     assert (await peer.publish())[0] == "b"  # and no SUBSCRIBE before it: most of its credit is waiting to be read
+    peer.send(published(1, 1))
     await read(subscription, 4)
     wanted = await peer.subscribe()
     assert wanted.start == control.FromPositions((("a", 1, 5),))
@@ -430,17 +440,12 @@ async def test_events_reach_the_subscription(server: Scripted, bus: Client) -> N
     await opening
     gone = twin.build_record(twin.Record(gone=(2, 3)))
     body = gone + twin.build_record(twin.Record(b"x"))
+    mixed = build_chunk(Chunk(1, 1, 1, 4, body))
     peer.send(control.encode_event(wanted.subscription, "trimmed", "a", {"epoch": 1, "at": 9}))
-    peer.send(deliver(wanted.subscription, twin_chunk(body, first=1, count=4), group=1))
+    peer.send(deliver(wanted.subscription, mixed, group=1))
     assert await read(subscription, 1) == [b"x"]
     assert heard == list(subscription.events)
     assert heard == [("trimmed", "a", 1, 9, 0, 0), ("gone", "a", 1, 1, 3, 2)]
-
-
-def twin_chunk(records: bytes, *, first: int, count: int) -> bytes:
-    from tests.reference.groups import Chunk, build_chunk
-
-    return build_chunk(Chunk(1, 1, first, count, records))
 
 
 # -- requests and keep-alive -------------------------------------------------------------------------------------------
@@ -475,6 +480,4 @@ async def test_a_quiet_server_is_pinged_and_a_silent_one_is_left(server: Scripte
             peer.send(control.encode_pong(token))
         assert await peer.ended()
         server.welcome |= {"ping_s": 15.0}
-        await server.peer()
-        bus.post("a", b"")
-        await bus.close(timeout_s=0.01)
+        await answer_one(await server.peer(), bus)

@@ -132,7 +132,7 @@ def test_a_turn_delivers_and_answers_what_does_not_wait() -> None:
     for name in (b"e.x", b"a.x", b"s.x"):
         connection.publish(name, name)
     reader = Connection(pipeline.core, None)
-    pipeline.core.fanout.attach_pattern(Subscription(reader.outbox, 1, 1 << 20, 0, True), b">")
+    reader.subscribe(b">")
     pipeline.end_turn()
     assert [(entry.number, entry.level) for entry in connection.answers()] == [(1, 1), (2, 2)]
     deliveries = reader.deliveries()
@@ -150,7 +150,7 @@ def test_early_chunks_count_on_over_the_turns_of_a_group() -> None:
     pipeline = Pipeline()
     connection = Connection(pipeline.core)
     reader = Connection(pipeline.core, None)
-    pipeline.core.fanout.attach_pattern(Subscription(reader.outbox, 1, 1 << 20, 0, True), b">")
+    reader.subscribe(b">")
     for name in (b"a.x", b"a.y", b"a.x"):
         connection.publish(name, b"x")
         pipeline.end_turn()
@@ -167,7 +167,7 @@ def test_one_group_is_in_commit_and_an_empty_one_is_none() -> None:
     connection.publish(b"s.x", b"2")
     assert pipeline.core.close_group(0) is None
     assert not pipeline.core.idle
-    pipeline.store()
+    pipeline.append()
     pipeline.done()
     assert [record.payload for record in records_of(parse(pipeline.commit()).chunks[0])] == [b"2"]
 
@@ -175,12 +175,11 @@ def test_one_group_is_in_commit_and_an_empty_one_is_none() -> None:
 def test_nothing_stored_is_seen_or_answered_before_its_commit() -> None:
     pipeline = Pipeline()
     connection = Connection(pipeline.core)
-    pipeline.core.load(b"s.x")
-    pipeline.core.fanout.attach(Subscription(connection.outbox, 1, 1 << 20, 0, False), b"s.x")
+    connection.subscribe(b"s.x")
     connection.publish(b"s.x", b"x")
     pipeline.close_group()
     assert connection.take() == b""
-    pipeline.store()
+    pipeline.append()
     pipeline.done()
     frames = frames_of(connection.take())
     assert frames[0].kind == PUBLISHED, "answers go ahead of deliveries"
@@ -202,7 +201,7 @@ def test_accepted_records_wait_while_the_disk_is_far_behind() -> None:
     core.end_turn(1_002 + ACCEPTED_WAIT_US)
     assert connection.answers() == []
     core.tails.now_us = 1_002 + ACCEPTED_WAIT_US
-    pipeline.store()
+    pipeline.append()
     pipeline.done()
     assert not core.tails.accepted_waits, "the oldest one is young now"
     pipeline.commit()
@@ -233,8 +232,10 @@ def test_who_is_told_what_when_a_commit_fails(handed_over: bool, why: str, expec
     unknown, refused = expected
     assert connection.refused == [(unknown, 1, 2), (refused, 3, 1), (unknown, 1, 2), (refused, 3, 1)]
     assert connection.answers() == []
-    fence = pipeline.recover()
-    assert (fence.predecessor, parse(fence).flags, parse(fence).chunks) == (1, reference.FLAG_FENCE, ())
+    assert pipeline.recover()
+    fence = pipeline.journal.last
+    assert fence is not None
+    assert (fence.predecessor, fence.flags, fence.chunks) == (1, reference.FLAG_FENCE, ())
     assert connection.publish(b"s.x", b"1", b"2") == 0
     pipeline.commit()
     assert [(entry.number, entry.first) for entry in connection.answers()] == [(1, 1)]
@@ -307,7 +308,7 @@ def test_a_retry_of_pending_numbers_waits_for_their_group(where: str) -> None:
     pipeline.end_turn()
     assert again.answers() == []
     if where != "open":
-        pipeline.store()
+        pipeline.append()
         pipeline.done()
         assert len(again.answers()) == (0 if where == "both" else 1)
     if where != "in commit":
@@ -353,7 +354,7 @@ def test_a_position_in_an_epoch_that_is_on_its_way_to_the_disk() -> None:
         assert pipeline.core.resume(b"a.x", entry.epoch, 7) == ("resumed", 7, 7)
         assert pipeline.core.resume(b"a.x", entry.epoch, 10) == ("diverged", 9, 9)
         pipeline.core.close_group(0)
-    pipeline.store()
+    pipeline.append()
     pipeline.done()
     assert pipeline.core.resume(b"a.x", old, 8) == ("diverged", 5, 5)
     assert pipeline.core.resume(b"a.x", entry.epoch, 7) == ("resumed", 7, 7)

@@ -14,7 +14,6 @@ from tests.reference.chains import Chain
 from tests.unit.log.support import KIB, SEGMENT_BYTES, opened, segment_files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from tests.unit.log.support import Opened

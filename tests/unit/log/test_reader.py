@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from broker.log import reader
+from broker.log.segment import Segment
 from tests.reference.chains import Chain
 from tests.reference.groups import parse_chunk
 from tests.unit.log.support import KIB, Opened, last_sequence, opened
@@ -58,26 +59,41 @@ def test_a_whole_channel_crosses_the_seam(stored: tuple[Opened, Chain]) -> None:
             assert one.all_of_channel(channel, bytes_max) == chain.channel(channel)
 
 
+def test_a_slice_that_ends_inside_a_segment_does_not_go_on_in_the_next(tmp_path: Path) -> None:
+    """The large chunk has no room, the small one after it would have."""
+    chain = Chain()
+    with opened(tmp_path) as one:
+        one.append(chain, [(1, [b"small"])])
+        one.append(chain, [(1, [bytes(50 * KIB)])])
+        one.append(chain, [(2, [bytes(30 * KIB)])])
+        one.append(chain, [(1, [b"small"])])
+        assert one.log.stats()["segments"] == 2
+        for bytes_max in (0, 1_000, 51 * KIB, 52 * KIB):
+            assert one.all_of_channel(1, bytes_max) == chain.channel(1)
+        assert len(one.log.read_channel(1, 0, KIB)) == 1
+
+
 def test_a_reader_near_the_head_looks_at_few_segments(
     stored: tuple[Opened, Chain], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, chain = stored
     head = chain.channel(1)[-1][2]
     looked: list[int] = []
-    find = reader.Segment.find
+    find = Segment.find
 
-    def count(self: reader.Segment, channel: int, after: int, bytes_max: int) -> object:
+    def count(self: Segment, channel: int, after: int, bytes_max: int) -> object:
         looked.append(self.ordinal)
         return find(self, channel, after, bytes_max)
 
-    monkeypatch.setattr(reader.Segment, "find", count)
+    monkeypatch.setattr(Segment, "find", count)
     assert len(one.log.read_channel(1, parse_chunk(head).last - 1, KIB)) == 1
     assert len(set(looked)) == 1
 
 
 def all_slices(one: Opened, bytes_max: int, wanted: set[int] | None) -> list[tuple[int, int, bytes]]:
     """Read everything in slices, checking each slice's bound and place."""
-    place, chunks = (0, 0), []
+    place = (0, 0)
+    chunks: list[tuple[int, int, bytes]] = []
     while True:
         found, after = one.log.read_groups(*place, bytes_max, wanted)
         assert len(found) <= 1 or sum(len(chunk) for _, _, chunk in found) <= bytes_max
@@ -182,4 +198,3 @@ def test_readers_beside_the_writer_and_the_sealer(tmp_path: Path) -> None:
                 thread.join(30)
         assert not failures
         assert one.log.stats()["sealed"] > 10
-

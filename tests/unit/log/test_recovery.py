@@ -19,6 +19,8 @@ from tests.unit.log.support import KIB, Opened, opened, segment_files
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from broker_native.crc32c import Buffer
+
 MAP_BYTES = 64 * 1024 * KIB
 
 
@@ -44,7 +46,7 @@ def edit(file: Path, key: bytes, value: bytes | None) -> None:
 
 
 def row(file: Path, key: bytes) -> bytes:
-    environment = open_lmdb(file, MAP_BYTES, readonly=True)
+    environment = open_lmdb(file, MAP_BYTES, locks=False, readonly=True)
     with environment.begin() as transaction:
         value = transaction.get(key)
     environment.close()
@@ -116,9 +118,7 @@ def test_the_end_of_a_run_is_known_from_a_seal(tmp_path: Path) -> None:
         assert (one.recovery.run, one.recovery.clean, one.recovery.groups) == (3, True, 0)
 
 
-def test_a_seal_that_was_cut_short_is_replayed_and_done_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_seal_that_was_cut_short_is_replayed_and_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chain = Chain()
     with monkeypatch.context() as patch:
         patch.setattr(sealer, "seal_segment", lambda *_: (_ for _ in ()).throw(lmdb.DiskError("mdb_txn_commit")))
@@ -191,7 +191,7 @@ def test_an_applier_that_raises_leaves_a_log_that_can_be_closed(tmp_path: Path) 
     filled(tmp_path)
 
     class Refusing(Tables):
-        def apply_group(self, data: bytes | memoryview) -> None:
+        def apply_group(self, group: Buffer) -> None:
             raise RuntimeError("no")
 
     log = Log.open(tmp_path, reserve_bytes=0)
@@ -319,6 +319,21 @@ def test_an_entry_of_a_newer_version(tmp_path: Path) -> None:
     error = refusal(tmp_path)
     assert error.name == "STORAGE_FORMAT"
     assert f"group {chain.last}" in error.detail
+
+
+def test_a_start_that_failed_can_be_tried_again(tmp_path: Path) -> None:
+    """In the same process, while its error is still held: nothing stays open behind it."""
+    chain = filled(tmp_path)
+    file = segment_files(tmp_path)[1]
+    content = file.read_bytes()
+    errors = []
+    for damaged in (content[:-1], b"", content.replace(b"\x00seal", b"\x00sxal")):
+        file.write_bytes(damaged)
+        errors.append(refusal(tmp_path))
+        file.write_bytes(content)
+        with opened(tmp_path) as one:
+            assert one.all_groups() == chain.bus()
+    assert [error.name for error in errors] == ["STORAGE_CORRUPT"] * 3
 
 
 def test_damage_in_one_log_leaves_another_alone(tmp_path: Path) -> None:

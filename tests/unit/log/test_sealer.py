@@ -142,9 +142,7 @@ def test_a_failed_seal_is_tried_again(
     segment.file.close()
 
 
-def test_a_damaged_segment_is_left_as_it_is(
-    tmp_path: Path, thread: Sealer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_segment_is_left_as_it_is(tmp_path: Path, thread: Sealer, caplog: pytest.LogCaptureFixture) -> None:
     chain = Chain()
     damaged = full_segment(tmp_path, chain, 1)
     with damaged.file.writing() as environment, environment.begin(write=True) as transaction:
@@ -184,6 +182,18 @@ def test_a_fresh_segment_is_made_between_two_steps_of_a_seal(
     taken_two.set()
     assert thread.wait_sealed(WAIT_S)
     segment.file.close()
+
+
+def test_a_mistake_in_the_thread_is_told_to_who_waits(
+    thread: Sealer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sealer, "create_file", failing(1, ZeroDivisionError("oops"), create_file))
+    with caplog.at_level(logging.ERROR):
+        thread.start(None, 1, [])
+        for _ in range(2):
+            with pytest.raises(AppendError, match="oops"):
+                thread.take_next()
+    assert "has stopped" in caplog.text
 
 
 def test_close_frees_who_waits(tmp_path: Path, thread: Sealer, monkeypatch: pytest.MonkeyPatch) -> None:

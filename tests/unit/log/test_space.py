@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,7 +24,7 @@ class Disk:
         self.questions = 0
         self.now_s = 100.0
         monkeypatch.setattr(space, "free_bytes", self._answer)
-        monkeypatch.setattr(space.time, "monotonic", lambda: self.now_s)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now_s)
 
     def _answer(self, _: Path) -> int:
         self.questions += 1

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import sysconfig
 from pathlib import Path
 
 import pytest
 
-from broker.cli.demo import corpus
 from broker.cli.demo.corpus import LINE_BYTES_MAX, Source, count_lines, file_sources, library_sources
 from broker.model.errors import ConfigError
 from broker.model.names import check_channel
@@ -23,7 +23,7 @@ def test_library_has_a_channel_for_each_package() -> None:
 
 
 def test_library_without_sources_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
     with pytest.raises(ConfigError, match=r"got no \.py file"):
         library_sources()
 

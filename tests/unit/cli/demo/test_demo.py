@@ -19,9 +19,14 @@ SECONDS_MAX = 60
 
 def perform(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `broker demo`."""
+    return run(["-m", "broker", "demo", *arguments], **environment)
+
+
+def run(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with the broker in reach."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "ext")])
     return subprocess.run(
-        [sys.executable, "-m", "broker", "demo", *arguments],
+        [sys.executable, *arguments],
         env={**os.environ, "PYTHONPATH": path, **environment},
         capture_output=True,
         text=True,
@@ -79,6 +84,19 @@ def test_broker_that_does_not_start_is_told(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_verdict_can_be_fail() -> None:
+    """A payload that is damaged on the way, here in the reader's own hands, ends in FAIL and status 1."""
+    damage = (
+        "import sys; from broker.cli.demo.judge import Reader; from broker.cli.main import main; take = Reader.take\n"
+        "Reader.take = lambda self, channel, first, payloads: take(self, channel, first, [b'?', *payloads[1:]])\n"
+        "sys.exit(main(['demo', '--messages', '2000']))"
+    )
+    result = run(["-c", damage])
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert result.stdout.endswith("\nFAIL\n")
+    assert re.search(r"^ *channels altered +[1-9]", result.stdout, re.MULTILINE)
+
+
 def test_filters_overlap_and_begin_with_the_longest_channel() -> None:
     lines = {f"demo.lib.m{n}": n for n in range(1, 40)}
     filters = filters_of(lines)
@@ -98,7 +116,8 @@ def test_plain_progress_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str
         screen.advance(500, 900)
     screen.verdict([("lost", "1")], passed=False)
     assert capsys.readouterr().out.splitlines() == [
-        "1. Publish  so many lines.",
+        "1. Publish",
+        "   so many lines.",
         "   … 500 of 1,000 acknowledged, 900 delivered",
         "",
         f"   {'lost':<24} 1",
@@ -115,4 +134,6 @@ def test_progress_on_a_terminal_leaves_the_steps_alone(
     with screen.progress(1_000):
         screen.advance(500, 900)
         screen.step("Kill", "a [bold] word, and a line that is far too long for a terminal: " + "x" * 100)
-    assert "a [bold] word, and a line" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Kill" in shown
+    assert "a [bold] word, and a line" in shown

@@ -1,0 +1,394 @@
+"""Readers that are behind, on a real loop and a real reader thread, over a journal in memory.
+
+The log answers when the test lets it, so that everything that can happen while a slice is read can be made to happen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from broker.model.errors import error
+from broker.node.catchup import INDEX_END, QUEUED_BYTES_MAX, CatchUp, Following, Wanted
+from tests.reference.frames import DELIVER_EARLY, Delivery, records_of
+from tests.reference.journal import Fate, MemoryJournal
+from tests.reference.pipeline import PLENTY, Connection, Pipeline, payloads
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Container
+
+    from broker_native.fanout import Subscription
+
+
+class GatedLog:
+    """The journal as readers see it; each slice is read when the test opens the gate, if it is shut."""
+
+    def __init__(self, journal: MemoryJournal) -> None:
+        self.journal = journal
+        self.gate = threading.Event()
+        self.gate.set()
+        self.failure: BaseException | None = None
+        self.asked: list[tuple[int, ...]] = []
+
+    def read_channel(self, channel_id: int, after_sequence: int, bytes_max: int) -> list[tuple[int, int, bytes]]:
+        self._pass(channel_id, after_sequence, bytes_max)
+        return self.journal.read_channel(channel_id, after_sequence, bytes_max)
+
+    def read_groups(
+        self, after_group: int, after_index: int, bytes_max: int, wanted: Container[int] | None
+    ) -> tuple[list[tuple[int, int, bytes]], tuple[int, int]]:
+        self._pass(after_group, after_index, bytes_max)
+        return self.journal.read_groups(after_group, after_index, bytes_max, wanted)
+
+    def time_to_group(self, time_us: int) -> int:
+        self._pass(time_us)
+        return self.journal.time_to_group(time_us)
+
+    def _pass(self, *asked: int) -> None:
+        self.asked.append(asked)
+        assert self.gate.wait(10)
+        if self.failure is not None:
+            raise self.failure
+
+
+class Station:
+    """A pipeline, a reader's connection, and what catches it up."""
+
+    def __init__(self) -> None:
+        self.pipeline = Pipeline()
+        self.core = self.pipeline.core
+        self.log = GatedLog(self.pipeline.journal)
+        self.lost: list[tuple[Subscription, BaseException]] = []
+        self.kicks = 0
+        self.catchup = CatchUp(
+            self.core,
+            self.log,
+            asyncio.get_running_loop(),
+            self.kick,
+            lambda subscription, failure: self.lost.append((subscription, failure)),
+        )
+        self.writer = Connection(self.core)
+        self.reader = Connection(self.core, None)
+
+    def kick(self) -> None:
+        self.kicks += 1
+
+    def publish(self, name: bytes, *payloads: bytes) -> None:
+        """Publish and commit."""
+        self.writer.publish(name, *payloads)
+        self.pipeline.commit()
+
+    def follow(self, *literals: bytes, after: dict[bytes, int] | None = None, credit: int = PLENTY) -> Following:
+        """Read literals: those in `after` from there, the others from now on."""
+        for name in literals:
+            self.core.load(name)
+        following = Following(self._subscription(credit), list(literals), [])
+        following.after = dict(after or {})
+        self.catchup.follow(following)
+        return following
+
+    def follow_bus(self, *filters: bytes, place: tuple[int, int] = (0, 0), credit: int = PLENTY) -> Following:
+        """Read everything that the filters reach, after a place."""
+        literals = [wanted for wanted in filters if b"*" not in wanted and b">" not in wanted]
+        patterns = [wanted for wanted in filters if wanted not in literals]
+        following = Following(self._subscription(credit), literals, patterns)
+        following.place = place
+        following.wanted = Wanted(self.core, literals, patterns)
+        self.catchup.follow(following)
+        return following
+
+    def _subscription(self, credit: int) -> Subscription:
+        return self.reader.subscribe(credit=credit)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Let the loop turn until something has come to pass."""
+        for _ in range(5_000):
+            if condition():
+                return
+            await asyncio.sleep(0.001)
+        raise AssertionError("it did not come to pass")
+
+    async def live(self, following: Following) -> list[Delivery]:
+        """Wait until the reader is live; returns what it got meanwhile."""
+        await self.until(lambda: following.live)
+        return self.reader.deliveries()
+
+
+@pytest.fixture
+async def station() -> AsyncIterator[Station]:
+    station = Station()
+    yield station
+    station.log.gate.set()
+    station.catchup.close()
+
+
+def sequences(deliveries: list[Delivery]) -> list[int]:
+    """Return the sequences of all records, in the order in which they came."""
+    return [delivery.chunk.first + n for delivery in deliveries for n, _ in enumerate(records_of(delivery.chunk))]
+
+
+# --- Literals ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_literal_from_the_start(station: Station) -> None:
+    for number in range(5):
+        station.publish(b"s.x", b"%d" % number, b"and")
+    following = station.follow(b"s.x", after={b"s.x": 0})
+    assert not following.live
+    assert sequences(await station.live(following)) == list(range(1, 11))
+    station.publish(b"s.x", b"live")
+    assert payloads(station.reader.deliveries()) == [b"live"]
+    assert station.kicks > 0
+
+
+async def test_a_literal_from_the_middle_of_a_chunk(station: Station) -> None:
+    station.publish(b"s.x", b"1", b"2", b"3", b"4")
+    station.publish(b"s.x", b"5")
+    following = station.follow(b"s.x", after={b"s.x": 2})
+    deliveries = await station.live(following)
+    assert payloads(deliveries) == [b"3", b"4", b"5"]
+    assert deliveries[0].chunk.first == 3
+
+
+async def test_a_reader_at_the_head_is_live_at_once(station: Station) -> None:
+    station.publish(b"s.x", b"1")
+    following = station.follow(b"s.x", after={b"s.x": 1})
+    assert following.live
+    assert station.log.asked == []
+
+
+async def test_channels_that_start_new_are_live_while_others_catch_up(station: Station) -> None:
+    station.publish(b"s.x", b"old")
+    station.log.gate.clear()
+    following = station.follow(b"s.x", b"s.y", b"e.x", after={b"s.x": 0})
+    station.publish(b"s.y", b"new")
+    station.writer.publish(b"e.x", b"typing")
+    station.pipeline.end_turn()
+    assert payloads(station.reader.deliveries()) == [b"new", b"typing"]
+    station.log.gate.set()
+    assert payloads(await station.live(following)) == [b"old"]
+
+
+async def test_several_channels_one_after_the_other(station: Station) -> None:
+    for name in (b"s.x", b"s.y", b"s.z"):
+        station.publish(name, name)
+    following = station.follow(b"s.x", b"s.y", b"s.z", after={b"s.x": 0, b"s.y": 0, b"s.z": 1})
+    assert sorted(payloads(await station.live(following))) == [b"s.x", b"s.y"]
+
+
+async def test_what_is_published_meanwhile_comes_once(station: Station) -> None:
+    for number in range(3):
+        station.publish(b"s.x", b"old %d" % number)
+    station.log.gate.clear()
+    following = station.follow(b"s.x", after={b"s.x": 0})
+    await station.until(lambda: bool(station.log.asked))
+    station.publish(b"s.x", b"meanwhile")
+    station.log.gate.set()
+    deliveries = await station.live(following)
+    station.publish(b"s.x", b"live")
+    assert sequences(deliveries + station.reader.deliveries()) == [1, 2, 3, 4, 5]
+
+
+async def test_a_group_that_is_on_the_disk_but_not_applied_comes_once(station: Station) -> None:
+    """The commit thread is ahead of the loop: a slice may hold a group that the loop is about to deliver."""
+    station.publish(b"s.x", b"1")
+    station.writer.publish(b"s.x", b"2")
+    station.pipeline.close_group()
+    station.pipeline.append()
+    following = station.follow(b"s.x", after={b"s.x": 0})
+    deliveries = await station.live(following)
+    station.pipeline.done()
+    assert sequences(deliveries + station.reader.deliveries()) == [1, 2]
+
+
+async def test_early_records_that_nobody_has_stored_yet(station: Station) -> None:
+    station.publish(b"a.x", b"1")
+    station.writer.publish(b"a.x", b"2")
+    station.pipeline.close_group()
+    station.writer.publish(b"a.x", b"3", b"4")
+    station.pipeline.end_turn()
+    following = station.follow(b"a.x", after={b"a.x": 0})
+    deliveries = await station.live(following)
+    assert sequences(deliveries) == [1, 2, 3, 4]
+    assert [delivery.flags & DELIVER_EARLY for delivery in deliveries] == [0, DELIVER_EARLY, DELIVER_EARLY]
+    station.pipeline.append()
+    station.pipeline.done()
+    station.pipeline.commit()
+    assert station.reader.deliveries() == [], "they were delivered early"
+
+
+async def test_a_position_inside_an_early_chunk(station: Station) -> None:
+    station.writer.publish(b"a.x", b"1", b"2", b"3")
+    station.pipeline.end_turn()
+    following = station.follow(b"a.x", after={b"a.x": 2})
+    assert payloads(await station.live(following)) == [b"3"]
+
+
+# --- Bus positions -------------------------------------------------------------------------------------------------
+
+
+async def test_a_pattern_from_the_start_in_commit_order(station: Station) -> None:
+    for name in (b"s.x", b"a.x", b"s.y", b"s.x"):
+        station.publish(name, name)
+    following = station.follow_bus(b"s.*", b"a.x")
+    deliveries = await station.live(following)
+    assert payloads(deliveries) == [b"s.x", b"a.x", b"s.y", b"s.x"]
+    places = [(delivery.group, delivery.index) for delivery in deliveries]
+    assert places == sorted(set(places))
+    station.publish(b"s.z", b"live")
+    assert payloads(station.reader.deliveries()) == [b"live"]
+
+
+async def test_a_pattern_from_a_place(station: Station) -> None:
+    for number in range(4):
+        station.writer.publish(b"s.x", b"x%d" % number)
+        station.writer.publish(b"s.y", b"y%d" % number)
+        station.pipeline.commit()
+    following = station.follow_bus(b"s.>", place=(3, 0))
+    assert payloads(await station.live(following)) == [b"y1", b"x2", b"y2", b"x3", b"y3"]
+
+
+async def test_a_pattern_from_now_joins_at_once(station: Station) -> None:
+    station.publish(b"s.x", b"old")
+    following = station.follow_bus(b"s.>", place=(station.core.applied_number, INDEX_END))
+    assert following.live
+    assert station.log.asked == []
+    station.publish(b"s.x", b"new")
+    assert payloads(station.reader.deliveries()) == [b"new"]
+
+
+async def test_filters_that_overlap_catch_up_and_deliver_once(station: Station) -> None:
+    station.publish(b"s.x", b"1")
+    following = station.follow_bus(b"s.x", b"s.*", b">")
+    deliveries = await station.live(following)
+    station.publish(b"s.x", b"2")
+    assert payloads(deliveries + station.reader.deliveries()) == [b"1", b"2"]
+
+
+async def test_a_pattern_and_a_group_that_is_not_applied(station: Station) -> None:
+    station.publish(b"a.x", b"1")
+    station.writer.publish(b"a.x", b"early")
+    station.writer.publish(b"s.x", b"synced")
+    station.pipeline.close_group()
+    station.pipeline.append()
+    following = station.follow_bus(b">")
+    deliveries = await station.live(following)
+    station.pipeline.done()
+    assert payloads(deliveries + station.reader.deliveries()) == [b"1", b"early", b"synced"]
+
+
+async def test_a_place_in_a_group_that_failed(station: Station) -> None:
+    station.publish(b"s.x", b"1")
+    station.writer.publish(b"s.x", b"void")
+    void = station.pipeline.close_group().number
+    station.pipeline.fail(Fate.SURVIVES)
+    station.pipeline.recover()
+    station.publish(b"s.x", b"2")
+    following = station.follow_bus(b">", place=(void, 0))
+    assert payloads(await station.live(following)) == [b"2"]
+
+
+# --- Flow ----------------------------------------------------------------------------------------------------------
+
+
+async def test_slices_wait_for_credit(station: Station) -> None:
+    size = 56 + 12 + 1_000
+    for number in range(6):
+        station.publish(b"s.x", b"%d" % number + bytes(999))
+    following = station.follow(b"s.x", after={b"s.x": 0}, credit=2 * size)
+    await station.until(lambda: following.subscription.credit <= 0)
+    assert not following.busy
+    assert not following.live
+    assert sequences(station.reader.deliveries()) == [1, 2]
+    following.subscription.credit += 3 * size
+    station.catchup.step(following)
+    await station.until(lambda: following.subscription.credit <= 0)
+    assert sequences(station.reader.deliveries()) == [3, 4, 5]
+    following.subscription.credit += 2 * size
+    station.catchup.step(following)
+    assert sequences(await station.live(following)) == [6]
+    assert not following.subscription.slow
+
+
+async def test_no_slice_while_the_connection_is_full(station: Station) -> None:
+    station.publish(b"s.x", b"1")
+    station.reader.outbox.pause()
+    station.reader.outbox.ordered_frame(bytes(QUEUED_BYTES_MAX + 1))
+    following = station.follow(b"s.x", after={b"s.x": 0})
+    assert not following.busy
+    assert station.log.asked == []
+    station.reader.outbox.close()
+    station.reader.outbox.transport = station.reader
+    station.reader.outbox.resume()
+    station.catchup.step(following)
+    assert payloads(await station.live(following)) == [b"1"]
+
+
+async def test_a_slice_is_bounded_by_the_credit(station: Station) -> None:
+    station.publish(b"s.x", b"1")
+    station.follow(b"s.x", after={b"s.x": 0}, credit=123)
+    await station.until(lambda: bool(station.log.asked))
+    assert station.log.asked[0][-1] == 123
+
+
+# --- Ends ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("live", [True, False])
+async def test_a_reader_that_leaves_gets_nothing_more(station: Station, live: bool) -> None:
+    station.publish(b"s.x", b"1")
+    if not live:
+        station.log.gate.clear()
+    following = station.follow_bus(b"s.x", b"s.>")
+    if live:
+        await station.live(following)
+    station.catchup.leave(following)
+    station.log.gate.set()
+    station.publish(b"s.x", b"2")
+    await asyncio.sleep(0.02)
+    assert station.reader.deliveries() == []
+    assert following.subscription.state is None
+
+
+@pytest.mark.parametrize("failure", [error("STORAGE_CORRUPT", "bad bytes"), RuntimeError("a mistake")])
+async def test_a_history_that_cannot_be_read_is_told(
+    station: Station, failure: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    station.publish(b"s.x", b"1")
+    station.log.failure = failure
+    following = station.follow(b"s.x", after={b"s.x": 0})
+    await station.until(lambda: bool(station.lost))
+    assert station.lost == [(following.subscription, failure)]
+    assert bool(caplog.records) is isinstance(failure, RuntimeError), "a mistake of ours is logged"
+
+
+async def test_the_time_of_a_group_is_found_on_the_reader_thread(station: Station) -> None:
+    for _ in range(3):
+        station.pipeline.wait(1_000)
+        station.publish(b"s.x", b"x")
+    found: list[object] = []
+    for time_us in (0, 1_500, 3_000, 9_000):
+        station.catchup.locate_time(time_us, found.append)
+    await station.until(lambda: len(found) == 4)
+    assert found == [1, 3, 4, 5]
+    station.log.failure = RuntimeError("a mistake")
+    station.catchup.locate_time(0, found.append)
+    await station.until(lambda: len(found) == 5)
+    assert getattr(found[-1], "name", None) == "STORAGE_FAILED"
+
+
+# --- What is wanted ------------------------------------------------------------------------------------------------
+
+
+async def test_wanted_knows_channels_by_their_names(station: Station) -> None:
+    names = (b"s.x", b"s.y", b"a.x")
+    for name in names:
+        station.publish(name, b"x")
+    wanted = Wanted(station.core, [b"a.x"], [b"*.y"])
+    channels = {name: (station.core.tails.info(name) or (0,))[0] for name in names}
+    for _ in range(2):
+        assert [channels[name] in wanted for name in names] == [False, True, True]
+    assert 99 not in wanted

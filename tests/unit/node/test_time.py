@@ -1,0 +1,117 @@
+"""Broker time under a wall clock that the test turns: gently towards it, never back, and after no jump at once."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from broker.node.time import JUMP_LASTS_S, JUMP_US, SLEW_US_PER_S, BrokerTime
+from broker_native.intake import Clock
+
+NOW_US = 1_800_000_000_000_000
+DAY_US = 24 * 3600 * 1_000_000
+SLACK_US = 500_000
+"""What the machine may take between two lines of a test."""
+
+
+class Wall:
+    """A wall clock that runs with the monotonic one until it is turned."""
+
+    def __init__(self) -> None:
+        self.offset_us = NOW_US - Clock.monotonic_us()
+
+    def __call__(self) -> int:
+        return Clock.monotonic_us() + self.offset_us
+
+
+def behind_us(broker_time: BrokerTime, wall: Wall) -> int:
+    """How far broker time is behind the wall, exactly."""
+    return wall.offset_us - broker_time.clock.offset_us
+
+
+def test_begins_at_the_wall() -> None:
+    wall = Wall()
+    broker_time = BrokerTime(wall_us=wall)
+    assert abs(broker_time.clock.now_us() - wall()) < SLACK_US
+
+
+def test_begins_above_the_last_group() -> None:
+    wall = Wall()
+    floor_us = wall() + 3 * DAY_US
+    broker_time = BrokerTime(floor_us, wall)
+    assert broker_time.clock.now_us() == floor_us
+    broker_time.steer()
+    assert broker_time.clock.now_us() == floor_us
+
+
+@pytest.mark.parametrize("by_us", [-JUMP_US + 100_000, -1_500, -300, 300, 1_500, JUMP_US - 100_000])
+def test_a_small_difference_is_made_up_at_a_thousandth(by_us: int) -> None:
+    wall = Wall()
+    broker_time = BrokerTime(wall_us=wall)
+    wall.offset_us += by_us
+    left = behind_us(broker_time, wall)
+    for _ in range(5):
+        before = behind_us(broker_time, wall)
+        broker_time.steer()
+        moved = before - behind_us(broker_time, wall)
+        # The two clocks are read one after the other, so a moment of the machine's counts as a difference too.
+        assert abs(moved) <= SLEW_US_PER_S
+        left -= moved
+    assert abs(left) < max(abs(by_us) - 4 * SLEW_US_PER_S, SLEW_US_PER_S)
+
+
+def test_time_between_steers_allows_more() -> None:
+    wall = Wall()
+    broker_time = BrokerTime(wall_us=wall)
+    wall.offset_us += 1_000_000
+    before = broker_time.clock.offset_us
+    broker_time.steer(7)
+    assert broker_time.clock.offset_us - before == 7 * SLEW_US_PER_S
+
+
+@pytest.mark.parametrize("days", [-5, 5])
+def test_a_jump_raises_an_alarm_and_is_not_followed(days: int, caplog: pytest.LogCaptureFixture) -> None:
+    wall = Wall()
+    broker_time = BrokerTime(wall_us=wall)
+    before = broker_time.clock.now_us()
+    offset = broker_time.clock.offset_us
+    wall.offset_us += days * DAY_US
+    with caplog.at_level(logging.WARNING, "broker.time"):
+        for _ in range(JUMP_LASTS_S - 1):
+            broker_time.steer()
+    assert broker_time.clock.offset_us == offset
+    assert 0 <= broker_time.clock.now_us() - before < SLACK_US
+    assert [record.message.partition(":")[0] for record in caplog.records] == ["clock_jump"], "said once"
+    said = float(caplog.records[0].message.split(" s from")[0].split()[-1])
+    assert said == pytest.approx(days * 86_400, abs=1)
+
+
+@pytest.mark.parametrize("days", [-5, 5])
+def test_a_jump_that_comes_back_was_none(days: int) -> None:
+    wall = Wall()
+    broker_time = BrokerTime(wall_us=wall)
+    offset = broker_time.clock.offset_us
+    for _ in range(3):
+        wall.offset_us += days * DAY_US
+        for _ in range(JUMP_LASTS_S - 1):
+            broker_time.steer()
+        wall.offset_us -= days * DAY_US
+        broker_time.steer()
+    assert abs(broker_time.clock.offset_us - offset) <= 3 * SLEW_US_PER_S
+
+
+@pytest.mark.parametrize("days", [-5, 5])
+def test_a_jump_that_lasts_is_followed_gently_and_never_back(days: int) -> None:
+    wall = Wall()
+    broker_time = BrokerTime(wall_us=wall)
+    wall.offset_us += days * DAY_US
+    offset = broker_time.clock.offset_us
+    last = broker_time.clock.now_us()
+    for _ in range(JUMP_LASTS_S + 9):
+        broker_time.steer()
+        now = broker_time.clock.now_us()
+        assert now >= last
+        last = now
+    step = SLEW_US_PER_S if days > 0 else -SLEW_US_PER_S
+    assert broker_time.clock.offset_us - offset == 10 * step
