@@ -194,7 +194,7 @@ class Opening:
             raise
         broker = Broker(node, home, **self._options)
         try:
-            await Client.open(broker)
+            await broker.start()
         except BaseException:
             await broker.close()
             raise

@@ -129,7 +129,7 @@ class Client(Bus):
         state = "closed" if self._closed else "connected" if self._connection else "reconnecting"
         return f"<Client {state}, {self._buffer.records_unanswered} messages unanswered>"
 
-    async def open(self) -> Self:
+    async def start(self) -> Self:
         """Connect. A first connection that fails is not tried again.
 
         Raises:
@@ -508,7 +508,7 @@ class connect:  # called like a function, awaited and entered like what it retur
 
     async def _open(self) -> Client:
         try:
-            return await Client(self._connector, **self._options).open()
+            return await Client(self._connector, **self._options).start()
         except BrokerError as failure:
             raise type(failure)(
                 failure.code, f"{self._address}: {failure.detail}", failure.hint, failure.name

@@ -337,16 +337,23 @@ async def test_posting_without_draining_is_refused_at_the_bound(home: Home, room
 
 
 @pytest.mark.parametrize("profile", ["a", "s"])
-async def test_a_slow_reader_goes_on_where_it_was(home: Home, room: str, profile: str) -> None:
-    channel = f"{profile}.{room}"
-    payload = bytes(1000)
-    async with home.bus() as bus, bus.subscribe(channel, credit_bytes=64 * 1024) as subscription:
+async def test_slow_readers_go_on_where_they_were(home: Home, room: str, profile: str) -> None:
+    """One that stands by position and one that stands by bus position; neither misses or repeats anything."""
+    channel, payload = f"{profile}.{room}.x", bytes(1000)
+    little = 64 * 1024
+    async with (
+        home.bus() as bus,
+        bus.subscribe(channel, credit_bytes=little) as literal,
+        bus.subscribe(f"{profile}.{room}.>", credit_bytes=little) as pattern,
+    ):
         for _ in range(30):  # 3 MB against 64 KiB of credit and what the broker puts up with
             await bus.publish_many(channel, [payload] * 100)
-        messages = await take(subscription, 3000, timeout_s=20)
-        assert [message.sequence for message in messages] == list(range(1, 3001))
+        for subscription in (literal, pattern):
+            messages = await take(subscription, 3000, timeout_s=20)
+            assert [message.sequence for message in messages] == list(range(1, 3001))
         await bus.publish(channel, b"end")
-        assert [message.payload for message in await take(subscription, 1)] == [b"end"]
+        for subscription in (literal, pattern):
+            assert [message.payload for message in await take(subscription, 1)] == [b"end"]
 
 
 async def test_a_handler_that_publishes_over_a_backlog_finishes_and_delays_nobody(home: Home, room: str) -> None:

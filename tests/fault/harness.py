@@ -61,7 +61,7 @@ PAUSE_S_MAX = 0.012
 CATCH_UP_S_MAX = 20.0
 LAST_WORDS_S = 0.03
 SLOW_CREDIT_BYTES = 64 * 1024
-STALL_SHARE = 0.01
+STALL_SHARE = 0.05
 STALL_S = 0.4
 """A stall is longer than the credit lasts."""
 BACKOFF = BackoffPolicy(first_s=0.01, longest_s=0.04)
@@ -81,6 +81,7 @@ reserve_bytes = 0
 [limits]
 payload_bytes_max = "64 KiB"
 group_bytes_max = "256 KiB"
+subscription_bytes_max = "16 KiB"
 
 [[profiles]]
 pattern = "*.accepted.>"
@@ -194,7 +195,7 @@ class Server:
 def payload_of(value: int) -> bytes:
     """Return the payload of a value: eight bytes of it and 0 to 1,023 that follow from it."""
     start = value * 7 % 1_024
-    return value.to_bytes(8, "big") + FILLER[start : start + value * 31 % 1_024 % (1 + value % 300)]
+    return value.to_bytes(8, "big") + FILLER[start : start + value * 31 % 1_024]
 
 
 def value_of(payload: bytes) -> int:

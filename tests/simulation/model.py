@@ -2,7 +2,7 @@
 
 - A position (channel, epoch, sequence) has one content for ever, whoever shows it: a delivery, an answer, the journal.
 - What was acknowledged as synced is in the journal from then on, in every run.
-- What was refused is not stored; only an accepted record may have been seen before that. What was published is in the journal at most once.
+- What was refused is not stored; only one that needs no commit may have been seen. What was published is in the journal at most once.
 - A channel's sequences are dense, and so are its epochs' stretches.
 """
 

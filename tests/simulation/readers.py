@@ -109,7 +109,7 @@ class Reader:
         epoch, last = self._ephemeral.get(name, (chunk.epoch, chunk.first - 1))
         assert chunk.epoch == epoch
         assert chunk.first == last + 1, f"{name!r}: ephemeral sequence {chunk.first} after {last}"
-        self.model.see_chunk(name, chunk)
+        self.model.see_chunk(name, chunk, early=True)
         self._ephemeral[name] = (epoch, chunk.first + chunk.count - 1)
 
     def drop(self, name: bytes, after: int) -> None:

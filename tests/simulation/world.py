@@ -65,10 +65,10 @@ class World:
         ]
         self.steps: list[tuple[float, Callable[[], object]]] = [
             (10, self.post), (14, self.send), (10, self.answer), (10, self.turn),
-            (8, self.close), (8, self.store), (8, self.hear), (3, self.recover), (6, self.wait),
+            (8, self.close), (8, self.store), (8, self.hear), (2, self.recover), (6, self.wait),
             (3, self.subscribe), (1.0, self.drop_producer), (1.0, self.drop_reader), (4, self.connect),
             (8, self.read), (6, self.grant), (14, self.slice), (14, self.callback), (1, self.pause), (2, self.resume),
-            (0.7, self.fail), (0.25, self.crash), (0.12, self.end),
+            (0.7, self.fail), (0.25, self.crash), (1, self.crash_while_failing), (0.12, self.end),
         ]  # fmt: skip
 
     def policy(self) -> Profiles:
@@ -215,6 +215,11 @@ class World:
                 self.pipeline.journal.abandon()
             self.pipeline.append(self.random.choice([Fate.SURVIVES, Fate.LOST]))
         self.restart()
+
+    def crash_while_failing(self) -> None:
+        """The process dies before it is known what became of a group."""
+        if self.failing:
+            self.crash()
 
     def end(self) -> None:
         """The process ends in good order, as far as it can."""
