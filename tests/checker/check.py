@@ -77,28 +77,26 @@ def _check_origin(
 
 
 def check_agreement(evidence: Evidence) -> Iterator[Anomaly]:
-    """Producers, consumers and the log agree on the value at each position."""
-    claims: dict[tuple[str, int], dict[int, int]] = {}
-    for channel, epoch, first, values in _claims(evidence):
-        known = claims.setdefault((channel, epoch), {})
-        for sequence, value in enumerate(values, first):
-            claimed = known.setdefault(sequence, value)
-            if claimed != value:
-                yield Anomaly(Kind.INCONSISTENT, channel, epoch, sequence, 1, "", f"values {claimed} and {value}")
-
-
-def check_one_place(evidence: Evidence) -> Iterator[Anomaly]:
-    """Producers, consumers and the log agree on the position of each value.
+    """Producers, consumers and the log agree on the value at each position, and on the position of each value.
 
     Only the reader of an `accepted` channel may meet a value again: the first one was in a tail that a crash took, and
     the second is the producer's retry, in a later epoch.
     """
+    claims: dict[tuple[str, int], dict[int, int]] = {}
     places: dict[str, dict[int, tuple[int, int]]] = {}
     for channel, epoch, first, values in _claims(evidence):
-        known = places.setdefault(channel, {})
+        known = claims.setdefault((channel, epoch), {})
+        known_places = places.setdefault(channel, {})
         synced = evidence.history.level(channel) >= SYNCED
         for sequence, value in enumerate(values, first):
-            place = known.setdefault(value, (epoch, sequence))
+            claimed = known.get(sequence)
+            if claimed == value:
+                continue
+            if claimed is None:
+                known[sequence] = value
+            else:
+                yield Anomaly(Kind.INCONSISTENT, channel, epoch, sequence, 1, "", f"values {claimed} and {value}")
+            place = known_places.setdefault(value, (epoch, sequence))
             if place != (epoch, sequence) and (synced or place[0] == epoch):
                 detail = f"value {value} is at {place[0]}:{place[1]} too"
                 yield Anomaly(Kind.DUPLICATE, channel, epoch, sequence, 1, "", detail)
@@ -302,7 +300,6 @@ def check_trims(evidence: Evidence) -> Iterator[Anomaly]:
 RULES = (
     check_origin,
     check_agreement,
-    check_one_place,
     check_acks_kept,
     check_seen_kept,
     check_commits_kept,

@@ -61,12 +61,12 @@ PAUSE_S_MAX = 0.012
 CATCH_UP_S_MAX = 20.0
 LAST_WORDS_S = 0.03
 SLOW_CREDIT_BYTES = 64 * 1024
-STALL_SHARE = 0.05
+STALL_SHARE = 0.02
 STALL_S = 0.4
 """A stall is longer than the credit lasts."""
 BACKOFF = BackoffPolicy(first_s=0.01, longest_s=0.04)
 """A client that waited for seconds would see little of so short a life."""
-SERVE_S_MAX = 0.3
+SERVE_S_MAX = 0.25
 STARTING_SHARE = 0.15
 """Of the servers, so many are killed again before they are ready, or soon after."""
 
