@@ -115,6 +115,11 @@ class Connection:
 
     # .. what the owner does ..
 
+    @property
+    def frame_bytes_max(self) -> int:
+        """Largest body that the server takes."""
+        return self._reader.frame_bytes_max
+
     def send(self, frame: Bytes) -> None:
         """Send whole frames now."""
         if self._transport is not None and not self._ended:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from broker_native.messages import Batch
 
 INDEX_MAX = (1 << 32) - 1
+FILTERS_MAX = 1000
+"""What fits into one SUBSCRIBE, with a position for each."""
 
 
 def make_places(filters: tuple[str, ...], start: Start) -> LiteralPlaces | BusPlace:
@@ -35,6 +37,8 @@ def make_places(filters: tuple[str, ...], start: Start) -> LiteralPlaces | BusPl
     """
     if not filters:
         raise error("INVALID_PATTERN", "subscribe: got 0 filters, expected at least 1")
+    if len(filters) > FILTERS_MAX:
+        raise error("TOO_MANY_SUBSCRIPTIONS", f"subscribe: got {len(filters)} filters, limit {FILTERS_MAX}")
     patterns = [item for item in filters if is_pattern(check_pattern(item))]
     wanted = wire_start(filters, start)
     if patterns and isinstance(wanted, control.FromPositions | control.FromLast):
@@ -95,7 +99,14 @@ class LiteralPlaces:
         """Return where to begin, or to go on."""
         if not self.positions:
             return self._start
-        return control.FromPositions(tuple((name, *position) for name, position in self.positions.items()))
+        # A channel that is not listed would start new: those of which nothing is known keep to what was asked.
+        known: dict[str, tuple[int, int]] = {}
+        match self._start:
+            case control.FromStart():
+                known = dict.fromkeys(self._channels, (0, 0))
+            case control.FromPositions(positions):
+                known = {name: (epoch, sequence) for name, epoch, sequence in positions}
+        return control.FromPositions(tuple((name, *place) for name, place in {**known, **self.positions}.items()))
 
     def subscribed(self, answer: control.Subscribed) -> list[SubscriptionEvent]:
         """Take the server's answer; returns what there is to tell."""
@@ -176,7 +187,9 @@ class BusPlace:
 
     def _advance(self, batch: Batch) -> None:
         if batch.early:
-            last = max(batch.last, self._early.get(batch.channel, (0, 0, 0))[1])
+            known = self._early.get(batch.channel)
+            # A crash may have taken what was seen early: sequences of another epoch say nothing about this one.
+            last = max(batch.last, known[1]) if known is not None and known[0] == batch.epoch else batch.last
             self._early[batch.channel] = (batch.epoch, last, batch.group)
             self._reach(batch.group - 2, INDEX_MAX)
         else:

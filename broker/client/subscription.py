@@ -151,6 +151,8 @@ class ClientSubscription(Subscription):
                 self._tell(SubscriptionEvent("gone", batch.channel, batch.epoch, first, count, reason))
         if rest is not None:
             self._cursor.push(rest)
+        else:
+            self._cursor.pass_over(batch)
 
     def on_subscribed(self, answer: control.Subscribed) -> None:
         """The server has accepted it."""
@@ -200,7 +202,12 @@ class ClientSubscription(Subscription):
         self._number = self._client.next_number(self)
         self._connection.add_route(self._number, self, self._literal)
         wanted = control.Subscribe(self._number, self.filters, room, self._places.start())
-        self._connection.send(control.encode_subscribe(wanted))
+        frame = control.encode_subscribe(wanted)
+        if len(frame) > self._connection.frame_bytes_max:
+            # It would cost the whole connection.
+            self.finish(error("FRAME_TOO_LARGE", f"subscribe: got {len(frame)} bytes for {len(self.filters)} filters"))
+            return
+        self._connection.send(frame)
 
     def _on_consumed(self, consumed_bytes: int) -> None:
         """The application has read on: let as much more come."""

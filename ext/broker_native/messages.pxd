@@ -4,6 +4,7 @@ cimport cython
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+
 @cython.final
 cdef class Batch:
     cdef readonly str channel
@@ -25,12 +26,14 @@ cdef class Batch:
 
     cdef Batch clipped(self, uint64_t sequence)
 
+
 @cython.final
 cdef class Message:
     cdef readonly Batch batch           # keeps the chunk's bytes alive
     cdef readonly uint64_t sequence
     cdef const uint8_t* record
     cdef bytes payload_bytes            # built on first use
+
 
 @cython.final
 cdef class Cursor:
@@ -57,7 +60,9 @@ cdef class Cursor:
     cdef bint is_ready(self)
     cdef object sleep(self)
     cdef int settle(self) except -1
+    cdef int consume(self, size_t size) except -1
     cdef object raise_end(self)
+
 
 cdef object make_position(uint64_t epoch, uint64_t sequence)
 cdef object make_level(uint32_t level)

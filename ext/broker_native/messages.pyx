@@ -18,6 +18,7 @@ from collections import deque
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.ref cimport PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
@@ -26,7 +27,10 @@ from broker_native.crc32c cimport crc32c
 from broker_native.layout cimport *
 
 cdef extern from "Python.h":
-    void PyErr_SetObject(object kind, object value) except *
+    void PyErr_SetObject(object kind, object value) noexcept
+    ctypedef PyObject* (*iternextfunc)(PyObject* self) noexcept
+    ctypedef struct PyTypeObject:
+        iternextfunc tp_iternext
 
 cdef enum:
     SPILL_BYTES_KEPT = 4096             # an idle connection keeps no more than this
@@ -609,7 +613,7 @@ cdef class Cursor:
     Args:
         loop: The event loop of all its readers.
         report_bytes: Consumed bytes after which `on_consumed` is told.
-        on_consumed: Called with the consumed bytes since the last call, inside the reader's `await`.
+        on_consumed: Called with the consumed bytes since the last call, inside the reader's `await` or a `push`.
     """
 
     def __cinit__(self, loop, size_t report_bytes, on_consumed):
@@ -621,14 +625,18 @@ cdef class Cursor:
         self.waiters = []
 
     def push(self, Batch batch not None):
-        """Take a batch that arrived. One without messages (GONE runs only) is consumed at once."""
+        """Take a batch that arrived. One without messages (GONE runs only) is passed over."""
         if not batch.messages:
-            self.consumed_bytes += <size_t>len(batch.data)
+            self.pass_over(batch)
             return
         self.queued_bytes += <size_t>len(batch.data)
         self.queue.append(batch)
         if self.waiters:
             self.wake()
+
+    def pass_over(self, Batch batch not None):
+        """A batch arrived that the application is not given: its bytes are consumed."""
+        self.consume(<size_t>len(batch.data))
 
     def end(self, failure=None, *, bint at_once=False):
         """No batch follows. Readers get what is queued, then the end of the iteration, or `failure` if there is one.
@@ -670,9 +678,13 @@ cdef class Cursor:
 
     cdef int settle(self) except -1:
         """The application has come back: what it worked on is consumed."""
-        self.queued_bytes -= self.lent_bytes
-        self.consumed_bytes += self.lent_bytes
+        cdef size_t lent = self.lent_bytes
+        self.queued_bytes -= lent
         self.lent_bytes = 0
+        return self.consume(lent)
+
+    cdef int consume(self, size_t size) except -1:
+        self.consumed_bytes += size
         if self.consumed_bytes >= self.report_bytes:
             self.on_consumed(self.unreported())
         return 0
@@ -773,7 +785,7 @@ cdef class Wait:
             return None
         value = cursor.take(self.whole)
         if value is not None:
-            PyErr_SetObject(StopIteration, value)
+            raise StopIteration(value)
         if cursor.ended:
             cursor.raise_end()
         cursor.turn_left = MESSAGES_PER_TURN
@@ -810,11 +822,15 @@ cdef class MessageStream:
         return self
 
     def __next__(self):
+        # Replaced by `stream_next` below; it makes the type an iterator.
+        raise StopIteration(self.take())
+
+    cdef object take(self):
         # `__await__` has just seen that it is ready.
         value = self.cursor.take(self.whole)
         if value is None:
             raise RuntimeError("the awaitable of a subscription must be awaited, not iterated")
-        PyErr_SetObject(StopIteration, value)
+        return value
 
 
 @cython.final
@@ -823,3 +839,22 @@ cdef class BatchStream(MessageStream):
 
     def __cinit__(self, Cursor cursor not None):
         self.whole = True
+
+
+cdef PyObject* stream_next(PyObject* stream) noexcept:
+    """`MessageStream.__next__` without an entry in a traceback.
+
+    Cython adds one to every exception that leaves a method, also to the StopIteration that carries each message to who
+    awaits it: a frame made and freed for each, which took longer than all the rest.
+    """
+    try:
+        value = (<MessageStream>stream).take()
+    except BaseException as failure:
+        PyErr_SetObject(type(failure), failure)
+        return NULL
+    PyErr_SetObject(StopIteration, value)
+    return NULL
+
+
+(<PyTypeObject*>MessageStream).tp_iternext = stream_next
+(<PyTypeObject*>BatchStream).tp_iternext = stream_next

@@ -12,6 +12,7 @@ cdef enum FrameState:
     SPLIT                               # refused for one of its records: it goes out again record by record
     DONE
 
+
 cdef struct Frame:
     uint8_t* records                    # owned
     PyObject* waiters                   # owned list of Publication, or NULL
@@ -24,6 +25,7 @@ cdef struct Frame:
     bint names                          # a CHANNEL frame goes before it
     FrameState state
 
+
 cdef struct Slot:
     PyObject* name                      # owned str, or NULL
     Frame open
@@ -32,6 +34,7 @@ cdef struct Slot:
     uint32_t frames                     # closed frames of the channel that are kept
     bint is_told                        # the server was told which channel the number means
     bint dirty
+
 
 @cython.final
 cdef class PublishBuffer:

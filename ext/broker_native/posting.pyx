@@ -33,7 +33,10 @@ from broker_native.messages cimport make_level, make_position
 
 cdef extern from "Python.h":
     PyObject* PyDict_GetItemWithError(object mapping, object key) except? NULL
-    void PyErr_SetObject(object kind, object value) except *
+    void PyErr_SetObject(object kind, object value) noexcept
+    ctypedef PyObject* (*iternextfunc)(PyObject* self) noexcept
+    ctypedef struct PyTypeObject:
+        iternextfunc tp_iternext
     int PyContext_Enter(object context) except -1
     int PyContext_Exit(object context) except -1
     void Py_XDECREF(PyObject* object)
@@ -143,12 +146,11 @@ cdef class Publication(Waiter):
         return self
 
     def __next__(self):
+        # Replaced by `publication_next` below, for one outcome that is no error.
         if not self.is_done:
             self._asyncio_future_blocking = True
             return self
-        if self.is_cancelled or self.failure is not None:
-            self.result()
-        PyErr_SetObject(StopIteration, self.outcome)
+        raise StopIteration(self.result())
 
     def send(self, value):
         """Go on, as a coroutine does."""
@@ -284,6 +286,21 @@ cdef class Publication(Waiter):
         finally:
             PyContext_Exit(context)
         return 0
+
+
+cdef iternextfunc publication_next_checked = (<PyTypeObject*>Publication).tp_iternext
+
+
+cdef PyObject* publication_next(PyObject* awaited) noexcept:
+    """`Publication.__next__` without an entry in a traceback for the StopIteration that carries the outcome."""
+    cdef Publication publication = <Publication>awaited
+    if not publication.is_done or publication.is_cancelled or publication.failure is not None:
+        return publication_next_checked(awaited)
+    PyErr_SetObject(StopIteration, publication.outcome)
+    return NULL
+
+
+(<PyTypeObject*>Publication).tp_iternext = publication_next
 
 
 @cython.final

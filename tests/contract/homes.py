@@ -99,14 +99,16 @@ class Server:
         self._process.kill()
         self._process.wait()
 
+    def drain(self) -> int:
+        """End it in good order, with SIGTERM; return its exit status."""
+        assert self._process is not None
+        self._process.terminate()
+        return self._process.wait(10)
+
     def stop(self) -> None:
-        """End it in good order and remove its folder."""
+        """End it and remove its folder."""
         if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(10)
-            except subprocess.TimeoutExpired:
-                self.kill()
+            self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

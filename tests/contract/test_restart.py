@@ -47,6 +47,34 @@ async def test_publishes_and_subscriptions_survive_a_killed_server(own_server: S
         assert {event.name for event in [*literal.events, *pattern.events]} <= {"resumed"}
 
 
+async def test_a_server_that_drains_is_followed_to_the_next(own_server: Server) -> None:
+    """SIGTERM in the middle of publishing: what was sent is answered, the rest waits for the server to come back."""
+    async with (
+        connect(own_server.tcp_url, backoff=QUICK) as bus,
+        connect(own_server.unix_url, backoff=QUICK) as readers,
+        readers.subscribe("s.one") as subscription,
+    ):
+        receipts: list[int] = []
+        last = float("inf")
+
+        async def publish() -> None:
+            while len(receipts) < last:
+                receipt = await bus.publish("s.one", b"%d" % len(receipts))
+                assert not receipt.duplicate
+                receipts.append(receipt.sequence)
+
+        publishing = asyncio.create_task(publish())
+        await asyncio.sleep(0.1)
+        assert await asyncio.to_thread(own_server.drain) == 0
+        last = len(receipts) + 20
+        await asyncio.to_thread(own_server.start)
+        async with asyncio.timeout(20):
+            await publishing
+        assert receipts == list(range(1, len(receipts) + 1))
+        messages = await take(subscription, len(receipts))
+        assert [message.payload for message in messages] == [b"%d" % number for number in range(len(receipts))]
+
+
 async def test_what_is_posted_while_the_server_is_gone_is_sent_when_it_is_back(own_server: Server) -> None:
     async with connect(own_server.tcp_url, backoff=QUICK) as bus:
         await bus.publish("s.one", b"0")

@@ -376,6 +376,19 @@ async def test_consumption_is_reported_in_portions() -> None:
     assert reading.cursor.unreported() == 0
 
 
+async def test_what_is_passed_over_is_reported_without_a_reader() -> None:
+    """Nobody reads, and still the credit of what is dropped comes back: else a resumed subscription would stall."""
+    reading = Reading(report_bytes=300)
+    batch = batch_of([twin.Record(bytes(50))])
+    only_gone = batch_of([twin.Record(gone=(1, 5))])
+    for _ in range(4):
+        reading.cursor.pass_over(batch)
+        reading.cursor.push(only_gone)
+    assert sum(reading.reported) + reading.cursor.unreported() == 4 * (batch.size_bytes + only_gone.size_bytes)
+    assert len(reading.reported) == 2
+    assert reading.cursor.queued_bytes == 0
+
+
 async def test_gone_runs_are_passed_over_and_consumed() -> None:
     reading = Reading()
     only_gone = batch_of([twin.Record(gone=(1, 5))], first=1)
