@@ -1,8 +1,9 @@
 """One LMDB file: created durably, checked before it is mapped, opened when used, closed when not.
 
-LMDB maps the file, so a file that was cut kills the process with SIGBUS instead of raising: `check_file` compares what
-the meta pages say with what is there, by plain reads, before anything is mapped. LMDB's own creation is not atomic
-either, so a file is created under another name, synced, and renamed.
+LMDB maps the file and trusts every byte of its own pages, so a file that was cut, or a bit that flipped in the wrong
+place, kills the process instead of raising: `check_file` compares what the meta pages say with what is there, by plain
+reads, before anything is mapped, and `check_tree` proves the pages before LMDB sees them. LMDB's own creation is not
+atomic either, so a file is created under another name, synced, and renamed.
 
 Invariants: a path is open at most once in a process (two environments of one path break each other's locks);
 an environment is closed only while nobody is inside; every transaction ends within the call that began it. Options are
@@ -12,6 +13,7 @@ those of full sync and no others: no caller can ask for less.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import struct
 import threading
@@ -23,6 +25,7 @@ import lmdb
 from broker.log import durable
 from broker.log.errors import corrupt, failed
 from broker.model.errors import error
+from broker_native.btree import TreeDamaged, check_tree, find_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -119,8 +122,11 @@ def remove_file(path: Path) -> None:
     durable.remove_file(lock_path(path))
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path) -> int:
     """Prove that a file may be mapped: it is an LMDB file of our format and none of its pages is cut off.
+
+    Returns:
+        Where the newer of its two meta pages begins, bytes.
 
     Raises:
         StorageError: STORAGE_CORRUPT when it is cut or its meta pages cannot be right, STORAGE_FORMAT when another
@@ -142,10 +148,10 @@ def check_file(path: Path) -> None:
         raise error("STORAGE_FORMAT", f"{path}: got LMDB data format {first.version}, expected {_META_VERSION}", hint)
     if second is None or second.page_bytes != first.page_bytes or second.version != first.version:
         raise corrupt(path, "its two meta pages disagree")
-    _check_metas(path, size, first, second)
+    return _check_metas(path, size, first, second)
 
 
-def _check_metas(path: Path, size: int, first: _Meta, second: _Meta) -> None:
+def _check_metas(path: Path, size: int, first: _Meta, second: _Meta) -> int:
     """Check that the transactions of the metas can follow each other and that the newer one's pages are there."""
     newest = max(first.transaction, second.transaction)
     # Transaction n is written to meta n mod 2, so they are neighbours, or both 0 in a file without a commit.
@@ -155,6 +161,39 @@ def _check_metas(path: Path, size: int, first: _Meta, second: _Meta) -> None:
     need = (newer.last_page + 1) * newer.page_bytes
     if size < need:
         raise corrupt(path, f"is cut: {size} bytes are there, its pages need {need}")
+    return 0 if newer is first else first.page_bytes
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap]:
+    """Map a whole file to read it; `check_file` has found it long enough."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            yield content
+    except OSError as cause:
+        raise failed(path, cause) from cause
+
+
+def read_row(path: Path, key: bytes) -> bytes | None:
+    """Return one row of a file that nobody writes to, without LMDB and without opening an environment.
+
+    Args:
+        path: the file.
+        key: the row's key.
+
+    Returns:
+        Its value, copied; None when there is no such row.
+
+    Raises:
+        StorageError: the file is damaged, or the system refuses.
+    """
+    meta_at = check_file(path)
+    with _mapped(path) as content:
+        try:
+            found = find_row(content, meta_at, key)
+        except TreeDamaged as damage:
+            raise corrupt(path, str(damage)) from damage
+        return None if found is None else content[found[0] : found[0] + found[1]]
 
 
 class _Meta:
@@ -191,6 +230,7 @@ class EnvironmentFile:
         self._readonly = readonly
         self._open_files = open_files
         self._environment: lmdb.Environment | None = None
+        self._proved = False
         self._users = 0
         self._condition = threading.Condition()
 
@@ -287,7 +327,15 @@ class EnvironmentFile:
                 self._condition.notify_all()
 
     def _open(self) -> lmdb.Environment:
-        check_file(self.path)
+        meta_at = check_file(self.path)
+        # A file that nobody writes to needs the proof once, however often it is opened.
+        if not (self._readonly and self._proved):
+            with _mapped(self.path) as content:
+                try:
+                    check_tree(content, meta_at, not self._readonly)
+                except TreeDamaged as damage:
+                    raise corrupt(self.path, str(damage)) from damage
+            self._proved = self._readonly
         try:
             return open_lmdb(self.path, self._map_bytes, locks=not self._readonly, readonly=self._readonly)
         except lmdb.Error as cause:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from broker.log.directory import Directory
 from broker.log.environment import SYNCS_PER_COMMIT, OpenFiles
 from broker.log.journal import Journal
-from broker.log.reader import GroupScan, read_channel, time_to_group
+from broker.log.reader import ChannelReader, GroupScan, time_to_group
 from broker.log.recovery import Applier, Recovery, recover
 from broker.log.sealer import Sealer
 from broker.log.space import Space
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Applier", "Log"]
 
 MIB = 1024 * 1024
-OPEN_SEALED_MAX = 64
+OPEN_SEALED_MAX = 128
 """Sealed segments that are open at once, one file descriptor each."""
 
 
@@ -53,6 +53,7 @@ class Log:
         self._open_files = OpenFiles(OPEN_SEALED_MAX)
         self._space = Space(directory.journal_path, reserve_bytes)
         self._sealer = Sealer(directory.journal_path, self._map_bytes, self._open_files)
+        self._channels = ChannelReader()
         self._journal: Journal | None = None
         self._closed = False
 
@@ -96,7 +97,7 @@ class Log:
         """Replay everything that is stored, oldest first, and make the log ready for use; once, before all else.
 
         Args:
-            applier: gets `apply_entries(table delta)` for each sealed segment, a view that is borrowed for the call,
+            applier: gets `apply_entries(table delta)` for each sealed segment, a buffer that is borrowed for the call,
                 and `apply_group(bytes)` for each group of the others.
 
         Returns:
@@ -155,9 +156,10 @@ class Log:
         Raises:
             StorageError: STORAGE_CORRUPT when a chunk is not what was written.
 
-        Any thread. A few microseconds a segment looked at, and the copy.
+        Any thread. A few microseconds a segment looked at, and the copy; a slice that goes on where the last one of
+        its channel ended looks at no segment before.
         """
-        return read_channel(self._ready().segments, channel_id, after_sequence, bytes_max)
+        return self._channels.read(self._ready().segments, channel_id, after_sequence, bytes_max)
 
     def read_groups(
         self, after_group: int, after_index: int, bytes_max: int, wanted: Container[int] | None

@@ -1,7 +1,7 @@
 """Reading groups and chunks back, from the sealed segments and the active one alike.
 
 Every call takes the segments once, ends its transactions before it returns, and copies out at most about the bytes that
-it was asked for; nothing is kept between calls. A chunk is handed out only after its checksum was proved. Void groups
+it was asked for. A chunk is handed out only after its checksum was proved. Void groups
 are never seen: indexes do not name them, and walks stop at a segment's last good group.
 """
 
@@ -23,38 +23,66 @@ if TYPE_CHECKING:
 SCAN_BYTES_MAX = 16 * 1024 * 1024
 """Bytes of groups that one call of `read_groups` looks at, wanted or not, so that none takes long."""
 
-
-def read_channel(segments: tuple[Segment, ...], channel: int, after_sequence: int, bytes_max: int) -> list[Chunk]:
-    """Return the chunks of a channel whose last sequence is past `after_sequence`; see `Log.read_channel`."""
-    chunks: list[Chunk] = []
-    for segment in _from_sequence(segments, channel, after_sequence):
-        places = segment.find(channel, after_sequence, bytes_max)
-        # What does not go on from the last chunk follows others of the segment before that had no room any more.
-        if not places or (chunks and (places[0][4] != after_sequence + 1 or places[0][3] > bytes_max)):
-            break
-        chunks += segment.cut(channel, places)
-        bytes_max -= sum(place[3] for place in places)
-        after_sequence = places[-1][4] + places[-1][5] - 1
-        if bytes_max <= 0:
-            break
-    return chunks
+ENDS_MAX = 4096
+"""Ends of slices that are remembered; past it all are forgotten, and looked for once more."""
 
 
-def _from_sequence(segments: tuple[Segment, ...], channel: int, after_sequence: int) -> list[Segment]:
-    """Return the segments that hold chunks of the channel past a sequence, oldest first.
+class ChannelReader:
+    """Reads channels by their sequences.
+
+    A reader of a long backlog asks slice after slice. Where the last slice of a channel ended is remembered, so that
+    the next one goes on from that segment instead of looking for its place in all of them; it is only a short cut.
+    """
+
+    def __init__(self) -> None:
+        self._ends: dict[tuple[int, int], int] = {}
+
+    def read(self, segments: tuple[Segment, ...], channel: int, after_sequence: int, bytes_max: int) -> list[Chunk]:
+        """Return the chunks of a channel whose last sequence is past `after_sequence`; see `Log.read_channel`."""
+        ended_in = self._ends.pop((channel, after_sequence), None)
+        if ended_in is None:
+            segments = _from_sequence(segments, channel, after_sequence)
+        else:
+            # Sequences ascend with segments, so all that follows is in this one or a later one.
+            segments = tuple(segment for segment in segments if segment.ordinal >= ended_in)
+        chunks: list[Chunk] = []
+        for segment in segments:
+            places = segment.find(channel, after_sequence, bytes_max)
+            if not places:
+                continue
+            # What does not go on from the last chunk follows others, of the segment before, that had no room.
+            if chunks and (places[0][4] != after_sequence + 1 or places[0][3] > bytes_max):
+                break
+            chunks += segment.cut(channel, places)
+            bytes_max -= sum(place[3] for place in places)
+            after_sequence = places[-1][4] + places[-1][5] - 1
+            ended_in = segment.ordinal
+            if bytes_max <= 0:
+                break
+        if chunks and ended_in is not None:
+            self._remember(channel, after_sequence, ended_in)
+        return chunks
+
+    def _remember(self, channel: int, sequence: int, ordinal: int) -> None:
+        if len(self._ends) >= ENDS_MAX:
+            self._ends.clear()
+        self._ends[channel, sequence] = ordinal
+
+
+def _from_sequence(segments: tuple[Segment, ...], channel: int, after_sequence: int) -> tuple[Segment, ...]:
+    """Return the segments from the one on that holds the first chunk of the channel past a sequence.
 
     From the newest back to the one that holds the very next sequence: a channel's sequences are dense, so nothing that
     is wanted stands before it, and a reader near the head, the usual one, looks at one or two.
     """
-    holding: list[Segment] = []
-    for segment in reversed(segments):
-        place = next(iter(segment.find(channel, after_sequence, 0)), None)
+    begin = len(segments)
+    for at in range(len(segments) - 1, -1, -1):
+        place = next(iter(segments[at].find(channel, after_sequence, 0)), None)
         if place is not None:
-            holding.append(segment)
+            begin = at
             if place[4] <= after_sequence + 1:
                 break
-    holding.reverse()
-    return holding
+    return segments[begin:]
 
 
 class GroupScan:
@@ -90,7 +118,7 @@ class GroupScan:
         """Look at one group; tell whether there is room for more."""
         after_index = self.place[1] if number == self.place[0] else -1
         try:
-            index, taken, complete = scan_group(group, after_index, self._bytes_room, self._wanted, self.chunks)
+            index, taken, complete = scan_group(group, number, after_index, self._bytes_room, self._wanted, self.chunks)
         except GroupDamaged as damage:
             raise damaged(segment.path, number, damage) from damage
         before = self.place

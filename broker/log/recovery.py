@@ -20,8 +20,7 @@ from broker.log import durable
 from broker.log.environment import OpenFiles, create_file, remove_file
 from broker.log.errors import corrupt, damaged, failed
 from broker.log.sealer import segment_path
-from broker.log.segment import DELTA_KEY, SUFFIX, Link, Seal, Segment, group_number
-from broker_native.crc32c import crc32c_of
+from broker.log.segment import SUFFIX, Link, Seal, Segment, group_number
 from broker_native.index import GroupDamaged, check_group, read_header
 
 if TYPE_CHECKING:
@@ -148,15 +147,14 @@ class Survey:
         return segment
 
     def _look(self, ordinal: int) -> Found:
-        """Look at one segment through a read-only environment; an unsealed one is opened anew for writing."""
+        """Look at one segment; a sealed one is not even opened, so a long journal starts as fast as a short one."""
         segment = self._segment(ordinal, sealed=True)
         seal = segment.read_seal()
         if seal is not None:
             segment.adopt_seal(seal)
             return Found(segment, seal, seal.first, seal.predecessor)
-        first, predecessor = _first_group(segment)
-        segment.file.close()
-        return Found(self._segment(ordinal, sealed=False), None, first, predecessor)
+        segment = self._segment(ordinal, sealed=False)
+        return Found(segment, None, *_first_group(segment))
 
 
 def _first_group(segment: Segment) -> tuple[int, int]:
@@ -199,11 +197,7 @@ class Replay:
 
     def _take_sealed(self, segment: Segment, seal: Seal) -> None:
         self._check_link(segment, seal.first, seal.predecessor, seal.previous_chain)
-        with segment.file.reading() as transaction:
-            delta = transaction.get(DELTA_KEY)
-            if delta is None or len(delta) != seal.delta_bytes or crc32c_of(delta) != seal.delta_crc:
-                raise corrupt(segment.path, "its table delta's checksum or size is wrong")
-            self._applier.apply_entries(delta)
+        self._applier.apply_entries(segment.read_delta(seal))
         self.last = seal.last
 
     def _take_groups(self, segment: Segment, limit: int) -> None:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 import lmdb
 
-from broker.log.environment import SYNCS_PER_COMMIT, EnvironmentFile, OpenFiles
+from broker.log.environment import SYNCS_PER_COMMIT, EnvironmentFile, OpenFiles, read_row
 from broker.log.errors import append_error, corrupt, damaged
 from broker.model.errors import error
 from broker_native.crc32c import crc32c_of
@@ -250,10 +250,20 @@ class Segment:
     # --- Reading --------------------------------------------------------------------------------------------------
 
     def read_seal(self) -> Seal | None:
-        """Return the seal, None when the segment is not sealed."""
-        with self.file.reading() as transaction:
-            value = transaction.get(SEAL_KEY)
-            return None if value is None else Seal.unpack(value, self.path)
+        """Return the seal, None when the segment is not sealed; for a file that nobody writes to."""
+        value = read_row(self.path, SEAL_KEY)
+        return None if value is None else Seal.unpack(value, self.path)
+
+    def read_delta(self, seal: Seal) -> bytes:
+        """Return the table delta of a sealed segment.
+
+        Raises:
+            StorageError: STORAGE_CORRUPT when it is not what was written.
+        """
+        delta = read_row(self.path, DELTA_KEY)
+        if delta is None or len(delta) != seal.delta_bytes or crc32c_of(delta) != seal.delta_crc:
+            raise corrupt(self.path, "its table delta's checksum or size is wrong")
+        return delta
 
     def find(self, channel: int, after_sequence: int, bytes_max: int) -> list[Place]:
         """Return where the chunks of a channel stand whose last sequence is past `after_sequence`.
@@ -298,7 +308,12 @@ class Segment:
             if not _is_page_key(cursor.key()):
                 cursor.next()
         while _is_page_key(cursor.key()):
-            yield cursor.value()
+            page = cursor.value()
+            # A page under another key than its own would be found by the wrong channels only.
+            first = page_key(int.from_bytes(page[16:24], "little"), int.from_bytes(page[24:32], "little"))
+            if cursor.key()[len(INDEX_KEY) :] != first:
+                raise corrupt(self.path, f"the index page of channel {channel} has another key than its first entry")
+            yield page
             if not cursor.next():
                 return
 

@@ -34,6 +34,7 @@ def check_group(group: Buffer) -> GroupHeader: ...
 def cut_chunk(group: Buffer, channel: int, place: Place) -> bytes: ...
 def scan_group(
     group: Buffer,
+    number: int,
     after_index: int,
     bytes_max: int,
     wanted: Container[int] | None,

@@ -490,13 +490,14 @@ def cut_chunk(group, uint64_t channel, tuple place):
     return chunk
 
 
-def scan_group(group, int64_t after_index, int64_t bytes_max, wanted, list into):
+def scan_group(group, uint64_t number, int64_t after_index, int64_t bytes_max, wanted, list into):
     """Collect the chunks of wanted channels that stand after a place of a group.
 
     The whole group is checked first, since a flipped bit in an unwanted chunk's header could hide a wanted one.
 
     Args:
         group: the whole stored value; borrowed for the call.
+        number: the number that it must have.
         after_index: chunks up to this one are passed over; -1 to begin with the first.
         bytes_max: stop before a chunk that would carry what is collected past this, unless nothing is collected yet.
         wanted: a container of channel ids, or None for all of them.
@@ -506,7 +507,7 @@ def scan_group(group, int64_t after_index, int64_t bytes_max, wanted, list into)
         (index of the last chunk looked at, at least `after_index`; bytes collected; whether the group is at its end).
 
     Raises:
-        GroupDamaged: something in the group is not as it was written.
+        GroupDamaged: something in the group is not as it was written, or it is another one.
 
     Any thread; as `check_group`.
     """
@@ -519,6 +520,8 @@ def scan_group(group, int64_t after_index, int64_t bytes_max, wanted, list into)
         reason = view_check(&view, &closed_run, &damage)
         if reason != DAMAGE_NONE:
             raise damage_error(&damage)
+        if load_u64(<const uint8_t*>view.buf + GROUP_NUMBER) != number:
+            raise GroupDamaged(_REASONS[DAMAGE_HEADER], GROUP_NUMBER, 0)
         return scan_checked(<const uint8_t*>view.buf, after_index, bytes_max, wanted, into)
     finally:
         PyBuffer_Release(&view)

@@ -687,8 +687,10 @@ cdef class Tails:
         value = PyBytes_FromStringAndSize(NULL, size)
         start = <uint8_t*>PyBytes_AS_STRING(value)
         at = start + GROUP_HEADER_BYTES
-        memcpy(at, self.entries.data, self.entries.used)
-        at += self.entries.used
+        # memcpy from NULL is undefined even for no bytes.
+        if self.entries.used:
+            memcpy(at, self.entries.data, self.entries.used)
+            at += self.entries.used
         memcpy(at, PyBytes_AS_STRING(extra), PyBytes_GET_SIZE(extra))
         at += PyBytes_GET_SIZE(extra)
         for part in self.early:
@@ -1369,7 +1371,8 @@ cdef class Publisher:
 
 
 cdef int bytes_append(Bytes* buffer, const uint8_t* data, size_t size) except -1:
-    bytes_reserve(buffer, size)
-    memcpy(buffer.data + buffer.used, data, size)
-    buffer.used += size
+    if size:
+        bytes_reserve(buffer, size)
+        memcpy(buffer.data + buffer.used, data, size)
+        buffer.used += size
     return 0

@@ -261,7 +261,7 @@ def test_cut_chunk_refuses_what_the_index_does_not_mean() -> None:
 def test_scan_group_agrees_with_the_twin(after: int, bytes_max: int, wanted: set[int] | None) -> None:
     chain = build_chain([[(1, 1), (2, 2), (3, 1), (1, 1), (4, 3)]])
     into: list[tuple[int, int, bytes]] = []
-    index, taken, complete = scan_group(chain.values[1], after, bytes_max, wanted, into)
+    index, taken, complete = scan_group(chain.values[1], 1, after, bytes_max, wanted, into)
     matching = [item for item in chain.bus() if item[1] > after and (wanted is None or chain_channel(item) in wanted)]
     assert into == matching[: len(into)]
     assert taken == sum(len(chunk) for _, _, chunk in into)
@@ -269,6 +269,11 @@ def test_scan_group_agrees_with_the_twin(after: int, bytes_max: int, wanted: set
     assert complete == (len(into) == len(matching))
     assert index == (max(after, 4) if complete else matching[len(into)][1] - 1)
     assert bool(into) == bool(matching)
+
+
+def test_scan_group_refuses_another_group() -> None:
+    with pytest.raises(GroupDamaged):
+        scan_group(sample_group(), 2, -1, 1, None, [])
 
 
 def chain_channel(item: tuple[int, int, bytes]) -> int:

@@ -2,7 +2,8 @@
 
 - A position (channel, epoch, sequence) has one content for ever, whoever shows it: a delivery, an answer, the journal.
 - What was acknowledged as synced is in the journal from then on, in every run.
-- What was refused is not stored; only one that needs no commit may have been seen. What was published is in the journal at most once.
+- What was refused is not stored; only what needs no commit may have been seen.
+- What was published is in the journal at most once.
 - A channel's sequences are dense, and so are its epochs' stretches.
 """
 
@@ -10,10 +11,13 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from tests.reference import groups
 from tests.reference.frames import records_of
-from tests.reference.groups import Chunk
+
+if TYPE_CHECKING:
+    from tests.reference.groups import Chunk
 
 SYNCED = 3
 

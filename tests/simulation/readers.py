@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from broker.core.epochs import Outcome
 from broker.node.catchup import INDEX_END, CatchUp, Following, Wanted
 from broker_native.fanout import Subscription
 from tests.reference.frames import DELIVER_EARLY, Delivery, deliveries_of
@@ -17,6 +16,7 @@ from tests.simulation.producers import SessionEnd
 if TYPE_CHECKING:
     from random import Random
 
+    from broker.core.epochs import Outcome
     from broker.core.sequencer import Sequencer
     from tests.simulation.model import Model
 
@@ -101,7 +101,10 @@ class Reader:
             assert chunk.epoch != belief[chunk.first - 1][0], f"{name!r}: sequence {chunk.first} comes twice"
             self.drop(name, chunk.first - 1)
         assert chunk.first == len(belief) + 1, f"{name!r}: sequence {chunk.first} after {len(belief)}"
-        belief += [(chunk.epoch, payload) for _, payload in self.model.see_chunk(name, chunk, early=bool(delivery.flags & DELIVER_EARLY))]
+        belief += [
+            (chunk.epoch, payload)
+            for _, payload in self.model.see_chunk(name, chunk, early=bool(delivery.flags & DELIVER_EARLY))
+        ]
 
     def append_ephemeral(self, name: bytes, delivery: Delivery) -> None:
         """Ephemeral records are never read back; once a connection gets them it gets them all."""

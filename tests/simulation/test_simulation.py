@@ -9,7 +9,7 @@ import pytest
 
 from tests.simulation.world import World
 
-SEEDS = 400
+SEEDS = 600
 SEEDS_A_TEST = 20
 STEPS = 600
 

@@ -38,11 +38,11 @@ class SteppedCatchUp(CatchUp):
     """Catching up on a loop and a thread that wait to be told."""
 
     def __init__(self, world: World) -> None:
-        super().__init__(world.pipeline.core, world.pipeline.journal, SteppedLoop(), lambda: None, world.lost)  # type: ignore[arg-type]
-        self._pool.shutdown()
         self.loop = SteppedLoop()
         self.pool = SteppedPool()
-        self._loop, self._pool = self.loop, self.pool  # type: ignore[assignment]
+        core = world.pipeline.core
+        super().__init__(core, world.pipeline.journal, self.loop, lambda: None, world.lost)  # type: ignore[arg-type]
+        self._pool = self.pool  # type: ignore[assignment]
 
 
 class World:

@@ -207,6 +207,30 @@ def test_a_restart_after_two_failures_before_the_fence(tmp_path: Path, monkeypat
         check(one, chain)
 
 
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_fence_that_failed_is_tried_again_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: bool
+) -> None:
+    """Whoever recovers has one fence and repeats it until it is stored, each time in a fresh segment."""
+    chain = Chain()
+    with opened(tmp_path) as one:
+        one.fill(chain, 5)
+        fail_append(one, chain, monkeypatch, stored=True)
+        one.log.abandon()
+        fence = fail_append(one, chain, monkeypatch, stored=stored)
+        with pytest.raises(ValueError, match="numbers up to"):
+            one.log.append(chain.number, fence)
+        one.log.abandon()
+        one.log.append(chain.number, fence)
+        chain.commit(fence)
+        one.append(chain)
+        check(one, chain)
+    with opened(tmp_path) as one:
+        check(one, chain)
+        one.fill(chain, 10)
+        check(one, chain)
+
+
 def test_abandon_waits_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chain = Chain()
     with opened(tmp_path) as one:

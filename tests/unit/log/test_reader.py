@@ -73,6 +73,32 @@ def test_a_slice_that_ends_inside_a_segment_does_not_go_on_in_the_next(tmp_path:
         assert len(one.log.read_channel(1, 0, KIB)) == 1
 
 
+def test_slices_that_go_on_look_at_no_segment_before(
+    stored: tuple[Opened, Chain], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, chain = stored
+    looked: list[int] = []
+    find = Segment.find
+
+    def count(self: Segment, channel: int, after: int, bytes_max: int) -> object:
+        looked.append(self.ordinal)
+        return find(self, channel, after, bytes_max)
+
+    monkeypatch.setattr(Segment, "find", count)
+    first = one.log.read_channel(2, 0, 3 * KIB)
+    looked.clear()
+    second = one.log.read_channel(2, last_sequence(first), 3 * KIB)
+    assert first + second == chain.channel(2)[: len(first) + len(second)]
+    assert looked in ([1], [1, 2])
+
+
+def test_ends_are_forgotten_and_nothing_is_lost(stored: tuple[Opened, Chain], monkeypatch: pytest.MonkeyPatch) -> None:
+    one, chain = stored
+    monkeypatch.setattr(reader, "ENDS_MAX", 1)
+    for channel in (1, 2, 100):
+        assert one.all_of_channel(channel, KIB) == chain.channel(channel)
+
+
 def test_a_reader_near_the_head_looks_at_few_segments(
     stored: tuple[Opened, Chain], monkeypatch: pytest.MonkeyPatch
 ) -> None:
