@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from broker.core.sequencer import DELIVER_FLAG_EARLY, Sequencer
 from broker.model.errors import BrokerError, error
+from broker.model.levels import Level
 from broker.model.names import matches
 from broker_native.groups import chunk_cut, chunk_head, chunks_in, chunks_of
 
@@ -192,7 +193,7 @@ class CatchUp:
             info = self._core.tails.info(name)
             assert info is not None
             following.asked = info[4]
-            future = self._pool.submit(self._read_channel, name, info[0], after, bytes_max)
+            future = self._pool.submit(self._read_channel, name, self._core.tails.stored_id(name), after, bytes_max)
         else:
             following.asked = self._core.applied_number
             future = self._pool.submit(self._read_groups, following, bytes_max)
@@ -264,7 +265,9 @@ class CatchUp:
             return True
         info = self._core.tails.info(name)
         assert info is not None
-        channel, seen_next = info[0], info[6]
+        channel = self._core.tails.stored_id(name)
+        # What a channel has had since it became ephemeral is never read back.
+        seen_next = info[4] if info[1] == Level.EPHEMERAL else info[6]
         if after + 1 < seen_next:
             if not following.exhausted:
                 return False

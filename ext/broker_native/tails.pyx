@@ -1051,6 +1051,11 @@ cdef class Tails:
             [(channel.epochs[index].epoch, channel.epochs[index].first) for index in range(channel.epochs_applied)],
         )
 
+    def stored_id(self, bytes name):
+        """The id under which the journal has the channel, also while it is ephemeral; 0 for none."""
+        cdef Channel* channel = self.find(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+        return channel.stored_id if channel != NULL else 0
+
     def name_of(self, uint64_t id):
         """The name of the channel with this id, or None."""
         cdef Channel* channel = self.by_channel_id(id)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from broker.model.errors import error
+from broker.model.levels import Level
+from broker.model.profiles import Profile, Profiles
 from broker.node.catchup import INDEX_END, QUEUED_BYTES_MAX, CatchUp, Following, Wanted
 from tests.reference.frames import DELIVER_EARLY, Delivery, records_of
 from tests.reference.journal import Fate, MemoryJournal
@@ -225,6 +227,20 @@ async def test_a_position_inside_an_early_chunk(station: Station) -> None:
     station.pipeline.end_turn()
     following = station.follow(b"a.x", after={b"a.x": 2})
     assert payloads(await station.live(following)) == [b"3"]
+
+
+async def test_a_channel_that_becomes_ephemeral_meanwhile(station: Station) -> None:
+    station.publish(b"s.x", b"1", b"2")
+    station.log.gate.clear()
+    following = station.follow(b"s.x", after={b"s.x": 0})
+    station.core.reload(Profiles([Profile(b">", Level.EPHEMERAL)]))
+    station.writer.publish(b"s.x", b"typing")
+    station.pipeline.end_turn()
+    station.log.gate.set()
+    assert payloads(await station.live(following)) == [b"1", b"2"]
+    station.writer.publish(b"s.x", b"typing more")
+    station.pipeline.end_turn()
+    assert payloads(station.reader.deliveries()) == [b"typing more"]
 
 
 # --- Bus positions -------------------------------------------------------------------------------------------------
