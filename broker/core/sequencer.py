@@ -200,15 +200,19 @@ class Sequencer:
     # -- the turn and the group ----------------------------------------------------------------------------------------
 
     def end_turn(self, now_us: int) -> None:
-        """Deliver what does not wait for the disk, and answer it."""
+        """Deliver what does not wait for the disk, and answer it.
+
+        Connections are served in the order in which they get something: readers first, since they wait longest. On a
+        connection that does both, answers leave ahead of deliveries.
+        """
         number, index = self.tails.group_number, self.tails.early_chunks
         ephemeral, early = self.tails.close_turn()
-        for publisher, answers in self.tails.take_turn_answers():
-            publisher.owner.outbox.published(answers)
         if ephemeral is not None:
             self.fanout.deliver(ephemeral, 0, 0, 0, 0)
         if early is not None:
             self.fanout.deliver(early, 0, number, index, DELIVER_FLAG_EARLY)
+        for publisher, answers in self.tails.take_turn_answers():
+            publisher.owner.outbox.published(answers)
         if not self._opened_us and not self.tails.group_empty:
             self._opened_us = now_us
 
@@ -257,12 +261,12 @@ class Sequencer:
         return group
 
     def deliver(self, group: Group) -> None:
-        """Answer a committed group's publishers and hand its chunks to readers."""
+        """Hand a committed group's chunks to readers and answer its publishers."""
+        self.fanout.deliver(group.value, group.offset(group.early), group.number, group.early, 0)
         for publisher, answers in group.answers:
             publisher.owner.outbox.published(answers)
         for duplicate in group.duplicates:
             self._answer_applied(duplicate)
-        self.fanout.deliver(group.value, group.offset(group.early), group.number, group.early, 0)
 
     def failed(self, failure: BrokerError, *, handed_over: bool) -> None:
         """Undo the pending groups and answer everybody who waits for them.
