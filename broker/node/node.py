@@ -43,8 +43,8 @@ READ_BUFFER_BYTES = 256 << 10
 TURN_BYTES_MAX = 512 << 10
 """A turn that has decided this much ends at once, so that fan-out starts while its bytes are in the cache."""
 TURN_QUIET_US = 50
-"""After so long without a turn the first bytes end one at once: a lone message then pays for no further iteration of the
-loop, while under load, when one iteration reads many connections, all but the first share the turn at its end."""
+"""After so long without a turn the first bytes end one at once: a lone message then pays for no further iteration of
+the loop, while under load, when one iteration reads many connections, all but the first share the turn at its end."""
 WAIT_CHECK_S = 0.01
 STORAGE_FAILURES_PER_MIN_MAX = 3
 

@@ -84,6 +84,10 @@ group_bytes_max = "256 KiB"
 subscription_bytes_max = "16 KiB"
 
 [[profiles]]
+pattern = "ephemeral.>"
+durability = "ephemeral"
+
+[[profiles]]
 pattern = "*.accepted.>"
 durability = "accepted"
 
