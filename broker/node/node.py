@@ -184,11 +184,12 @@ class Node:
 
     def has_read(self, connection: Connection) -> None:
         """A connection took bytes in."""
-        if self.tails.group_bytes >= self.limits.group_bytes_max and not self._closed:
+        if self._closed:
+            return
+        if self.tails.group_bytes >= self.limits.group_bytes_max:
             connection.pause_reading()
             self._held.append(connection)
         if self.tails.turn_bytes >= TURN_BYTES_MAX or connection.heard_us - self._turned_us > TURN_QUIET_US:
-            self._turned_us = connection.heard_us
             self._turn()
         elif not self.fanout.kicked:
             self.kick()
@@ -204,6 +205,7 @@ class Node:
         if self.core.in_commit is None:
             self._start_commit()
         self._flush()
+        self._turned_us = self.clock.monotonic_us()
 
     def _flush(self) -> None:
         for outbox in self.fanout.flush():
