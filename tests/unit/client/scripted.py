@@ -160,7 +160,12 @@ class Scripted:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = Peer(reader, writer)
         self._all.append(peer)
-        self.hellos.append(control.decode_hello(await peer.expect(Kind.HELLO)))
+        try:
+            self.hellos.append(control.decode_hello(await peer.expect(Kind.HELLO)))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            # A client that reconnects may be closed by its test before it has said HELLO.
+            writer.close()
+            return
         if self.is_silent:
             return
         if self.refusal is not None:
