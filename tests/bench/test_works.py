@@ -78,4 +78,8 @@ def test_embedded_home(tmp_path: Path, durability: str) -> None:
     results = run(tmp_path, "client", "--embedded", "--messages", "8000", "--durability", durability)
     assert len(results) == 4
     fsyncs = sum(result["fsyncs"] for result in results)
-    assert fsyncs <= OWN_FSYNCS_MAX if durability == "ephemeral" else fsyncs > 0
+    if durability == "ephemeral":
+        assert fsyncs <= OWN_FSYNCS_MAX
+    elif durability == "synced":
+        # Accepted messages are answered ahead of their commit, which so short a run may not see.
+        assert fsyncs > 0

@@ -58,7 +58,7 @@ static char root[4096];
 static size_t root_bytes;
 static int trace = -1;
 static uint32_t completed;
-static int failing;
+static _Thread_local int failing; /* of the thread that asked: the sealer's own syncs are not meant */
 
 /* Looked up at every call: some come before any constructor has run, and speed does not matter here. */
 #define REAL(name) ((name##_type)dlsym(RTLD_NEXT, #name))
@@ -395,7 +395,7 @@ void powerloss_mark(int kind, uint64_t value)
     pthread_mutex_unlock(&order);
 }
 
-/* Let the next sync (1) or the next write of a meta page (2) fail with EIO; tell what was still to fail. */
+/* Let this thread's next sync (1) or write of a meta page (2) fail with EIO; tell what was still to fail. */
 int powerloss_fail(int what)
 {
     pthread_mutex_lock(&order);
