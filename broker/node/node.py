@@ -205,7 +205,7 @@ class Node:
         if self.core.in_commit is None:
             self._start_commit()
         self._flush()
-        self._turned_us = self.clock.monotonic_us()
+        self._turned_us = self.clock.steady_us()
 
     def _flush(self) -> None:
         for outbox in self.fanout.flush():
@@ -348,7 +348,7 @@ class Node:
             return
         self._seconds += 1
         self._time.steer()
-        now_us = self.clock.monotonic_us()
+        now_us = self.clock.steady_us()
         if self._seconds % max(1, round(self.limits.ping_interval_s / 3)) == 0:
             for connection in list(self.connections):
                 connection.check_alive(now_us)

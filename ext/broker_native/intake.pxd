@@ -14,6 +14,7 @@ cdef class Clock:
     cdef public bint manual             # `floor_us` is the time
 
     cdef uint64_t read(self) noexcept
+    cdef uint64_t steady(self) noexcept
 
 cdef class ReadBuffer:
     cdef readonly object view           # a writable memoryview, what the loop reads into
@@ -30,7 +31,7 @@ cdef class Intake:
     cdef public Publisher publisher
     cdef public dict subscriptions      # number: Subscription; None before the first
     cdef public uint32_t frame_bytes_max
-    cdef public uint64_t heard_us       # monotonic time of the last bytes
+    cdef public uint64_t heard_us       # when the last bytes came, by the clock's steady time
     cdef public bint closed
     cdef bint feeding
     cdef Bytes spill

@@ -46,9 +46,17 @@ cdef class Clock:
         self.floor_us = now_us
         return now_us
 
+    cdef uint64_t steady(self) noexcept:
+        """Time for intervals: it does not wait for a floor, and no wall clock moves it."""
+        return self.floor_us if self.manual else monotonic_us()
+
     def now_us(self):
         """Broker time."""
         return self.read()
+
+    def steady_us(self):
+        """Time for measuring intervals, microseconds: the monotonic clock, or a manual clock's own time."""
+        return self.steady()
 
     @staticmethod
     def monotonic_us():
@@ -94,7 +102,7 @@ cdef class Intake:
         self.clock = clock
         self.frame_bytes_max = frame_bytes_max
         self.outbox = Outbox(fanout, self)
-        self.heard_us = monotonic_us()
+        self.heard_us = clock.steady()
 
     def __dealloc__(self):
         free(self.spill.data)
@@ -128,7 +136,7 @@ cdef class Intake:
         cdef size_t used
         if self.closed:
             return 0
-        self.heard_us = monotonic_us()
+        self.heard_us = self.clock.steady()
         self.tails.now_us = self.clock.read()
         self.feeding = True
         try:
