@@ -275,7 +275,8 @@ def check_epochs(evidence: Evidence) -> Iterator[Anomaly]:
     """An `accepted` channel does not go on, after a crash, in an epoch that somebody may have seen more of."""
     seen: dict[tuple[str, int], int] = {}
     for index, event in evidence.deliveries:
-        seen.setdefault((event.channel, event.epoch), index)
+        if event.values:  # a delivery of nothing shows nothing of the epoch
+            seen.setdefault((event.channel, event.epoch), index)
     for ack in evidence.acks:
         key = ack.channel, ack.event.epoch
         seen[key] = min(ack.at, seen.get(key, NEVER))

@@ -281,3 +281,18 @@ def test_verdict_says_where_and_to_whom() -> None:
     assert not verdict.passed
     assert verdict.count(Kind.LOST) == 2
     assert "lost: a at 1:2…3 for x: in the log, and not delivered to one who caught up" in str(verdict)
+
+
+def test_delivery_of_nothing_shows_nothing_of_an_epoch() -> None:
+    """Only a reader that saw records may have seen more than a crash left."""
+    events: list[Event] = [
+        Subscribed(0.0, "x", "a", True),
+        Invoked(0.0, "p", 1, "a", [11]),
+        delivered(1, []),
+        Crashed(0.2),
+        Invoked(0.3, "q", 1, "a", [12]),
+        Acked(0.4, "q", 1, 1, epoch=1, first=1, level=ACCEPTED),
+    ]
+    assert not found(events, {"a": [Run(1, 1, [12])]}, ACCEPTED)
+    events[2] = delivered(1, [11])
+    assert (Kind.STALE_EPOCH, 1, 1, "") in found(events, {"a": [Run(1, 1, [12])]}, ACCEPTED)
