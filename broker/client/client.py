@@ -8,7 +8,6 @@ answered with the highest number of the producer's line, and then everything is 
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import secrets
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +19,7 @@ from broker.client.connection import Connection
 from broker.client.reconnect import Backoff, BackoffPolicy, LineKnowledge, is_final
 from broker.client.subscription import ClientSubscription
 from broker.client.transport import tcp_connector, unix_connector
+from broker.events import emit
 from broker.model.errors import BrokerError, error
 from broker.model.levels import Level
 from broker.model.names import check_channel
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from broker.client.transport import Connector
     from broker_native.posting import Publication, Receipt
 
-logger = logging.getLogger("broker.client")
 
 MIB: Final = 1024 * 1024
 
@@ -328,7 +327,7 @@ class Client(Bus):
         try:
             await self._reconnect_until_refused()
         except Exception as bug:
-            logger.exception("client_failed")
+            emit("client_failed", failure=bug)
             self._fail(error("CLOSED", f"the client failed: {bug!r}"))
 
     async def _reconnect_until_refused(self) -> None:
@@ -340,7 +339,7 @@ class Client(Bus):
                     self._fail(failure)
                     return
                 delay_s = self._backoff.delay_s(self.loop.time())
-                logger.info("reconnecting after_s=%.3f reason=%s", delay_s, failure)
+                emit("reconnecting", after_s=round(delay_s, 3), code=failure.name, detail=failure.detail)
                 await asyncio.sleep(delay_s)
                 try:
                     await self._connect()
@@ -376,7 +375,7 @@ class Client(Bus):
                     self._drainers.append(waiter)
                     await waiter
         except TimeoutError:
-            logger.warning("closing with %d messages unanswered", self._buffer.records_unanswered)
+            emit("closed_unanswered", messages=self._buffer.records_unanswered)
         finally:
             await self._end()
         self._raise_failure()
