@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import importlib.util
 import json
 import os
 import signal
@@ -17,7 +16,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from broker._version import __version__
-from broker.config import Config, check_listeners
+from broker.config import Config, check_listeners, takes_uvloop
 from broker.edge.log_output import set_log_level, set_up_log, watch_loop
 from broker.edge.native import NativeListener
 from broker.events import emit, flush
@@ -63,11 +62,7 @@ def loop_factory(kind: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
     Raises:
         BrokerError: INVALID_CONFIG; uvloop is asked for and not installed.
     """
-    if kind == "asyncio":
-        return None
-    if importlib.util.find_spec("uvloop") is None:
-        if kind == "uvloop":
-            raise error("INVALID_CONFIG", "server.loop: got uvloop, which is not installed", "pip install uvloop")
+    if not takes_uvloop(kind):
         return None
     import uvloop
 
