@@ -200,8 +200,10 @@ class Client(Bus):
         failed = self._buffer.take_failure()
         if failed is not None:
             failure, count = failed
-            hint = f"{count} posted messages failed since the last drain; this is the first" if count > 1 else None
-            raise type(failure)(failure.code, failure.detail, hint or failure.hint, failure.name) from failure
+            hint = failure.hint
+            if count > 1:
+                hint += f" It is the first of {count} posted messages that failed since the last drain."
+            raise type(failure)(failure.code, failure.detail, hint, failure.name) from failure
 
     def _schedule_pump(self) -> None:
         self.loop.call_soon(self._pump)
@@ -386,7 +388,7 @@ class Client(Bus):
             await asyncio.wait({self._supervisor})
         connection = self._connection
         if self._closed is None:
-            self._fail(error("CLOSED", "the bus is closed"))
+            self._fail(error("CLOSED", "the bus is closed", "Open or connect a new one."))
         if connection is not None and not self._lost.done():
             # The transport ends in a turn of its own; a loop that is closed before leaves it open.
             await asyncio.wait({self._lost}, timeout=1.0)
