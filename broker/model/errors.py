@@ -108,12 +108,14 @@ class BrokerError(Exception):
             hint: what to do about it; None or empty for the registry's advice.
             name: the name that a peer sent with a code that the registry lacks; else taken from the registry.
         """
-        # All of it goes into `args`, so that copying and pickling rebuild the same error.
-        super().__init__(code, detail, hint, name)
+        advice = default_hint(code)
+        # All of it goes into `args`, so that copying and pickling rebuild the same error. A hint that says no more than
+        # the registry counts as none, whether it was given or came about.
+        super().__init__(code, detail, hint if hint and hint != advice else None, name)
         self.code = code
         self.detail = detail
         self.name = BY_CODE[code].name if name is None else name
-        self.hint = hint or default_hint(code)
+        self.hint = hint or advice
 
     @property
     def remedy(self) -> Remedy:
@@ -598,7 +600,7 @@ def to_wire(failure: BrokerError) -> dict[str, object]:
         A new dict with `code`, `name`, `detail` and, if it says more than the registry's advice, `hint`.
     """
     body: dict[str, object] = {"code": failure.code, "name": failure.name, "detail": failure.detail}
-    if failure.hint != default_hint(failure.code):
+    if failure.hint != default_hint(failure.code):  # the peer has the registry too
         body["hint"] = failure.hint
     return body
 
