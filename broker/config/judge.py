@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from broker.config.config import Config, Origin, assemble
-from broker.config.listeners import check_listen_address, check_listeners, takes_uvloop
+from broker.config.listeners import check_listen_address, check_listeners, check_unix_path, takes_uvloop
 from broker.config.sections import SECTIONS, ServerConfig
 from broker.config.sources import DEFAULT, ENVIRONMENT_PREFIX, Problem, Source, read_sources
 from broker.model.errors import ConfigError
@@ -80,15 +80,10 @@ def _of_the_server(reading: Reading) -> Iterator[Problem]:
         return  # told already
     if not server.tcp and not server.unix:
         yield from _refused(reading, "server.tcp", lambda: check_listeners(server))
-    else:
-        if server.tcp:
-            yield from _refused(reading, "server.tcp", lambda: check_listen_address(server.tcp))
-        yield from _refused(reading, "server.unix", lambda: check_listeners(_only_unix(server)))
+    if server.tcp:
+        yield from _refused(reading, "server.tcp", lambda: check_listen_address(server.tcp))
+    yield from _refused(reading, "server.unix", lambda: check_unix_path(server.unix))
     yield from _refused(reading, "server.loop", lambda: takes_uvloop(server.loop))
-
-
-def _only_unix(server: ServerConfig) -> ServerConfig:
-    return ServerConfig(tcp="" if server.unix else "127.0.0.1:0", unix=server.unix)
 
 
 def _refused(reading: Reading, key: str, check: Callable[[], object]) -> Iterator[Problem]:

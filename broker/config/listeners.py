@@ -66,6 +66,26 @@ def check_listen_address(address: str) -> ListenAddress:
     return ListenAddress(host, int(found[3]))
 
 
+def check_unix_path(path: str) -> None:
+    """Check that a Unix socket can have this path.
+
+    Args:
+        path: of server.unix; empty for no socket.
+
+    Raises:
+        ConfigError: ADDRESS; it is too long, or holds a zero byte.
+    """
+    path_bytes = len(os.fsencode(path))
+    if path_bytes > UNIX_PATH_BYTES_MAX:
+        raise error(
+            "ADDRESS",
+            f"server.unix: got a path of {path_bytes} bytes, limit {UNIX_PATH_BYTES_MAX} bytes",
+            "Choose a shorter path, or one relative to the working directory.",
+        )
+    if "\0" in path:
+        raise error("ADDRESS", f"server.unix: got {path!a}, expected a path without a zero byte")
+
+
 def check_listeners(server: ServerConfig) -> Listeners:
     """Return what a server is to listen on.
 
@@ -78,15 +98,7 @@ def check_listeners(server: ServerConfig) -> Listeners:
             "server.tcp and server.unix are both empty, expected at least one listener",
             "set --tcp HOST:PORT or --unix PATH",
         )
-    path_bytes = len(os.fsencode(server.unix))
-    if path_bytes > UNIX_PATH_BYTES_MAX:
-        raise error(
-            "ADDRESS",
-            f"server.unix: got a path of {path_bytes} bytes, limit {UNIX_PATH_BYTES_MAX} bytes",
-            "Choose a shorter path, or one relative to the working directory.",
-        )
-    if "\0" in server.unix:
-        raise error("ADDRESS", f"server.unix: got {server.unix!a}, expected a path without a zero byte")
+    check_unix_path(server.unix)
     return Listeners(check_listen_address(server.tcp) if server.tcp else None, server.unix or None)
 
 

@@ -25,6 +25,7 @@ from broker.model.events import EVENT_BY_NAME
 
 if TYPE_CHECKING:
     import asyncio
+    from types import TracebackType
     from typing import TextIO
 
     from broker.events import Value
@@ -33,6 +34,8 @@ __all__ = ["JsonLines", "TextLines", "set_log_level", "set_up_log", "watch_loop"
 
 _MESSAGE_CHARS_MAX = 4_096
 """Of what a library logged; the rest is cut off."""
+_TRACEBACK_CHARS_MAX = 16_384
+"""Of a traceback, from its end: the text of an exception may be as long as what a peer sent."""
 _LIBRARY_LOG = EVENT_BY_NAME["library_log"].name
 
 
@@ -66,7 +69,7 @@ class TextLines(logging.Formatter):
         when, level, event, fields = record_parts(record)
         lines = [" ".join([when, level.upper(), event, *(f"{k}={text_value(v)}" for k, v in fields.items())])]
         if record.exc_info:
-            trace = self.formatException(record.exc_info).split("\n")
+            trace = self.formatException(record.exc_info)[-_TRACEBACK_CHARS_MAX:].split("\n")
             lines += [f"  | {''.join(c if ' ' <= c <= '~' else ascii(c)[1:-1] for c in line)}" for line in trace]
         return "\n".join(lines)
 
@@ -78,7 +81,7 @@ class JsonLines(logging.Formatter):
         when, level, event, fields = record_parts(record)
         body: dict[str, Any] = {"time": when, "level": level, "event": event, **fields}
         if record.exc_info:
-            body["traceback"] = self.formatException(record.exc_info)
+            body["traceback"] = self.formatException(record.exc_info)[-_TRACEBACK_CHARS_MAX:]
         return json.dumps(body)
 
 
@@ -92,11 +95,14 @@ def set_up_log(level: str, form: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     handler.addFilter(is_admitted)
+    # Where a record cannot be written, a full disk for instance, a complaint about it would be no record either.
+    logging.raiseExceptions = False
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     set_log_level(level)
     warnings.showwarning = _on_warning
+    sys.excepthook = _on_crash
     threading.excepthook = _on_thread_error
     sys.unraisablehook = _on_unraisable
 
@@ -113,6 +119,10 @@ def watch_loop(loop: asyncio.AbstractEventLoop) -> None:
 
 def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     emit("loop_error", message=context.get("message"), failure=context.get("exception"))
+
+
+def _on_crash(kind: type[BaseException], failure: BaseException, trace: TracebackType | None, /) -> None:
+    emit("crashed", failure=failure)
 
 
 def _on_thread_error(caught: threading.ExceptHookArgs, /) -> None:

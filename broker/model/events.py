@@ -271,6 +271,14 @@ EVENTS: tuple[Event, ...] = (
         (_text("message", "what the loop says of it"), _ERROR),
     ),
     Event(
+        "crashed",
+        Severity.CRITICAL,
+        "process",
+        "an exception that nobody caught ends the process",
+        "Report it with its traceback, and start the server again.",
+        (_ERROR,),
+    ),
+    Event(
         "thread_error",
         Severity.ERROR,
         "process",

@@ -211,6 +211,25 @@ def test_a_process_of_our_own_speaks_in_events_only() -> None:
     assert recovered["group"] == 2
 
 
+@pytest.mark.parametrize("formatter", [JsonLines(), TextLines()])
+def test_a_traceback_is_bounded(formatter: logging.Formatter) -> None:
+    failure = ValueError("x" * 1_000_000)
+    record = logging.LogRecord("some", logging.ERROR, "f.py", 1, "m", (), (ValueError, failure, None))
+    assert len(formatter.format(record)) < 20_000
+
+
+def test_a_crash_is_an_event() -> None:
+    code = "from broker.edge.log_output import set_up_log; set_up_log('info', 'json'); [][0]"
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'ext'}"}, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert ran.returncode == 1
+    (record,) = records(ran.stderr)
+    assert (record["event"], record["error"]) == ("crashed", "IndexError: list index out of range")
+    assert "Traceback" in record["traceback"]
+
+
 def test_a_warning_is_an_event() -> None:
     ran = subprocess.run(
         [sys.executable, "-c", CHILD, "warning", "text"],
