@@ -27,13 +27,14 @@ class Served:
     Args:
         folder: of the test; the data lies in it.
         arguments: what else the command line says.
+        program: what the interpreter runs.
     """
 
-    def __init__(self, folder: Path, arguments: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, arguments: Sequence[str] = (), program: Sequence[str] = ("-m", "broker")) -> None:
         self.log = folder / "log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "broker", "serve", "--data", "data", "--tcp", "127.0.0.1:0",
+                [sys.executable, *program, "serve", "--data", "data", "--tcp", "127.0.0.1:0",
                  "--log-format", "json", *arguments],
                 cwd=folder, env=ENVIRONMENT, stderr=log,
             )  # fmt: skip
@@ -98,6 +99,33 @@ def test_a_life_in_events(tmp_path: Path) -> None:
     refused = [record for record in records if record["event"] == "connections_refused"]
     assert sum(record["count"] for record in refused) == STRANGERS
     assert len(refused) < 10, "counted, not logged one by one"
+
+
+STUMBLES = """
+import sys
+from broker.cli.main import main
+from broker.edge import serve
+
+announce = serve.Server._announce
+
+def announce_and_stumble(server, *arguments):
+    announce(server, *arguments)
+    server._node.loop.call_soon(lambda: [][0])
+
+serve.Server._announce = announce_and_stumble
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_what_a_servers_loop_catches_is_an_event(tmp_path: Path) -> None:
+    server = Served(tmp_path, program=("-c", STUMBLES))
+    try:
+        assert server.wait_for("loop_error")["error"] == "IndexError: list index out of range"
+        server.process.terminate()
+        assert server.process.wait(60) == 0, "it goes on"
+    finally:
+        server.process.kill()
+        server.process.wait()
 
 
 def test_a_start_that_fails_is_an_event_and_an_error(tmp_path: Path) -> None:
