@@ -116,7 +116,7 @@ class Conversation:
             if got == Kind.PING:
                 self._socket.sendall(control.encode_pong(control.decode_token(body)))
             elif got not in (Kind.PONG, Kind.EVENT):
-                raise error("MALFORMED_FRAME", f"got a frame of kind {got}, expected {kind.name}")
+                raise error("MALFORMED_FRAME", f"the server: got a frame of kind {got}, expected {kind.name}")
 
     def _read(self, size: int) -> bytes:
         data = bytearray()

@@ -176,8 +176,9 @@ def _await_ready(process: subprocess.Popen[bytes], folder: Path) -> str:
             return address
         time.sleep(0.01)
     state = "not ready" if process.poll() is None else f"ended with status {process.returncode}"
-    said = (folder / "log").read_text(errors="replace").split("\n")
-    last = next((line for line in reversed(said) if line.strip()), "it said nothing")
+    said = [line for line in (folder / "log").read_text(errors="replace").split("\n") if line.strip()]
+    # Behind the error comes what to do about it.
+    last = next((line for line in reversed(said) if line.startswith("error ")), said[-1] if said else "it said nothing")
     raise error("UNAVAILABLE", f"broker serve: {state}: {last.strip()}")
 
 

@@ -31,7 +31,9 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "sub": "Print what arrives on channels.",
         "bench": "Measure the broker and verify every message.",
         "demo": "Publish a corpus, kill the broker, resume, and judge.",
+        "config": "Check a configuration, or show the effective one.",
         "errors": "Explain the error codes.",
+        "events": "Explain the events of the log.",
         "version": "Print the versions of the broker and what it runs on.",
     }
 )
@@ -113,12 +115,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _print_error(failure: BrokerError) -> None:
     """Print an error and what to do about it. A server's words are not trusted to be clean of control characters."""
-    click.echo(f"error {_printable(f'{failure.name} ({failure.code}): {failure.detail}')}", err=True)
-    if failure.hint:
-        click.echo(f"hint: {_printable(failure.hint)}", err=True)
+    click.echo(f"error {printable(str(failure))}", err=True)
+    click.echo(f"hint: {printable(failure.hint)}", err=True)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Return a text in which whatever a terminal would act on is escaped."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 

@@ -76,7 +76,11 @@ class Framed:
 
     def finish(self) -> list[bytes]:
         if self._rest:
-            raise error("INVALID_RECORD", f"input: ends {len(self._rest)} bytes into a message")
+            raise error(
+                "INVALID_RECORD",
+                f"input: ends {len(self._rest)} bytes into a message",
+                "Put the length of each payload, a u32 in little-endian, before it; the last one may be cut.",
+            )
         return []
 
 
@@ -102,7 +106,9 @@ CUTTERS: dict[str, type[Lines] | type[Framed] | type[Whole]] = {"lines": Lines, 
 
 def check_size(size: int) -> None:
     if size > MESSAGE_BYTES_MAX:
-        raise error("PAYLOAD_TOO_LARGE", f"input: a message of at least {size} bytes, limit {MESSAGE_BYTES_MAX} bytes")
+        raise error(
+            "PAYLOAD_TOO_LARGE", f"input: got a message of {size} bytes or more, limit {MESSAGE_BYTES_MAX} bytes"
+        )
 
 
 async def read_pieces(descriptor: int) -> AsyncIterator[bytes]:

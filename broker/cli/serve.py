@@ -6,30 +6,14 @@ from pathlib import Path
 
 import click
 
-
-def _overrides(pairs: tuple[str, ...]) -> dict[str, object]:
-    """Return `KEY=VALUE` texts as flags by dotted key; the configuration judges both halves."""
-    flags: dict[str, object] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise click.BadParameter(f"got {pair!r}, expected KEY=VALUE", param_hint="--set")
-        flags[key.strip()] = value.strip()
-    return flags
+from broker.cli.options import config_option, overrides, set_option
 
 
 @click.command("serve")
 @click.option("--data", metavar="DIRECTORY", help="Directory of the journal.  [default: broker-data]")
 @click.option("--tcp", metavar="HOST:PORT", help='TCP listener; "" for none.  [default: 127.0.0.1:4770]')
 @click.option("--unix", metavar="PATH", help="Unix socket's listener.  [default: none]")
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    envvar="BROKER_CONFIG",
-    show_envvar=True,
-    help="TOML file; SIGHUP reads it again.",
-)
+@config_option("TOML file; SIGHUP reads it again.")
 @click.option(
     "--loop", type=click.Choice(["auto", "uvloop", "asyncio"]), help="Event loop; auto takes uvloop if it is there."
 )
@@ -42,13 +26,7 @@ def _overrides(pairs: tuple[str, ...]) -> dict[str, object]:
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="Lines for people, or JSON objects.")
 @click.option("--drain-s", type=float, metavar="SECONDS", help="What SIGTERM gives connections to finish.")
 @click.option("--segment-bytes", metavar="SIZE", help='Size of a journal segment, such as "64MiB".')
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Any other setting, such as limits.payload_bytes_max=65536; repeatable.",
-)
+@set_option("Any other setting, such as limits.payload_bytes_max=65536; repeatable.")
 def command(
     data: str | None,
     tcp: str | None,
@@ -67,10 +45,17 @@ def command(
     Settings come from defaults, then the file of --config, then the environment (BROKER_SERVER_TCP,
     BROKER_LIMITS_PAYLOAD_BYTES_MAX, ...), then these options; the last one wins. SIGHUP reads the file again and
     takes profiles, limits and the log level from it. It listens on loopback and Unix sockets only.
+
+    `broker config` checks and shows the settings, `broker events` explains the log on stderr.
+
+    \b
+    broker serve --data /var/lib/broker --unix /run/broker/broker.sock
+    broker serve --config broker.toml --log-format json
+    broker serve --tcp 127.0.0.1:0 --ready-file ready.json --set limits.channels_max=5000
     """
     from broker.config import Config, check_listeners
 
-    flags = _overrides(settings) | {
+    flags = overrides(settings) | {
         key: value
         for key, value in {
             "server.data": data,

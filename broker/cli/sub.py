@@ -189,4 +189,8 @@ def command(
     printer = Printer(forms.get(form) or as_text(named, sys.stdout.isatty()), count)
     asyncio.run(printer.run(url or URL_DEFAULT, filters, parse_start(start), timeout_s))
     if count is not None and not printer.is_done:
-        raise error("TIMEOUT", f"messages: got {printer.printed}, expected {count}, none within {timeout_s:g} s")
+        raise error(
+            "TIMEOUT",
+            f"messages: got {printer.printed}, expected {count}, none within {timeout_s:g} s",
+            "Wait longer with --timeout, or begin earlier with --start.",
+        )

@@ -8,7 +8,6 @@ answered with the highest number of the producer's line, and then everything is 
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import secrets
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +19,7 @@ from broker.client.connection import Connection
 from broker.client.reconnect import Backoff, BackoffPolicy, LineKnowledge, is_final
 from broker.client.subscription import ClientSubscription
 from broker.client.transport import tcp_connector, unix_connector
+from broker.events import emit
 from broker.model.errors import BrokerError, error
 from broker.model.levels import Level
 from broker.model.names import check_channel
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from broker.client.transport import Connector
     from broker_native.posting import Publication, Receipt
 
-logger = logging.getLogger("broker.client")
 
 MIB: Final = 1024 * 1024
 
@@ -201,8 +200,10 @@ class Client(Bus):
         failed = self._buffer.take_failure()
         if failed is not None:
             failure, count = failed
-            hint = f"{count} posted messages failed since the last drain; this is the first" if count > 1 else None
-            raise type(failure)(failure.code, failure.detail, hint or failure.hint, failure.name) from failure
+            hint = failure.hint
+            if count > 1:
+                hint += f" It is the first of {count} posted messages that failed since the last drain."
+            raise type(failure)(failure.code, failure.detail, hint, failure.name) from failure
 
     def _schedule_pump(self) -> None:
         self.loop.call_soon(self._pump)
@@ -328,7 +329,7 @@ class Client(Bus):
         try:
             await self._reconnect_until_refused()
         except Exception as bug:
-            logger.exception("client_failed")
+            emit("client_failed", failure=bug)
             self._fail(error("CLOSED", f"the client failed: {bug!r}"))
 
     async def _reconnect_until_refused(self) -> None:
@@ -340,7 +341,7 @@ class Client(Bus):
                     self._fail(failure)
                     return
                 delay_s = self._backoff.delay_s(self.loop.time())
-                logger.info("reconnecting after_s=%.3f reason=%s", delay_s, failure)
+                emit("reconnecting", after_s=round(delay_s, 3), code=failure.name, detail=failure.detail)
                 await asyncio.sleep(delay_s)
                 try:
                     await self._connect()
@@ -376,7 +377,7 @@ class Client(Bus):
                     self._drainers.append(waiter)
                     await waiter
         except TimeoutError:
-            logger.warning("closing with %d messages unanswered", self._buffer.records_unanswered)
+            emit("closed_unanswered", messages=self._buffer.records_unanswered)
         finally:
             await self._end()
         self._raise_failure()
@@ -387,7 +388,7 @@ class Client(Bus):
             await asyncio.wait({self._supervisor})
         connection = self._connection
         if self._closed is None:
-            self._fail(error("CLOSED", "the bus is closed"))
+            self._fail(error("CLOSED", "the bus is closed", "Open or connect a new one."))
         if connection is not None and not self._lost.done():
             # The transport ends in a turn of its own; a loop that is closed before leaves it open.
             await asyncio.wait({self._lost}, timeout=1.0)

@@ -252,7 +252,8 @@ class Connection:
         """Ping a quiet server, leave a silent one."""
         quiet_s = self._loop.time() - self._heard_s
         if quiet_s >= SILENT_PINGS_MAX * self._ping_s:
-            self.abort(error("PING_TIMEOUT", f"the server: silent for {quiet_s:.1f} s"))
+            limit_s = SILENT_PINGS_MAX * self._ping_s
+            self.abort(error("PING_TIMEOUT", f"the server: silent for {quiet_s:.1f} s, limit {limit_s:g} s"))
             return
         if quiet_s >= self._ping_s:
             self.send(control.encode_ping(int(self._loop.time() * 1e6)))

@@ -38,7 +38,7 @@ def make_places(filters: tuple[str, ...], start: Start) -> LiteralPlaces | BusPl
     if not filters:
         raise error("INVALID_PATTERN", "subscribe: got 0 filters, expected at least 1")
     if len(filters) > FILTERS_MAX:
-        raise error("TOO_MANY_SUBSCRIPTIONS", f"subscribe: got {len(filters)} filters, limit {FILTERS_MAX}")
+        raise error("TOO_MANY_SUBSCRIPTIONS", f"subscribe: got {len(filters)} filters, limit {FILTERS_MAX} filters")
     patterns = [item for item in filters if is_pattern(check_pattern(item))]
     wanted = wire_start(filters, start)
     if patterns and isinstance(wanted, control.FromPositions | control.FromLast):
@@ -80,7 +80,7 @@ def check_position(filters: tuple[str, ...], name: str, position: object) -> Pos
 def bad_start(start: object) -> BrokerError:
     return error(
         "INVALID_POSITION",
-        f"start: got {str(start)[:64]!a}",
+        f"start: got {str(start)[:64]!a}, expected a place to start at",
         "use 'new', 'start', a Position for one channel, a dict of them, a BusPosition, Last or Since",
     )
 

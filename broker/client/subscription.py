@@ -53,7 +53,11 @@ class ClientSubscription(Subscription):
         on_event: Callable[[SubscriptionEvent], object] | None,
     ) -> None:
         if credit_bytes < CREDIT_BYTES_MIN:
-            raise error("LIMIT", f"credit: got {credit_bytes} bytes, at least {CREDIT_BYTES_MIN} needed")
+            raise error(
+                "LIMIT",
+                f"credit: got {credit_bytes} bytes, expected at least {CREDIT_BYTES_MIN} bytes",
+                "Give the subscription more credit_bytes.",
+            )
         self.filters = filters
         self.events: deque[SubscriptionEvent] = deque(maxlen=EVENTS_KEPT)
         self._client = client
@@ -205,7 +209,14 @@ class ClientSubscription(Subscription):
         frame = control.encode_subscribe(wanted)
         if len(frame) > self._connection.frame_bytes_max:
             # It would cost the whole connection.
-            self.finish(error("FRAME_TOO_LARGE", f"subscribe: got {len(frame)} bytes for {len(self.filters)} filters"))
+            self.finish(
+                error(
+                    "FRAME_TOO_LARGE",
+                    f"subscribe: got {len(frame)} bytes for {len(self.filters)} filters, "
+                    f"limit {self._connection.frame_bytes_max} bytes",
+                    "Use patterns, or several subscriptions.",
+                )
+            )
             return
         self._connection.send(frame)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 from broker.access.gate import Identity
 from broker.edge.session import Session
+from broker.events import tally
 from broker.model.errors import error
 from broker.wire import control
 
@@ -45,6 +46,7 @@ class NativeConnection(Session, asyncio.BufferedProtocol):
                 "TOO_MANY_CONNECTIONS",
                 f"connections: got {len(self.node.connections) + 1}, limit {self._listener.connections_max}",
             )
+            tally(failure.name)
             stream.write(control.encode_error(failure))
             stream.close()
             self.stop()

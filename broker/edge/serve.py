@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import importlib.util
 import json
-import logging
 import os
 import signal
 import sys
@@ -18,8 +16,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from broker._version import __version__
-from broker.config import Config, check_listeners
+from broker.config import Config, check_listeners, takes_uvloop
+from broker.edge.log_output import set_log_level, set_up_log, watch_loop
 from broker.edge.native import NativeListener
+from broker.events import emit, flush
 from broker.model.errors import BrokerError, error
 from broker.node.node import Node
 
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-logger = logging.getLogger("broker.server")
-
 SWITCH_INTERVAL_S = 0.0005
 """How long the loop may keep the interpreter from the commit thread."""
+
+FLUSH_S = 10.0
+"""How often what is only counted, refused connections for instance, is logged."""
 
 
 def run(config: Config, ready_file: Path | None = None) -> None:
@@ -45,10 +46,14 @@ def run(config: Config, ready_file: Path | None = None) -> None:
     Raises:
         BrokerError: ADDRESS, STORAGE_*: it cannot serve, or cannot go on.
     """
-    set_up_logging(config.server.log_level, config.server.log_format)
+    set_up_log(config.server.log_level, config.server.log_format)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    with asyncio.Runner(loop_factory=loop_factory(config.server.loop)) as runner:
-        runner.run(Server(config, ready_file).serve())
+    try:
+        with asyncio.Runner(loop_factory=loop_factory(config.server.loop)) as runner:
+            runner.run(Server(config, ready_file).serve())
+    except BrokerError as failure:
+        emit("server_failed", code=failure.name, detail=failure.detail, hint=failure.hint)
+        raise
 
 
 def loop_factory(kind: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -57,11 +62,7 @@ def loop_factory(kind: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
     Raises:
         BrokerError: INVALID_CONFIG; uvloop is asked for and not installed.
     """
-    if kind == "asyncio":
-        return None
-    if importlib.util.find_spec("uvloop") is None:
-        if kind == "uvloop":
-            raise error("INVALID_CONFIG", "server.loop: got uvloop, which is not installed", "pip install uvloop")
+    if not takes_uvloop(kind):
         return None
     import uvloop
 
@@ -86,6 +87,7 @@ class Server:
         begun = time.monotonic()
         config = self._config
         loop = asyncio.get_running_loop()
+        watch_loop(loop)
         self._stop = loop.create_future()
         self._node = await Node.open(
             config.server.data,
@@ -104,12 +106,18 @@ class Server:
             self._announce(listener, time.monotonic() - begun)
             gc.collect()
             gc.freeze()
+            self._flush_log()
             await self._stop
         finally:
             listener.stop_accepting()
             await self._node.drain(config.server.drain_s)
             await self._node.close()
-            logger.info("stopped run=%d", self._node.run)
+            flush()
+            emit("stopped", run=self._node.run)
+
+    def _flush_log(self) -> None:
+        flush()
+        asyncio.get_running_loop().call_later(FLUSH_S, self._flush_log)
 
     async def _listen(self, listener: NativeListener) -> None:
         listeners = check_listeners(self._config.server)
@@ -119,15 +127,15 @@ class Server:
             await listener.listen_unix(listeners.unix)
 
     def _announce(self, listener: NativeListener, seconds: float) -> None:
-        logger.info(
-            "ready version=%s pid=%d run=%d tcp=%s unix=%s data=%s after_s=%.3f",
-            __version__,
-            os.getpid(),
-            self._node.run,
-            listener.tcp,
-            listener.unix,
-            self._config.server.data,
-            seconds,
+        emit(
+            "ready",
+            version=__version__,
+            pid=os.getpid(),
+            run=self._node.run,
+            tcp=listener.tcp,
+            unix=listener.unix,
+            data=self._config.server.data,
+            after_s=round(seconds, 3),
         )
         if self._ready_file is not None:
             body: dict[str, Any] = {
@@ -142,7 +150,7 @@ class Server:
             aside.replace(self._ready_file)
 
     def _end(self) -> None:
-        logger.info("stopping drain_s=%g", self._config.server.drain_s)
+        emit("stopping", drain_s=self._config.server.drain_s)
         if not self._stop.done():
             self._stop.set_result(None)
         else:
@@ -151,7 +159,6 @@ class Server:
                 connection.end(error("GOING_AWAY", "the broker is stopping"))
 
     def _fail(self, failure: BrokerError) -> None:
-        logger.critical("storage_failing code=%s detail=%s", failure.name, failure.detail)
         if not self._stop.done():
             self._stop.set_exception(failure)
 
@@ -159,36 +166,9 @@ class Server:
         try:
             config, waiting = self._config.reload()
         except BrokerError as failure:
-            logger.error("reload_refused %s", failure)
+            emit("reload_refused", code=failure.name, detail=failure.detail, hint=failure.hint)
             return
         self._config = config
-        logging.getLogger("broker").setLevel(config.server.log_level.upper())
+        set_log_level(config.server.log_level)
         self._node.reload(config.profiles, config.limits)
-        logger.info("reloaded waits_for_restart=%s", ",".join(waiting) or "nothing")
-
-
-class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, event (the message's first word) and message."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        message = record.getMessage()
-        body = {
-            "time": self.formatTime(record),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "event": message.split(" ", 1)[0],
-            "message": message,
-        }
-        if record.exc_info:
-            body["exception"] = self.formatException(record.exc_info)
-        return json.dumps(body)
-
-
-def set_up_logging(level: str, kind: str) -> None:
-    """Send the broker's log to stderr, as lines for people or as JSON."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines() if kind == "json" else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    package = logging.getLogger("broker")
-    package.handlers[:] = [handler]
-    package.setLevel(level.upper())
-    package.propagate = False
+        emit("reloaded", waiting=",".join(waiting))

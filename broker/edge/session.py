@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from broker._version import __version__
 from broker.access.gate import Identity, Verb
 from broker.core.group import Duplicate
+from broker.events import tally
 from broker.model.errors import BrokerError, error
 from broker.model.levels import Level
 from broker.model.names import check_channel, check_pattern, is_pattern
@@ -155,6 +156,7 @@ class Session(Intake):
         if self.closed:
             return
         self.stop()
+        tally(failure.name)
         transport = self.transport
         if transport is None:
             return

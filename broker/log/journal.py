@@ -13,9 +13,9 @@ group in a later one is durable, since until then its unknown group may still co
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
+from broker.events import emit
 from broker.log.environment import remove_file
 from broker.log.errors import AppendError
 from broker.log.space import OVERHEAD_BYTES, Space
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 GROUPS_MAX = 65536
 """A segment of so many groups is full, whatever their size, which bounds what a start has to replay one by one."""
-
-_log = logging.getLogger(__name__)
 
 
 class Journal:
@@ -138,5 +136,5 @@ class Journal:
                 remove_file(segment.path)
             except OSError as cause:
                 # It holds void groups only and is removed at the next start.
-                _log.warning("segment %s is not removed yet: %s", segment.path, cause)
+                emit("segment_removal_delayed", segment=segment.path, error=cause)
         self._given_up.clear()

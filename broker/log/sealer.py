@@ -10,7 +10,6 @@ whose bytes turn out to be damaged is left as it is, and said so.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import lmdb
 
+from broker.events import emit
 from broker.log.environment import OpenFiles, create_file
 from broker.log.errors import append_error, corrupt, damaged
 from broker.log.segment import SEAL_SYNCS, SUFFIX, Link, Seal, Segment
@@ -33,7 +33,6 @@ RETRY_S = 1.0
 _GROUPS_PER_TURN = 64
 # Two meta pages, the lock file and the folder's own growth.
 _CREATE_BYTES = 128 * 1024
-_log = logging.getLogger(__name__)
 
 
 def segment_path(folder: Path, ordinal: int) -> Path:
@@ -199,7 +198,7 @@ class Sealer:
             self._work()
         except Exception as cause:
             # A mistake in this program: whoever waits for a segment must hear of it instead of waiting for ever.
-            _log.exception("the sealer has stopped")
+            emit("sealer_stopped", failure=cause)
             with self._condition:
                 self._broken = cause
                 self._condition.notify_all()
@@ -260,10 +259,10 @@ class Sealer:
         try:
             syncs = seal_segment(segment, self._prepare)
         except StorageCorrupt as damage:
-            _log.error("segment is damaged and stays unsealed: %s", damage)
+            emit("segment_damaged", segment=segment.path, detail=damage.detail)
         except (StorageError, lmdb.Error, OSError, MemoryError) as cause:
             done = False
-            _log.warning("segment %s is not sealed, next attempt in %g s: %s", segment.path, RETRY_S, cause)
+            emit("segment_seal_delayed", segment=segment.path, retry_s=RETRY_S, error=cause)
         with self._condition:
             if done:
                 self._full.popleft()

@@ -52,6 +52,29 @@ class Remedy(StrEnum):
 
 _REMEDIES = (Remedy.RETRY, Remedy.RESUME, Remedy.STOP, Remedy.STORAGE)
 
+REMEDY_MEANINGS: Mapping[Remedy, str] = MappingProxyType(
+    {
+        Remedy.RETRY: "Nothing has happened; the same request may succeed later.",
+        Remedy.RESUME: "Connect or subscribe again, and go on from the last position.",
+        Remedy.STOP: "The request is wrong or forbidden; repeating it cannot help.",
+        Remedy.STORAGE: "The disk refused, is damaged or in use, or the outcome is not known; look before repeating.",
+    }
+)
+"""What each remedy asks for, one sentence; also the hint of an error that this build does not know."""
+
+
+class Scope(StrEnum):
+    """What ends with an error."""
+
+    CONNECTION = "connection"
+    """The server says it and closes the connection."""
+    REQUEST = "request"
+    """One request or subscription is refused; the connection goes on."""
+    EITHER = "either"
+    """It names the request that it refuses, or it names none and the server closes the connection."""
+    LOCAL = "local"
+    """It is raised where it happens and never sent."""
+
 
 def remedy_of(code: int) -> Remedy:
     """Return the remedy of a code, known or not.
@@ -73,7 +96,7 @@ class BrokerError(Exception):
         code: the stable number, 1000-4999 (0-65535 when a peer sent it).
         name: the stable UPPER_SNAKE name that goes with the code.
         detail: what, got, limit, unit; one line for a person.
-        hint: what to do about it, or None.
+        hint: what to do about it; the registry's advice unless the error has more to say.
     """
 
     def __init__(self, code: int, detail: str, hint: str | None = None, name: str | None = None) -> None:
@@ -82,15 +105,17 @@ class BrokerError(Exception):
         Args:
             code: a code of the registry, or a foreign one if `name` is given.
             detail: what, got, limit, unit.
-            hint: what to do about it.
+            hint: what to do about it; None or empty for the registry's advice.
             name: the name that a peer sent with a code that the registry lacks; else taken from the registry.
         """
-        # All of it goes into `args`, so that copying and pickling rebuild the same error.
-        super().__init__(code, detail, hint, name)
+        advice = default_hint(code)
+        # All of it goes into `args`, so that copying and pickling rebuild the same error. A hint that says no more than
+        # the registry counts as none, whether it was given or came about.
+        super().__init__(code, detail, hint if hint and hint != advice else None, name)
         self.code = code
         self.detail = detail
-        self.hint = hint
         self.name = BY_CODE[code].name if name is None else name
+        self.hint = hint or advice
 
     @property
     def remedy(self) -> Remedy:
@@ -176,6 +201,7 @@ class ErrorCode:
         summary: what has happened, in one clause.
         advice: what a person or a program does about it.
         kind: the class that is raised for it.
+        scope: what ends with it.
     """
 
     code: int
@@ -183,6 +209,7 @@ class ErrorCode:
     summary: str
     advice: str
     kind: type[BrokerError]
+    scope: Scope
 
     @property
     def remedy(self) -> Remedy:
@@ -197,6 +224,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "the server has more undecided work than it takes on",
         "Wait a moment and send it again; if it stays so, publish more slowly or raise the bound named in the detail.",
         Unavailable,
+        Scope.REQUEST,
     ),
     ErrorCode(
         1002,
@@ -204,6 +232,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "the disk or the storage's bound leaves no room for the group",
         "Free space on the file system of the data directory; publishing recovers by itself, and reading goes on.",
         StorageFull,
+        Scope.REQUEST,
     ),
     ErrorCode(
         1003,
@@ -211,6 +240,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "a producer's number skips numbers that the server has not seen",
         "Send again from the first refused number on; clients of this project do so by themselves.",
         RequestError,
+        Scope.REQUEST,
     ),
     ErrorCode(
         1004,
@@ -218,6 +248,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "an earlier commit failed before this one was handed to the disk; nothing of it is stored",
         "Send it again under the same numbers.",
         StorageError,
+        Scope.REQUEST,
     ),
     ErrorCode(
         1005,
@@ -225,6 +256,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "the server holds as many connections as it may",
         "Connect later, or raise limits.connections_max and the limit of open files (ulimit -n).",
         Unavailable,
+        Scope.CONNECTION,
     ),
     ErrorCode(
         1006,
@@ -232,6 +264,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "a bound of the profile or of the server's memory is reached",
         "Slow down and try again; the detail names the bound.",
         LimitExceeded,
+        Scope.REQUEST,
     ),
     ErrorCode(
         1007,
@@ -239,6 +272,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "the answer did not come in time",
         "Try again; a publish keeps its number, so repeating it cannot store it twice.",
         Unavailable,
+        Scope.EITHER,
     ),
     ErrorCode(
         1008,
@@ -246,6 +280,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "the journal is recovering and takes nothing yet",
         "Try again in a moment.",
         Unavailable,
+        Scope.REQUEST,
     ),
     ErrorCode(
         2001,
@@ -253,6 +288,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "the server drains and will close the connection",
         "Finish what is in flight, connect again and resume.",
         Unavailable,
+        Scope.CONNECTION,
     ),
     ErrorCode(
         2002,
@@ -260,6 +296,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "a subscription used up its credit and its byte budget",
         "Resume from the last position; consume faster or grant more credit.",
         Unavailable,
+        Scope.CONNECTION,
     ),
     ErrorCode(
         2003,
@@ -267,6 +304,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "the connection ended without a word",
         "Connect again, resume, and repeat what was not acknowledged under its numbers.",
         ConnectionLost,
+        Scope.CONNECTION,
     ),
     ErrorCode(
         2004,
@@ -274,6 +312,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "another connection took over this producer's line of numbers",
         "Let one connection publish for one producer; give the other one an identity of its own.",
         Unavailable,
+        Scope.CONNECTION,
     ),
     ErrorCode(
         2005,
@@ -281,6 +320,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "the peer was silent for longer than it may be",
         "Connect again and resume; look for a stalled event loop or a broken network path.",
         Unavailable,
+        Scope.CONNECTION,
     ),
     ErrorCode(
         3001,
@@ -288,6 +328,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "bytes arrived that are no legal frame",
         "The peer is no broker, or its encoder is wrong; the detail says which field.",
         MalformedFrame,
+        Scope.CONNECTION,
     ),
     ErrorCode(
         3002,
@@ -295,6 +336,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "a frame declares more bytes than the handshake allows",
         "Send fewer records in a frame; the limit is frame_bytes_max of WELCOME.",
         FrameTooLarge,
+        Scope.CONNECTION,
     ),
     ErrorCode(
         3003,
@@ -302,6 +344,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "client and server share no version of the protocol",
         "Upgrade the older of the two.",
         ProtocolError,
+        Scope.CONNECTION,
     ),
     ErrorCode(
         3004,
@@ -309,6 +352,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "the frame is not allowed at this point of the conversation",
         "The peer's state machine is wrong; the detail says what was expected.",
         ProtocolError,
+        Scope.CONNECTION,
     ),
     ErrorCode(
         3005,
@@ -316,6 +360,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "the name can be no channel's",
         "Use dotted tokens of 1 to 128 printable ASCII characters, at most 255 bytes in all.",
         InvalidChannel,
+        Scope.REQUEST,
     ),
     ErrorCode(
         3006,
@@ -323,6 +368,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "the filter is neither a channel's name nor a pattern",
         "Use * for exactly one token and > for one or more at the end, each as a token of its own.",
         InvalidPattern,
+        Scope.REQUEST,
     ),
     ErrorCode(
         3007,
@@ -330,6 +376,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "no profile matches the channel",
         "Add a profile whose pattern matches it; the first match wins, so > comes last.",
         RequestError,
+        Scope.REQUEST,
     ),
     ErrorCode(
         3008,
@@ -337,6 +384,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "the identity may not do that to this name",
         "Ask for the right, or use a name that is not reserved.",
         Denied,
+        Scope.REQUEST,
     ),
     ErrorCode(
         3009,
@@ -344,6 +392,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "the payload is larger than the profile or the server takes",
         "Split it or send a reference to it; the limit is in the detail.",
         RequestError,
+        Scope.REQUEST,
     ),
     ErrorCode(
         3010,
@@ -351,6 +400,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "the packed headers are larger than the server takes",
         "Move the data into the payload.",
         RequestError,
+        Scope.REQUEST,
     ),
     ErrorCode(
         3011,
@@ -358,6 +408,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "a record's fields do not fit its flags or its size",
         "The publisher's encoder is wrong; the detail says which field.",
         RequestError,
+        Scope.REQUEST,
     ),
     ErrorCode(
         3012,
@@ -365,6 +416,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "the connection has no subscription of that number",
         "Subscribe first; a subscription ends with its connection.",
         RequestError,
+        Scope.REQUEST,
     ),
     ErrorCode(
         3013,
@@ -372,6 +424,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "the connection has a subscription of that number already",
         "Choose a free number, or unsubscribe first.",
         RequestError,
+        Scope.REQUEST,
     ),
     ErrorCode(
         3014,
@@ -379,6 +432,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "the start of a subscription is no position of this journal",
         "Take positions from deliveries, acknowledgements or SUBSCRIBED, and only from this journal.",
         RequestError,
+        Scope.REQUEST,
     ),
     ErrorCode(
         3015,
@@ -386,6 +440,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "a bound on channels is reached",
         "Use fewer channels, or raise the bound that the detail names.",
         RequestError,
+        Scope.EITHER,
     ),
     ErrorCode(
         3016,
@@ -393,6 +448,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "a connection or a subscription asks for more filters than it may",
         "Use patterns or a second connection, or raise the bound that the detail names.",
         RequestError,
+        Scope.REQUEST,
     ),
     ErrorCode(
         3017,
@@ -400,13 +456,15 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "the server knows no such request",
         "Check the spelling and the server's version.",
         RequestError,
+        Scope.REQUEST,
     ),
     ErrorCode(
         3018,
         "INVALID_CONFIG",
         "a setting is unknown, of the wrong type or out of its range",
-        "Correct the setting that the detail names.",
+        "Correct the setting that the detail names; `broker config show` lists all of them with their ranges.",
         ConfigError,
+        Scope.LOCAL,
     ),
     ErrorCode(
         3019,
@@ -414,6 +472,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "a publish begins at numbers that are stored and ends at new ones",
         "Repeat a publish with the same bounds as before; never merge old and new records.",
         RequestError,
+        Scope.REQUEST,
     ),
     ErrorCode(
         3020,
@@ -421,6 +480,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "the broker, connection or subscription is closed",
         "Open a new one.",
         RequestError,
+        Scope.LOCAL,
     ),
     ErrorCode(
         3021,
@@ -428,6 +488,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "a handle was used in a child process that did not open it",
         "Open the broker after the fork.",
         RequestError,
+        Scope.LOCAL,
     ),
     ErrorCode(
         3022,
@@ -435,6 +496,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "the address is in use, malformed, or not loopback without authentication and TLS",
         "Choose another port or path, or listen on 127.0.0.1 or a Unix socket.",
         ConfigError,
+        Scope.LOCAL,
     ),
     ErrorCode(
         3023,
@@ -442,6 +504,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "a transaction names channels of more than one shard",
         "Choose names that share their first tokens, as many as the profile's shard_tokens says.",
         RequestError,
+        Scope.REQUEST,
     ),
     ErrorCode(
         4001,
@@ -449,6 +512,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "the commit failed after it was handed to the disk; the records may or may not be stored",
         "Publish again under the same numbers: the answer says which; without numbers, read before repeating.",
         CommitUnknown,
+        Scope.REQUEST,
     ),
     ErrorCode(
         4002,
@@ -456,6 +520,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "stored bytes fail their checksum or break the chain of groups",
         "Keep a copy of the data directory, check the disk, and restore from a backup or a replica.",
         StorageCorrupt,
+        Scope.EITHER,
     ),
     ErrorCode(
         4003,
@@ -463,6 +528,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "the directory is not a broker's, or was written by a newer version",
         "Name another directory, or run the version that wrote it.",
         StorageError,
+        Scope.LOCAL,
     ),
     ErrorCode(
         4004,
@@ -470,6 +536,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "another process holds the data directory",
         "Stop that process, or connect to it instead of opening the directory.",
         StorageError,
+        Scope.LOCAL,
     ),
     ErrorCode(
         4005,
@@ -477,6 +544,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "the operating system refused a read or write of the data directory",
         "Check the disk, its permissions and its mount; the detail carries the system's own words.",
         StorageError,
+        Scope.EITHER,
     ),
 )
 
@@ -492,6 +560,16 @@ _FOREIGN: Mapping[Remedy, type[BrokerError]] = MappingProxyType(
         Remedy.STORAGE: StorageError,
     }
 )
+
+
+def default_hint(code: int) -> str:
+    """Return what to do about an error that says no more than its code.
+
+    Args:
+        code: any integer; of one that the registry lacks, the remedy of its thousand.
+    """
+    row = BY_CODE.get(code)
+    return REMEDY_MEANINGS[remedy_of(code)] if row is None else row.advice
 
 
 def error(code_or_name: int | str, detail: str, hint: str | None = None) -> BrokerError:
@@ -519,10 +597,10 @@ def to_wire(failure: BrokerError) -> dict[str, object]:
         failure: the error; the caller adds the key that says what it concerns (`request`, `subscription`, …).
 
     Returns:
-        A new dict with `code`, `name`, `detail` and, if there is one, `hint`.
+        A new dict with `code`, `name`, `detail` and, if it says more than the registry's advice, `hint`.
     """
     body: dict[str, object] = {"code": failure.code, "name": failure.name, "detail": failure.detail}
-    if failure.hint is not None:
+    if failure.hint != default_hint(failure.code):  # the peer has the registry too
         body["hint"] = failure.hint
     return body
 

@@ -151,7 +151,7 @@ def display(name: bytes) -> str:
 def _refusal(code_name: str, what: str, candidate: bytes) -> BrokerError:
     """Say why a candidate is none; the first reason that holds is the one to mend first."""
     if not candidate:
-        return error(code_name, f"{what}: got 0 bytes, expected 1 to {NAME_BYTES_MAX}")
+        return error(code_name, f"{what}: got 0 bytes, expected 1 to {NAME_BYTES_MAX} bytes")
     if len(candidate) > NAME_BYTES_MAX:
         return error(
             code_name, f"{what} {display(candidate)}: got {len(candidate)} bytes, limit {NAME_BYTES_MAX} bytes"

@@ -38,6 +38,7 @@ class Setting:
         high: largest number accepted, or None for text.
         choices: the only texts accepted; empty for any.
         reloadable: whether a running server takes a change of it on SIGHUP.
+        secret: its value is never shown, logged or part of an error.
     """
 
     doc: str
@@ -46,6 +47,7 @@ class Setting:
     high: float | None
     choices: tuple[str, ...]
     reloadable: bool
+    secret: bool = False
 
     def accepted(self) -> str:
         """Return what is accepted, in words: `1 to 255 bytes`, `one of a, b`."""
@@ -58,12 +60,20 @@ class Setting:
     def refusal(self, value: object) -> str:
         """Return why a value of the right type is not accepted, or nothing if it is."""
         if self.choices:
-            shown = getattr(value, "label", value)
-            return "" if shown in self.choices else f"got {shown!r}, expected {self.accepted()}"
+            word = getattr(value, "label", value)
+            return "" if word in self.choices else f"got {self.shown(word)!r}, expected {self.accepted()}"
         if self.low is None or self.high is None or not isinstance(value, (int, float)):
             return ""
         # Written so that NaN, which compares false with everything, is refused.
-        return "" if self.low <= value <= self.high else f"got {value}, expected {self.accepted()}"
+        return "" if self.low <= value <= self.high else f"got {self.shown(value)}, expected {self.accepted()}"
+
+    def shown(self, value: object) -> object:
+        """Return a value as it may be seen by anybody: itself, or HIDDEN in place of one that is secret."""
+        return HIDDEN if self.secret and value else value
+
+
+HIDDEN = "(hidden)"
+"""What stands where a secret value would."""
 
 
 def setting(
@@ -74,9 +84,10 @@ def setting(
     high: float | None = None,
     choices: tuple[str, ...] = (),
     reloadable: bool = False,
+    secret: bool = False,
 ) -> Mapping[str, Setting]:
     """Return the `metadata` of a dataclass field that is a setting; the arguments are those of `Setting`."""
-    return {"setting": Setting(doc, unit, low, high, choices, reloadable)}
+    return {"setting": Setting(doc, unit, low, high, choices, reloadable, secret)}
 
 
 def settings_of(section: Section | type[Section]) -> dict[str, Setting]:
@@ -97,5 +108,5 @@ def check_settings(section: Section) -> None:
 
 
 def invalid(key: str, reason: str, hint: str | None = None) -> BrokerError:
-    """Return the INVALID_CONFIG error of a key, not raised."""
+    """Return the INVALID_CONFIG error of a key, not raised; its detail is `key: reason`."""
     return error("INVALID_CONFIG", f"{key}: {reason}", hint)

@@ -9,12 +9,12 @@ subscription is attached: that is the seam, without gap or duplicate.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Container
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from broker.core.sequencer import DELIVER_FLAG_EARLY, Sequencer
+from broker.events import emit
 from broker.model.errors import BrokerError, error
 from broker.model.levels import Level
 from broker.model.names import matches
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from broker_native.fanout import Subscription
 
 __all__ = ["CatchUp", "Following", "Place", "Wanted"]
-
-logger = logging.getLogger("broker.catchup")
 
 SLICE_BYTES_MAX = 1 << 20
 QUEUED_BYTES_MAX = 2 << 20
@@ -166,7 +164,7 @@ class CatchUp:
             elif isinstance(failure, BrokerError):
                 found(failure)
             else:
-                logger.error("time_not_found", exc_info=failure)
+                emit("time_not_found", failure=failure)
                 found(error("STORAGE_FAILED", f"time {time_us}: the log cannot be searched"))
 
         asyncio.wrap_future(self._pool.submit(self._log.time_to_group, time_us), loop=self._loop).add_done_callback(
@@ -223,7 +221,7 @@ class CatchUp:
         failure = read.exception()
         if failure is not None:
             if not isinstance(failure, BrokerError):
-                logger.error("catchup_failed", exc_info=failure)
+                emit("catchup_failed", failure=failure)
             self._lost(following.subscription, failure)
             return
         name, chunks, place = read.result()

@@ -10,7 +10,6 @@ Everything here runs on the loop's thread.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import resource
 import sys
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from broker.access.gate import Gate
 from broker.core.sequencer import Sequencer
+from broker.events import emit
 from broker.log.log import Log
 from broker.model.errors import BrokerError, error
 from broker.node.catchup import CatchUp, Following
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection", "Node"]
 
-logger = logging.getLogger("broker.node")
 
 READ_BUFFER_BYTES = 256 << 10
 TURN_BYTES_MAX = 512 << 10
@@ -262,7 +261,7 @@ class Node:
             self._failed(failure)
             return
         if self.tails.refuse_code:
-            logger.info("storage_recovered group=%d", group.number)
+            emit("storage_recovered", group=group.number)
             self.tails.refuse_code = 0
         self.core.committed(self.clock.now_us())
         # Early chunks of this turn are closed first: a group takes closed ones only.
@@ -280,7 +279,7 @@ class Node:
 
     def _failed(self, failure: BrokerError) -> None:
         lost = handed_over(failure)
-        logger.error("commit_failed code=%s handed_over=%s detail=%s", failure.name, lost, failure.detail)
+        emit("commit_failed", code=failure.name, detail=failure.detail, handed_over=lost)
         self.core.end_turn(self.tails.now_us)
         self.core.failed(failure, handed_over=lost)
         self.tails.refuse_code = failure.code if failure.name == "STORAGE_FULL" else _UNAVAILABLE

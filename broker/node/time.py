@@ -1,24 +1,21 @@
 """Broker time: the wall clock at start plus monotonic time, steered gently towards the wall.
 
 It never goes back and never below the last group's time. A wall clock that jumps by more than two seconds raises an
-alarm
-and is followed only when it has stayed there for a minute.
+alarm and is followed only when it has stayed there for a minute.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import TYPE_CHECKING
 
+from broker.events import emit
 from broker_native.intake import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["BrokerTime"]
-
-logger = logging.getLogger("broker.time")
 
 SLEW_US_PER_S = 1_000
 JUMP_US = 2_000_000
@@ -48,11 +45,7 @@ class BrokerTime:
         behind_us = self._wall_us() - (Clock.monotonic_us() + self.clock.offset_us)
         if abs(behind_us) > JUMP_US:
             if not self._jump_seen_s:
-                logger.warning(
-                    "clock_jump: the wall clock is %+.3f s from broker time; not followed unless it stays for %d s",
-                    behind_us / 1e6,
-                    JUMP_LASTS_S,
-                )
+                emit("clock_jump", behind_s=behind_us / 1e6, lasts_s=JUMP_LASTS_S)
             self._jump_seen_s += seconds
             if self._jump_seen_s < JUMP_LASTS_S:
                 return

@@ -203,7 +203,7 @@ def test_a_full_disk_during_a_seal(disk: SmallDisk, caplog: pytest.LogCaptureFix
         disk.free()
         assert one.log.wait_sealed(10)
         check(one, chain)
-    assert "is not sealed" in caplog.text
+    assert "segment_seal_delayed segment=" in caplog.text
     with opened(path) as one:
         check(one, chain)
 

@@ -52,11 +52,12 @@ def test_nobody_there_is_said() -> None:
         Conversation(url)
 
 
-def test_a_server_that_does_not_start_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = "import sys; sys.exit('no journal to be had')"
+@pytest.mark.parametrize("said", ["no journal to be had", "x\\nerror no journal to be had\\nhint: get one"])
+def test_a_server_that_does_not_start_is_quoted(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = f"import sys; sys.exit('{said}')"
     real = subprocess.Popen
     monkeypatch.setattr("subprocess.Popen", lambda _, **options: real([sys.executable, "-c", script], **options))
-    with pytest.raises(BrokerError, match=r"ended with status 1: no journal to be had"), running_server(None):
+    with pytest.raises(BrokerError, match=r"ended with status 1: (error )?no journal to be had$"), running_server(None):
         pass
 
 

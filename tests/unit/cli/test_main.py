@@ -55,10 +55,12 @@ def test_help_names_every_verb_and_imports_none() -> None:
     assert "_BROKER_COMPLETE=bash_source" in ran.stdout
 
 
-@pytest.mark.parametrize("name", ["serve", "errors", "version"])
-def test_verb_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([name, "--help"]) == 0
-    assert f"Usage: broker {name}" in capsys.readouterr().out
+@pytest.mark.parametrize("name", ["serve", "config", "config check", "config show", "errors", "events"])
+def test_verb_has_help_with_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*name.split(), "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"Usage: broker {name}" in out
+    assert f"\n  broker {name}" in out, "an example on a line of its own"
 
 
 def test_version_option(capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,11 +145,26 @@ def test_module_is_the_command() -> None:
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, f"broker {__version__}\n", "")
 
 
-def test_shell_completion(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("broker ver", ["version"]),
+        ("broker e", ["errors", "events"]),
+        ("broker con", ["config"]),
+        ("broker config ch", ["check"]),
+        ("broker config show --to", ["--toml"]),
+        ("broker errors slow", ["SLOW_CONSUMER"]),
+        ("broker events clock", ["clock_jump"]),
+        ("broker config check --set limits.ping_i", ["limits.ping_interval_s="]),
+    ],
+)
+def test_shell_completion(
+    words: str, completed: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("_BROKER_COMPLETE", "bash_complete")
-    monkeypatch.setenv("COMP_WORDS", "broker ver")
-    monkeypatch.setenv("COMP_CWORD", "1")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
     with pytest.raises(SystemExit) as caught:
         cli.main([])
     assert caught.value.code == 0
-    assert capsys.readouterr().out == "plain,version\n"
+    assert capsys.readouterr().out.splitlines() == [f"plain,{word}" for word in completed]

@@ -73,6 +73,12 @@ def test_row_is_complete(row: errors.ErrorCode) -> None:
     assert row.advice.endswith(".")
     assert "\n" not in row.summary + row.advice
     assert issubclass(row.kind, BrokerError)
+    assert error(row.code, "what").hint == error(row.code, "what", "").hint == row.advice, "each has a next step"
+    # What a handle of this process refuses cannot concern a connection, and what closes one is no request's.
+    if row.scope is errors.Scope.LOCAL:
+        assert row.remedy in (Remedy.STOP, Remedy.STORAGE)
+    if row.remedy is Remedy.RESUME or issubclass(row.kind, errors.ProtocolError):
+        assert row.scope is errors.Scope.CONNECTION
 
 
 def test_registry_is_frozen() -> None:
@@ -133,7 +139,7 @@ def test_error_of_no_row_is_a_mistake_of_the_caller(unknown: int | str) -> None:
         error(unknown, "")
 
 
-@pytest.mark.parametrize("hint", [None, "do this"])
+@pytest.mark.parametrize("hint", ["do this", BY_NAME["STORAGE_FULL"].advice])
 def test_copies_are_the_same_error(hint: str | None) -> None:
     failure = error("STORAGE_FULL", "disk: got 1 byte, limit 0 bytes", hint)
     for twin in (copy.copy(failure), pickle.loads(pickle.dumps(failure))):
@@ -145,7 +151,7 @@ def test_copies_are_the_same_error(hint: str | None) -> None:
 def test_wire_round_trip(row: errors.ErrorCode, detail: str, hint: str | None) -> None:
     failure = error(row.code, detail, hint)
     body = to_wire(failure)
-    assert set(body) == {"code", "name", "detail"} | ({"hint"} if hint is not None else set())
+    assert set(body) == {"code", "name", "detail"} | ({"hint"} if hint and hint != row.advice else set())
     twin = from_wire(body | {"request": 7})
     assert type(twin) is type(failure)
     assert to_wire(twin) == body
@@ -166,6 +172,8 @@ def test_code_of_a_newer_peer_keeps_its_name_and_remedy(code: int, kind: type[Br
     failure = from_wire({"code": code, "name": "NEWER", "detail": "something"})
     assert type(failure) is kind
     assert str(failure) == f"NEWER ({code}): something"
+    assert failure.hint == errors.REMEDY_MEANINGS[failure.remedy]
+    assert "hint" not in to_wire(failure)
     assert copy.copy(failure).name == "NEWER"
 
 

@@ -1,0 +1,101 @@
+"""What there is to set: the sections of a configuration, each a frozen dataclass of settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from broker.model.limits import Limits
+from broker.model.settings import GIB, MIB, check_settings, invalid, setting
+
+if TYPE_CHECKING:
+    from broker.model.settings import Section
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """How the server home listens, where its data is, and how it speaks to its operator.
+
+    Raises:
+        ConfigError: INVALID_CONFIG; a value is out of its range.
+    """
+
+    SECTION: ClassVar[str] = "server"
+
+    tcp: str = field(
+        default="127.0.0.1:4770",
+        metadata=setting("Address of the TCP listener, HOST:PORT; port 0 takes a free one, empty text none at all."),
+    )
+    unix: str = field(
+        default="",
+        metadata=setting("Path of the Unix socket's listener; empty text for none."),
+    )
+    data: str = field(
+        default="broker-data",
+        metadata=setting("Directory of the journal; created with mode 0700 if it does not exist."),
+    )
+    loop: str = field(
+        default="auto",
+        metadata=setting(
+            "The event loop; auto takes uvloop where it is installed.", choices=("auto", "uvloop", "asyncio")
+        ),
+    )
+    drain_s: float = field(
+        default=10.0,
+        metadata=setting(
+            "How long SIGTERM lets connections finish before they are closed.", unit="seconds", low=0, high=3_600
+        ),
+    )
+    log_level: str = field(
+        default="info",
+        metadata=setting(
+            "The least severe messages that are logged.",
+            choices=("debug", "info", "warning", "error"),
+            reloadable=True,
+        ),
+    )
+    log_format: str = field(
+        default="text",
+        metadata=setting("How a message is written: a line for people, or one JSON object.", choices=("text", "json")),
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if not self.data:
+            raise invalid("server.data", "got empty text, expected a directory")
+        if "\0" in self.data:
+            raise invalid("server.data", f"got {self.data[:64]!a}, expected a path without a zero byte")
+
+
+@dataclass(frozen=True, slots=True)
+class StorageConfig:
+    """How the journal lies on the disk.
+
+    Raises:
+        ConfigError: INVALID_CONFIG; a value is out of its range.
+    """
+
+    SECTION: ClassVar[str] = "storage"
+
+    segment_bytes: int = field(
+        default=64 * MIB,
+        metadata=setting(
+            "Size of a journal segment; at least twice the largest group.", unit="bytes", low=1 * MIB, high=4 * GIB
+        ),
+    )
+    reserve_bytes: int = field(
+        default=256 * MIB,
+        metadata=setting(
+            "Free space kept on the data directory's file system; below it publishing is answered STORAGE_FULL.",
+            unit="bytes",
+            low=0,
+            high=1024 * GIB,
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+SECTIONS: dict[str, type[Section]] = {kind.SECTION: kind for kind in (ServerConfig, Limits, StorageConfig)}
+"""Every section but the profiles, by name, in the order in which they are shown."""

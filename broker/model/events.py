@@ -1,0 +1,323 @@
+"""Every event that the broker logs, in one registry: its name, its level, its fields and what to do about it.
+
+A record of the log is an event's name and typed fields, never a sentence, so that a program can count and alarm by
+name and a person reads the sentence here (`broker events`). A name or a field never changes its meaning; a new field
+may be added. `tests/unit/test_events.py` compares each call with this registry.
+
+No field carries a payload, a header, a token or a setting that is secret. What a peer had a part in, a channel's name
+or the text of an error, is a text field, and the output escapes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+RESERVED_FIELDS = frozenset({"time", "level", "event", "traceback", "suppressed", "failure"})
+"""Names that the output or the call itself gives a meaning; no event has a field of that name."""
+
+
+class Severity(StrEnum):
+    """How much an event matters; names and order are those of `logging`."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+    CRITICAL = "critical"
+
+
+class FieldKind(StrEnum):
+    """The type of a field's value in JSON; every one of them may be null."""
+
+    TEXT = "text"
+    INTEGER = "integer"
+    NUMBER = "number"
+    BOOLEAN = "boolean"
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of an event.
+
+    Attributes:
+        name: as in the output; a unit comes last.
+        kind: of its value.
+        meaning: one clause.
+    """
+
+    name: str
+    kind: FieldKind
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One row of the registry.
+
+    Attributes:
+        name: stable, lower_snake.
+        severity: fixed for the event.
+        room: which part of the broker says it; `broker.<room>` is the logger's name.
+        meaning: what has happened, one clause.
+        advice: what an operator does about it.
+        fields: each of them stands in every record of the event.
+    """
+
+    name: str
+    severity: Severity
+    room: str
+    meaning: str
+    advice: str
+    fields: tuple[Field, ...] = ()
+
+
+def _text(name: str, meaning: str) -> Field:
+    return Field(name, FieldKind.TEXT, meaning)
+
+
+def _integer(name: str, meaning: str) -> Field:
+    return Field(name, FieldKind.INTEGER, meaning)
+
+
+def _number(name: str, meaning: str) -> Field:
+    return Field(name, FieldKind.NUMBER, meaning)
+
+
+_CODE = _text("code", "name of the error, see `broker errors`")
+_DETAIL = _text("detail", "what, got, limit, unit")
+_HINT = _text("hint", "what to do about it")
+_ERROR = _text("error", "the exception's type and text")
+_RUN = _integer("run", "number of this run, counted up at every start")
+_SEGMENT = _text("segment", "path of the journal's segment")
+
+EVENTS: tuple[Event, ...] = (
+    # -- the server's life
+    Event(
+        "ready",
+        Severity.INFO,
+        "server",
+        "the server takes connections",
+        "Nothing; a supervisor may wait for it.",
+        (
+            _text("version", "of the broker"),
+            _integer("pid", "process id"),
+            _RUN,
+            _text("tcp", "address of the TCP listener, or null"),
+            _text("unix", "path of the Unix socket, or null"),
+            _text("data", "the data directory"),
+            _number("after_s", "seconds from start to here"),
+        ),
+    ),
+    Event(
+        "stopping",
+        Severity.INFO,
+        "server",
+        "a signal asked the server to drain and end",
+        "Nothing; a second signal cuts the drain short.",
+        (_number("drain_s", "seconds that connections get to finish"),),
+    ),
+    Event("stopped", Severity.INFO, "server", "the server has ended in good order", "Nothing.", (_RUN,)),
+    Event(
+        "server_failed",
+        Severity.CRITICAL,
+        "server",
+        "the server cannot start or cannot go on; the process ends",
+        "Follow the hint, then start it again.",
+        (_CODE, _DETAIL, _HINT),
+    ),
+    Event(
+        "reloaded",
+        Severity.INFO,
+        "server",
+        "SIGHUP: the configuration was read again and taken",
+        "Restart at leisure if `waiting` is not empty.",
+        (_text("waiting", "changed settings that wait for a restart, separated by commas"),),
+    ),
+    Event(
+        "reload_refused",
+        Severity.ERROR,
+        "server",
+        "SIGHUP: the new configuration is not acceptable; the old one stays",
+        "Correct it, try it with `broker config check`, and send SIGHUP again.",
+        (_CODE, _DETAIL, _HINT),
+    ),
+    Event(
+        "connections_refused",
+        Severity.INFO,
+        "server",
+        "connections were ended with an error, counted by its code instead of logged one by one",
+        "Look the code up with `broker errors`; a few are normal, a flood is a client's mistake or an attack.",
+        (_CODE, _integer("count", "connections"), _number("within_s", "seconds in which they came")),
+    ),
+    # -- the node
+    Event(
+        "commit_failed",
+        Severity.ERROR,
+        "node",
+        "a group could not be committed; its publishers are told, and the journal goes on in a new segment",
+        "Check the disk and its free space; at three failures in a minute the server ends.",
+        (
+            _CODE,
+            _DETAIL,
+            Field("handed_over", FieldKind.BOOLEAN, "whether the disk had it already, so that its outcome is unknown"),
+        ),
+    ),
+    Event(
+        "storage_recovered",
+        Severity.INFO,
+        "node",
+        "commits succeed again",
+        "Nothing.",
+        (_integer("group", "number of the first group that was committed"),),
+    ),
+    Event(
+        "clock_jump",
+        Severity.WARNING,
+        "node",
+        "the wall clock is more than two seconds from broker time; it is followed only if it stays there",
+        "Check the machine's time service.",
+        (
+            _number("behind_s", "wall clock less broker time, seconds"),
+            _integer("lasts_s", "seconds it must last to be followed"),
+        ),
+    ),
+    Event(
+        "time_not_found",
+        Severity.ERROR,
+        "node",
+        "searching the log for a time failed by a mistake of the broker; that subscription is refused",
+        "Report it with its traceback.",
+        (_ERROR,),
+    ),
+    Event(
+        "catchup_failed",
+        Severity.ERROR,
+        "node",
+        "reading history failed by a mistake of the broker; that connection is closed",
+        "Report it with its traceback.",
+        (_ERROR,),
+    ),
+    # -- the journal
+    Event(
+        "sealer_stopped",
+        Severity.ERROR,
+        "log",
+        "the thread that seals segments ended by a mistake of the broker; publishing fails from the next segment on",
+        "Restart the server, and report it with its traceback.",
+        (_ERROR,),
+    ),
+    Event(
+        "segment_damaged",
+        Severity.ERROR,
+        "log",
+        "a full segment fails its checksums; it stays as it is and unsealed",
+        "Keep a copy of the data directory, check the disk, and restore from a backup.",
+        (_SEGMENT, _DETAIL),
+    ),
+    Event(
+        "segment_seal_delayed",
+        Severity.WARNING,
+        "log",
+        "sealing a full segment failed; it is tried again",
+        "Free space or check the disk if it goes on.",
+        (_SEGMENT, _number("retry_s", "seconds until the next attempt"), _ERROR),
+    ),
+    Event(
+        "segment_removal_delayed",
+        Severity.WARNING,
+        "log",
+        "a segment that holds nothing valid could not be removed; the next start does it",
+        "Check the permissions of the data directory if it comes again.",
+        (_SEGMENT, _ERROR),
+    ),
+    # -- clients
+    Event(
+        "reconnecting",
+        Severity.INFO,
+        "client",
+        "the client lost its connection, or could not get one, and will try again",
+        "Nothing; look at the broker if it goes on.",
+        (_number("after_s", "seconds until the attempt"), _CODE, _DETAIL),
+    ),
+    Event(
+        "client_failed",
+        Severity.ERROR,
+        "client",
+        "the client ended by a mistake of its own",
+        "Report it with its traceback.",
+        (_ERROR,),
+    ),
+    Event(
+        "closed_unanswered",
+        Severity.WARNING,
+        "client",
+        "the bus was closed before the broker had answered all publishes; their outcome is unknown",
+        "Await drain() before closing, or give close() more time.",
+        (_integer("messages", "publishes without an answer"),),
+    ),
+    # -- the process, whatever runs in it
+    Event(
+        "loop_error",
+        Severity.ERROR,
+        "process",
+        "an exception reached the event loop's handler",
+        "Report it with its traceback, unless `error` names the machine's limits.",
+        (_text("message", "what the loop says of it"), _ERROR),
+    ),
+    Event(
+        "crashed",
+        Severity.CRITICAL,
+        "process",
+        "an exception that nobody caught ends the process",
+        "Report it with its traceback, and start the server again.",
+        (_ERROR,),
+    ),
+    Event(
+        "thread_error",
+        Severity.ERROR,
+        "process",
+        "an exception ended a thread",
+        "Report it with its traceback.",
+        (_text("thread", "name of the thread"), _ERROR),
+    ),
+    Event(
+        "unraisable_error",
+        Severity.ERROR,
+        "process",
+        "an exception could not be raised, for instance in a finalizer",
+        "Report it with its traceback.",
+        (_text("message", "what the interpreter says of it"), _ERROR),
+    ),
+    Event(
+        "warning",
+        Severity.WARNING,
+        "process",
+        "the interpreter or a library warned",
+        "Report it, or update the library that it names.",
+        (_text("message", "the warning"),),
+    ),
+    Event(
+        "library_log",
+        Severity.INFO,
+        "process",
+        "a library logged something; the record keeps the library's level",
+        "Read the message.",
+        (_text("logger", "name of the library's logger"), _text("message", "what it said")),
+    ),
+    Event(
+        "events_suppressed",
+        Severity.WARNING,
+        "process",
+        "an event came more often than is logged in a second",
+        "Look at the records of that event; nothing is lost but their repetition.",
+        (_text("name", "the event"), _integer("count", "records that were left out")),
+    ),
+)
+
+EVENT_BY_NAME: Mapping[str, Event] = MappingProxyType({event.name: event for event in EVENTS})
