@@ -496,9 +496,9 @@ def decode_positions(items: list[Any]) -> FromPositions:
 def decode_bus(value: object) -> FromBus:
     if isinstance(value, list) and len(value) == 3:
         journal, group, index = value
-        if isinstance(journal, bytes) and len(journal) == JOURNAL_BYTES and is_u64(group):
-            if is_u64(index) and index <= U32_MAX:
-                return FromBus(journal, group, index)
+        is_journal = isinstance(journal, bytes) and len(journal) == JOURNAL_BYTES
+        if is_journal and is_u64(group) and is_u64(index) and index <= U32_MAX:
+            return FromBus(journal, group, index)
     raise wrong("bus", f"[journal of {JOURNAL_BYTES} bytes, group, index]")
 
 
@@ -660,6 +660,7 @@ def decode_error(body: bytes | memoryview) -> Refusal:
         MalformedFrame: A field is missing or wrong.
     """
     fields = decode(body)
+    take_optional_str(fields, "hint")
     return Refusal(
         failure=from_wire(fields),
         subscription=take_optional_int(fields, "subscription", U32_MAX),
