@@ -320,7 +320,9 @@ def render(fields: Iterable[Field]) -> list[str]:
     """Write fields, a line each; a long one goes on in the next line."""
     lines = []
     for data, meaning in fields:
-        rows = [data[at : at + ROW_BYTES].hex(" ") for at in range(0, len(data), ROW_BYTES)] or [""]
+        if not data:
+            continue
+        rows = [data[at : at + ROW_BYTES].hex(" ") for at in range(0, len(data), ROW_BYTES)]
         lines.append(f"{rows[0]:<{3 * ROW_BYTES - 1}}  {meaning}")
         lines += rows[1:]
     return lines

@@ -15,24 +15,21 @@ import msgpack
 from broker.model.errors import error
 from broker.wire import control
 from broker.wire.kinds import Kind
-from tests.golden.annotate import annotate, frames
-from tests.golden.conversations import EPOCH, PRODUCER, publish
+from broker_native.crc32c import crc32c_of
+from tests.golden.annotate import Bytes, annotate, chunk_fields, frames, render
+from tests.golden.conversations import CONVERSATIONS, EPOCH, PRODUCER, publish
 from tests.golden.stage import JOURNAL, TIME_US
 from tests.reference.frames import Record, build_record
 from tests.reference.server import deliver
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from tests.golden.script import Trace
 
-    from tests.golden.script import Step, Trace
-
-BLOCK = re.compile(r"^```hex(?: (client|server))?\n(.*?)^```$", re.M | re.S)
+BLOCK = re.compile(r"^```(?:chunk|hex(?: client| server)?)\n.*?^```$", re.M | re.S)
 
 
 def chunk(first: int, time_us: int, *records: Record, expiry_s: int = 0) -> bytes:
     """Build a chunk, its CRC included."""
-    from broker_native.crc32c import crc32c_of
-
     count = sum(record.run for record in records)
     body = b"".join(build_record(record) for record in records)
     tail = struct.pack("<QQQIIQQ", 1, EPOCH, first, count, 0, time_us, expiry_s) + body
@@ -102,11 +99,21 @@ def block(data: bytes, side: str = "") -> str:
 
 def chunk_block() -> str:
     """Render the test vector."""
-    from tests.golden.annotate import Bytes, chunk_fields, render
-
     return "\n".join(["```chunk", *render(chunk_fields(Bytes(CHUNK))), "```"])
 
 
-def conversation_steps(trace: Trace) -> Iterator[Step]:
-    """Yield the steps of a trace that stand in the document: everything that is sent."""
-    return (step for step in trace.steps if step.what != "!")
+def conversation_blocks(trace: Trace) -> list[str]:
+    """Render all that is sent in a conversation."""
+    sides = {">": "client", "<": "server"}
+    return [block(step.data, sides[step.what]) for step in trace.steps if step.what in sides]
+
+
+def refresh(text: str) -> str:
+    """Return the document with its hex written anew; there must be as many blocks as before."""
+    blocks = iter(
+        [chunk_block(), *map(block, EXAMPLES.values()), *conversation_blocks(CONVERSATIONS["specification"]())]
+    )
+    refreshed = BLOCK.sub(lambda _: next(blocks), text)
+    if next(blocks, None) is not None:
+        raise ValueError("the document has fewer blocks than there are examples and steps")
+    return refreshed

@@ -9,6 +9,7 @@ what it is answered (`<`). A trace is a readable file; `Trace.parse` reads it ba
     ! wait 1000               microseconds pass
     ! hold                    commits wait from here on
     ! release STORED          what becomes of the one that waits (a `Fate`); the others go on
+    ! fail LOST               the same, but what follows waits on
     ! crash                   the broker dies, and a new run begins on its journal
     ! drain 10                it begins to stop
     ! end                     it stops
@@ -19,7 +20,7 @@ what it is answered (`<`). A trace is a readable file; `Trace.parse` reads it ba
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from broker.model.limits import Limits
@@ -30,7 +31,11 @@ from tests.reference.journal import Fate
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LIMITS_BY_NAME = {"small": LIMITS, "default": Limits()}
+LIMITS_BY_NAME = {
+    "small": LIMITS,
+    "default": Limits(),
+    "narrow": replace(LIMITS, subscription_bytes_max=100),
+}
 
 
 @dataclass
@@ -98,6 +103,7 @@ def direct(stage: Stage, words: str) -> None:
         "wait": lambda: stage.wait(int(rest)),
         "hold": stage.hold,
         "release": lambda: stage.release(Fate[rest]),
+        "fail": lambda: stage.fail(Fate[rest]),
         "crash": stage.crash,
         "drain": lambda: stage.drain(float(rest)),
         "end": stage.end,
@@ -134,23 +140,60 @@ class Script:
         self.stage.settle()
         self.hear()
 
-    def send(self, name: str, *sent: bytes) -> None:
-        """Send frames, let the broker work, and note its answers."""
+    def send(self, name: str, *sent: bytes) -> bytes:
+        """Send frames, let the broker work, and note its answers; returns those to this client."""
         self._add(">", name, b"".join(sent))
         self.stage.feed(name, b"".join(sent))
         self.stage.settle()
-        self.hear()
+        return self.hear().get(name, b"")
 
-    def hear(self) -> None:
-        """Note what every client has been sent."""
+    def hear(self) -> dict[str, bytes]:
+        """Note what every client has been sent, and return it."""
+        heard = {}
         for name, client in self.stage.clients.items():
             received = client.take()
             if received:
+                heard[name] = received
                 self._add("<", name, received)
             if client.closed and name not in self._closed:
                 self._closed.add(name)
                 self._add("!", f"closed {name}")
+        return heard
 
     def _add(self, what: str, words: str, data: bytes = b"") -> None:
         self.trace.steps.append(Step(what, words, data, self._notes))
         self._notes = []
+
+
+def play(trace: Trace, cut: Callable[[bytes], list[bytes]], *, apart: bool) -> None:
+    """Give a trace's client bytes to a stage, and compare what comes back.
+
+    Args:
+        trace: The conversation.
+        cut: Cuts what a client sends at a time into the pieces in which it arrives.
+        apart: Whether each piece comes in an iteration of the loop of its own. Without it they come in one, so that
+            what a turn does with several frames does not depend on where they are cut.
+
+    Raises:
+        AssertionError: A client receives something else.
+    """
+    stage = Stage(limits=LIMITS_BY_NAME[trace.limits])
+    received: dict[str, bytes] = {}
+    for step in trace.steps:
+        if step.what == "<":
+            assert received.pop(step.words, b"") == step.data, f"< {step.words}: {' '.join(step.notes)}"
+            continue
+        if step.words.startswith("closed "):
+            direct(stage, step.words)
+            continue
+        assert not received, f"nobody expected what came before {step.what} {step.words}: {received}"
+        if step.what == ">":
+            for piece in cut(step.data):
+                stage.feed(step.words, piece)
+                if apart:
+                    stage.settle()
+        else:
+            direct(stage, step.words)
+        stage.settle()
+        received = {name: data for name, client in stage.clients.items() if (data := client.take())}
+    assert not received, f"nobody expected what came last: {received}"

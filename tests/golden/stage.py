@@ -38,7 +38,7 @@ TIME_US = 1_767_225_600_000_000
 """2026-01-01 00:00:00 UTC."""
 VERSION_SHOWN = "1.0"
 PROFILES = Profiles([Profile(b"e.>", Level.EPHEMERAL), Profile(b"a.>", Level.ACCEPTED), Profile(b"s.>")])
-LIMITS = Limits(payload_bytes_max=1_000, headers_bytes_max=100, channels_per_connection_max=8)
+LIMITS = Limits(payload_bytes_max=100, headers_bytes_max=20, channels_per_connection_max=8)
 
 
 class Timer:
@@ -191,7 +191,8 @@ class Stage:
         self.run += 1
         broker_time = BrokerTime(wall_us=lambda: self.now_us)
         broker_time.clock = Clock(manual=True)
-        broker_time.clock.floor_us = self.now_us
+        self.clock = broker_time.clock
+        self.set_clock()
         broker_time.steer = lambda seconds=1: None  # type: ignore[method-assign]
         core = Sequencer(self.profiles, self.limits, 4770, JOURNAL)
         for value in self.journal.replay():
@@ -207,7 +208,6 @@ class Stage:
         )
         self.journal.append(fence.number, fence.value)
         core.committed(self.now_us)
-        self.clock = broker_time.clock
         self.node = Node(core, self.journal, broker_time, self.loop)  # type: ignore[arg-type]
         self.node._commit.stop()
         self.commits = Commits(self.journal, self.node._done)
@@ -215,11 +215,21 @@ class Stage:
         self.node.catchup._pool = Pool()  # type: ignore[assignment]
         self.node._every_second()
 
+    def set_clock(self) -> None:
+        """Make the stage's time the broker's, and the one by which it measures silence."""
+        self.clock.floor_us = self.now_us
+        if hasattr(self.clock, "manual_us"):
+            self.clock.manual_us = self.now_us
+
     def connect(self, name: str) -> None:
         self.clients[name] = Client(self.node)
 
     def feed(self, name: str, data: bytes) -> None:
-        """Give bytes to the broker; nothing else happens before `settle`."""
+        """Give bytes to the broker; nothing else happens before `settle`.
+
+        All that is fed in between is as if it had been read in one iteration of the loop: the turn ends with that.
+        """
+        self.node._turned_us = self.clock.steady_us()
         # WELCOME names the release, which is no part of the protocol.
         with patch.object(session_module, "__version__", VERSION_SHOWN):
             self.clients[name].session.feed(data)
@@ -240,12 +250,16 @@ class Stage:
         self.commits.step(fate)
         self.settle()
 
+    def fail(self, fate: Fate) -> None:
+        """Decide the commit that waits; others keep waiting."""
+        self.commits.step(fate)
+
     def wait(self, us: int) -> None:
         """Let time pass, in steps of a tenth of a second at most, so that timers come in their order."""
         end_us = self.now_us + us
         while self.now_us < end_us:
             self.now_us = min(end_us, self.now_us + 100_000)
-            self.clock.floor_us = self.now_us
+            self.set_clock()
             self.loop.now_s = (self.now_us - TIME_US) / 1e6
             self.settle()
 
