@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 import pytest
 
+from broker.client.places import BusPlace
+from broker.config import ServerConfig
 from broker.core import sequencer
 from broker.edge import session
-from broker.model.errors import BY_NAME, ERROR_CODES, BrokerError, Remedy, error
+from broker.model.errors import BY_CODE, BY_NAME, ERROR_CODES, BrokerError, Remedy, error
 from broker.model.levels import Level
 from broker.model.limits import FRAME_OVERHEAD_BYTES, Limits
 from broker.model.names import NAME_BYTES_MAX, TOKEN_BYTES_MAX, check_channel
@@ -26,11 +28,15 @@ from broker.wire.kinds import Kind
 from broker_native.crc32c import crc32c_of
 from broker_native.messages import FrameReader
 from broker_native.posting import PublishBuffer
+from broker_native.tails import CODES, Line, Publisher, Tails
 from tests.golden.annotate import Bytes, annotate, bytes_of, chunk_fields, frames, render
+from tests.golden.conversations import publish
 from tests.golden.conversations import specification as conversation
 from tests.golden.document import CHUNK, EXAMPLES
+from tests.golden.stage import Stage
 from tests.reference.frames import Record, build_record
 from tests.reference.groups import Chunk, build_chunk
+from tests.reference.server import deliver
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,6 +96,7 @@ class Drawing:
         self.types = [
             (kind, int(times or 1)) for kind, times in re.findall(r"(u8|u16|u32|u64)(?: × (\d+))?(?: = 0)?", types)
         ]
+        assert set(re.findall("= .", types)) <= {"= 0"}
         self.rest = self.names[len(self.types) :]
         self.names = self.names[: len(self.types)]
 
@@ -718,6 +725,255 @@ def check_magic(document: Document) -> None:
     assert document.text.startswith(f"# The native protocol, version {kinds.VERSION}\n")
 
 
+# -- states ------------------------------------------------------------------------------------------------------------
+
+LEGAL = {
+    "HELLO": (EXAMPLES["HELLO"], b""),
+    "CHANNEL": (control.encode_channel(0, b"s.x"), control.encode_channel(0, b"$x")),
+    "PUBLISH": (control.encode_channel(0, b"s.x") + publish(0, 1, b"x"), publish(7, 1, b"x")),
+    "SUBSCRIBE": (
+        control.encode_subscribe(control.Subscribe(1, ("s.x",), 1)),
+        control.encode_subscribe(control.Subscribe(1, ("..",), 1)),
+    ),
+    "UNSUBSCRIBE": (
+        control.encode_subscribe(control.Subscribe(1, ("s.x",), 1)) + control.encode_unsubscribe(1),
+        control.encode_unsubscribe(2),
+    ),
+    "CREDIT": (control.encode_credit(1, 1), b""),
+    "REQUEST": (control.encode_request(1, "channel", {"name": "s.x"}), control.encode_request(1, "dance")),
+    "PING": (control.encode_ping(1), b""),
+    "PONG": (control.encode_pong(1), b""),
+}
+"""Of each frame that a client sends one that is good, behind what it needs, and one that is refused."""
+ILLEGAL = {
+    "any other kind": [control.frame(kind, b"") for kind in (0, 2, 3, 6, 9, 11, 12, 14, 15, 17, 18, 19, 21, 255)],
+    "flags or reserved not zero, a body that is not as drawn": [
+        control.frame(Kind.PING, bytes(8), flags=1),
+        bytes.fromhex("0800000004000100"),
+        control.frame(Kind.HELLO, b"short"),
+    ],
+    "a body over the limit": [struct.pack("<IBBH", 1 << 31, Kind.PUBLISH, 0, 0)],
+}
+
+
+def answer(stage: Stage, frame: bytes) -> str:
+    """Say in the table's words what the stage's newest client gets for a frame."""
+    client = stage.clients["client"]
+    stage.feed("client", frame)
+    stage.settle()
+    received = frames(client.take())
+    if not received:
+        assert not client.closed
+        return "no answer"
+    last = received[-1]
+    if last[4] != Kind.ERROR:
+        assert not client.closed
+        return Kind(last[4]).name
+    refusal = control.decode_error(last[8:])
+    keys = [
+        key for key in ("subscription", "request", "channel", "number", "count") if getattr(refusal, key) is not None
+    ]
+    assert client.closed == (not keys)
+    return "ERROR with " + " and ".join(f"`{key}`" for key in keys) if keys else f"`{refusal.failure.name}`, end"
+
+
+def fresh(*, is_open: bool) -> Stage:
+    stage = Stage()
+    stage.connect("client")
+    if is_open:
+        assert answer(stage, EXAMPLES["HELLO"]) == "WELCOME"
+    return stage
+
+
+def check_states(document: Document) -> None:
+    rows = {name: cells for name, *cells in document.table(6, "| frame | GREETING")}
+    assert set(rows) == {*LEGAL, *ILLEGAL}
+    for name, (good, bad) in LEGAL.items():
+        greeting, is_open = rows[name]
+        said = is_open.split(";")[0].split(", or ")
+        last = frames(good)[-1]
+        assert answer(fresh(is_open=False), last) == greeting.split(", or ")[0], name
+        assert answer(fresh(is_open=True), good) == said[0], name
+        assert len(said) == 1 + bool(bad), name
+        if bad:
+            assert answer(fresh(is_open=True), bad) == said[1], name
+    for name, wrong in ILLEGAL.items():
+        for frame in wrong:
+            assert answer(fresh(is_open=False), frame) == rows[name][0], (name, frame)
+            if frame[4] != Kind.HELLO:
+                assert answer(fresh(is_open=True), frame) == rows[name][1], (name, frame)
+
+
+# -- prose -------------------------------------------------------------------------------------------------------------
+
+
+def check_headings(document: Document) -> None:
+    """The contents are the headings; sections and steps are numbered without gap."""
+    headings = re.findall(r"^## (\d+)\. (.*)$", document.text, re.M)
+    assert [int(index) for index, _ in headings] == list(range(1, len(headings) + 1))
+    contents = re.findall(r"\[(\d+) ([^]]+)\]\(#([^)]+)\)", document.text.split("## 1.")[0].replace("\n", " "))
+    assert [(index, title) for index, title, _ in contents] == headings
+    for index, title, anchor in contents:
+        assert anchor == f"{index}-" + re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-")
+    due = 1
+    for line in document.text.splitlines():
+        step = re.match(r"(\d+)\. ", line)
+        if step is not None:
+            assert int(step[1]) in (1, due), line
+            due = int(step[1]) + 1
+        elif line and not line.startswith(" "):
+            due = 1
+
+
+def check_powers(document: Document) -> None:
+    """Powers of two are those that the layouts and the credit have, each where it belongs."""
+    powers = re.findall(r"(\d+)([⁰¹²³⁴⁵⁶⁷⁸⁹]+)", document.text)
+    assert set(powers) == {("2", power) for power in ("¹⁶", "³²", "⁴⁰", "⁶⁴")}
+    assert document.text.count("2⁴⁰") == 5
+    assert document.text.count("2⁶⁴") == document.text.count("2¹⁶") == 1
+
+
+def check_line_table(document: Document) -> None:
+    """The line's table says what a core answers, for every small line and frame."""
+    rows = document.table(8, "| | answer")
+    signs = {"−": "-", "≤": "<=", "≥": ">=", " = ": " == ", ", or": " or", ", *n*": " and *n*"}
+    for highest in range(4):
+        for first in range(6):
+            for count in range(1, 5):
+                said = []
+                for condition, words in rows:
+                    asked = condition
+                    for sign, python in signs.items():
+                        asked = asked.replace(sign, python)
+                    if eval(asked.replace("*", ""), {}, {"h": highest, "n": first, "c": count}):
+                        said.append(words)
+                assert len(said) == 1, (highest, first, count)
+                line_answers(highest, first, count, said[0])
+    assert rows[1][1].startswith(f"duplicate: PUBLISHED with flag {kinds.PUBLISHED_FLAG_DUPLICATE}.")
+
+
+def line_answers(highest: int, first: int, count: int, said: str) -> None:
+    line = Line()
+    tails = Tails(1, 1)
+    tails.load(b"s.x", Level.SYNCED, 2, 100)
+    publisher = Publisher(tails, line, None, 100)
+    publisher.bind(0, b"s.x")
+    if highest:
+        assert publisher.publish_frame(publish(0, 1, *[b"x"] * highest)[8:]) == 0
+    code = publisher.publish_frame(publish(0, first, *[b"x"] * count)[8:])
+    if code == 0:
+        assert said == "it is taken; *h* becomes *h* + *c*"
+        assert line.next - 1 == highest + count
+    elif code == CODES["DUPLICATE"]:
+        assert said.startswith("duplicate")
+    else:
+        assert said == f"`{BY_CODE[code].name}`"
+
+
+def check_bus_lag(document: Document) -> None:
+    """How far an EARLY chunk vouches is what our client builds on."""
+    place = BusPlace(control.FromNew())
+    place.subscribed(control.Subscribed(1, (), control.FromBus(bytes(16), 3, 0)))
+    frame = deliver(CHUNK, group=9, index=5, name=b"a.x", flags=int(kinds.DeliverFlag.EARLY))
+    place.accept(read_batch(frame))
+    reached = place.bus_position
+    assert reached is not None
+    assert reached.index == (1 << 32) - 1
+    lag = 9 - reached.group
+    prose = document.prose(11)
+    assert f"everything up to and including group *g* − {lag}." in prose
+    assert f"If group > {lag}, the place becomes (group − {lag}, 2³² − 1) if that is further." in prose
+
+
+def check_conversation_words(document: Document) -> None:
+    """The words between the conversation's frames are those of its trace."""
+    words = " ".join(document.prose(17).split())
+    said = " ".join(" ".join(step.notes) for step in conversation().steps if step.notes)
+    assert words.endswith(said)
+
+
+def check_references(document: Document) -> None:
+    """Codes, ports and sections that the text refers to are there."""
+    assert set(re.findall(r"\| as (\d+) \|", document.sections[14])) == {str(BY_NAME["STORAGE_CORRUPT"].code)}
+    assert f"{BY_NAME['COMMIT_UNKNOWN'].code} leaves the outcome unknown" in document.sections[14]
+    for section in re.findall(r"(?<!RFC 3720 )§(\d+)", document.text):
+        assert int(section) in document.sections
+    assert f"(port {ServerConfig().tcp.rpartition(':')[2]} unless" in document.prose(1)
+
+
+CLAIMS = [
+    (1, "unsigned and little-endian: `u8`, `u16`, `u32`, `u64`."),
+    (1, "broker time: microseconds since 1970-01-01 00:00 UTC."),
+    (2, "| PONG | both | u64 token"),
+    (4, "in seconds since 1970,"),
+    (1, "A **sequence** numbers the records of a channel, dense, from 1."),
+    (1, "compared for equality only, and 0 means none"),
+    (2, "`flags` is 0 in every kind but DELIVER"),
+    (3, f"its {kinds.RECORD_HEADER_BYTES}-byte header included"),
+    (3, "In a PUBLISH it is sent as 0 and not looked at"),
+    (3, "It stands for `run` sequences, from 1,"),
+    (4, f"CRC-32C of the bytes from {struct.calcsize('<II')} to `size`"),
+    (4, "sequence of its first record, from 1 |"),
+    (4, "sequences that it covers, from 1: one for each record"),
+    (4, "| `flags` | 0 |"),
+    (4, "0 when no record has one"),
+    (4, "The last sequence is `first + count − 1`."),
+    (5, "0 for a line without numbers or a HELLO without producer"),
+    (5, "13. 0: never |"),
+    (5, f"The {len(kinds.HELLO_MAGIC)} bytes are the same in all versions."),
+    (5, f"offers `[{kinds.VERSION}, {kinds.VERSION + 1}]` and goes on"),
+    (7, "The client chooses the numbers, dense from 0:"),
+    (7, "the numbers `number` to `number + count − 1` have the sequences `first` to `first + count − 1`"),
+    (7, "A duplicate with epoch 0 and first 0 was"),
+    (7, "(A PUBLISH whose `count` was 0 is refused with `count` 0.)"),
+    (8, "The line is dense: 1, 2, 3, …"),
+    (8, "the answer says epoch 0 and first 0."),
+    (8, "(all codes of 1xxx)"),
+    (8, "a code of 1xxx other than `NUMBER_GAP`"),
+    (8, "numbered from *h* + 1."),
+    (8, "the client goes on from *h* + 1 all the same"),
+    (8, f"answered with level {int(Level.SYNCED)} or higher"),
+    (8, "makes a line that begins with 1 and ends with the connection"),
+    (9, "| `subscription` | uint, 1 to 2³² − 1 |"),
+    (9, f"`journal` bin of {kinds.JOURNAL_BYTES}, `index` uint below 2³²,"),
+    (9, "A position with sequence 0 is the very beginning."),
+    (9, f"An index of 2³² − {(1 << 32) - session.INDEX_END} is the end of its group."),
+    (9, "the head's sequence, 0 for an empty channel"),
+    (9, "0 while it has had no record, and with a bus position"),
+    (9, "(`at` = head + 1)"),
+    (9, "a code of 4xxx when the log"),
+    (10, "`u8 length, bytes` of the channel's name"),
+    (10, "Chunks of ephemeral channels have group 0 and no place."),
+    (10, "`first` and `count` are from 1;"),
+    (10, "the server sends only when credit is above 0, and stops when it is used up;"),
+    (10, "the last chunk may take it below 0."),
+    (10, "credit may go below 0 by `limits.subscription_bytes_max`"),
+    (11, "For `trimmed` it is (epoch, `at` − 1)."),
+    (11, "*f* = *s* + 1: new as a whole"),
+    (11, "*f* > *s* + 1: records between were trimmed"),
+    (11, "the channel diverged at *f* − 1; new as a whole"),
+    (11, "is listed as (0, 0) if the subscription"),
+    (11, "with a group *g* above 0,"),
+    (11, "unless the group is 0:"),
+    (11, "those of the same group too if the index is 2³² − 1."),
+    (11, "comes again, and step 2 drops it"),
+    (12, "except as §11 step 2 says"),
+    (13, "`{request: uint below 2³², op: str, …}`"),
+    (13, "`epoch`: uint, 0 when it has had no record;"),
+    (13, "1 when there is none; `head`: uint, the newest, 0 when there is none;"),
+    (13, "It looks at this every `ping_s` / 3 or so"),
+    (13, "carry a u64 token"),
+    (13, "is treated as the codes of 2xxx are"),
+    (15, "duplicate with epoch 0 |"),
+]
+"""Sentences with a number in them that no other check computes; a trace of tests/golden shows what each says."""
+
+
+def check_claims(document: Document) -> None:
+    for section, claim in CLAIMS:
+        assert claim.lower() in " ".join(document.sections[section].split()).lower(), claim
+
+
 CHECKS = [value for name, value in list(globals().items()) if name.startswith("check_") and "document" in
           getattr(value, "__annotations__", {})]  # fmt: skip
 
@@ -725,3 +981,67 @@ CHECKS = [value for name, value in list(globals().items()) if name.startswith("c
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 def test_the_document_says_what_the_code_does(check: Callable[[Document], None]) -> None:
     check(Document(TEXT))
+
+
+# -- the judge ---------------------------------------------------------------------------------------------------------
+
+NUMBER = re.compile(r"0x[0-9A-Fa-f]+|\d[\d,]*\d|\d|[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+NAMES = re.compile(
+    r"§[\d.]+|RFC \d+ §[\d.]+|CRC-32C|UTF-8|version 1|some\s+100\s+ms|^```(?:hex|chunk).*?^```$", re.M | re.S
+)
+"""Where a number is a name or a rough duration, and blocks that are compared as a whole."""
+STRIDE = 7
+"""Every so many numbers one is planted wrong; with 1 it takes a quarter of a minute."""
+
+
+def numbers_of(text: str) -> list[tuple[int, int]]:
+    """Return where the numbers of the document are."""
+    hidden = [found.span() for found in NAMES.finditer(text)]
+    hidden += [found.span() for name in ANNOUNCED for found in re.finditer(rf"^\| `limits\.{name}` .*$", text, re.M)]
+    spans = [found.span() for found in NUMBER.finditer(text)]
+    return [(start, end) for start, end in spans if not any(low <= start < high for low, high in hidden)]
+
+
+def another(shown: str) -> str:
+    """Return a number that is not this one, written the same way."""
+    if shown.startswith("0x"):
+        return shown[:-1] + ("1" if shown[-1] == "0" else "0")
+    if not shown[0].isascii():
+        return shown[:-1] + ("³" if shown[-1] == "²" else "²")
+    value = int(shown.replace(",", "")) + 1
+    return f"{value:,}" if "," in shown else str(value)
+
+
+def holds(text: str) -> bool:
+    """Whether no check fails; those that only look at hex are left out."""
+    for check in CHECKS:
+        if check not in (check_states, check_examples, check_conversation):
+            try:
+                check(Document(text))
+            except (AssertionError, LookupError, ValueError, StopIteration):
+                return False
+    return True
+
+
+def test_a_wrong_number_fails() -> None:
+    places = numbers_of(TEXT)
+    assert len(places) > 400
+    missed = []
+    for start, end in places[::STRIDE]:
+        if holds(TEXT[:start] + another(TEXT[start:end]) + TEXT[end:]):
+            missed.append((TEXT.count("\n", 0, start) + 1, TEXT[start:end]))
+    assert not missed
+
+
+def test_a_wrong_byte_of_an_example_fails() -> None:
+    blocks = [found for found in re.finditer(r"^```hex.*?^```$", TEXT, re.M | re.S)]
+    for found in blocks[::6]:
+        at = TEXT.index("\n", found.start()) + 1
+        wrong = Document(TEXT[:at] + ("0" if TEXT[at] != "0" else "1") + TEXT[at + 1 :])
+        failed = 0
+        for check in (check_examples, check_conversation):
+            try:
+                check(wrong)
+            except (AssertionError, LookupError, ValueError):
+                failed += 1
+        assert failed == 1
