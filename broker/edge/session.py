@@ -118,6 +118,8 @@ class Session(Intake):
                 self._hello(body)
                 return
             handler = _HANDLERS.get(kind)
+            if kind == Kind.HELLO:
+                raise error("BAD_STATE", "HELLO: got a second one")
             if handler is None:
                 raise error("MALFORMED_FRAME", f"frame: got kind {kind}, which no client sends")
             handler(self, body)
@@ -257,7 +259,10 @@ class Session(Intake):
         number, raw = control.decode_channel(body)
         limit = self.node.limits.channels_per_connection_max
         if number >= limit:
-            raise error("TOO_MANY_CHANNELS", f"channel number: got {number}, limit {limit - 1}")
+            # Nothing is bound to it, so each PUBLISH to it is refused as well.
+            failure = error("TOO_MANY_CHANNELS", f"channel number: got {number}, limit {limit - 1}")
+            self.outbox.frame(control.encode_error(failure, channel=number))
+            return
         publisher = self._publisher()
         try:
             self.node.gate.check(self.identity, Verb.PUBLISH, raw)
@@ -344,7 +349,10 @@ class Session(Intake):
                 f"subscriptions: got {len(self.subscriptions) + 1}, limit {limits.subscriptions_per_connection_max}",
             )
         if len(request.filters) > limits.filters_per_subscription_max:
-            raise error("LIMIT", f"filters: got {len(request.filters)}, limit {limits.filters_per_subscription_max}")
+            raise error(
+                "TOO_MANY_SUBSCRIPTIONS",
+                f"filters: got {len(request.filters)}, limit {limits.filters_per_subscription_max}",
+            )
         literals, patterns = self._filters(request.filters)
         subscription = Subscription(
             self.outbox,
@@ -442,9 +450,11 @@ class Session(Intake):
         for name in following.literals:
             info = self.node.tails.info(name)
             assert info is not None
-            if info[1] != Level.EPHEMERAL:
-                following.after[name] = max(info[3] - 1, info[6] - 1 - count)
-            outcomes.append(control.Outcome(name.decode(), "resumed", info[2], max(0, info[6] - 1 - count)))
+            if info[1] == Level.EPHEMERAL:
+                outcomes.append(self._new(name))
+                continue
+            after = following.after[name] = max(info[3] - 1, info[6] - 1 - count)
+            outcomes.append(control.Outcome(name.decode(), "resumed", info[2], after))
         return outcomes
 
     def _new(self, name: bytes) -> control.Outcome:

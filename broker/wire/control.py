@@ -323,6 +323,8 @@ def decode_hello(body: bytes | memoryview) -> Hello:
         raise error("MALFORMED_FRAME", "HELLO: does not begin with the protocol's magic", "is this another protocol?")
     fields = decode(data[len(HELLO_MAGIC) :])
     versions = take_list(fields, "versions")
+    if not all(map(is_u64, versions)):
+        raise wrong("versions", "an array of integers")
     if VERSION not in versions:
         raise error("VERSION", f"HELLO: got versions {versions[:8]!r}, supported {[VERSION]}")
     return Hello(
@@ -494,7 +496,8 @@ def decode_positions(items: list[Any]) -> FromPositions:
 def decode_bus(value: object) -> FromBus:
     if isinstance(value, list) and len(value) == 3:
         journal, group, index = value
-        if isinstance(journal, bytes) and len(journal) == JOURNAL_BYTES and is_u64(group) and is_u64(index):
+        is_journal = isinstance(journal, bytes) and len(journal) == JOURNAL_BYTES
+        if is_journal and is_u64(group) and is_u64(index) and index <= U32_MAX:
             return FromBus(journal, group, index)
     raise wrong("bus", f"[journal of {JOURNAL_BYTES} bytes, group, index]")
 
@@ -657,6 +660,7 @@ def decode_error(body: bytes | memoryview) -> Refusal:
         MalformedFrame: A field is missing or wrong.
     """
     fields = decode(body)
+    take_optional_str(fields, "hint")
     return Refusal(
         failure=from_wire(fields),
         subscription=take_optional_int(fields, "subscription", U32_MAX),

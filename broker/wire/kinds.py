@@ -1,6 +1,6 @@
 """The numbers of specification.md as Python ints, for code that is not on the hot path.
 
-`ext/broker_native/layout.pxd` says the same numbers to native code; tests/unit/wire/test_kinds.py compares the three.
+`ext/broker_native/layout.pxd` says the same numbers to native code. tests/unit/wire compares the three.
 """
 
 from __future__ import annotations

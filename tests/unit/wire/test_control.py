@@ -32,7 +32,7 @@ starts = st.one_of(
     st.just(control.FromNew()),
     st.just(control.FromStart()),
     st.lists(st.tuples(TEXT, U64, U64), max_size=5).map(lambda items: control.FromPositions(tuple(items))),
-    st.builds(control.FromBus, st.just(JOURNAL), U64, U64),
+    st.builds(control.FromBus, st.just(JOURNAL), U64, U32),
     st.builds(control.FromTime, U64),
     st.builds(control.FromLast, U64),
 )
@@ -133,6 +133,7 @@ def test_what_a_newer_peer_adds_is_passed_over() -> None:
                 {"positions": {"a": 1}},
                 {"bus": [b"short", 1, 1]},
                 {"bus": [JOURNAL, 1]},
+                {"bus": [JOURNAL, 1, 1 << 32]},
                 {"last": -1},
                 {"time_us": 1.5},
             )
@@ -155,6 +156,8 @@ def test_a_subscribe_with_a_wrong_field_is_malformed(fields: dict[str, Any]) -> 
         (HELLO_MAGIC + msgpack.packb({"versions": [VERSION], "client": "c", "producer": b"short"}), "MALFORMED_FRAME"),
         (HELLO_MAGIC + msgpack.packb({"versions": [], "client": "c"}), "VERSION"),
         (HELLO_MAGIC + msgpack.packb({"versions": [2, 3], "client": "c"}), "VERSION"),
+        (HELLO_MAGIC + msgpack.packb({"versions": [True], "client": "c"}), "MALFORMED_FRAME"),
+        (HELLO_MAGIC + msgpack.packb({"versions": [1.0], "client": "c"}), "MALFORMED_FRAME"),
     ],
 )
 def test_a_hello_that_is_none(body: bytes, name: str) -> None:

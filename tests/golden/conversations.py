@@ -1,0 +1,604 @@
+"""The golden conversations: what is said in each, and why."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+import msgpack
+
+from broker.wire import control
+from broker.wire.control import (
+    FromPositions,
+    FromStart,
+    Subscribe,
+    encode_channel,
+    encode_credit,
+    encode_hello,
+    encode_ping,
+    encode_subscribe,
+    encode_unsubscribe,
+)
+from broker.wire.kinds import Kind
+from tests.golden.publishing import BufferClient
+from tests.golden.script import Script
+from tests.golden.stage import JOURNAL, TIME_US
+from tests.reference.frames import Record, build_record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.golden.script import Trace
+
+PRODUCER = bytes(range(16))
+INDEX_END = (1 << 32) - 1
+EPOCH = 1 << 40 | 2
+"""Of the first channel that is published to in the first run: its first group has the number 2."""
+
+
+def publish(channel: int, number: int, *records: bytes | Record, count: int | None = None) -> bytes:
+    """Build a PUBLISH frame; `count` says something else than the truth."""
+    packed = b"".join(build_record(item if isinstance(item, Record) else Record(item)) for item in records)
+    header = struct.pack("<IIQ", channel, len(records) if count is None else count, number)
+    return control.frame(Kind.PUBLISH, header + packed)
+
+
+def specification() -> Trace:
+    """The conversation of specification.md §17."""
+    script = Script("The conversation of the specification", "default")
+    note, act, send = script.note, script.act, script.send
+    act("connect client")
+    note("A client connects and says HELLO under a producer that the server does not know: `highest` is 0.")
+    send("client", encode_hello("example 1", PRODUCER))
+    note(
+        "It gives the number 0 to a channel and publishes its first record, number 1 of its line. CHANNEL has no",
+        "answer of its own. The record is answered when it is synced: sequence 1 of the channel.",
+    )
+    send("client", encode_channel(0, b"s.chat"), publish(0, 1, b"hello"))
+    act("wait 1000")
+    note("Two records in one frame, numbers 2 and 3; the second has a key and headers. One entry answers both.")
+    headers = msgpack.packb({"type": "text"})
+    send("client", publish(0, 2, b"how are you?", Record(b"fine", key=b"mood", headers=headers)))
+    act("wait 1000")
+    note(
+        "The first record again, as after an answer that was lost: its old position comes back, and nothing is",
+        "stored twice.",
+    )
+    send("client", publish(0, 1, b"hello"))
+    note(
+        "Number 4 is not well formed (a priority of 9), and number 5 is on its way behind it. Both are refused: 4 for",
+        "what it is, 5 because the line goes on with 4.",
+    )
+    send("client", publish(0, 4, Record(b"bad", priority=9)), publish(0, 5, b"next"))
+    note("All answers are here. The client gives the bad record up and sends the other one under number 4.")
+    send("client", publish(0, 4, b"next"))
+    act("wait 1000")
+    note(
+        "It subscribes to the channel from the start, with credit for 65,536 bytes of chunks. What there is comes at",
+        "once, 73 + 115 + 72 bytes of it, one chunk for each group.",
+    )
+    send("client", encode_subscribe(Subscribe(1, ("s.chat",), 65_536, FromStart())))
+    note("The application has consumed all three chunks: the client grants their 260 bytes again.")
+    send("client", encode_credit(1, 260))
+    note(
+        "The subscription is live: the next record is delivered as soon as it is committed. Here its answer is ahead",
+        "of it.",
+    )
+    send("client", publish(0, 5, b"live"))
+    act("wait 1000")
+    note(
+        "The connection breaks; let us say that this DELIVER was lost with it. On a new connection the server knows",
+        "the line up to 5.",
+    )
+    act("disconnect client")
+    act("connect client")
+    send("client", encode_hello("example 1", PRODUCER))
+    note(
+        "Channel numbers and subscriptions ended with the old connection. The client names the channel again and",
+        "publishes number 6; then it subscribes behind the last record that it received, the fourth of the channel,",
+        "and gets the fifth and the sixth.",
+    )
+    send("client", encode_channel(0, b"s.chat"), publish(0, 6, b"back again"))
+    send("client", encode_subscribe(Subscribe(2, ("s.chat",), 65_536, FromPositions((("s.chat", EPOCH, 4),)))))
+    note("PING may be sent at any time.")
+    send("client", encode_ping(7))
+    note("It unsubscribes, and closes its socket. Nothing is said to that.")
+    send("client", encode_unsubscribe(2))
+    act("disconnect client")
+    return script.trace
+
+
+def opened(script: Script, name: str = "client", producer: bytes | None = None) -> None:
+    """Connect a client and shake hands."""
+    script.act(f"connect {name}")
+    script.send(name, encode_hello(name, producer))
+
+
+def map_frame(kind: Kind, **fields: object) -> bytes:
+    """Build a control frame whose map is not checked."""
+    return control.frame(kind, msgpack.packb(fields, use_bin_type=True))
+
+
+def handshake() -> Trace:
+    """HELLO accepted and refused."""
+    script = Script("HELLO, accepted and refused")
+    note, act, send = script.note, script.act, script.send
+
+    def refused(why: str, *frames: bytes) -> None:
+        act("connect client")
+        note(why)
+        send("client", *frames)
+
+    note("No producer: the line begins with 1 and ends with the connection.")
+    opened(script)
+    note("A second HELLO.")
+    send("client", encode_hello("client"))
+    act("connect client")
+    note("Later versions and keys that nobody knows are passed over; a token is not looked at.")
+    hello = {"versions": [3, 1, 2], "client": "later", "token": "t", "colour": {"red": [1, None]}}
+    send("client", control.frame(Kind.HELLO, control.HELLO_MAGIC + msgpack.packb(hello)))
+    act("disconnect client")
+    refused(
+        "No version that is known.", control.frame(Kind.HELLO, control.HELLO_MAGIC + control.pack({"versions": [2]}))
+    )
+    refused("A key is missing.", control.frame(Kind.HELLO, control.HELLO_MAGIC + control.pack({"versions": [1]})))
+    refused("Another protocol.", control.frame(Kind.HELLO, b"BROKER\0\2" + control.pack({"versions": [1]})))
+    refused("Another frame first.", encode_ping(1))
+    refused("Flags are not zero.", control.frame(Kind.HELLO, control.HELLO_MAGIC, flags=1))
+    refused(
+        "The reserved field is not zero. Nothing but the header is needed to see that.",
+        bytes.fromhex("0900000001000100"),
+    )
+    refused("A HELLO that would be 16,385 bytes.", bytes.fromhex("0140000001000000"))
+    act("connect client")
+    note("Silence: the HELLO is due within two seconds.")
+    act("wait 1900000")
+    act("wait 200000")
+    return script.trace
+
+
+def durability() -> Trace:
+    """PUBLISH at each level, seen by its publisher and by a reader."""
+    script = Script("Ephemeral, accepted and synced, published and delivered")
+    note, act, send = script.note, script.act, script.send
+    opened(script, "reader")
+    send("reader", encode_subscribe(Subscribe(1, ("e.x", "a.x", "s.x"), 65_536)))
+    opened(script)
+    names = (encode_channel(0, b"e.x"), encode_channel(1, b"a.x"), encode_channel(2, b"s.x"))
+    note("Three channels are named; there is no answer to that.")
+    send("client", *names)
+    note("From here on commits wait.")
+    act("hold")
+    note("Ephemeral: delivered and answered at the end of the turn, no group.")
+    send("client", publish(0, 1, b"gone with the wind"))
+    note("Accepted: delivered EARLY and answered at the end of the turn, ahead of its commit.")
+    send("client", publish(1, 2, b"probably kept"))
+    note("Synced: nothing before its commit, and that waits for the one before it.")
+    send("client", publish(2, 3, b"kept"))
+    note("The disk has the first group; the second follows at once.")
+    act("release STORED")
+    note("An ephemeral and a synced record in one turn: the second is answered later.")
+    act("hold")
+    send("client", publish(2, 4, b"kept, too"), publish(0, 5, b"overtakes"))
+    act("release STORED")
+    return script.trace
+
+
+def line() -> Trace:
+    """The producer's line: duplicates, gap, overlap."""
+    script = Script("The producer's line: duplicates, gap, overlap")
+    note, act, send = script.note, script.act, script.send
+    opened(script, producer=PRODUCER)
+    send("client", encode_channel(0, b"s.x"), encode_channel(1, b"e.x"))
+    note("Numbers 1 to 3.")
+    send("client", publish(0, 1, b"a", b"b", b"c"))
+    note("Number 4 goes to an ephemeral channel.")
+    send("client", publish(1, 4, b"d"))
+    note("A duplicate of part of a frame: the position of the part.")
+    send("client", publish(0, 2, b"b"))
+    note("Nobody looks at a duplicate's records, and nobody compares them.")
+    send("client", publish(0, 1, b"other", count=2))
+    note("Across channels: one entry for each run, in the order of the line. Of the ephemeral one no position is kept.")
+    send("client", publish(0, 1, b"a", b"b", b"c", b"d"))
+    note("Overlap: begins at stored numbers and ends at a new one.")
+    send("client", publish(0, 3, b"c", b"d", b"e"))
+    note("Gap: 5 is due.")
+    send("client", publish(0, 6, b"f"))
+    note("Numbers begin with 1.")
+    send("client", publish(0, 0, b"zero"))
+    note("A line's end: the highest number that there can be is a gap like any other.")
+    send("client", publish(0, (1 << 64) - 1, b"last", b"past it"))
+    note("A duplicate of a record that is not committed waits for its commit.")
+    act("hold")
+    send("client", publish(0, 5, b"e"))
+    send("client", publish(0, 5, b"e"))
+    act("release STORED")
+    note("The same producer on another connection: the older one is told, and the line goes on.")
+    opened(script, "other", PRODUCER)
+    send("other", encode_channel(0, b"s.x"), publish(0, 6, b"f"))
+    return script.trace
+
+
+def refusals() -> Trace:
+    """CHANNEL and PUBLISH refused; the connection goes on."""
+    script = Script("Channels and records that are refused")
+    note, send = script.note, script.send
+    opened(script)
+    note("Before any CHANNEL no number means a channel.")
+    send("client", publish(0, 1, b"x"))
+    note("Names that no channel can have.")
+    send("client", encode_channel(0, b"two..dots"))
+    send("client", encode_channel(0, b""))
+    send("client", encode_channel(0, "s.\u00e9".encode()))
+    note("A name of the broker's own.")
+    send("client", encode_channel(0, b"$internal"))
+    note("No profile matches it.")
+    send("client", encode_channel(0, b"other.x"))
+    note("A PUBLISH to a number whose name was refused.")
+    send("client", publish(0, 1, b"x"))
+    send("client", encode_channel(0, b"s.x"))
+    note("Number 1 is refused for its record, and what was in flight behind it for its numbers.")
+    send("client", publish(0, 1, b"x" * 101), publish(0, 2, b"y"), publish(0, 3, b"z"))
+    note("A payload of 101 bytes is one too many; so are headers of 21.")
+    send("client", publish(0, 1, Record(b"x", headers=msgpack.packb({"k": "v" * 17}))))
+    note("A priority of 4; an expiry of 0; an empty key; empty headers; a flag that only the server sets.")
+    for record in (
+        Record(priority=4), Record(expiry_s=0), Record(key=b""), Record(headers=b""), Record(number=1),
+    ):  # fmt: skip
+        send("client", publish(0, 1, record))
+    note("A key of 256 bytes.")
+    send("client", publish(0, 1, Record(key=b"k" * 256)))
+    note("No record at all: refused with a count of 0.")
+    send("client", publish(0, 1))
+    note("Fewer records than announced, more than announced, one that ends behind the frame.")
+    send("client", publish(0, 1, b"x", count=2))
+    send("client", publish(0, 1, b"x", b"y", count=1))
+    broken = build_record(Record(b"x"), size=14)
+    send("client", control.frame(Kind.PUBLISH, struct.pack("<IIQ", 0, 1, 1) + broken))
+    note("A record's reserved field; a record smaller than its header.")
+    for broken in (build_record(Record(b"x"), reserved=1), build_record(Record(b"x"), size=11)):
+        send("client", control.frame(Kind.PUBLISH, struct.pack("<IIQ", 0, 1, 1) + broken))
+    note("All fields at once, and right.")
+    headers = msgpack.packb({"a": 1})
+    send("client", publish(0, 1, Record(b"x", priority=0, expiry_s=60, key=b"k", headers=headers)))
+    note("Number 0 means another channel from here on.")
+    send("client", encode_channel(0, b"e.x"), publish(0, 2, b"y"))
+    note("This server lets a connection name eight channels.")
+    send("client", *(encode_channel(number, b"s.%d" % number) for number in range(1, 9)))
+    send("client", publish(8, 3, b"z"))
+    return script.trace
+
+
+def starts() -> Trace:
+    """Every way to start a subscription of literals."""
+    script = Script("Subscriptions of literals, started in every way")
+    note, act, send = script.note, script.act, script.send
+    opened(script)
+    send("client", encode_channel(0, b"s.x"), encode_channel(1, b"s.y"), encode_channel(2, b"e.x"))
+    send("client", publish(0, 1, b"x1", b"x2"))
+    act("wait 1000000")
+    send("client", publish(1, 3, b"y1"))
+    send("client", publish(0, 4, b"x3"))
+    send("client", publish(2, 5, b"e1"))
+    opened(script, "reader")
+
+    def subscribe(number: int, *filters: str, start: control.Start, why: str) -> None:
+        note(why)
+        send("reader", encode_subscribe(Subscribe(number, filters, 65_536, start)))
+
+    positions = FromPositions
+    subscribe(1, "s.x", start=control.FromNew(), why="New: nothing of what there is.")
+    subscribe(2, "s.x", start=FromStart(), why="Everything.")
+    subscribe(3, "s.x", "s.y", start=FromStart(), why="Two channels, which are named when they come first.")
+    subscribe(4, "s.x", start=control.FromLast(1), why="The last one.")
+    subscribe(5, "s.x", start=control.FromLast(9), why="More than there are.")
+    subscribe(
+        6, "s.x", "s.y", start=positions((("s.x", EPOCH, 1),)),
+        why="Behind the first of two that came in one chunk: a chunk of the rest, its own checksum. s.y is new.",
+    )  # fmt: skip
+    subscribe(7, "s.x", start=positions((("s.x", EPOCH, 3),)), why="At the head: nothing is missing.")
+    subscribe(8, "s.x", start=positions((("s.x", EPOCH, 9),)), why="Past the head: the head is what is common.")
+    subscribe(9, "s.x", start=positions((("s.x", 7, 2),)), why="An epoch of another life: nothing is common.")
+    subscribe(10, "s.x", start=positions((("s.x", 0, 0),)), why="The very beginning.")
+    subscribe(11, "s.x", start=control.FromBus(JOURNAL, 2, INDEX_END), why="By the bus, behind the first group.")
+    subscribe(12, "s.x", start=control.FromBus(JOURNAL, 9, 0), why="A group that there is not.")
+    subscribe(13, "s.x", start=control.FromBus(bytes(16), 2, 0), why="A place of another journal.")
+    subscribe(14, "s.x", start=control.FromTime(TIME_US + 1), why="By time: what was published behind the pause.")
+    subscribe(15, "e.x", start=FromStart(), why="Of an ephemeral channel nothing is read back.")
+    subscribe(16, "e.x", start=control.FromLast(1), why="Nor this.")
+    ephemeral = 1 << 40 | 1 << 39 | 1
+    subscribe(17, "e.x", start=positions((("e.x", ephemeral, 1),)), why="Its head is a place.")
+    subscribe(18, "e.x", start=positions((("e.x", ephemeral, 0),)), why="An older one has lost what came between.")
+    note("All that follow s.x get the next record, once each.")
+    send("client", publish(0, 6, b"x4"))
+    return script.trace
+
+
+def patterns() -> Trace:
+    """Patterns: names are told once, places are the bus's."""
+    script = Script("Patterns: names, start and resume by the bus")
+    note, act, send = script.note, script.act, script.send
+    opened(script)
+    send("client", *(encode_channel(number, name) for number, name in enumerate((b"s.a", b"s.b", b"s.b.c", b"e.x"))))
+    opened(script, "reader")
+    note("New. `*` is one token, `>` one or more.")
+    send("reader", encode_subscribe(Subscribe(1, ("*.a", "s.b.>"), 65_536)))
+    note("s.a matches; its name is told with the first chunk.")
+    send("client", publish(0, 1, b"1"))
+    note("And not with the second.")
+    send("client", publish(0, 2, b"2"))
+    note("s.b matches neither pattern, s.b.c does.")
+    send("client", publish(1, 3, b"3"))
+    send("client", publish(2, 4, b"4"))
+    note("Two chunks in one group: the index counts them, whether they are delivered or not.")
+    send("client", publish(1, 5, b"5"), publish(0, 6, b"6"))
+    note("The connection breaks; what is published meanwhile is not lost.")
+    act("disconnect reader")
+    send("client", publish(2, 7, b"7"))
+    opened(script, "reader")
+    note("It resumes behind the last chunk that it had, (6, 1). Names are told anew.")
+    send("reader", encode_subscribe(Subscribe(1, ("*.a", "s.b.>"), 65_536, control.FromBus(JOURNAL, 6, 1))))
+    note("From the start, literals and patterns together; a record that several filters match comes once.")
+    send("reader", encode_subscribe(Subscribe(2, ("s.a", "s.*"), 65_536, FromStart())))
+    note("`>` reaches every channel, ephemeral ones as well: group 0.")
+    send("reader", encode_subscribe(Subscribe(3, (">",), 65_536)))
+    send("client", publish(3, 8, b"8"))
+    return script.trace
+
+
+def early() -> Trace:
+    """EARLY chunks, a crash that takes one, and what resuming answers."""
+    script = Script("EARLY chunks, and a crash that takes some")
+    note, act, send = script.note, script.act, script.send
+    opened(script, producer=PRODUCER)
+    send("client", encode_channel(0, b"a.x"), encode_channel(1, b"s.x"))
+    opened(script, "literal")
+    send("literal", encode_subscribe(Subscribe(1, ("a.x",), 65_536)))
+    opened(script, "bus")
+    send("bus", encode_subscribe(Subscribe(1, ("a.*", "s.*"), 65_536)))
+    note("The first record of the channel: delivered ahead of its commit.")
+    send("client", publish(0, 1, b"1"))
+    act("hold")
+    note("Two more, and their commits do not come about. They are answered all the same: that is `accepted`.")
+    send("client", publish(0, 2, b"2"))
+    send("client", publish(0, 3, b"3"))
+    note("A reader that joins now gets both from memory, EARLY as well.")
+    opened(script, "late")
+    send("late", encode_subscribe(Subscribe(1, ("a.x",), 65_536, FromStart())))
+    note("The broker dies.")
+    act("crash")
+    note("A new run. The line ends with 1: 2 and 3 were taken back with their records.")
+    opened(script, producer=PRODUCER)
+    opened(script, "literal")
+    note("It had seen up to 3: the last that it has in common with the channel is 1.")
+    send("literal", encode_subscribe(Subscribe(1, ("a.x",), 65_536, FromPositions((("a.x", EPOCH, 3),)))))
+    opened(script, "bus")
+    note("By the bus: the EARLY chunk of group 4 vouched for group 2.")
+    send("bus", encode_subscribe(Subscribe(1, ("a.*", "s.*"), 65_536, control.FromBus(JOURNAL, 2, INDEX_END))))
+    note("Sequence 2 is given anew, under a new epoch.")
+    send("client", encode_channel(0, b"a.x"), publish(0, 2, b"2, again"))
+    return script.trace
+
+
+def failures() -> Trace:
+    """A commit that fails, and what publishers hear until all is well again."""
+    script = Script("Commits that fail: refused, unknown, recovered")
+    note, act, send = script.note, script.act, script.send
+    opened(script, producer=PRODUCER)
+    send("client", encode_channel(0, b"s.x"), publish(0, 1, b"good"))
+    act("hold")
+    note("Two groups are pending: 2 in commit, 3 in the open group.")
+    send("client", publish(0, 2, b"in commit"))
+    send("client", publish(0, 3, b"in the open group"))
+    note("The commit fails after it was handed over: 2 is unknown, 3 was not stored.")
+    act("fail LOST")
+    note("Until the journal has recovered: 2 may be stored, so it is no refusal; 3 is one.")
+    send("client", publish(0, 2, b"in commit"))
+    send("client", publish(0, 3, b"in the open group"))
+    note("On a new connection `highest` counts what may be stored.")
+    opened(script, producer=PRODUCER)
+    note("The journal has recovered, and what had failed is void.")
+    act("release STORED")
+    note("Now `highest` says so.")
+    opened(script, producer=PRODUCER)
+    send("client", encode_channel(0, b"s.x"), publish(0, 2, b"in commit"), publish(0, 3, b"in the open group"))
+    note("A commit that is not even handed over: refused, and the next one goes on.")
+    act("hold")
+    send("client", publish(0, 4, b"refused"))
+    act("fail REFUSED")
+    act("release STORED")
+    send("client", publish(0, 4, b"taken"))
+    return script.trace
+
+
+def credit() -> Trace:
+    """Credit: catching up is paced by it, a live subscription is cut beyond it."""
+    script = Script("Credit, used up and granted")
+    note, send = script.note, script.send
+    opened(script)
+    send("client", encode_channel(0, b"s.x"))
+    for number in range(1, 4):
+        send("client", publish(0, number, b"%d" % number * 32))
+    opened(script, "reader")
+    note("No credit: nothing comes.")
+    send("reader", encode_subscribe(Subscribe(1, ("s.x",), 0, FromStart())))
+    note("Credit for a number without subscription is passed over.")
+    send("reader", encode_credit(9, 5))
+    note("One byte of credit: a chunk of 100 bytes, and 99 are owed.")
+    send("reader", encode_credit(1, 1))
+    note("Still nothing to spend.")
+    send("reader", encode_credit(1, 99))
+    note("Enough for the rest, and the subscription is live.")
+    send("reader", encode_credit(1, 250))
+    send("client", publish(0, 4, b"4"))
+    note("Credit that counts as 2^40 when it is more.")
+    send("reader", encode_subscribe(Subscribe(2, ("s.x",), (1 << 64) - 1)))
+    note("One byte fits; nothing fits beyond it.")
+    send("reader", encode_credit(2, 1))
+    send("reader", encode_credit(2, 1))
+    return script.trace
+
+
+def slow() -> Trace:
+    """A live subscription whose credit and overdraft are used up."""
+    script = Script("SLOW_CONSUMER", "narrow")
+    note, send = script.note, script.send
+    opened(script)
+    send("client", encode_channel(0, b"e.x"))
+    opened(script, "reader")
+    note("Credit for 100 bytes; the overdraft of this server is 100.")
+    send("reader", encode_subscribe(Subscribe(1, ("e.x",), 100)))
+    note("69 bytes: 31 are left.")
+    send("client", publish(0, 1, b"1"))
+    note("Now 38 below nothing.")
+    send("client", publish(0, 2, b"2"))
+    note("This would be 107 below: it is not sent, and the connection ends.")
+    send("client", publish(0, 3, b"3"))
+    return script.trace
+
+
+def subscriptions() -> Trace:
+    """Subscriptions refused and ended."""
+    script = Script("Subscriptions that are refused, and ended")
+    note, send = script.note, script.send
+    opened(script)
+
+    def refused(why: str, *filters: str, number: int = 2, start: control.Start | None = None) -> None:
+        note(why)
+        send("client", encode_subscribe(Subscribe(number, filters, 100, start or control.FromNew())))
+
+    send("client", encode_subscribe(Subscribe(1, ("s.x", "s.y"), 100)))
+    refused("The number is in use.", "s.x", number=1)
+    refused("`>` is not the last token.", "s.>.x")
+    refused("A name of the broker's own.", "$internal")
+    refused("No profile.", "other")
+    refused("A position of a pattern.", "s.*", start=FromPositions((("s.x", 1, 1),)))
+    refused("A position of another channel.", "s.x", start=FromPositions((("s.y", 1, 1),)))
+    refused("`last` of a pattern.", "s.*", start=control.FromLast(1))
+    note("None of these has taken the number.")
+    send("client", encode_subscribe(Subscribe(2, ("s.x",), 100)))
+    note("Unsubscribed, and a credit that crosses it.")
+    send("client", encode_unsubscribe(1), encode_credit(1, 5))
+    send("client", encode_unsubscribe(1))
+    note("Nothing of 1 follows.")
+    send("client", encode_channel(0, b"s.x"), publish(0, 1, b"x"))
+    note("The number is free again.")
+    send("client", encode_subscribe(Subscribe(1, ("s.y",), 100)))
+    return script.trace
+
+
+def requests() -> Trace:
+    """REQUEST and REPLY, PING and PONG."""
+    script = Script("Requests, pings and silence")
+    note, act, send = script.note, script.act, script.send
+    opened(script)
+    send("client", encode_channel(0, b"s.x"), publish(0, 1, b"1", b"2"))
+    note("What a channel is.")
+    send("client", control.encode_request(7, "channel", {"name": "s.x"}))
+    note("One that nobody has published to.")
+    send("client", control.encode_request(0, "channel", {"name": "a.new"}))
+    send("client", control.encode_request(8, "channel", {"name": "no..name"}))
+    send("client", control.encode_request(9, "channel"))
+    send("client", control.encode_request((1 << 32) - 1, "dance"))
+    note("The token comes back.")
+    send("client", encode_ping((1 << 64) - 1))
+    note("After 15 s of silence the server asks, as soon as it looks.")
+    act("wait 20000000")
+    note("Any bytes will do, an answer is the best.")
+    send("client", control.encode_pong(TIME_US))
+    act("wait 44000000")
+    act("wait 7000000")
+    return script.trace
+
+
+def drain() -> Trace:
+    """The server stops."""
+    script = Script("The server stops")
+    note, act, send = script.note, script.act, script.send
+    opened(script)
+    act("connect silent")
+    note("Ten seconds to leave. Who has not said HELLO is sent away.")
+    act("drain 10")
+    note("The others are served.")
+    send("client", encode_channel(0, b"s.x"), publish(0, 1, b"1"))
+    act("connect late")
+    note("Nobody is let in.")
+    send("late", encode_hello("late"))
+    note("The time is over.")
+    act("end")
+    return script.trace
+
+
+def closing() -> Trace:
+    """Every frame that ends an open connection."""
+    script = Script("Frames that end a connection")
+    cases: list[tuple[str, bytes]] = [
+        ("A kind that only a server sends.", control.frame(Kind.WELCOME, b"\x80")),
+        ("ACK is reserved.", control.frame(Kind.ACK, b"")),
+        ("A kind that nobody knows.", control.frame(99, b"")),
+        ("Flags.", control.frame(Kind.PING, bytes(8), flags=1)),
+        ("The reserved field.", bytes.fromhex("0800000004000100")),
+        ("A body that would be too large: the header is enough.", struct.pack("<IBBH", 65_657, Kind.PUBLISH, 0, 0)),
+        ("A PING of 7 bytes.", control.frame(Kind.PING, bytes(7))),
+        ("A PUBLISH without its 16 bytes.", control.frame(Kind.PUBLISH, bytes(15))),
+        ("A CHANNEL without its number.", control.frame(Kind.CHANNEL, bytes(3))),
+        ("No map.", control.frame(Kind.SUBSCRIBE, b"\x90")),
+        ("Bytes behind the map.", control.frame(Kind.UNSUBSCRIBE, control.pack({"subscription": 1}) + b"\0")),
+        ("A map that is cut short.", control.frame(Kind.UNSUBSCRIBE, control.pack({"subscription": 1})[:-1])),
+        ("A key that is no string.", control.frame(Kind.UNSUBSCRIBE, msgpack.packb({1: 1}))),
+        ("Text that is not UTF-8.", control.frame(Kind.REQUEST, b"\x81\xa2op\xa1\xff")),
+        ("A missing key.", map_frame(Kind.SUBSCRIBE, subscription=1, credit=1)),
+        ("No filter.", map_frame(Kind.SUBSCRIBE, subscription=1, credit=1, filters=[])),
+        ("Subscription 0.", map_frame(Kind.SUBSCRIBE, subscription=0, credit=1, filters=["s.x"])),
+        (
+            "A start that is none.",
+            map_frame(Kind.SUBSCRIBE, subscription=1, credit=1, filters=["s.x"], start={"at": 1}),
+        ),
+        ("An array of 1,025 items, though it is not there.", control.frame(Kind.SUBSCRIBE, b"\x81\xa1a\xdc\x04\x01")),
+        ("Arrays seventeen deep.", control.frame(Kind.SUBSCRIBE, b"\x81\xa1a" + b"\x91" * 16 + b"\0")),
+    ]
+    for why, frame in cases:
+        opened(script)
+        script.note(why)
+        script.send("client", frame)
+    return script.trace
+
+
+def publishing() -> Trace:
+    """What the client's own publishing buffer says, through refusals, a lost connection and a crash."""
+    script = Script("The client's publishing buffer")
+    note, act = script.note, script.act
+    client = BufferClient()
+    act("connect client")
+    received = script.send("client", client.connect())
+    note(
+        "All that was posted. The third record is too large and the channel no.profile cannot be, so everything is",
+        "refused; the client halves the frame until the bad record is alone.",
+    )
+    sent = client.feed(received)
+    while sent:
+        sent = client.feed(script.send("client", sent))
+    client.feed(script.send("client", client.say_more()))
+    act("hold")
+    note("These are not answered before the connection is lost.")
+    script.send("client", client.say_more())
+    script.send("client", client.say_more())
+    act("disconnect client")
+    act("connect client")
+    note("The server has both numbers: the client sends the same frames again. Then the broker dies.")
+    script.send("client", client.feed(script.send("client", client.connect())))
+    act("crash")
+    act("connect client")
+    note("A new run has neither: they are sent as new.")
+    client.feed(script.send("client", client.feed(script.send("client", client.connect()))))
+    assert not client.buffer.records_unanswered
+    return script.trace
+
+
+CONVERSATIONS: dict[str, Callable[[], Trace]] = {
+    build.__name__: build
+    for build in (
+        specification, handshake, durability, line, refusals, starts, patterns, early, failures, credit, slow,
+        subscriptions, requests, drain, closing, publishing,
+    )
+}  # fmt: skip

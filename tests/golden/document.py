@@ -1,0 +1,119 @@
+"""The hex of specification.md: an example of each frame kind, and the conversation.
+
+`EXAMPLES` says what each example is; `refresh` writes the blocks of both into the document's text. Prose is the
+document's own.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import TYPE_CHECKING
+
+import msgpack
+
+from broker.model.errors import error
+from broker.wire import control
+from broker.wire.kinds import Kind
+from broker_native.crc32c import crc32c_of
+from tests.golden.annotate import Bytes, annotate, chunk_fields, frames, render
+from tests.golden.conversations import CONVERSATIONS, EPOCH, PRODUCER, publish
+from tests.golden.stage import JOURNAL, TIME_US
+from tests.reference.frames import Record, build_record
+from tests.reference.server import deliver
+
+if TYPE_CHECKING:
+    from tests.golden.script import Trace
+
+BLOCK = re.compile(r"^```(?:chunk|hex(?: client| server)?)\n.*?^```$", re.M | re.S)
+
+
+def chunk(first: int, time_us: int, *records: Record, expiry_s: int = 0) -> bytes:
+    """Build a chunk, its CRC included."""
+    count = sum(record.run for record in records)
+    body = b"".join(build_record(record) for record in records)
+    tail = struct.pack("<QQQIIQQ", 1, EPOCH, first, count, 0, time_us, expiry_s) + body
+    return struct.pack("<II", 8 + len(tail), crc32c_of(tail)) + tail
+
+
+CHUNK = chunk(
+    7,
+    TIME_US,
+    Record(b"plain"),
+    Record(b"all", time_us=250, priority=0, expiry_s=60, key=b"k", headers=msgpack.packb({"a": 1})),
+    Record(time_us=250, gone=(2, 3)),
+    expiry_s=TIME_US // 1_000_000 + 60,
+)
+"""The test vector of §4."""
+
+WELCOME = control.Welcome(
+    server="broker 1.0",
+    run=1,
+    journal=JOURNAL,
+    highest=0,
+    limits=control.Limits(1_130_496, 1_048_576, 16_384, 65_536, 4_096),
+    ping_s=15.0,
+)
+PUBLISHED = control.frame(
+    Kind.PUBLISHED,
+    struct.pack("<QQQIIBB6x", 1, EPOCH, 1, 2, 0, 3, 0) + struct.pack("<QQQIIBB6x", 3, 0, 0, 1, 1, 1, 1),
+)
+OUTCOMES = (control.Outcome("s.chat", "resumed", EPOCH, 4), control.Outcome("s.news", "new", 0, 0))
+EXAMPLES: dict[str, bytes] = {
+    "HELLO": control.encode_hello("example 1", PRODUCER),
+    "WELCOME": control.encode_welcome(WELCOME),
+    "ERROR": control.encode_error(error("NUMBER_GAP", "publish 5: the line's next number is 4"), number=5, count=1),
+    "PING": control.encode_ping(7),
+    "PONG": control.encode_pong(7),
+    "GOING_AWAY": control.encode_going_away(10.0),
+    "CHANNEL": control.encode_channel(0, b"s.chat"),
+    "SUBSCRIBE": control.encode_subscribe(
+        control.Subscribe(1, ("s.chat", "s.news"), 65_536, control.FromPositions((("s.chat", EPOCH, 4),)))
+    ),
+    "SUBSCRIBE, by bus position": control.encode_subscribe(
+        control.Subscribe(2, ("s.*", "e.>"), 65_536, control.FromBus(JOURNAL, 3, (1 << 32) - 1))
+    ),
+    "SUBSCRIBED": control.encode_subscribed(
+        control.Subscribed(1, OUTCOMES, control.FromBus(JOURNAL, 5, (1 << 32) - 1))
+    ),
+    "UNSUBSCRIBE": control.encode_unsubscribe(1),
+    "UNSUBSCRIBED": control.encode_unsubscribed(1),
+    "EVENT": control.encode_event(1, "example", "s.chat"),
+    "REQUEST": control.encode_request(1, "channel", {"name": "s.chat"}),
+    "REPLY": control.encode_reply(1, {"epoch": EPOCH, "first": 1, "head": 4, "level": 3}),
+    "PUBLISH": publish(0, 1, b"hello", Record(b"fine", priority=1, key=b"mood")),
+    "PUBLISHED": PUBLISHED,
+    "DELIVER": deliver(chunk(1, TIME_US, Record(b"hello")), group=2, index=0),
+    "DELIVER, with NAME and EARLY": deliver(
+        chunk(1, TIME_US, Record(b"hello")), group=2, index=0, name=b"a.chat", flags=2
+    ),
+    "CREDIT": control.encode_credit(1, 65_536),
+}
+
+
+def block(data: bytes, side: str = "") -> str:
+    """Render frames as a block of the document."""
+    lines = [line.rstrip() for frame in frames(data) for line in annotate(frame)]
+    return "\n".join([f"```hex {side}".rstrip(), *lines, "```"])
+
+
+def chunk_block() -> str:
+    """Render the test vector."""
+    return "\n".join(["```chunk", *render(chunk_fields(Bytes(CHUNK))), "```"])
+
+
+def conversation_blocks(trace: Trace) -> list[str]:
+    """Render all that is sent in a conversation."""
+    sides = {">": "client", "<": "server"}
+    return [block(step.data, sides[step.what]) for step in trace.steps if step.what in sides]
+
+
+def refresh(text: str) -> str:
+    """Return the document with its hex written anew; there must be as many blocks as before."""
+    blocks = iter(
+        [chunk_block(), *map(block, EXAMPLES.values()), *conversation_blocks(CONVERSATIONS["specification"]())]
+    )
+    refreshed = BLOCK.sub(lambda _: next(blocks), text)
+    if next(blocks, None) is not None:
+        raise ValueError("the document has fewer blocks than there are examples and steps")
+    return refreshed
