@@ -138,6 +138,8 @@ class Session(Intake):
                     raise error("BAD_STATE", f"the first frame: got kind {kind}, expected HELLO ({int(Kind.HELLO)})")
                 self._hello(body)
                 return
+            if kind == Kind.HELLO:
+                raise error("BAD_STATE", "HELLO: got a second one, expected one at the beginning")
             handler = _HANDLERS.get(kind)
             if handler is None:
                 raise error("MALFORMED_FRAME", f"frame: got kind {kind}, which no client sends")
@@ -517,7 +519,7 @@ class Session(Intake):
         if journal != core.journal or group > core.applied_number:
             self._follow_bus(following, core.applied_number, INDEX_END)
             return [control.Outcome("", "diverged", 0, core.applied_number)]
-        self._follow_bus(following, group, index)
+        self._follow_bus(following, group, min(index, INDEX_END))
         return [control.Outcome("", "resumed", 0, group)]
 
     def _place_positions(
