@@ -45,7 +45,7 @@ ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "broker/wire/specification.md").read_text()
 LAYOUT_TEXT = (ROOT / "ext/broker_native/layout.pxd").read_text()
 INT_SIZES = {"u8": 1, "u16": 2, "u32": 4, "u64": 8}
-ANNOUNCED = {"filters_per_connection_max", "producers_max", "partial_bytes_max", "early_partial_bytes_max"}
+ANNOUNCED: set[str] = set()
 CLIENT_FLAGS = {"PRIORITY", "EXPIRY", "KEY", "HEADERS"}
 
 
