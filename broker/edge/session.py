@@ -642,8 +642,7 @@ class Session(Intake):
 
     def _late_credit(self, body: bytes) -> None:
         """A CREDIT of a connection that has no subscription (any more), or one that is not well formed."""
-        if len(body) != 16:
-            raise error("MALFORMED_FRAME", f"CREDIT: got {len(body)} bytes, expected 16")
+        control.decode_credit(body)
 
 
 _FRAME_TOO_LARGE = error("FRAME_TOO_LARGE", "").code

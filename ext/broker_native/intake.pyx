@@ -488,7 +488,8 @@ cdef class Intake:
             # What it was is known only now: it is answered whatever the budget says, and ends it.
             enough = not self.may_handle()
             self.answer_publish(code, body, size)
-        elif frame[4] == KIND_CREDIT and self.subscriptions is not None and not frame[5] and size == CREDIT_BYTES:
+        elif (frame[4] == KIND_CREDIT and self.subscriptions is not None and not frame[5] and size == CREDIT_BYTES
+                and not load_u32(body + 4)):
             self.take_credit(body)
             return TAKEN_LAST if self.closed else TAKEN
         elif self.may_handle():
