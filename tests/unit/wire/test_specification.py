@@ -310,6 +310,7 @@ def check_body_sizes(document: Document) -> None:
     assert payload is not None
     assert headers is not None
     bound = int(payload + headers) + FRAME_OVERHEAD_BYTES
+    assert bound == kinds.FRAME_BYTES_MAX
     assert rows["client to server, HELLO"] == f"{kinds.HELLO_BYTES_MAX:,}"
     assert kinds.HELLO_BYTES_MAX == session.HELLO_BYTES_MAX
     assert rows["client to server, after HELLO"] == "`frame_bytes_max` of WELCOME"
