@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from broker.model.errors import BrokerError, error
 from broker.wire import control
-from broker.wire.kinds import FRAME_BYTES_BEFORE_WELCOME_MAX, Kind
+from broker.wire.kinds import FRAME_BYTES_BEFORE_WELCOME_MAX, FRAME_BYTES_MAX, Kind
 from broker_native.messages import FrameReader
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class Connection:
         self._loop = loop
         self._owner = owner
         self._reader = FrameReader(error, FRAME_BYTES_BEFORE_WELCOME_MAX)
+        self._frame_bytes_max = 0
         self._transport: Transport | None = None
         self._welcome: asyncio.Future[control.Welcome] = loop.create_future()
         self._failure: BrokerError | None = None
@@ -118,7 +119,7 @@ class Connection:
     @property
     def frame_bytes_max(self) -> int:
         """Largest body that the server takes."""
-        return self._reader.frame_bytes_max
+        return self._frame_bytes_max
 
     def send(self, frame: Bytes) -> None:
         """Send whole frames now."""
@@ -203,7 +204,9 @@ class Connection:
         welcome = control.decode_welcome(body)
         if self._welcome.done():
             raise error("MALFORMED_FRAME", "WELCOME: got a second one")
-        self._reader.frame_bytes_max = welcome.limits.frame_bytes_max
+        self._frame_bytes_max = welcome.limits.frame_bytes_max
+        # What the server sends may have been stored under a higher limit than today's.
+        self._reader.frame_bytes_max = FRAME_BYTES_MAX
         self._reader.journal = welcome.journal
         self._welcome.set_result(welcome)
 

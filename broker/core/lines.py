@@ -30,6 +30,12 @@ class Lines:
             line = self._by_producer[producer] = Line(producer)
         return line
 
+    def forget_unused(self, producer: bytes) -> None:
+        """Drop the producer's line if it has never taken a number: nothing is lost with it."""
+        line = self._by_producer.get(producer)
+        if line is not None and line.next == line.closed_next == line.applied_next == 1:
+            del self._by_producer[producer]
+
     def known(self, producer: bytes) -> Line | None:
         """Return the producer's line if there is one."""
         return self._by_producer.get(producer)

@@ -309,6 +309,11 @@ class Sequencer:
             epochs = [*epochs, (current, applied_next)]
         return resume(epochs, first, seen_next, epoch, sequence)
 
+    @property
+    def duplicates_waiting(self) -> int:
+        """How many repeated publishes wait for a pending group."""
+        return len(self.duplicates) + (len(self.in_commit.duplicates) if self.in_commit is not None else 0)
+
     # -- retried publishes ---------------------------------------------------------------------------------------------
 
     def answer_duplicate(self, duplicate: Duplicate) -> None:

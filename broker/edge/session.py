@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from broker._version import __version__
 from broker.access.gate import Identity, Verb
 from broker.core.group import Duplicate
-from broker.events import tally
+from broker.events import emit, tally
 from broker.model.errors import BrokerError, error
 from broker.model.levels import Level
 from broker.model.names import check_channel, check_pattern, is_pattern
@@ -35,10 +35,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Session"]
 
+
 HELLO_BYTES_MAX = 16 << 10
 INDEX_END = (1 << 32) - 1
 """Index of a bus position behind every chunk of its group."""
 CODE_PAST_CREDIT = 1 << 32
+LINGER_S = 5.0
+"""How long a peer may take to read the farewell of a connection that is over."""
+
+# Why a connection is not read; each is taken back by itself.
+HELD_BY_GROUP = 1
+HELD_BY_ANSWERS = 2
+HELD_BY_TURN = 4
 U64 = struct.Struct("<Q")
 
 
@@ -51,9 +59,12 @@ class Session(Intake):
     """
 
     __slots__ = (
-        "_going",
+        "_channels_named",
+        "_ended_us",
+        "_filters_count",
+        "_held_by",
         "_hello_timer",
-        "_names",
+        "_locating",
         "_pinged_us",
         "_producer",
         "identity",
@@ -67,7 +78,13 @@ class Session(Intake):
         self.node = node
         self.identity = identity
         self.opened = False
+        self.early = True
         self.transport: Any = None
+        self._channels_named = 0
+        self._ended_us = 0
+        self._filters_count = 0
+        self._held_by = 0
+        self._locating: set[int] | None = None
         self._producer: bytes | None = None
         self._pinged_us = 0
         self._hello_timer: asyncio.TimerHandle | None = None
@@ -94,10 +111,13 @@ class Session(Intake):
         self.subscriptions = None
         if self.publisher is not None and self.publisher.line.holder is self:
             self.publisher.line.holder = None
+            if self._producer is not None:
+                self.node.core.lines.forget_unused(self._producer)
 
     def writing_resumed(self) -> None:
         """The transport takes bytes again."""
         self.outbox.resume()
+        self._read_on(HELD_BY_ANSWERS)
         for subscription in (self.subscriptions or {}).values():
             if subscription.state is not None and not subscription.state.live:
                 self.node.catchup.step(subscription.state)
@@ -117,9 +137,9 @@ class Session(Intake):
                     raise error("BAD_STATE", f"the first frame: got kind {kind}, expected HELLO ({int(Kind.HELLO)})")
                 self._hello(body)
                 return
-            handler = _HANDLERS.get(kind)
             if kind == Kind.HELLO:
-                raise error("BAD_STATE", "HELLO: got a second one")
+                raise error("BAD_STATE", "HELLO: got a second one, expected one at the beginning")
+            handler = _HANDLERS.get(kind)
             if handler is None:
                 raise error("MALFORMED_FRAME", f"frame: got kind {kind}, which no client sends")
             handler(self, body)
@@ -131,7 +151,10 @@ class Session(Intake):
 
     def on_duplicate(self, slot: int, number: int, count: int) -> None:
         assert self.publisher is not None
-        self.node.duplicate(Duplicate(self.publisher, slot, number, count))
+        try:
+            self.node.duplicate(Duplicate(self.publisher, slot, number, count))
+        except BrokerError as failure:
+            self.refuse(failure, number, count)
 
     def on_malformed(self, code: int, size: int) -> None:
         if code == _FRAME_TOO_LARGE:
@@ -146,6 +169,27 @@ class Session(Intake):
         if not subscription.state.live:
             self.node.catchup.step(subscription.state)
 
+    def on_put_off(self) -> None:
+        self._read_no_more(HELD_BY_TURN)
+
+    def on_caught_up(self) -> None:
+        self._read_on(HELD_BY_TURN)
+
+    def on_crowded(self, name: str, bytes_kept: int, limit: int, held_us: int) -> None:
+        self.end(
+            error(
+                "LIMIT",
+                f"{name}, of all connections: got {bytes_kept} bytes, limit {limit} bytes; this connection's began "
+                f"{held_us / 1e6:.3f} s ago",
+                "send a frame without a pause in it, or raise the limit (limits.partial_bytes_max)",
+            )
+        )
+
+    def on_failed(self, failure: Exception) -> None:
+        emit("session_failed", peer=self.identity.peer, failure=failure)
+        if self.transport is not None:
+            self.transport.abort()
+
     # -- the node's calls ----------------------------------------------------------------------------------------------
 
     def refuse(self, failure: BrokerError, number: int, count: int) -> None:
@@ -159,6 +203,7 @@ class Session(Intake):
             return
         self.stop()
         tally(failure.name)
+        self._ended_us = self.node.clock.steady_us()
         transport = self.transport
         if transport is None:
             return
@@ -186,16 +231,39 @@ class Session(Intake):
             self.end(error("GOING_AWAY", "the broker is stopping"))
 
     def pause_reading(self) -> None:
-        if self.transport is not None and not self.closed:
-            self.transport.pause_reading()
+        self._read_no_more(HELD_BY_GROUP)
 
     def resume_reading(self) -> None:
-        if self.transport is not None and not self.closed:
+        self._read_on(HELD_BY_GROUP)
+
+    def await_answers_taken(self) -> None:
+        self._read_no_more(HELD_BY_ANSWERS)
+
+    def _read_no_more(self, why: int) -> None:
+        if self.transport is None or self.closed:
+            return
+        if not self._held_by:
+            self.transport.pause_reading()
+        self._held_by |= why
+        if why != HELD_BY_TURN:
+            self.hold()
+
+    def _read_on(self, why: int) -> None:
+        if self.transport is None or self.closed or not self._held_by & why:
+            return
+        self._held_by &= ~why
+        if why != HELD_BY_TURN and self._held_by in (0, HELD_BY_TURN):
+            self.let_go()
+        if not self._held_by:
             self.transport.resume_reading()
 
     def check_alive(self, now_us: int) -> None:
         """Ping a quiet peer, close a silent one."""
         limits = self.node.limits
+        if self.closed:
+            if self.transport is not None and now_us - self._ended_us >= LINGER_S * 1e6:
+                self.transport.abort()
+            return
         quiet_s = (now_us - self.heard_us) / 1e6
         if quiet_s >= limits.ping_timeout_s:
             self.end(error("PING_TIMEOUT", f"the peer: silent for {quiet_s:.0f} s, limit {limits.ping_timeout_s:g} s"))
@@ -212,7 +280,10 @@ class Session(Intake):
 
     def _no_hello(self) -> None:
         self._hello_timer = None
-        if not self.opened:
+        if self.put_off:
+            # It may be the HELLO that waits, for us.
+            self._hello_timer = self.node.loop.call_later(self.node.limits.hello_timeout_s, self._no_hello)
+        elif not self.opened:
             self.end(error("TIMEOUT", f"HELLO: none within {self.node.limits.hello_timeout_s:g} s"))
 
     def _hello(self, body: bytes) -> None:
@@ -222,6 +293,7 @@ class Session(Intake):
         limits = self.node.limits
         self._producer = hello.producer
         self.opened = True
+        self.early = False
         self.frame_bytes_max = limits.frame_bytes_max
         if self._hello_timer is not None:
             self._hello_timer.cancel()
@@ -258,12 +330,22 @@ class Session(Intake):
     def _channel(self, body: bytes) -> None:
         number, raw = control.decode_channel(body)
         limit = self.node.limits.channels_per_connection_max
+        if number > self._channels_named:
+            # What is kept of channels is an array: a first number far beyond the others would be paid by us alone.
+            raise error(
+                "MALFORMED_FRAME", f"channel number: got {number}, expected 0 to {self._channels_named}: they are dense"
+            )
         if number >= limit:
             # Nothing is bound to it, so each PUBLISH to it is refused as well.
             failure = error("TOO_MANY_CHANNELS", f"channel number: got {number}, limit {limit - 1}")
             self.outbox.frame(control.encode_error(failure, channel=number))
             return
-        publisher = self._publisher()
+        try:
+            publisher = self._publisher()
+        except BrokerError as failure:
+            self.outbox.frame(control.encode_error(failure, channel=number))
+            return
+        self._channels_named = max(self._channels_named, number + 1)
         try:
             self.node.gate.check(self.identity, Verb.PUBLISH, raw)
             name = check_channel(raw)
@@ -276,6 +358,13 @@ class Session(Intake):
 
     def _publisher(self) -> Publisher:
         if self.publisher is None:
+            lines, producers_max = self.node.core.lines, self.node.limits.producers_max
+            if self._producer is not None and lines.known(self._producer) is None and len(lines) >= producers_max:
+                raise error(
+                    "LIMIT",
+                    f"producers: got {len(lines) + 1}, limit {producers_max}",
+                    "publish as a producer that is known, or without one, or raise limits.producers_max",
+                )
             line = self.node.core.lines.line(self._producer) if self._producer is not None else Line()
             self._take_line(line)
             line.holder = self
@@ -305,14 +394,28 @@ class Session(Intake):
     def _subscribe(self, body: bytes) -> None:
         request = control.decode_subscribe(body)
         if isinstance(request.start, control.FromTime):
-            self.node.locate_time(request.start.time_us, lambda group: self._located(request, group))
+            self._locate(request, request.start.time_us)
         else:
             self._open_subscription(request)
+
+    def _locate(self, request: control.Subscribe, time_us: int) -> None:
+        """Find where a SUBSCRIBE by time begins; until then it counts as a subscription of the connection."""
+        try:
+            self._check_room(request)
+        except BrokerError as failure:
+            self.outbox.frame(control.encode_error(failure, subscription=request.subscription))
+            return
+        if self._locating is None:
+            self._locating = set()
+        self._locating.add(request.subscription)
+        self.node.locate_time(time_us, lambda group: self._located(request, group))
 
     def _located(self, request: control.Subscribe, group: int | BrokerError) -> None:
         """The group at which a SUBSCRIBE by time begins has been found."""
         if self.closed:
             return
+        assert self._locating is not None
+        self._locating.remove(request.subscription)
         if isinstance(group, BrokerError):
             self.outbox.frame(control.encode_error(group, subscription=request.subscription))
         else:
@@ -339,20 +442,9 @@ class Session(Intake):
     def _admit(self, request: control.Subscribe) -> tuple[Following, list[control.Outcome], tuple[int, int]]:
         """Check a SUBSCRIBE and prepare what it follows."""
         limits = self.node.limits
+        self._check_room(request)
         if self.subscriptions is None:
             self.subscriptions = {}
-        if request.subscription in self.subscriptions:
-            raise error("SUBSCRIPTION_IN_USE", f"subscription {request.subscription} is there already")
-        if len(self.subscriptions) >= limits.subscriptions_per_connection_max:
-            raise error(
-                "TOO_MANY_SUBSCRIPTIONS",
-                f"subscriptions: got {len(self.subscriptions) + 1}, limit {limits.subscriptions_per_connection_max}",
-            )
-        if len(request.filters) > limits.filters_per_subscription_max:
-            raise error(
-                "TOO_MANY_SUBSCRIPTIONS",
-                f"filters: got {len(request.filters)}, limit {limits.filters_per_subscription_max}",
-            )
         literals, patterns = self._filters(request.filters)
         subscription = Subscription(
             self.outbox,
@@ -364,16 +456,44 @@ class Session(Intake):
         following = Following(subscription, literals, patterns)
         outcomes = self._place(following, request.start)
         self.subscriptions[request.subscription] = subscription
+        self._filters_count += len(literals) + len(patterns)
         return following, outcomes, following.place or (self.node.core.applied_number, INDEX_END)
+
+    def _check_room(self, request: control.Subscribe) -> None:
+        """Hold the bounds on what one connection subscribes to, before anything is made for it."""
+        limits = self.node.limits
+        there, locating = self.subscriptions or {}, self._locating or ()
+        filters = len(request.filters)
+        if request.subscription in there or request.subscription in locating:
+            raise error("SUBSCRIPTION_IN_USE", f"subscription {request.subscription} is there already")
+        count = len(there) + len(locating) + 1
+        if count > limits.subscriptions_per_connection_max:
+            raise error(
+                "TOO_MANY_SUBSCRIPTIONS",
+                f"subscriptions: got {count}, limit {limits.subscriptions_per_connection_max}",
+            )
+        if filters > limits.filters_per_subscription_max:
+            raise error(
+                "TOO_MANY_SUBSCRIPTIONS",
+                f"filters of this subscription: got {filters}, limit {limits.filters_per_subscription_max}",
+            )
+        if self._filters_count + filters > limits.filters_per_connection_max:
+            raise error(
+                "TOO_MANY_SUBSCRIPTIONS",
+                f"filters of this connection: got {self._filters_count + filters}, "
+                f"limit {limits.filters_per_connection_max}",
+            )
 
     def _filters(self, filters: tuple[str, ...]) -> tuple[list[bytes], list[bytes]]:
         for item in filters:
             self.node.gate.check(self.identity, Verb.SUBSCRIBE, item.encode())
-        checked = list(dict.fromkeys(check_pattern(item) for item in filters))
-        literals = [item for item in checked if not is_pattern(item)]
+        literals: list[bytes] = []
+        patterns: list[bytes] = []
+        for checked in dict.fromkeys(check_pattern(item) for item in filters):
+            (patterns if is_pattern(checked) else literals).append(checked)
         for name in literals:
             self.node.core.load(name)
-        return literals, [item for item in checked if is_pattern(item)]
+        return literals, patterns
 
     def _place(self, following: Following, start: control.Start) -> list[control.Outcome]:
         """Put a subscription where it starts; answers what it is told."""
@@ -402,7 +522,7 @@ class Session(Intake):
         if journal != core.journal or group > core.applied_number:
             self._follow_bus(following, core.applied_number, INDEX_END)
             return [control.Outcome("", "diverged", 0, core.applied_number)]
-        self._follow_bus(following, group, index)
+        self._follow_bus(following, group, min(index, INDEX_END))
         return [control.Outcome("", "resumed", 0, group)]
 
     def _place_positions(
@@ -470,6 +590,7 @@ class Session(Intake):
             self.outbox.frame(control.encode_error(failure, subscription=number))
             return
         if subscription.state is not None:
+            self._filters_count -= len(subscription.state.literals) + len(subscription.state.patterns)
             self.node.catchup.leave(subscription.state)
         # Behind what is queued, so that nothing of the subscription follows it.
         self.outbox.ordered_frame(control.encode_unsubscribed(number))
@@ -498,9 +619,11 @@ class Session(Intake):
             raise error("INVALID_CHANNEL", f"operation channel: `name` is {type(asked).__name__}, expected a string")
         self.node.gate.check(self.identity, Verb.HISTORY, asked.encode())
         name = check_channel(asked)
-        self.node.core.load(name)
         info = self.node.tails.info(name)
-        assert info is not None
+        if info is None:
+            # A question makes no channel: asking for many names must not fill the broker with them.
+            level = self.node.core.profiles.resolve(name).durability
+            return {"epoch": 0, "first": 1, "head": 0, "level": level}
         return {"epoch": info[2], "first": info[3], "head": info[6] - 1, "level": info[1]}
 
     def _ping(self, body: bytes) -> None:
@@ -519,8 +642,7 @@ class Session(Intake):
 
     def _late_credit(self, body: bytes) -> None:
         """A CREDIT of a connection that has no subscription (any more), or one that is not well formed."""
-        if len(body) != 16:
-            raise error("MALFORMED_FRAME", f"CREDIT: got {len(body)} bytes, expected 16")
+        control.decode_credit(body)
 
 
 _FRAME_TOO_LARGE = error("FRAME_TOO_LARGE", "").code

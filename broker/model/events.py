@@ -205,6 +205,14 @@ EVENTS: tuple[Event, ...] = (
     ),
     # -- the journal
     Event(
+        "session_failed",
+        Severity.ERROR,
+        "server",
+        "a connection was ended by a mistake of the broker; the others go on",
+        "Report it with its traceback.",
+        (_text("peer", "where the connection came from"), _ERROR),
+    ),
+    Event(
         "sealer_stopped",
         Severity.ERROR,
         "log",

@@ -14,6 +14,9 @@ from broker.model.settings import GIB, KIB, MIB, check_settings, invalid, settin
 FRAME_OVERHEAD_BYTES = 64 * KIB
 """What a frame may hold besides one largest record: prefixes, names, and a chunk of smaller records."""
 
+FRAME_HEADER_BYTES = 8
+"""What stands before the body of each frame."""
+
 DESCRIPTORS_RESERVED = 128
 """Open files kept for listeners, the journal's segments and the process itself when connections are bounded."""
 
@@ -88,6 +91,28 @@ class Limits:
             reloadable=True,
         ),
     )
+    filters_per_connection_max: int = field(
+        default=32_768,
+        metadata=setting(
+            "Channels and patterns of all subscriptions of one connection; more is answered TOO_MANY_SUBSCRIPTIONS. "
+            "Each costs up to 1 KiB of memory.",
+            unit="filters",
+            low=1,
+            high=1 << 24,
+            reloadable=True,
+        ),
+    )
+    producers_max: int = field(
+        default=100_000,
+        metadata=setting(
+            "Producers whose numbers the broker remembers; one more is answered LIMIT, known ones go on. Each costs "
+            "about 600 bytes of memory, and up to 20 KiB if it changes the channel with every message.",
+            unit="producers",
+            low=1,
+            high=(1 << 32) - 1,
+            reloadable=True,
+        ),
+    )
     connections_max: int = field(
         default=0,
         metadata=setting(
@@ -149,6 +174,29 @@ class Limits:
             reloadable=True,
         ),
     )
+    partial_bytes_max: int = field(
+        default=32 * MIB,
+        metadata=setting(
+            "What may be kept of frames that have not arrived whole, of all connections together, and the same again "
+            "of frames that wait for their turn; at least one largest frame. Beyond it the connection whose frame "
+            "began first is ended with LIMIT.",
+            unit="bytes",
+            low=64 * KIB,
+            high=4 * GIB,
+            reloadable=True,
+        ),
+    )
+    early_partial_bytes_max: int = field(
+        default=4 * MIB,
+        metadata=setting(
+            "What may be kept of HELLO frames that have not arrived whole, of all connections together; beyond it the "
+            "connection that began first is ended with LIMIT.",
+            unit="bytes",
+            low=32 * KIB,
+            high=1 * GIB,
+            reloadable=True,
+        ),
+    )
     group_bytes_max: int = field(
         default=2 * MIB,
         metadata=setting(
@@ -173,6 +221,13 @@ class Limits:
                 "limits.connection_bytes_max",
                 f"got {self.connection_bytes_max} bytes, expected room for the largest frame, "
                 f"{self.frame_bytes_max} bytes (payload_bytes_max + headers_bytes_max + {FRAME_OVERHEAD_BYTES})",
+            )
+
+        if self.partial_bytes_max < FRAME_HEADER_BYTES + self.frame_bytes_max:
+            raise invalid(
+                "limits.partial_bytes_max",
+                f"got {self.partial_bytes_max} bytes, expected room for the largest frame and its header, "
+                f"{FRAME_HEADER_BYTES + self.frame_bytes_max} bytes",
             )
 
     @property
@@ -203,11 +258,15 @@ class Limits:
             channels_per_connection_max=8,
             subscriptions_per_connection_max=4,
             filters_per_subscription_max=4,
+            filters_per_connection_max=6,
+            producers_max=4,
             connections_max=4,
             hello_timeout_s=0.2,
             ping_interval_s=0.2,
             ping_timeout_s=0.6,
             subscription_bytes_max=4 * KIB,
             connection_bytes_max=128 * KIB,
+            partial_bytes_max=128 * KIB,
+            early_partial_bytes_max=32 * KIB,
             group_bytes_max=64 * KIB,
         )

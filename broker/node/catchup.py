@@ -33,6 +33,9 @@ QUEUED_BYTES_MAX = 2 << 20
 INDEX_END = (1 << 32) - 1
 """Index of a bus position behind every chunk of its group."""
 
+KNOWN_MAX = 4_096
+"""Channels of which a reader by bus position remembers whether it wants them."""
+
 Place = tuple[int, int]
 """(group, index): a bus position in this journal."""
 
@@ -55,6 +58,8 @@ class Wanted(Container[int]):
         assert isinstance(channel, int)
         known = self._known.get(channel)
         if known is None:
+            if len(self._known) >= KNOWN_MAX:
+                self._known.clear()
             name = self._tails.name_of(channel)
             known = name is not None and (
                 name in self._literals or any(matches(pattern, name) for pattern in self._patterns)

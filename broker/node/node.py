@@ -44,6 +44,11 @@ TURN_BYTES_MAX = 512 << 10
 TURN_QUIET_US = 50
 """After so long without a turn the first bytes end one at once: a lone message then pays for no further iteration of
 the loop, while under load, when one iteration reads many connections, all but the first share the turn at its end."""
+ANSWERS_BYTES_MAX = 64 << 10
+"""A connection whose peer leaves this much of its answers unread, beyond what the transport and the kernel hold, is
+not read until it takes them: what it asks costs more to answer than to send."""
+DUPLICATES_MAX = 65_536
+"""Repeated publishes that wait for the commit of what they repeat."""
 WAIT_CHECK_S = 0.01
 STORAGE_FAILURES_PER_MIN_MAX = 3
 
@@ -67,6 +72,9 @@ class Connection(Protocol):
 
     def resume_reading(self) -> None:
         """Take more in again."""
+
+    def await_answers_taken(self) -> None:
+        """Take nothing more in until the peer reads."""
 
     def check_alive(self, now_us: int) -> None:
         """Ping a quiet peer, close a silent one."""
@@ -93,7 +101,8 @@ class Node:
         self.gate = Gate()
         self.loop = loop
         self.clock = broker_time.clock
-        self.buffer = ReadBuffer(READ_BUFFER_BYTES)
+        self.buffer = ReadBuffer(READ_BUFFER_BYTES, self.limits.early_partial_bytes_max, self.limits.partial_bytes_max)
+        self.buffer.schedule = self._schedule_put_off
         self.connections: set[Connection] = set()
         self.fatal: Callable[[BrokerError], None] = lambda failure: None
         self.draining = False
@@ -173,6 +182,16 @@ class Node:
     def run(self) -> int:
         return self.tails.run
 
+    # -- what was put off ----------------------------------------------------------------------------------------------
+
+    def _schedule_put_off(self) -> None:
+        self.loop.call_soon(self._take_put_off)
+
+    def _take_put_off(self) -> None:
+        """Go on with the frames that the last turn left; others get their turn in between."""
+        if not self._closed and self.buffer.go_on():
+            self._schedule_put_off()
+
     # -- the turn ------------------------------------------------------------------------------------------------------
 
     def kick(self) -> None:
@@ -217,6 +236,8 @@ class Node:
                         "reconnect and resume from the last position; everything stored is kept",
                     )
                 )
+            elif outbox.answers_queued > ANSWERS_BYTES_MAX:
+                outbox.owner.await_answers_taken()
         if self.fanout.slow:
             self._cut_slow()
 
@@ -309,7 +330,15 @@ class Node:
     # -- what sessions ask ---------------------------------------------------------------------------------------------
 
     def duplicate(self, duplicate: Duplicate) -> None:
-        """Answer a publish whose numbers were taken before."""
+        """Answer a publish whose numbers were taken before.
+
+        Raises:
+            Unavailable: BUSY; too many wait for the same commit.
+        """
+        if self.core.duplicates_waiting >= DUPLICATES_MAX:
+            raise error(
+                "BUSY", f"repeated publishes that wait for a commit: got {DUPLICATES_MAX + 1}, limit {DUPLICATES_MAX}"
+            )
         self.core.answer_duplicate(duplicate)
 
     def follow(self, following: Following) -> None:
@@ -329,6 +358,8 @@ class Node:
     def reload(self, profiles: Profiles, limits: Limits) -> None:
         """Take new profiles and limits; channels in memory change between two groups."""
         self.limits = self.core.limits = limits
+        self.buffer.early.bytes_max = limits.early_partial_bytes_max
+        self.buffer.partial.bytes_max = self.buffer.backlog.bytes_max = limits.partial_bytes_max
         self._reload = profiles
         if self.core.idle:
             self._take_profiles()

@@ -564,14 +564,17 @@ class Subscribed:
 def encode_subscribed(subscribed: Subscribed) -> bytes:
     """Encode SUBSCRIBED."""
     bus = subscribed.bus
-    return encode(
-        Kind.SUBSCRIBED,
+    body: bytes = msgpack.packb(
         {
             "subscription": subscribed.subscription,
             "outcomes": [[o.channel, o.outcome, o.epoch, o.at] for o in subscribed.outcomes],
             "bus": [bus.journal, bus.group, bus.index],
         },
+        use_bin_type=True,
     )
+    # Not walked: it is no larger than the SUBSCRIBE that it answers allows, and a walk over the outcomes of 1,000
+    # filters would keep the server's loop for as long as all the rest of the subscription.
+    return frame(Kind.SUBSCRIBED, body)
 
 
 def decode_outcome(item: object) -> Outcome:

@@ -9,6 +9,7 @@ from enum import IntEnum, IntFlag
 from typing import Final
 
 KIB: Final = 1024
+MIB: Final = 1024 * KIB
 
 VERSION: Final = 1
 HELLO_MAGIC: Final = b"BROKER\0\1"
@@ -16,6 +17,8 @@ HELLO_MAGIC: Final = b"BROKER\0\1"
 FRAME_HEADER_BYTES: Final = 8
 HELLO_BYTES_MAX: Final = 16 * KIB
 FRAME_BYTES_BEFORE_WELCOME_MAX: Final = 64 * KIB
+FRAME_BYTES_MAX: Final = 64 * MIB + (64 * KIB - 1) + 64 * KIB
+"""Body of any frame: the largest payload and headers that a server can be given as limits, and what stands beside."""
 
 PRODUCER_BYTES: Final = 16
 JOURNAL_BYTES: Final = 16

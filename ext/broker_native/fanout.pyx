@@ -52,6 +52,11 @@ cdef class Outbox:
             self.fanout.dirty.append(self)
         return 0
 
+    @property
+    def answers_queued(self):
+        """Bytes of answers and control frames in the queue, without deliveries."""
+        return self.urgent.used
+
     def frame(self, frame: bytes):
         """Queue a whole frame ahead of this turn's deliveries."""
         bytes_append(&self.urgent, <const uint8_t*>PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))

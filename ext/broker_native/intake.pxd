@@ -16,11 +16,34 @@ cdef class Clock:
     cdef uint64_t read(self) noexcept
     cdef uint64_t steady(self) noexcept
 
+cdef class SpillPool:
+    cdef readonly str name
+    cdef public size_t bytes_max
+    cdef readonly size_t bytes          # capacity of the spills in it
+    cdef readonly size_t count          # of intakes
+    cdef Intake oldest                  # a doubly linked list through `older` and `newer`
+    cdef Intake newest
+
+    cdef int add(self, Intake intake) except -1
+    cdef int remove(self, Intake intake) except -1
+    cdef int move_last(self, Intake intake) except -1
+    cdef int trim(self, uint64_t now_us) except -1
+
 cdef class ReadBuffer:
     cdef readonly object view           # a writable memoryview, what the loop reads into
+    cdef object crowded_view            # the first bytes of it
     cdef uint8_t* data
     cdef size_t size
     cdef object storage
+    cdef readonly SpillPool early       # half frames of connections of which nobody knows what they are
+    cdef readonly SpillPool partial     # half frames, and what was put off of a connection that is held
+    cdef readonly SpillPool backlog     # what was put off: served from the oldest on
+    cdef public object schedule         # has `go_on` called in the loop's next turn; None: nothing is put off
+    cdef bint scheduled
+    cdef uint32_t frames                # that Python has handled in this turn
+    cdef uint64_t turn_us               # when the first of them was
+
+    cdef int ask_for_turn(self) except -1
 
 cdef class Intake:
     cdef readonly Fanout fanout
@@ -32,13 +55,31 @@ cdef class Intake:
     cdef public dict subscriptions      # number: Subscription; None before the first
     cdef public uint32_t frame_bytes_max
     cdef public uint64_t heard_us       # when the last bytes came, by the clock's steady time
+    cdef public bint early              # its half frame counts among those of strangers
     cdef public bint closed
+    cdef readonly bint held             # what was put off waits for `let_go`
+    cdef readonly bint put_off          # the spill holds whole frames from `spill_at` on, for a later turn
     cdef bint feeding
+    cdef uint32_t frames                # that Python has handled since bytes came or its turn did
+    cdef uint64_t frames_us             # when the first of them was
     cdef Bytes spill
+    cdef size_t spill_at
+    cdef SpillPool pool                 # where the spill counts; None while there is none
+    cdef size_t spilled_bytes           # as how much
+    cdef uint64_t spilled_us            # since when
+    cdef Intake older
+    cdef Intake newer
 
     cdef int take(self, const uint8_t* data, size_t size) except -1
+    cdef int go_on(self) except -1
     cdef size_t take_spilled(self, const uint8_t* data, size_t size) except? 0
     cdef size_t take_frames(self, const uint8_t* data, size_t size) except? 0
+    cdef int keep(self, const uint8_t* data, size_t size) except -1
+    cdef int keep_rest(self) except -1
+    cdef int forget_spill(self) except -1
+    cdef int settle(self) except -1
+    cdef int put_off_now(self) except -1
+    cdef bint may_handle(self) noexcept
     cdef bint check_header(self, const uint8_t* header) except -1
     cdef int take_frame(self, const uint8_t* frame) except -1
     cdef int answer_publish(self, int code, const uint8_t* body, uint32_t size) except -1

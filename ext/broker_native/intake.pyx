@@ -4,24 +4,53 @@ Frames are found in the loop's shared read buffer without copying; only a frame 
 arrived goes to a spill of its connection, which grows with what arrives and never by what was declared. PUBLISH and
 CREDIT are decided here, in C; every other frame goes to `on_frame` of the subclass, in order.
 
+What one peer costs the others is bounded, without a look at those who do nothing of it:
+
+- Half frames of a loop's connections share a pool of bytes. When it is over its bound, the one that began first is
+  ended: a peer that dribbles pays, not the publisher who happens to be in the middle of a frame.
+- Frames that Python handles (control frames, refused publishes) are handled so many a turn, of one connection and of
+  all. The rest of what a connection sent is put off, in order, and goes on in a later turn, one connection after the
+  other; meanwhile the connection is not read.
+
 A subclass gives `on_frame(kind, flags, body)`, `on_refused(code, slot, number, count)`, `on_duplicate(slot, number,
-count)`, `on_malformed(code, size)`, `on_credit(subscription)` and `on_read()` (bytes were taken in: end the turn).
-All of it belongs to the loop's thread.
+count)`, `on_malformed(code, size)`, `on_credit(subscription)` and `on_read()` (bytes were taken in: end the turn). When
+it shares its loop with others, also `on_put_off()` and `on_caught_up()` (pause and resume reading), `on_crowded(name,
+bytes, limit, held_us)` (end the connection: it takes up room that others need) and `on_failed(failure)` (a handler
+raised while it went on with what was put off). All of it belongs to the loop's thread.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy
 
 from broker_native.fanout cimport Fanout, Outbox, Subscription
 from broker_native.layout cimport *
-from broker_native.tails cimport bytes_append, bytes_release
+from broker_native.tails cimport Bytes, bytes_release
 
 cdef enum:
     CODE_MALFORMED_FRAME = 3001
     CODE_FRAME_TOO_LARGE = 3002
     DUPLICATE = 1                       # as in tails.pyx
+
+    # What becomes of a frame.
+    TAKEN = 0
+    TAKEN_LAST = 1                      # and nothing after it: the connection is over
+    TAKEN_ENOUGH = 2                    # and what follows is put off
+    PUT_OFF = 3                         # not taken: it is handled in a later turn
+
+    # Frames for Python that are handled in a turn: of one connection, and of all. The times are for what is dear, a
+    # SUBSCRIBE of many filters for instance; the counts hold when no clock moves.
+    SLOW_FRAMES_MAX = 32
+    SLOW_US_MAX = 1000
+    TURN_FRAMES_MAX = 256
+    TURN_US_MAX = 2000
+
+    SPILL_BYTES_MIN = 64
+    CROWDED_READ_BYTES = 4096           # of a read while much is put off: it adds little to that
+    EARLY_BYTES_MAX = 4 << 20
+    PARTIAL_BYTES_MAX = 32 << 20
 
 
 cdef class Clock:
@@ -64,24 +93,124 @@ cdef class Clock:
         return monotonic_us()
 
 
+cdef class SpillPool:
+    """Intakes that keep bytes until a later read or turn, in the order in which they began to.
+
+    Args:
+        name: What the bytes are, for messages.
+        bytes_max: How many they may be together, at least one largest frame.
+    """
+
+    def __cinit__(self, str name not None, size_t bytes_max):
+        self.name = name
+        self.bytes_max = bytes_max
+
+    cdef int add(self, Intake intake) except -1:
+        """Make it the newest; its spill counts from now on."""
+        intake.older = self.newest
+        if self.newest is None:
+            self.oldest = intake
+        else:
+            self.newest.newer = intake
+        self.newest = intake
+        intake.pool = self
+        intake.spilled_us = intake.heard_us
+        self.count += 1
+        return 0
+
+    cdef int remove(self, Intake intake) except -1:
+        if intake.older is None:
+            self.oldest = intake.newer
+        else:
+            intake.older.newer = intake.newer
+        if intake.newer is None:
+            self.newest = intake.older
+        else:
+            intake.newer.older = intake.older
+        intake.older = intake.newer = None
+        intake.pool = None
+        self.bytes -= intake.spilled_bytes
+        intake.spilled_bytes = 0
+        self.count -= 1
+        return 0
+
+    cdef int move_last(self, Intake intake) except -1:
+        """Make an intake that is in it the newest."""
+        cdef size_t spilled_bytes = intake.spilled_bytes
+        self.remove(intake)
+        self.add(intake)
+        intake.spilled_bytes = spilled_bytes
+        self.bytes += spilled_bytes
+        return 0
+
+    cdef int trim(self, uint64_t now_us) except -1:
+        """End those that began first until the rest is within the bound."""
+        cdef Intake intake
+        while self.bytes > self.bytes_max:
+            intake = self.oldest
+            intake.on_crowded(self.name, self.bytes, self.bytes_max, now_us - intake.spilled_us)
+            intake.stop()
+            if self.oldest is intake:
+                # It is in the middle of a frame just now, and gives its bytes back at the end of that.
+                break
+        return 0
+
+
 cdef class ReadBuffer:
-    """The one buffer that a loop reads every connection into.
+    """The one buffer that a loop reads every connection into, and what is kept of it from read to read.
 
     Args:
         size: Bytes, 4 KiB to 16 MiB.
+        early_bytes_max: Bytes of half frames of the connections that are in `early`.
+        partial_bytes_max: Bytes of half frames of all others, and of whole frames that are put off; each.
     """
 
-    def __cinit__(self, size_t size):
+    def __cinit__(self, size_t size, size_t early_bytes_max=EARLY_BYTES_MAX,
+                  size_t partial_bytes_max=PARTIAL_BYTES_MAX):
         cdef Py_buffer view
         if not 4096 <= size <= 16 << 20:
             raise ValueError(f"read buffer: got {size} bytes, range 4096 to {16 << 20}")
         self.storage = bytearray(size)
         self.view = memoryview(self.storage)
+        self.crowded_view = self.view[:CROWDED_READ_BYTES]
         self.size = size
         # The memoryview above keeps the bytearray from being resized, so the pointer stays good as long as this object.
         PyObject_GetBuffer(self.storage, &view, PyBUF_SIMPLE)
         self.data = <uint8_t*>view.buf
         PyBuffer_Release(&view)
+        self.early = SpillPool("half frames before HELLO", early_bytes_max)
+        self.partial = SpillPool("half frames", partial_bytes_max)
+        self.backlog = SpillPool("frames put off", partial_bytes_max)
+
+    cdef int ask_for_turn(self) except -1:
+        """Have `go_on` called in the loop's next turn."""
+        if not self.scheduled and self.schedule is not None:
+            self.scheduled = True
+            self.schedule()
+        return 0
+
+    def go_on(self):
+        """Begin a turn: a new budget, and the connections that were put off, each once.
+
+        What `schedule` was called for, in the next turn of the loop. Answers whether it is to be called again.
+        """
+        cdef size_t left = self.backlog.count
+        cdef Intake intake
+        self.frames = 0
+        while left and self.backlog.oldest is not None and self.frames < TURN_FRAMES_MAX:
+            left -= 1
+            intake = self.backlog.oldest
+            if self.frames and intake.clock.steady() - self.turn_us >= TURN_US_MAX:
+                break
+            try:
+                intake.go_on()
+            except Exception as failure:
+                intake.stop()
+                intake.on_failed(failure)
+            if intake.pool is self.backlog:
+                self.backlog.move_last(intake)
+        self.scheduled = self.frames > 0 or self.backlog.count > 0
+        return self.scheduled
 
 
 cdef class Intake:
@@ -109,6 +238,8 @@ cdef class Intake:
 
     def get_buffer(self, sizehint):
         """The loop's shared read buffer (asyncio.BufferedProtocol)."""
+        if self.buffer.backlog.bytes > self.buffer.backlog.bytes_max // 2:
+            return self.buffer.crowded_view
         return self.buffer.view
 
     def buffer_updated(self, size_t nbytes):
@@ -130,7 +261,19 @@ cdef class Intake:
         """Take nothing more in: the connection is over."""
         self.closed = True
         if not self.feeding:
-            bytes_release(&self.spill)
+            self.settle()
+
+    def hold(self):
+        """Handle nothing of what was put off until `let_go`: the peer must do something first."""
+        self.held = True
+        if not self.feeding:
+            self.settle()
+
+    def let_go(self):
+        """The reverse of `hold`."""
+        self.held = False
+        if not self.feeding:
+            self.settle()
 
     cdef int take(self, const uint8_t* data, size_t size) except -1:
         cdef size_t used
@@ -138,20 +281,44 @@ cdef class Intake:
             return 0
         self.heard_us = self.clock.steady()
         self.tails.now_us = self.clock.read()
+        self.frames = 0
         self.feeding = True
         try:
-            if self.spill.used:
+            if self.put_off:
+                # It was on its way when reading was paused.
+                self.keep(data, size)
+                size = 0
+            elif self.spill.used:
                 used = self.take_spilled(data, size)
                 data += used
                 size -= used
             if size and not self.closed:
-                used = self.take_frames(data, size)
+                used = 0 if self.put_off else self.take_frames(data, size)
                 if used < size and not self.closed:
-                    bytes_append(&self.spill, data + used, size - used)
+                    self.keep(data + used, size - used)
         finally:
             self.feeding = False
-            if self.closed:
-                bytes_release(&self.spill)
+            if self.spill.capacity:
+                self.settle()
+        self.on_read()
+        return 0
+
+    cdef int go_on(self) except -1:
+        """Take in what was put off, as far as the turn's budget goes."""
+        cdef size_t size = self.spill.used - self.spill_at
+        self.tails.now_us = self.clock.read()
+        self.frames = 0
+        self.put_off = False
+        self.feeding = True
+        try:
+            self.spill_at += self.take_frames(self.spill.data + self.spill_at, size)
+            if not self.put_off and not self.closed:
+                self.keep_rest()
+        finally:
+            self.feeding = False
+            self.settle()
+        if not self.put_off and not self.closed:
+            self.on_caught_up()
         self.on_read()
         return 0
 
@@ -159,41 +326,145 @@ cdef class Intake:
         """Complete the frame in the spill with the first bytes of `data`; answers how many it took."""
         cdef size_t used = 0
         cdef size_t need
+        cdef int became
         if self.spill.used < FRAME_HEADER_BYTES:
             need = FRAME_HEADER_BYTES - self.spill.used
             used = need if need < size else size
-            bytes_append(&self.spill, data, used)
+            self.keep(data, used)
             if self.spill.used < FRAME_HEADER_BYTES:
                 return used
         if not self.check_header(self.spill.data):
             return size
         need = FRAME_HEADER_BYTES + <size_t>load_u32(self.spill.data) - self.spill.used
         if need > size - used:
-            bytes_append(&self.spill, data + used, size - used)
+            self.keep(data + used, size - used)
             return size
-        bytes_append(&self.spill, data + used, need)
+        self.keep(data + used, need)
         used += need
-        self.take_frame(self.spill.data)
-        self.spill.used = 0
-        if self.spill.capacity > 1024:
-            bytes_release(&self.spill)
+        became = self.take_frame(self.spill.data)
+        if became != PUT_OFF:
+            self.forget_spill()
+        self.put_off = became == PUT_OFF or (became == TAKEN_ENOUGH and used < size)
         return used
 
     cdef size_t take_frames(self, const uint8_t* data, size_t size) except? 0:
         """Take the whole frames of `data`; answers how many bytes they were."""
         cdef size_t at = 0
         cdef size_t frame
+        cdef int became
         while size - at >= FRAME_HEADER_BYTES:
             if not self.check_header(data + at):
                 return size
             frame = FRAME_HEADER_BYTES + <size_t>load_u32(data + at)
             if frame > size - at:
                 break
-            self.take_frame(data + at)
-            if self.closed:
-                return size
+            became = self.take_frame(data + at)
+            if became:
+                if became == TAKEN_LAST:
+                    return size
+                if became == TAKEN_ENOUGH:
+                    at += frame
+                self.put_off = at < size
+                break
             at += frame
         return at
+
+    # .. what is kept ..
+
+    cdef int keep(self, const uint8_t* data, size_t size) except -1:
+        """Append to the spill. It grows with what comes, and never beyond the frame of which it has the header."""
+        cdef size_t need = self.spill.used + size
+        cdef size_t capacity
+        cdef size_t frame = SPILL_BYTES_MIN
+        cdef uint8_t* grown
+        if need > self.spill.capacity:
+            capacity = max(need, 2 * self.spill.capacity, <size_t>SPILL_BYTES_MIN)
+            if not self.put_off:
+                if self.spill.used >= FRAME_HEADER_BYTES:
+                    frame = FRAME_HEADER_BYTES + <size_t>load_u32(self.spill.data)
+                capacity = max(need, min(capacity, frame))
+            grown = <uint8_t*>realloc(self.spill.data, capacity)
+            if grown == NULL:
+                raise MemoryError
+            self.spill.data = grown
+            self.spill.capacity = capacity
+        memcpy(self.spill.data + self.spill.used, data, size)
+        self.spill.used = need
+        return 0
+
+    cdef int keep_rest(self) except -1:
+        """What was put off has been handled, all but half a frame at its end: that has a spill of its own size."""
+        cdef Bytes done = self.spill
+        cdef size_t at = self.spill_at
+        self.spill.data = NULL
+        self.spill.used = self.spill.capacity = self.spill_at = 0
+        try:
+            if at < done.used:
+                self.keep(done.data + at, done.used - at)
+        finally:
+            free(done.data)
+        return 0
+
+    cdef int forget_spill(self) except -1:
+        if self.pool is not None:
+            self.pool.remove(self)
+        bytes_release(&self.spill)
+        self.spill_at = 0
+        return 0
+
+    cdef int settle(self) except -1:
+        """Count what is kept until the next read or turn where it belongs, and hold that to its bound."""
+        cdef SpillPool pool = self.buffer.early if self.early else self.buffer.partial
+        cdef SpillPool before = self.pool
+        if self.closed or not self.spill.used:
+            self.forget_spill()
+            self.put_off = False
+            return 0
+        if self.put_off and not self.held:
+            pool = self.buffer.backlog
+        if before is not pool:
+            if before is not None:
+                before.remove(self)
+            pool.add(self)
+        pool.bytes += self.spill.capacity - self.spilled_bytes
+        self.spilled_bytes = self.spill.capacity
+        if pool is self.buffer.backlog:
+            if before is not pool:
+                self.put_off_now()
+        elif pool.bytes > pool.bytes_max:
+            pool.trim(self.clock.steady())
+        return 0
+
+    cdef int put_off_now(self) except -1:
+        """It waits its turn from now on, if there is room for what it waits with."""
+        cdef SpillPool backlog = self.buffer.backlog
+        if backlog.bytes > backlog.bytes_max and backlog.count > 1:
+            self.on_crowded(backlog.name, backlog.bytes, backlog.bytes_max, 0)
+            self.stop()
+            return 0
+        self.buffer.ask_for_turn()
+        self.on_put_off()
+        return 0
+
+    cdef bint may_handle(self) noexcept:
+        """Whether the budget has room for another frame that Python handles."""
+        cdef ReadBuffer buffer = self.buffer
+        cdef uint64_t now_us
+        if buffer.schedule is None:
+            return True
+        now_us = self.clock.steady()
+        if not buffer.frames:
+            buffer.turn_us = now_us
+        if not self.frames:
+            self.frames_us = now_us
+        return (
+            self.frames < SLOW_FRAMES_MAX
+            and buffer.frames < TURN_FRAMES_MAX
+            and now_us - self.frames_us < SLOW_US_MAX
+            and now_us - buffer.turn_us < TURN_US_MAX
+        )
+
+    # .. frames ..
 
     cdef bint check_header(self, const uint8_t* header) except -1:
         if load_u32(header) > self.frame_bytes_max:
@@ -205,18 +476,32 @@ cdef class Intake:
         return True
 
     cdef int take_frame(self, const uint8_t* frame) except -1:
+        """Take one whole frame; answers what has become of it."""
         cdef uint32_t size = load_u32(frame)
         cdef const uint8_t* body = frame + FRAME_HEADER_BYTES
         cdef int code
+        cdef bint enough = False
         if frame[4] == KIND_PUBLISH and self.publisher is not None and not frame[5]:
             code = self.publisher.publish(body, size)
-            if code:
-                self.answer_publish(code, body, size)
-        elif frame[4] == KIND_CREDIT and self.subscriptions is not None and not frame[5] and size == CREDIT_BYTES:
+            if not code:
+                return TAKEN
+            # What it was is known only now: it is answered whatever the budget says, and ends it.
+            enough = not self.may_handle()
+            self.answer_publish(code, body, size)
+        elif (frame[4] == KIND_CREDIT and self.subscriptions is not None and not frame[5] and size == CREDIT_BYTES
+                and not load_u32(body + 4)):
             self.take_credit(body)
-        else:
+            return TAKEN_LAST if self.closed else TAKEN
+        elif self.may_handle():
             self.on_frame(frame[4], frame[5], PyBytes_FromStringAndSize(<const char*>body, size))
-        return 0
+        else:
+            return PUT_OFF
+        if self.closed:
+            return TAKEN_LAST
+        self.frames += 1
+        self.buffer.frames += 1
+        self.buffer.ask_for_turn()
+        return TAKEN_ENOUGH if enough else TAKEN
 
     cdef int answer_publish(self, int code, const uint8_t* body, uint32_t size) except -1:
         if size < PUBLISH_HEADER_BYTES:

@@ -436,6 +436,10 @@ def credit() -> Trace:
     note("One byte fits; nothing fits beyond it.")
     send("reader", encode_credit(2, 1))
     send("reader", encode_credit(2, 1))
+    opened(script, "other")
+    send("other", encode_subscribe(Subscribe(1, ("s.x",), 100)))
+    note("The reserved field is not zero.")
+    send("other", control.frame(Kind.CREDIT, struct.pack("<IIQ", 1, 1, 1)))
     return script.trace
 
 
@@ -540,6 +544,7 @@ def closing() -> Trace:
         ("The reserved field.", bytes.fromhex("0800000004000100")),
         ("A body that would be too large: the header is enough.", struct.pack("<IBBH", 65_657, Kind.PUBLISH, 0, 0)),
         ("A PING of 7 bytes.", control.frame(Kind.PING, bytes(7))),
+        ("A CREDIT of 17 bytes.", control.frame(Kind.CREDIT, bytes(17))),
         ("A PUBLISH without its 16 bytes.", control.frame(Kind.PUBLISH, bytes(15))),
         ("A CHANNEL without its number.", control.frame(Kind.CHANNEL, bytes(3))),
         ("No map.", control.frame(Kind.SUBSCRIBE, b"\x90")),

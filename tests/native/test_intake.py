@@ -45,6 +45,7 @@ class Watched(Intake):
         super().__init__(fanout, buffer, clock, FRAME_BYTES_MAX)
         self.calls: list[twin.Call] = []
         self.reads = 0
+        self.pauses: list[bool] = []
         self.stops_at: twin.Call | None = None
 
     def note(self, *call: Any) -> None:
@@ -70,6 +71,18 @@ class Watched(Intake):
 
     def on_credit(self, subscription: Subscription) -> None:
         self.note("credit", subscription.number)
+
+    def on_put_off(self) -> None:
+        self.pauses.append(True)
+
+    def on_caught_up(self) -> None:
+        self.pauses.append(False)
+
+    def on_crowded(self, name: str, bytes_kept: int, limit: int, held_us: int) -> None:
+        self.note("crowded", name, bytes_kept, limit, held_us)
+
+    def on_failed(self, failure: Exception) -> None:
+        self.note("failed", str(failure))
 
 
 class Connection:
@@ -371,6 +384,312 @@ def test_read_buffer_has_a_range() -> None:
     assert len(connection.intake.get_buffer(10)) == 4096
     with pytest.raises(ValueError, match="read: got 4097"):
         connection.intake.buffer_updated(4097)
+
+
+# --- Half frames of many --------------------------------------------------------------------------------------------
+
+
+class Loop:
+    """Intakes that share one read buffer, and what `schedule` has asked for."""
+
+    def __init__(self, *, early_bytes_max: int = 1 << 20, partial_bytes_max: int = 1 << 20) -> None:
+        self.tails = Tails(1, 4770)
+        self.fanout = Fanout(self.tails)
+        self.clock = Clock(manual=True)
+        self.buffer = ReadBuffer(8192, early_bytes_max, partial_bytes_max)
+        self.asked = 0
+        self.buffer.schedule = self.ask
+
+    def ask(self) -> None:
+        self.asked += 1
+
+    def intake(self, kind: type[Watched] = Watched) -> Any:
+        return kind(self.fanout, self.buffer, self.clock)
+
+    def drain(self) -> int:
+        """Give turns until nothing is put off; answers how many it took."""
+        turns = 0
+        while self.asked:
+            turns += 1
+            self.asked = int(self.buffer.go_on())
+        return turns
+
+
+def half_frame(size: int, arrived: int) -> bytes:
+    """Return the first bytes of a frame whose body has `size`."""
+    return (struct.pack("<IBBH", size, PING, 0, 0) + bytes(arrived))[:arrived]
+
+
+def test_spill_never_takes_more_than_its_frame() -> None:
+    """Or a bound of one largest frame would not let one largest frame through."""
+    loop = Loop(partial_bytes_max=8 + FRAME_BYTES_MAX)
+    intake = loop.intake()
+    frame = build_frame(PING, bytes(FRAME_BYTES_MAX))
+    for at in range(0, len(frame), 4096):
+        intake.feed(frame[at : at + 4096])
+        assert loop.buffer.partial.bytes <= 8 + FRAME_BYTES_MAX
+    assert intake.calls == [("frame", PING, 0, bytes(FRAME_BYTES_MAX))]
+    assert (loop.buffer.partial.bytes, loop.buffer.partial.count) == (0, 0)
+
+
+def test_oldest_half_frame_pays() -> None:
+    loop = Loop(partial_bytes_max=10_000)
+    dribbler, publisher, late = (loop.intake() for _ in range(3))
+    loop.clock.floor_us = 1_000_000
+    dribbler.feed(half_frame(9_000, 3_000))
+    for turn in range(20):  # whole frames of it come and go
+        loop.clock.floor_us += 100_000
+        frame = build_frame(PING, bytes(5_000))
+        publisher.feed(frame[:3_000])
+        publisher.feed(frame[3_000:])
+        dribbler.feed(b"x")
+        loop.drain()
+        assert len(publisher.calls) == turn + 1
+    publisher.feed(half_frame(5_000, 4_000))
+    late.feed(half_frame(5_000, 4_000))
+    assert [call[0] for call in dribbler.calls] == ["crowded"]
+    _, name, got, limit, held_us = dribbler.calls[0]
+    assert (name, limit, held_us) == ("half frames", 10_000, 2_000_000)
+    assert got > limit
+    assert dribbler.closed
+    assert not publisher.closed
+    assert not late.closed
+    assert (loop.buffer.partial.count, loop.buffer.partial.bytes) == (2, 8_000)
+
+
+def test_one_that_takes_all_ends_itself() -> None:
+    loop = Loop(partial_bytes_max=5_000)
+    intake = loop.intake()
+    intake.feed(half_frame(9_000, 6_000))
+    assert [call[0] for call in intake.calls] == ["crowded"]
+    assert (loop.buffer.partial.count, loop.buffer.partial.bytes) == (0, 0)
+
+
+def test_strangers_have_a_pool_of_their_own() -> None:
+    loop = Loop(early_bytes_max=2_000, partial_bytes_max=8_000)
+    known = loop.intake()
+    known.feed(half_frame(9_000, 7_000))
+    strangers = [loop.intake() for _ in range(100)]
+    for stranger in strangers:
+        stranger.early = True
+        stranger.feed(half_frame(9_000, 100))
+    assert [stranger.closed for stranger in strangers] == [True] * 80 + [False] * 20
+    assert (loop.buffer.early.count, loop.buffer.early.bytes) == (20, 2_000)
+    strangers[-1].early = False  # it has said HELLO
+    strangers[-1].feed(b"x")
+    assert loop.buffer.early.count == 19
+    assert not known.closed
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    steps=st.lists(st.tuples(st.integers(0, 4), st.integers(1, 400), st.sampled_from(["feed", "stop"])), max_size=60),
+    bytes_max=st.integers(600, 3_000),
+)
+def test_pool_counts_what_is_there(steps: list[tuple[int, int, str]], bytes_max: int) -> None:
+    loop = Loop(partial_bytes_max=bytes_max)
+    intakes = [loop.intake() for _ in range(5)]
+    stream = build_frame(PING, bytes(500)) * 100
+    fed = [0] * 5
+    for number, size, what in steps:
+        if what == "stop":
+            intakes[number].stop()
+            intakes[number], fed[number] = loop.intake(), 0
+        else:
+            intakes[number].feed(stream[fed[number] :][:size])
+            fed[number] += size
+        halves = [at % 508 for at, intake in zip(fed, intakes, strict=True) if not intake.closed and at % 508]
+        assert loop.buffer.partial.count == len(halves)
+        assert sum(halves) <= loop.buffer.partial.bytes <= bytes_max
+    for intake in intakes:
+        intake.stop()
+    assert (loop.buffer.partial.count, loop.buffer.partial.bytes) == (0, 0)
+
+
+def test_nobody_is_forgotten_when_the_bound_is_lifted() -> None:
+    """The same crowd with a bound that is none: what the tests above see comes from the bound."""
+    loop = Loop(early_bytes_max=1 << 40, partial_bytes_max=1 << 40)
+    intakes = [loop.intake() for _ in range(100)]
+    for intake in intakes:
+        intake.feed(half_frame(90_000, 4_000))
+    assert not any(intake.closed for intake in intakes)
+    assert loop.buffer.partial.bytes == 400_000
+
+
+# --- Turns ---------------------------------------------------------------------------------------------------------
+
+SLOW_FRAMES_MAX = 32
+TURN_FRAMES_MAX = 256
+PINGS = [build_frame(PING, struct.pack("<Q", number)) for number in range(1_000)]
+
+
+def tokens(intake: Watched) -> list[int]:
+    return [struct.unpack("<Q", call[3])[0] for call in intake.calls]
+
+
+def test_so_many_frames_a_turn_and_all_in_order() -> None:
+    loop = Loop()
+    intake = loop.intake()
+    intake.feed(b"".join(PINGS))
+    assert tokens(intake) == list(range(SLOW_FRAMES_MAX))
+    assert intake.pauses == [True]
+    for turn in range(2, 1 + 1_000 // SLOW_FRAMES_MAX):
+        assert loop.buffer.go_on()
+        assert len(intake.calls) == turn * SLOW_FRAMES_MAX
+    assert loop.drain() == 2, "the rest, and a turn that finds nothing to do"
+    assert tokens(intake) == list(range(1_000))
+    assert intake.pauses == [True, False]
+    assert loop.buffer.backlog.bytes == 0
+    intake.feed(PINGS[0])
+    assert len(intake.calls) == 1_001, "the budget is a turn's"
+
+
+def test_whoever_floods_does_not_hold_up_another() -> None:
+    loop = Loop()
+    flooders = [loop.intake() for _ in range(20)]
+    for intake in flooders:
+        intake.feed(b"".join(PINGS))
+    assert sum(len(intake.calls) for intake in flooders) == TURN_FRAMES_MAX
+    late = loop.intake()
+    late.feed(PINGS[0] + publish(1, 1, b"x"))
+    assert late.calls == []
+    turns = 0
+    while not late.calls:
+        turns += 1
+        loop.buffer.go_on()
+        assert max(len(intake.calls) for intake in flooders) <= SLOW_FRAMES_MAX * (turns + 1)
+    assert turns <= 1 + 20 * SLOW_FRAMES_MAX // TURN_FRAMES_MAX, "a round"
+    loop.drain()
+    assert all(tokens(intake) == list(range(1_000)) for intake in flooders)
+
+
+def test_without_a_schedule_there_is_no_bound() -> None:
+    loop = Loop()
+    loop.buffer.schedule = None
+    intake = loop.intake()
+    intake.feed(b"".join(PINGS))
+    assert len(intake.calls) == 1_000
+
+
+def test_dear_frames_end_a_turn_by_its_time() -> None:
+    loop = Loop()
+
+    class Dear(Watched):
+        def on_frame(self, kind: int, flags: int, body: bytes) -> None:
+            super().on_frame(kind, flags, body)
+            loop.clock.floor_us += 400
+
+    intake, other = loop.intake(Dear), loop.intake(Dear)
+    intake.feed(b"".join(PINGS))
+    assert len(intake.calls) == 3, "1,000 us"
+    other.feed(b"".join(PINGS))
+    assert len(other.calls) == 2, "2,000 us of both"
+    loop.drain()
+    assert tokens(intake) == tokens(other) == list(range(1_000))
+
+
+def test_refused_publishes_have_a_budget_too() -> None:
+    connection = Connection()
+    asked: list[int] = []
+    connection.intake.buffer.schedule = lambda: asked.append(1)
+    connection.intake.feed(publish(1, 7, b"a gap") * 100 + publish(1, 1, b"good"))
+    assert len(connection.intake.calls) == SLOW_FRAMES_MAX + 1
+    assert connection.tails.records == 0
+    while connection.intake.buffer.go_on():
+        pass
+    assert len(connection.intake.calls) == 100
+    assert connection.tails.records == 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    cuts=st.lists(st.integers(0, len(CONVERSATION) * 4), max_size=12), turns=st.lists(st.integers(0, 2), max_size=12)
+)
+def test_put_off_or_not_the_calls_are_the_same(cuts: list[int], turns: list[int]) -> None:
+    stream = CONVERSATION + b"".join(PINGS[:60]) + publish(0, 9, b"gap") * 50 + build_frame(PING, b"12345678")
+    connection = Connection()
+    buffer = connection.intake.buffer
+    asked: list[int] = []
+    buffer.schedule = lambda: asked.append(1)
+    places = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
+    pauses = itertools.chain(turns, itertools.repeat(0))
+    for begin, end in itertools.pairwise(places):
+        connection.intake.feed(stream[begin:end])  # also while it is paused: nothing of it may be lost
+        for _ in range(next(pauses)):
+            buffer.go_on()
+    while buffer.go_on():
+        pass
+    assert connection.state() == twin_state(stream)
+    assert connection.intake.pauses == [True, False] * (len(connection.intake.pauses) // 2)
+    assert (buffer.backlog.bytes, buffer.backlog.count, buffer.partial.bytes) == (0, 0, 0)
+
+
+def test_half_a_frame_behind_what_was_put_off_is_completed() -> None:
+    loop = Loop()
+    intake = loop.intake()
+    intake.feed(b"".join(PINGS[:100]) + PINGS[100][:5])
+    loop.drain()
+    assert (loop.buffer.backlog.count, loop.buffer.partial.count, loop.buffer.partial.bytes) == (0, 1, 64)
+    intake.feed(PINGS[100][5:])
+    assert tokens(intake) == list(range(101))
+
+
+def test_who_is_held_does_not_go_on() -> None:
+    loop = Loop()
+    intake = loop.intake()
+    intake.feed(b"".join(PINGS))
+    intake.hold()
+    assert (loop.buffer.backlog.count, loop.buffer.partial.count) == (0, 1)
+    loop.drain()
+    assert len(intake.calls) == SLOW_FRAMES_MAX
+    intake.let_go()
+    assert loop.asked == 1, "nobody else would wake it"
+    loop.drain()
+    assert tokens(intake) == list(range(1_000))
+
+
+def test_stop_in_the_middle_of_what_was_put_off() -> None:
+    loop = Loop()
+    intake, other = loop.intake(), loop.intake()
+    intake.feed(b"".join(PINGS))
+    other.feed(b"".join(PINGS))
+    intake.stops_at = ("frame", PING, 0, struct.pack("<Q", 40))
+    loop.drain()
+    assert tokens(intake) == list(range(41))
+    assert tokens(other) == list(range(1_000))
+    assert loop.buffer.backlog.count == 0
+
+
+def test_handler_that_raises_ends_its_own_connection_only() -> None:
+    loop = Loop()
+
+    class Broken(Watched):
+        def on_frame(self, kind: int, flags: int, body: bytes) -> None:
+            super().on_frame(kind, flags, body)
+            if len(self.calls) == 40:
+                raise RuntimeError("planted")
+
+    intake, other = loop.intake(Broken), loop.intake()
+    intake.feed(b"".join(PINGS))
+    other.feed(b"".join(PINGS))
+    loop.drain()
+    assert intake.calls[40:] == [("failed", "planted")]
+    assert intake.closed
+    assert tokens(other) == list(range(1_000))
+
+
+def test_what_is_put_off_has_a_bound_and_small_reads_before_it() -> None:
+    loop = Loop(partial_bytes_max=20_000)
+    first, second, third = (loop.intake() for _ in range(3))
+    assert len(first.get_buffer(-1)) == 8192
+    first.feed(b"".join(PINGS))
+    assert not first.closed, "alone it may have more"
+    assert len(first.get_buffer(-1)) == 4096
+    second.feed(b"".join(PINGS[:600]))
+    assert second.calls[SLOW_FRAMES_MAX:] == [("crowded", "frames put off", 24_576, 20_000, 0)]
+    assert second.closed
+    third.feed(PINGS[0])
+    assert len(third.calls) == 1
 
 
 # --- Time ----------------------------------------------------------------------------------------------------------

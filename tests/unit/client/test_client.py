@@ -13,7 +13,7 @@ from broker.wire import control
 from broker.wire.kinds import Kind
 from tests.reference import frames as twin
 from tests.reference.groups import Chunk, build_chunk
-from tests.unit.client.scripted import AT_ONCE, JOURNAL, Scripted, chunk, deliver, published
+from tests.unit.client.scripted import AT_ONCE, JOURNAL, LIMITS, Scripted, chunk, deliver, published
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -413,6 +413,18 @@ async def test_a_refused_subscription_says_why_to_who_waits_and_who_reads(server
         peer.send(control.encode_error(error("DENIED", "not yours"), subscription=wanted.subscription))
         with pytest.raises(BrokerError, match="DENIED"):
             await asking
+
+
+async def test_what_was_stored_under_a_higher_limit_is_read(server: Scripted, bus: Client) -> None:
+    peer = await server.peer()
+    subscription = bus.subscribe("a", start="start")
+    opening = asyncio.ensure_future(subscription._accept())
+    wanted = await peer.subscribe()
+    peer.accept(wanted, control.Outcome("a", "resumed", 1, 0))
+    await opening
+    larger = bytes(2 * LIMITS.frame_bytes_max)
+    peer.send(deliver(wanted.subscription, chunk([larger], first=1), group=3))
+    assert await read(subscription, 1) == [larger]
 
 
 async def test_deliveries_after_unsubscribing_are_dropped(server: Scripted, bus: Client) -> None:
