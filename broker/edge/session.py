@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Session"]
 
-
 HELLO_BYTES_MAX = 16 << 10
 INDEX_END = (1 << 32) - 1
 """Index of a bus position behind every chunk of its group."""

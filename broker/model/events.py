@@ -203,7 +203,6 @@ EVENTS: tuple[Event, ...] = (
         "Report it with its traceback.",
         (_ERROR,),
     ),
-    # -- the journal
     Event(
         "session_failed",
         Severity.ERROR,
@@ -212,6 +211,7 @@ EVENTS: tuple[Event, ...] = (
         "Report it with its traceback.",
         (_text("peer", "where the connection came from"), _ERROR),
     ),
+    # -- the journal
     Event(
         "sealer_stopped",
         Severity.ERROR,
