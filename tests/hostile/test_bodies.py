@@ -374,7 +374,7 @@ def test_channel_frame_without_a_number(service: Service) -> None:
 def test_hello_of_many_values(service: Service) -> None:
     """A stranger's map is looked at no further than the longest list of versions needs."""
     with service.peer() as peer:
-        peer.send(attackers.hello(versions=list(range(1_024)), more=[[0] * 1_000]))
+        peer.send(attackers.hello(versions=list(range(1_024)), more=[[0] * 1_020]))
         assert peer.ended() == "MALFORMED_FRAME"
         assert "more than 2048 values" in peer.errors[0]["detail"]
     with service.peer() as peer:
