@@ -1,8 +1,7 @@
 """Broker time: the wall clock at start plus monotonic time, steered gently towards the wall.
 
 It never goes back and never below the last group's time. A wall clock that jumps by more than two seconds raises an
-alarm
-and is followed only when it has stayed there for a minute.
+alarm and is followed only when it has stayed there for a minute.
 """
 
 from __future__ import annotations
@@ -31,11 +30,18 @@ class BrokerTime:
     Args:
         floor_us: The last group's time; the clock begins above it.
         wall_us: Reads the wall clock, microseconds since 1970.
+        clock: The clock to steer; None for one on the machine's monotonic clock.
     """
 
-    def __init__(self, floor_us: int = 0, wall_us: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
+    def __init__(
+        self,
+        floor_us: int = 0,
+        wall_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        clock: Clock | None = None,
+    ) -> None:
         self._wall_us = wall_us
-        self.clock = Clock(wall_us() - Clock.monotonic_us())
+        self.clock = Clock() if clock is None else clock
+        self.clock.offset_us = wall_us() - self.clock.steady_us()
         self.clock.floor_us = floor_us
         self._jump_seen_s = 0
 
@@ -45,7 +51,7 @@ class BrokerTime:
         Args:
             seconds: Time since the last call.
         """
-        behind_us = self._wall_us() - (Clock.monotonic_us() + self.clock.offset_us)
+        behind_us = self._wall_us() - (self.clock.steady_us() + self.clock.offset_us)
         if abs(behind_us) > JUMP_US:
             if not self._jump_seen_s:
                 logger.warning(
