@@ -95,7 +95,8 @@ class Node:
         self.loop = loop
         self.clock = broker_time.clock
         self.buffer = ReadBuffer(READ_BUFFER_BYTES)
-        self.connections: set[Connection] = set()
+        # In the order in which they came: what concerns all of them happens in an order that can be repeated.
+        self.connections: dict[Connection, None] = {}
         self.fatal: Callable[[BrokerError], None] = lambda failure: None
         self.draining = False
         self._time = broker_time
@@ -106,7 +107,7 @@ class Node:
         self._idle: asyncio.Future[None] | None = None
         self._left: asyncio.Future[None] | None = None
         self._reload: Profiles | None = None
-        self._failures: list[float] = []
+        self._failures: list[int] = []
         self._turned_us = 0
         self._wait_timer: asyncio.TimerHandle | None = None
         self._second_timer: asyncio.TimerHandle | None = None
@@ -285,8 +286,8 @@ class Node:
         self.core.failed(failure, handed_over=lost)
         self.tails.refuse_code = failure.code if failure.name == "STORAGE_FULL" else _UNAVAILABLE
         if failure.name != "STORAGE_FULL":
-            now = time.monotonic()
-            self._failures = [at for at in self._failures if now - at < 60] + [now]
+            now_us = self.clock.steady_us()
+            self._failures = [at_us for at_us in self._failures if now_us - at_us < 60_000_000] + [now_us]
             if len(self._failures) >= STORAGE_FAILURES_PER_MIN_MAX:
                 self.fatal(failure)
         if self._idle is not None and not self._idle.done():
@@ -299,11 +300,11 @@ class Node:
 
     def add(self, connection: Connection) -> None:
         """A connection has come."""
-        self.connections.add(connection)
+        self.connections[connection] = None
 
     def remove(self, connection: Connection) -> None:
         """A connection has gone."""
-        self.connections.discard(connection)
+        self.connections.pop(connection, None)
         if not self.connections and self._left is not None and not self._left.done():
             self._left.set_result(None)
 
