@@ -128,6 +128,7 @@ class CatchUp:
         self._kick = kick
         self._lost = lost
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="broker-read")
+        self._crowded: dict[Following, None] = {}
 
     def close(self) -> None:
         """End the reader thread; blocks until its slice is read."""
@@ -184,7 +185,10 @@ class CatchUp:
             if following.live:
                 self._kick()
                 return
-        if subscription.credit <= 0 or subscription.outbox.queued > QUEUED_BYTES_MAX:
+        if subscription.credit <= 0:
+            return
+        if subscription.outbox.queued > QUEUED_BYTES_MAX:
+            self._crowded[following] = None
             return
         following.busy = True
         bytes_max = min(SLICE_BYTES_MAX, subscription.credit)
@@ -198,6 +202,16 @@ class CatchUp:
             following.asked = self._core.applied_number
             future = self._pool.submit(self._read_groups, following, bytes_max)
         asyncio.wrap_future(future, loop=self._loop).add_done_callback(lambda read: self._have(following, read))
+
+    def flushed(self) -> None:
+        """Connections have sent: go on with those that had too much to send. Call it after each flush.
+
+        A transport that takes everything at once never says that it takes bytes again.
+        """
+        if self._crowded:
+            crowded, self._crowded = self._crowded, {}
+            for following in crowded:
+                self.step(following)
 
     def _read_channel(
         self, name: bytes, channel: int, after: int, bytes_max: int

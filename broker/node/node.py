@@ -221,6 +221,7 @@ class Node:
                 )
         if self.fanout.slow:
             self._cut_slow()
+        self.catchup.flushed()
 
     def _cut_slow(self) -> None:
         slow, self.fanout.slow = self.fanout.slow, []
