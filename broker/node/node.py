@@ -388,8 +388,10 @@ class Node:
         for timer in (self._wait_timer, self._second_timer):
             if timer is not None:
                 timer.cancel()
-        await self.loop.run_in_executor(None, self._close_log)
-        self.fanout.close()
+        try:
+            await self.loop.run_in_executor(None, self._close_log)
+        finally:
+            self.fanout.close()
 
     def _close_log(self) -> None:
         self._commit.stop()
