@@ -14,6 +14,7 @@ from collections.abc import Callable, Container
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from broker.core.recent import INDEX_END
 from broker.core.sequencer import DELIVER_FLAG_EARLY, Sequencer
 from broker.model.errors import BrokerError, error
 from broker.model.levels import Level
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from broker.core.ports import Reader as LogReader
     from broker_native.fanout import Outbox, Subscription
 
-__all__ = ["CatchUp", "Following", "Place", "Wanted"]
+__all__ = ["INDEX_END", "CatchUp", "Following", "Place", "Wanted"]
 
 logger = logging.getLogger("broker.catchup")
 
@@ -33,9 +34,6 @@ QUEUED_BYTES_MAX = 2 << 20
 """A connection that has this much to send, or is about to have, gets no further slice until it has sent some."""
 QUEUED_SHARE = 4
 """Nor may it be more than this part of what ends a connection, however small that bound is set."""
-
-INDEX_END = (1 << 32) - 1
-"""Index of a bus position behind every chunk of its group."""
 
 Place = tuple[int, int]
 """(group, index): a bus position in this journal."""
