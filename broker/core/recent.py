@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
     from broker.core.group import Group
 
-__all__ = ["Recent"]
+__all__ = ["INDEX_END", "Recent"]
+
+
+INDEX_END = (1 << 32) - 1
+"""Index of a bus position behind every chunk of its group."""
 
 
 class Recent:
@@ -46,6 +50,8 @@ class Recent:
         """Return the wanted chunks after a bus position, or None when the ring does not reach back to it."""
         if not self._groups or self._groups[0].predecessor > number:
             return None
+        if self._groups[0].number > number and number and index < INDEX_END:
+            return None  # what is left of that very group has made room
         found: list[tuple[int, int, bytes]] = []
         for group in self._groups:
             if group.number < number:

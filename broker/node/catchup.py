@@ -13,6 +13,7 @@ from collections.abc import Callable, Container
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from broker.core.recent import INDEX_END
 from broker.core.sequencer import DELIVER_FLAG_EARLY, Sequencer
 from broker.events import emit
 from broker.model.errors import BrokerError, error
@@ -22,16 +23,15 @@ from broker_native.groups import chunk_cut, chunk_head, chunks_in, chunks_of
 
 if TYPE_CHECKING:
     from broker.core.ports import Reader as LogReader
-    from broker_native.fanout import Subscription
+    from broker_native.fanout import Outbox, Subscription
 
-__all__ = ["CatchUp", "Following", "Place", "Wanted"]
+__all__ = ["INDEX_END", "CatchUp", "Following", "Place", "Wanted"]
 
 SLICE_BYTES_MAX = 1 << 20
 QUEUED_BYTES_MAX = 2 << 20
-"""A connection that has this much to send gets no further slice until it has sent some."""
-
-INDEX_END = (1 << 32) - 1
-"""Index of a bus position behind every chunk of its group."""
+"""A connection that has this much to send, or is about to have, gets no further slice until it has sent some."""
+QUEUED_SHARE = 4
+"""Nor may it be more than this part of what ends a connection, however small that bound is set."""
 
 KNOWN_MAX = 4_096
 """Channels of which a reader by bus position remembers whether it wants them."""
@@ -131,6 +131,8 @@ class CatchUp:
         self._kick = kick
         self._lost = lost
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="broker-read")
+        self._crowded: dict[Following, None] = {}
+        self._asked: dict[Outbox, int] = {}
 
     def close(self) -> None:
         """End the reader thread; blocks until its slice is read."""
@@ -189,10 +191,17 @@ class CatchUp:
                 subscription.behind = False
                 self._kick()
                 return
-        if subscription.credit <= 0 or subscription.outbox.queued > QUEUED_BYTES_MAX:
+        if subscription.credit <= 0:
+            return
+        outbox = subscription.outbox
+        room = min(QUEUED_BYTES_MAX, self._core.limits.connection_bytes_max // QUEUED_SHARE)
+        if outbox.queued + self._asked.get(outbox, 0) > room:
+            self._crowded[following] = None
             return
         following.busy = True
-        bytes_max = min(SLICE_BYTES_MAX, subscription.credit)
+        bytes_max = min(SLICE_BYTES_MAX, subscription.credit, room)
+        # Many readers of one connection ask before the first slice is queued, so what they ask for counts.
+        self._asked[outbox] = self._asked.get(outbox, 0) + bytes_max
         if following.place is None:
             name, after = next(iter(following.after.items()))
             info = self._core.tails.info(name)
@@ -202,7 +211,19 @@ class CatchUp:
         else:
             following.asked = self._core.applied_number
             future = self._pool.submit(self._read_groups, following, bytes_max)
-        asyncio.wrap_future(future, loop=self._loop).add_done_callback(lambda read: self._have(following, read))
+        asyncio.wrap_future(future, loop=self._loop).add_done_callback(
+            lambda read: self._have(following, read, bytes_max)
+        )
+
+    def flushed(self) -> None:
+        """Connections have sent: go on with those that had too much to send. Call it after each flush.
+
+        A transport that takes everything at once never says that it takes bytes again.
+        """
+        if self._crowded:
+            crowded, self._crowded = self._crowded, {}
+            for following in crowded:
+                self.step(following)
 
     def _read_channel(
         self, name: bytes, channel: int, after: int, bytes_max: int
@@ -220,9 +241,14 @@ class CatchUp:
         self,
         following: Following,
         read: asyncio.Future[tuple[bytes | None, list[tuple[int, int, bytes]], Place | None]],
+        asked_bytes: int,
     ) -> None:
         """A slice is here: queue it, and read on."""
         following.busy = False
+        outbox = following.subscription.outbox
+        self._asked[outbox] -= asked_bytes
+        if not self._asked[outbox]:
+            del self._asked[outbox]
         if read.cancelled() or following.subscription.state is not following:
             return
         failure = read.exception()

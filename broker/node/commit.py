@@ -6,6 +6,7 @@ runs on the loop.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Event, Thread
 from typing import TYPE_CHECKING
@@ -26,6 +27,23 @@ RECOVERY_INTERVAL_S = 0.1
 """How often a journal that failed is tried again."""
 
 
+@dataclass(slots=True)
+class Work:
+    """What the thread is given: one group.
+
+    Attributes:
+        group: The group.
+        persist: Try again until it is stored.
+        abandon: Leave the active segment first: a group that failed may be in it.
+        failure: Why the last attempt failed.
+    """
+
+    group: Group
+    persist: bool = False
+    abandon: bool = False
+    failure: BrokerError | None = None
+
+
 class CommitThread:
     """Commits groups in order.
 
@@ -44,14 +62,14 @@ class CommitThread:
         self._journal = journal
         self._loop = loop
         self._done = done
-        self._queue: SimpleQueue[tuple[Group, bool, bool] | None] = SimpleQueue()
+        self._queue: SimpleQueue[Work | None] = SimpleQueue()
         self._stopping = Event()
         self._thread = Thread(target=self._run, name="broker-commit", daemon=True)
         self._thread.start()
 
     def commit(self, group: Group) -> None:
         """Make the group durable; `done` hears of it."""
-        self._queue.put((group, False, False))
+        self._queue.put(Work(group))
 
     def recover(self, group: Group, *, abandon: bool) -> None:
         """Make this fence group durable, however often it takes; `done` hears of it when it is.
@@ -60,7 +78,7 @@ class CommitThread:
             group: The fence.
             abandon: Leave the active segment first: a group that failed may be in it.
         """
-        self._queue.put((group, True, abandon))
+        self._queue.put(Work(group, True, abandon))
 
     def stop(self) -> None:
         """End the thread after what is queued; blocks until it has ended."""
@@ -69,14 +87,19 @@ class CommitThread:
         self._thread.join()
 
     def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            group, persist, abandon = item
-            failure = self._append(group, abandon)
-            while failure is not None and persist and not self._stopping.wait(RECOVERY_INTERVAL_S):
-                # A fence that may have been handed over must not be appended behind itself.
-                abandon = abandon or handed_over(failure)
-                failure = self._append(group, abandon)
-            self._tell(group, failure)
+        while (work := self._queue.get()) is not None:
+            while not self._attempt(work) and not self._stopping.wait(RECOVERY_INTERVAL_S):
+                pass
+            self._tell(work.group, work.failure)
+
+    def _attempt(self, work: Work) -> bool:
+        """Append the group once; answers whether that was the last attempt."""
+        work.failure = self._append(work.group, work.abandon)
+        if work.failure is None or not work.persist:
+            return True
+        # A fence that may have been handed over must not be appended behind itself.
+        work.abandon = work.abandon or handed_over(work.failure)
+        return False
 
     def _append(self, group: Group, abandon: bool) -> BrokerError | None:
         try:

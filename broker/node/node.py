@@ -103,7 +103,8 @@ class Node:
         self.clock = broker_time.clock
         self.buffer = ReadBuffer(READ_BUFFER_BYTES, self.limits.early_partial_bytes_max, self.limits.partial_bytes_max)
         self.buffer.schedule = self._schedule_put_off
-        self.connections: set[Connection] = set()
+        # In the order in which they came: what concerns all of them happens in an order that can be repeated.
+        self.connections: dict[Connection, None] = {}
         self.fatal: Callable[[BrokerError], None] = lambda failure: None
         self.draining = False
         self._time = broker_time
@@ -114,7 +115,7 @@ class Node:
         self._idle: asyncio.Future[None] | None = None
         self._left: asyncio.Future[None] | None = None
         self._reload: Profiles | None = None
-        self._failures: list[float] = []
+        self._failures: list[int] = []
         self._turned_us = 0
         self._wait_timer: asyncio.TimerHandle | None = None
         self._second_timer: asyncio.TimerHandle | None = None
@@ -240,6 +241,7 @@ class Node:
                 outbox.owner.await_answers_taken()
         if self.fanout.slow:
             self._cut_slow()
+        self.catchup.flushed()
 
     def _cut_slow(self) -> None:
         slow, self.fanout.slow = self.fanout.slow, []
@@ -305,8 +307,8 @@ class Node:
         self.core.failed(failure, handed_over=lost)
         self.tails.refuse_code = failure.code if failure.name == "STORAGE_FULL" else _UNAVAILABLE
         if failure.name != "STORAGE_FULL":
-            now = time.monotonic()
-            self._failures = [at for at in self._failures if now - at < 60] + [now]
+            now_us = self.clock.steady_us()
+            self._failures = [at_us for at_us in self._failures if now_us - at_us < 60_000_000] + [now_us]
             if len(self._failures) >= STORAGE_FAILURES_PER_MIN_MAX:
                 self.fatal(failure)
         if self._idle is not None and not self._idle.done():
@@ -319,11 +321,11 @@ class Node:
 
     def add(self, connection: Connection) -> None:
         """A connection has come."""
-        self.connections.add(connection)
+        self.connections[connection] = None
 
     def remove(self, connection: Connection) -> None:
         """A connection has gone."""
-        self.connections.discard(connection)
+        self.connections.pop(connection, None)
         if not self.connections and self._left is not None and not self._left.done():
             self._left.set_result(None)
 
@@ -416,8 +418,10 @@ class Node:
         for timer in (self._wait_timer, self._second_timer):
             if timer is not None:
                 timer.cancel()
-        await self.loop.run_in_executor(None, self._close_log)
-        self.fanout.close()
+        try:
+            await self.loop.run_in_executor(None, self._close_log)
+        finally:
+            self.fanout.close()
 
     def _close_log(self) -> None:
         self._commit.stop()

@@ -28,11 +28,18 @@ class BrokerTime:
     Args:
         floor_us: The last group's time; the clock begins above it.
         wall_us: Reads the wall clock, microseconds since 1970.
+        clock: The clock to steer; None for one on the machine's monotonic clock.
     """
 
-    def __init__(self, floor_us: int = 0, wall_us: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
+    def __init__(
+        self,
+        floor_us: int = 0,
+        wall_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        clock: Clock | None = None,
+    ) -> None:
         self._wall_us = wall_us
-        self.clock = Clock(wall_us() - Clock.monotonic_us())
+        self.clock = Clock() if clock is None else clock
+        self.clock.offset_us = wall_us() - self.clock.steady_us()
         self.clock.floor_us = floor_us
         self._jump_seen_s = 0
 
@@ -42,7 +49,7 @@ class BrokerTime:
         Args:
             seconds: Time since the last call.
         """
-        behind_us = self._wall_us() - (Clock.monotonic_us() + self.clock.offset_us)
+        behind_us = self._wall_us() - (self.clock.steady_us() + self.clock.offset_us)
         if abs(behind_us) > JUMP_US:
             if not self._jump_seen_s:
                 emit("clock_jump", behind_s=behind_us / 1e6, lasts_s=JUMP_LASTS_S)

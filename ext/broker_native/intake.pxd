@@ -11,7 +11,8 @@ cdef extern from "clock.h" nogil:
 cdef class Clock:
     cdef public uint64_t offset_us      # broker time less the monotonic clock
     cdef public uint64_t floor_us       # broker time never goes below this
-    cdef public bint manual             # `floor_us` is the time
+    cdef public bint manual             # the next field stands for the monotonic clock
+    cdef public uint64_t manual_us
 
     cdef uint64_t read(self) noexcept
     cdef uint64_t steady(self) noexcept

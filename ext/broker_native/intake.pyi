@@ -7,6 +7,7 @@ class Clock:
     offset_us: int
     floor_us: int
     manual: bool
+    manual_us: int
     def __init__(self, offset_us: int = 0, manual: bool = False) -> None: ...
     def now_us(self) -> int: ...
     @staticmethod

@@ -62,7 +62,7 @@ cdef class Clock:
 
     Args:
         offset_us: Broker time less the monotonic clock.
-        manual: The time is `floor_us`, and only its owner moves it.
+        manual: `manual_us` stands for the monotonic clock, and only its owner moves it.
     """
 
     def __cinit__(self, uint64_t offset_us=0, bint manual=False):
@@ -70,10 +70,7 @@ cdef class Clock:
         self.manual = manual
 
     cdef uint64_t read(self) noexcept:
-        cdef uint64_t now_us
-        if self.manual:
-            return self.floor_us
-        now_us = monotonic_us() + self.offset_us
+        cdef uint64_t now_us = self.steady() + self.offset_us
         if now_us < self.floor_us:
             return self.floor_us
         self.floor_us = now_us
@@ -81,14 +78,14 @@ cdef class Clock:
 
     cdef uint64_t steady(self) noexcept:
         """Time for intervals: it does not wait for a floor, and no wall clock moves it."""
-        return self.floor_us if self.manual else monotonic_us()
+        return self.manual_us if self.manual else monotonic_us()
 
     def now_us(self):
         """Broker time."""
         return self.read()
 
     def steady_us(self):
-        """Time for measuring intervals, microseconds: the monotonic clock, or a manual clock's own time."""
+        """Time for measuring intervals, microseconds: the monotonic clock, or what stands for it."""
         return self.steady()
 
     @staticmethod

@@ -92,7 +92,7 @@ class Connection:
         self.tails = Tails(1, 4770)
         fanout = Fanout(self.tails)
         self.clock = Clock(manual=True)
-        self.clock.floor_us = NOW_US
+        self.clock.manual_us = NOW_US
         self.intake = Watched(fanout, ReadBuffer(4096), self.clock)
         if publishes:
             self.intake.publisher = publisher = Publisher(self.tails, Line(b"p" * 16), self.intake, 100)
@@ -733,10 +733,10 @@ def test_time_of_records_is_read_once_for_all_that_arrived() -> None:
     connection = Connection()
     clock = Clock(manual=True)
     intake = Watched(connection.intake.fanout, ReadBuffer(4096), clock)
-    clock.floor_us = 5
+    clock.manual_us = 5
     intake.feed(b"")
     assert connection.tails.now_us == 5
-    clock.floor_us = 9
+    clock.manual_us = 9
     intake.feed(b"x")
     assert connection.tails.now_us == 9
 
@@ -756,12 +756,21 @@ def test_steady_time_does_not_wait_for_a_floor() -> None:
     clock.floor_us = 1 << 60
     assert clock.now_us() == 1 << 60
     assert -1_000_000 < Clock.monotonic_us() - clock.steady_us() <= 0
-    assert Clock(7, manual=True).steady_us() == 0
+
+
+def test_manual_clock_moves_when_its_owner_moves_it() -> None:
+    clock = Clock(7, manual=True)
+    assert (clock.steady_us(), clock.now_us()) == (0, 7)
+    clock.manual_us = 100
+    clock.floor_us = 1_000
+    assert (clock.steady_us(), clock.now_us()) == (100, 1_000)
+    clock.manual_us = 2_000
+    assert (clock.steady_us(), clock.now_us(), clock.floor_us) == (2_000, 2_007, 2_007)
 
 
 def test_intake_is_heard_when_bytes_come() -> None:
     connection = Connection()
     assert connection.intake.heard_us == NOW_US
-    connection.clock.floor_us += 9
+    connection.clock.manual_us += 9
     connection.intake.feed(b"")
     assert connection.intake.heard_us == NOW_US + 9

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from broker.core.group import Group
-from broker.core.recent import Recent
+from broker.core.recent import INDEX_END, Recent
 from tests.reference import groups as reference
 
 EPOCH = 1 << 40
@@ -48,13 +48,14 @@ def test_everything_wanted_after_a_place() -> None:
         found = recent.after(number, index, wanted)
         return None if found is None else [(at, place) for at, place, _ in found]
 
-    assert places(4, 99, {1, 2}) == [(5, 0), (5, 1), (6, 0), (6, 1), (9, 0), (9, 1)]
+    assert places(4, INDEX_END, {1, 2}) == [(5, 0), (5, 1), (6, 0), (6, 1), (9, 0), (9, 1)]
     assert places(5, 0, {1, 2}) == [(5, 1), (6, 0), (6, 1), (9, 0), (9, 1)]
     assert places(6, 0, {2}) == [(9, 1)]
     assert places(8, 7, {2}) == [(9, 1)], "a place in a void group"
     assert places(9, 1, {1, 2}) == []
     assert places(20, 0, {1, 2}) == []
-    assert places(3, 99, {1, 2}) is None, "group 4 is not here"
+    assert places(4, 99, {1, 2}) is None, "the rest of group 4 is not here"
+    assert places(3, INDEX_END, {1, 2}) is None, "group 4 is not here"
     assert Recent(10).after(0, 0, {1}) is None
 
 
@@ -65,8 +66,9 @@ def test_the_oldest_make_room() -> None:
     for one in groups:
         recent.add(one)
     assert [number for number, _, _ in recent.of_channel(1, 0)] == [5, 6, 7]
-    assert recent.after(3, 0, {1}) is None
-    assert recent.after(4, 0, {1}) is not None
+    assert recent.after(3, INDEX_END, {1}) is None
+    assert recent.after(4, 0, {1}) is None, "more of group 4 than its first chunk has made room, for all that is known"
+    assert recent.after(4, INDEX_END, {1}) is not None
 
 
 def test_one_group_stays_whatever_its_size() -> None:

@@ -13,8 +13,17 @@ import pytest
 
 from broker.model.errors import error
 from broker.model.levels import Level
+from broker.model.limits import Limits
 from broker.model.profiles import Profile, Profiles
-from broker.node.catchup import INDEX_END, QUEUED_BYTES_MAX, CatchUp, Following, Wanted
+from broker.node.catchup import (
+    INDEX_END,
+    QUEUED_BYTES_MAX,
+    QUEUED_SHARE,
+    SLICE_BYTES_MAX,
+    CatchUp,
+    Following,
+    Wanted,
+)
 from tests.reference.frames import DELIVER_EARLY, Delivery, records_of
 from tests.reference.journal import Fate, MemoryJournal
 from tests.reference.pipeline import PLENTY, Connection, Pipeline, payloads
@@ -341,6 +350,45 @@ async def test_no_slice_while_the_connection_is_full(station: Station) -> None:
     station.reader.outbox.resume()
     station.catchup.step(following)
     assert payloads(await station.live(following)) == [b"1"]
+
+
+async def test_goes_on_after_a_flush_that_no_transport_paused(station: Station) -> None:
+    station.publish(b"s.x", b"1")
+    station.reader.outbox.ordered_frame(bytes(QUEUED_BYTES_MAX + 1))
+    following = station.follow(b"s.x", after={b"s.x": 0})
+    assert not following.busy
+    station.catchup.flushed()
+    assert not following.busy, "nothing was sent yet"
+    station.core.fanout.flush()
+    station.reader.sent = b""
+    station.catchup.flushed()
+    assert following.busy
+    assert payloads(await station.live(following)) == [b"1"]
+
+
+async def test_readers_of_one_connection_share_its_room(station: Station) -> None:
+    """Twenty readers that begin at once must not have asked for twenty slices before the first is queued."""
+    station.publish(b"s.x", b"1")
+    station.log.gate.clear()
+    readers = [station.follow(b"s.x", after={b"s.x": 0}) for _ in range(20)]
+    asked_bytes = sum(SLICE_BYTES_MAX for following in readers if following.busy)
+    assert 0 < asked_bytes <= QUEUED_BYTES_MAX + SLICE_BYTES_MAX
+    station.log.gate.set()
+
+    def all_live() -> bool:
+        station.catchup.flushed()
+        return all(following.live for following in readers)
+
+    await station.until(all_live)
+    assert payloads(station.reader.deliveries()) == [b"1"] * 20
+
+
+async def test_a_slice_is_bounded_by_what_ends_a_connection(station: Station) -> None:
+    station.core.limits = Limits(payload_bytes_max=1_000, headers_bytes_max=0, connection_bytes_max=100_000)
+    station.publish(b"s.x", b"1")
+    station.follow(b"s.x", after={b"s.x": 0})
+    await station.until(lambda: bool(station.log.asked))
+    assert station.log.asked[0][-1] == 100_000 // QUEUED_SHARE
 
 
 async def test_a_slice_is_bounded_by_the_credit(station: Station) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from broker.core.sequencer import Sequencer
     from broker.model.errors import BrokerError
-    from tests.simulation.model import Model
+    from tests.simulation.core.model import Model
 
 IN_FLIGHT_MAX = 6
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from broker.node.catchup import INDEX_END, CatchUp, Following, Wanted
 from broker_native.fanout import Subscription
 from tests.reference.frames import DELIVER_EARLY, Delivery, deliveries_of
-from tests.simulation.producers import SessionEnd
+from tests.simulation.core.producers import SessionEnd
 
 if TYPE_CHECKING:
     from random import Random
 
     from broker.core.epochs import Outcome
     from broker.core.sequencer import Sequencer
-    from tests.simulation.model import Model
+    from tests.simulation.core.model import Model
 
 Belief = list[tuple[int, bytes]]
 """(epoch, payload) of each record, from sequence 1."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulation.world import World
+from tests.simulation.core.world import World
 
 SEEDS = 600
 SEEDS_A_TEST = 20

@@ -13,8 +13,8 @@ from broker.core.lines import Lines
 from broker.core.recent import Recent
 from broker.core.sequencer import Sequencer
 from broker.node.catchup import CatchUp, Following
-from tests.simulation.test_simulation import STEPS
-from tests.simulation.world import World
+from tests.simulation.core.test_simulation import STEPS
+from tests.simulation.core.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,10 +116,10 @@ def read_groups_that_are_not_applied(patch: Patch) -> None:
         def __getattr__(self, name: str) -> Any:
             return 2**64 if name == "applied_number" else getattr(self.core, name)
 
-    def greedy(self: CatchUp, following: Following, read: Any) -> None:
+    def greedy(self: CatchUp, following: Following, *read: Any) -> None:
         core, step = self._core, self.step
         self._core, self.step = Ahead(core), lambda following: None  # type: ignore[method-assign, assignment]
-        have(self, following, read)
+        have(self, following, *read)
         self._core, self.step = core, step  # type: ignore[method-assign]
         self.step(following)
 

@@ -15,10 +15,10 @@ from broker.model.profiles import Profile, Profiles
 from broker.node.catchup import CatchUp
 from tests.reference.journal import Fate
 from tests.reference.pipeline import PLENTY, Pipeline
-from tests.simulation.model import Model
-from tests.simulation.producers import Producer
-from tests.simulation.readers import BusReader, LiteralReader, Reader
-from tests.simulation.stepped import SteppedLoop, SteppedPool
+from tests.simulation.core.model import Model
+from tests.simulation.core.producers import Producer
+from tests.simulation.core.readers import BusReader, LiteralReader, Reader
+from tests.simulation.core.stepped import SteppedLoop, SteppedPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
