@@ -20,7 +20,7 @@ BUILT := $(VENV)/.built
 # The caller's environment must not put other code before ours.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help build demo test quick run bench lint format check debug sanitize annotate clean stale
+.PHONY: help build demo test quick run bench lint format check debug sanitize fuzz annotate clean stale
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -62,14 +62,20 @@ check: ## what CI does
 
 debug: build ## the native modules with bounds checks, asserts and warnings as errors, under their tests
 	BROKER_DEBUG=1 $(BIN)/python setup.py -q build --build-lib build/debug/lib
-	PYTHONPATH=build/debug/lib $(BIN)/python -m pytest -o pythonpath="build/debug/lib ." tests/native $(ARGS)
+	PYTHONPATH=build/debug/lib $(BIN)/python -m pytest -o pythonpath="build/debug/lib ." tests/native tests/fuzz $(ARGS)
 
 # Python itself is not built with the sanitizers, so their run-time library comes first, and leaks of Python are Python's.
 SANITIZER = $(shell $(or $(CC),cc) -print-file-name=libasan.so)
 sanitize: build ## the same under AddressSanitizer and UndefinedBehaviorSanitizer (Linux, gcc)
 	BROKER_SANITIZE=1 $(BIN)/python setup.py -q build --build-lib build/sanitize/lib
 	LD_PRELOAD=$(SANITIZER) ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib \
-		$(BIN)/python -m pytest -p no:cacheprovider -o pythonpath="build/sanitize/lib ." tests/native $(ARGS)
+		$(BIN)/python -m pytest -p no:cacheprovider -o pythonpath="build/sanitize/lib ." tests/native tests/fuzz $(ARGS)
+
+# Without the sanitizers' library it is the build with bounds checks that is fuzzed: then a stray read goes unseen.
+CHECKED = $(if $(wildcard $(SANITIZER)),sanitize,debug)
+fuzz: build ## inputs nobody would send, ten million of them: ARGS="--seconds 60 --target intake", ARGS="--replay FIND"
+	BROKER_$(if $(filter sanitize,$(CHECKED)),SANITIZE,DEBUG)=1 $(BIN)/python setup.py -q build --build-lib build/$(CHECKED)/lib
+	$(BIN)/python -m tests.fuzz.run --lib build/$(CHECKED)/lib $(ARGS)
 
 annotate: build ## Cython's account of what each line costs, as HTML in build/annotate
 	$(BIN)/python setup.py annotate

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from setuptools import Extension
 
 NATIVE = Path("ext/broker_native")
+FUZZ = Path("tests/fuzz")
 PYTHON_VERSION_MIN = (3, 11)
 CHECKED_MODES = ("debug", "sanitize")
 
@@ -127,20 +128,26 @@ def extensions(mode: str) -> list[Extension]:
         compile_args += [*link_args, "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined"]
         # Instrumented code makes gcc see uninitialised values where there are none.
         compile_args.append("-Wno-maybe-uninitialized")
+
+    def module(name: str, path: Path, folder: Path, more_args: list[str], objects: list[str]) -> Extension:
+        return Extension(
+            name,
+            [str(path)],
+            include_dirs=[str(NATIVE), str(folder)],
+            define_macros=[("BROKER_DEBUG", "1" if checked else "0")],
+            extra_compile_args=[*compile_args, *more_args],
+            extra_link_args=link_args,
+            extra_objects=objects,
+            depends=[str(header) for header in sorted(folder.glob("*.h"))],
+        )
+
+    edges, counter = coverage_of(mode)
+    wanted = [module(f"broker_native.{path.stem}", path, NATIVE, edges, counter) for path in sources()]
+    if checked:
+        wanted += [module(f"tests.fuzz.{path.stem}", path, FUZZ, [], []) for path in sorted(FUZZ.glob("*.pyx"))]
     modules: list[Extension] = cythonize(  # type: ignore[no-untyped-call]
-        [
-            Extension(
-                f"broker_native.{path.stem}",
-                [str(path)],
-                include_dirs=[str(NATIVE)],
-                define_macros=[("BROKER_DEBUG", "1" if checked else "0")],
-                extra_compile_args=compile_args,
-                extra_link_args=link_args,
-                depends=[str(header) for header in sorted(NATIVE.glob("*.h"))],
-            )
-            for path in sources()
-        ],
-        include_path=["ext"],
+        wanted,
+        include_path=["ext", "."],
         annotate=mode == "annotate",
         build_dir=f"build/{mode}",
         compiler_directives={
@@ -153,6 +160,18 @@ def extensions(mode: str) -> list[Extension]:
         },
     )
     return modules
+
+
+def coverage_of(mode: str) -> tuple[list[str], list[str]]:
+    """Return the flags that have native code tell tests/fuzz where it walks, and the object that it tells it to."""
+    if mode != "sanitize":
+        return [], []
+    counter = Path("build") / mode / "coverage.o"
+    counter.parent.mkdir(parents=True, exist_ok=True)
+    # Without the flag, or it would call itself.
+    command = [*compiler(), "-O2", "-fPIC", "-c", str(FUZZ / "coverage.c"), "-o", str(counter)]
+    subprocess.run(command, check=True)
+    return ["-fsanitize-coverage=trace-pc"], [str(counter)]
 
 
 def build() -> None:

@@ -1,7 +1,8 @@
 """Walks over values: chunks one after the other, as `close_turn` and `close_group` make them.
 
 For catching up from memory, not for the hot path. The values come from this process, so their structure is trusted;
-what comes from a disk is verified before it gets here. No state, any thread.
+what comes from a disk is verified before it gets here, but for the records inside of a chunk, whose sizes no checksum
+proves to be sizes: `chunk_cut`, which walks them, looks at each. No state, any thread.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -74,25 +75,46 @@ def chunk_head(bytes chunk):
             load_u32(at + CHUNK_COUNT))
 
 
+cdef uint32_t record_run(const uint8_t* at, const uint8_t* end) noexcept nogil:
+    """How many sequences the record at `at` covers; 0 when no record stands there."""
+    cdef uint32_t size
+    if end - at < RECORD_HEADER_BYTES:
+        return 0
+    size = load_u32(at)
+    if size < RECORD_HEADER_BYTES or size > end - at:
+        return 0
+    if not load_u16(at + 4) & RECORD_GONE:
+        return 1
+    return load_u32(at + 16) if size >= GONE_RECORD_BYTES else 0
+
+
 def chunk_cut(bytes chunk, uint64_t after):
     """The chunk without its sequences up to `after`: itself when it has none, else a new one with its own checksum.
 
     A GONE run that `after` falls into is shortened.
+
+    Raises:
+        ValueError: `after` is not among its sequences, or it is no chunk.
     """
     cdef const uint8_t* base = <const uint8_t*>PyBytes_AS_STRING(chunk)
     cdef const uint8_t* at = base + CHUNK_HEADER_BYTES
-    cdef const uint8_t* end = base + load_u32(base)
-    cdef uint64_t sequence = load_u64(base + CHUNK_FIRST)
-    cdef uint64_t next_first = sequence + load_u32(base + CHUNK_COUNT)
+    cdef const uint8_t* end = base + PyBytes_GET_SIZE(chunk)
+    cdef uint64_t sequence, next_first
     cdef uint32_t run, size
     cdef bytes cut
     cdef uint8_t* to
+    if PyBytes_GET_SIZE(chunk) < CHUNK_HEADER_BYTES or load_u32(base) != PyBytes_GET_SIZE(chunk):
+        raise ValueError(f"chunk: got {len(chunk)} bytes, and it says otherwise")
+    sequence = load_u64(base + CHUNK_FIRST)
+    next_first = sequence + load_u32(base + CHUNK_COUNT)
     if after < sequence:
         return chunk
     if after + 1 >= next_first:
         raise ValueError(f"chunk: sequences {sequence} to {next_first - 1}, cut after {after}")
     while True:
-        run = load_u32(at + 16) if load_u16(at + 4) & RECORD_GONE else 1
+        run = record_run(at, end)
+        if not run:
+            raise ValueError("chunk: its records do not cover its sequences")
         if sequence + run > after + 1:
             break
         sequence += run

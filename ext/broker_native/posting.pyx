@@ -105,6 +105,14 @@ cdef class Waiter:
         """Take the outcome of the frame's records `at … at + count - 1`, all of them its own."""
         return 0
 
+    cdef bint is_answered(self) except -1:
+        """Whether each of its records has had its outcome, none of them twice."""
+        return True
+
+    cdef int frame_done(self) except -1:
+        """Each record of its frame has had its outcome."""
+        return 0
+
     cdef int fail(self, object failure) except -1:
         """Its frame was refused or is lost."""
         return 0
@@ -132,7 +140,7 @@ cdef class Publication(Waiter):
     cdef bint is_cancelled
     cdef object failure
     cdef object outcome                 # a Receipt; while parts are missing, [(offset, Receipt, Part), …]
-    cdef uint32_t left                  # records of parts that are not answered
+    cdef uint32_t left                  # records of parts whose frames are not answered
     cdef object callback                # the first one, which nearly always is the only one
     cdef object context
     cdef list callbacks                 # further ones, as (callback, context)
@@ -247,14 +255,16 @@ cdef class Publication(Waiter):
             self.finish()
         return 0
 
-    cdef int answer_part(self, Part part, uint32_t offset, Receipt receipt) except -1:
-        if self.is_done:
-            return 0
-        self.outcome.append((offset, receipt, part))
-        self.left -= receipt.count
-        if not self.left:
-            self.outcome = merged_receipts(self.outcome)
-            self.finish()
+    cdef bint is_answered(self) except -1:
+        return self.is_done
+
+    cdef int finish_part(self, uint32_t count) except -1:
+        """A part of so many records has all its outcomes."""
+        if not self.is_done:
+            self.left -= count
+            if not self.left:
+                self.outcome = merged_receipts(self.outcome)
+                self.finish()
         return 0
 
     cdef int fail(self, object failure) except -1:
@@ -313,7 +323,25 @@ cdef class Part(Waiter):
 
     cdef int answer(self, uint32_t at, uint32_t count, Receipt receipt) except -1:
         self.answered += count
-        return self.whole.answer_part(self, self.offset + at - self.index, receipt)
+        if not self.whole.is_done:
+            self.whole.outcome.append((self.offset + at - self.index, receipt, self))
+        return 0
+
+    cdef bint is_answered(self) except -1:
+        cdef uint32_t expected = self.offset
+        cdef Receipt receipt
+        if self.whole.is_done:
+            return True
+        if self.answered != self.count:
+            return False
+        for offset, receipt, _ in sorted([item for item in self.whole.outcome if item[2] is self], key=first_item):
+            if <uint32_t>offset != expected:
+                return False
+            expected += receipt.count
+        return True
+
+    cdef int frame_done(self) except -1:
+        return self.whole.finish_part(self.count)
 
     cdef int fail(self, object failure) except -1:
         return self.whole.fail(failure)
@@ -322,7 +350,6 @@ cdef class Part(Waiter):
         cdef Publication whole = self.whole
         if self.answered and not whole.is_done:
             whole.outcome = [item for item in whole.outcome if item[2] is not self]
-            whole.left += self.answered
         self.answered = 0
         return 0
 
@@ -414,6 +441,19 @@ cdef int frame_answer(Frame* frame, uint64_t number, uint32_t count, uint64_t ep
             waiter.answer(low, high - low, make_receipt(
                 epoch, first + (low - begin) if epoch else 0, high - low, level, duplicate))
     return 0
+
+
+cdef bint frame_is_answered(Frame* frame) except -1:
+    """Whether as many outcomes as there are records are one for each, as far as somebody waits; tells who does."""
+    cdef Waiter waiter
+    if frame.waiters == NULL:
+        return True
+    for waiter in <list>frame.waiters:
+        if not waiter.is_answered():
+            return False
+    for waiter in <list>frame.waiters:
+        waiter.frame_done()
+    return True
 
 
 cdef uint32_t frame_fail(Frame* frame, object failure) except? 0xFFFFFFFF:
@@ -921,6 +961,8 @@ cdef class PublishBuffer:
         cdef size_t at = self.find_sent(number)
         cdef Frame* frame
         cdef uint32_t taken
+        if not count:
+            raise self.error("MALFORMED_FRAME", f"PUBLISHED: no numbers from {number} on")
         while count:
             frame = &self.ring[at & self.ring_mask]
             if at >= self.sent or frame.state != SENT or number < frame.number or number - frame.number >= frame.count:
@@ -931,6 +973,8 @@ cdef class PublishBuffer:
             frame_answer(frame, number, taken, epoch, first, level, duplicate)
             frame.answered += taken
             if frame.answered == frame.count:
+                if not frame_is_answered(frame):
+                    raise self.error("MALFORMED_FRAME", f"PUBLISHED: some of {frame.number} to {number} twice")
                 self.in_flight -= 1
                 self.finish_frame(frame)
             number += taken

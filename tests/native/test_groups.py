@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import struct
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import assume, given, settings
@@ -11,7 +13,10 @@ from hypothesis import strategies as st
 
 from broker_native import groups as native
 from tests.reference import groups as twin
-from tests.reference.frames import Record, build_record, records_of
+from tests.reference.frames import GONE, Record, build_record, records_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 some_records = st.builds(
     Record,
@@ -162,3 +167,20 @@ def test_a_run_of_the_largest_size() -> None:
     chunk = chunk_of(1, 1, [Record(gone=(5, 2**32 - 1))])
     cut = twin.parse_chunk(native.chunk_cut(twin.build_chunk(chunk), 2**32 - 2))
     assert (cut.first, cut.count) == (2**32 - 1, 1)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda chunk: chunk[:-1], id="shorter than it says"),
+        pytest.param(lambda chunk: chunk[:40], id="no header"),
+        pytest.param(lambda chunk: chunk[:56] + struct.pack("<I", 11) + chunk[60:], id="a record without its header"),
+        pytest.param(lambda chunk: chunk[:56] + struct.pack("<I", 1 << 31) + chunk[60:], id="a record past the end"),
+        pytest.param(lambda chunk: chunk[:60] + struct.pack("<H", GONE) + chunk[62:], id="a run without its size"),
+        pytest.param(lambda chunk: chunk[:32] + struct.pack("<I", 9) + chunk[36:], id="fewer records than it says"),
+    ],
+)
+def test_a_chunk_that_is_none_is_not_walked(spoil: Callable[[bytes], bytes]) -> None:
+    chunk = spoil(twin.build_chunk(chunk_of(1, 10, [Record(b"a"), Record(b"b"), Record(b"c")])))
+    with pytest.raises(ValueError, match="chunk: "):
+        native.chunk_cut(chunk, 17 if chunk[32] == 9 else 11)

@@ -508,3 +508,56 @@ async def test_nothing_is_kept_alive() -> None:
     del publication
     gc.collect()
     assert gone() is None
+
+
+# -- a server that lies ------------------------------------------------------------------------------------------------
+
+
+def published(*entries: tuple[int, int]) -> bytes:
+    """Return a PUBLISHED body: (number, count) of each entry."""
+    return b"".join(twin.PUBLISHED_ENTRY.pack(number, EPOCH, number, count, 0, 3, 0, b"") for number, count in entries)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        pytest.param([(1, 1), (1, 1), (1, 1)], id="one for all"),
+        pytest.param([(1, 2), (2, 1)], id="overlapping"),
+        pytest.param([(2, 2), (3, 1)], id="the first is missing"),
+    ],
+)
+@pytest.mark.parametrize("together", [True, False])
+async def test_as_many_answers_as_records_are_not_one_for_each(
+    pair: Pair, entries: list[tuple[int, int]], together: bool
+) -> None:
+    if together:
+        waiting: list[Publication[Any]] = [pair.buffer.publish_many("x.y", [b"1", b"2", b"3"])]
+    else:
+        waiting = [pair.buffer.publish("x.y", payload) for payload in (b"1", b"2", b"3")]
+    pair.send()
+    with pytest.raises(BrokerError, match="twice"):
+        pair.buffer.answer(published(*entries))
+    pair.answers.clear()
+    pair.buffer.suspend()
+    pair.buffer.resume(pair.server.connect())
+    pair.settle()
+    assert all(publication.done() for publication in waiting)
+
+
+async def test_answers_in_any_order_are_one_for_each(pair: Pair) -> None:
+    publication = pair.buffer.publish_many("x.y", [b"1", b"2", b"3"])
+    pair.send()
+    pair.buffer.answer(published((3, 1), (1, 1)))
+    assert not publication.done()
+    pair.buffer.answer(published((2, 1)))
+    (receipt,) = publication.result()
+    assert (receipt.first, receipt.count) == (1, 3)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 2**64 - 1])
+async def test_an_answer_for_no_numbers_is_malformed(pair: Pair, number: int) -> None:
+    pair.buffer.post("x.y", b"1")
+    pair.send()
+    with pytest.raises(BrokerError, match="no numbers"):
+        pair.buffer.answer(published((number, 0)))
+    assert pair.buffer.answered_highest == 0
