@@ -20,7 +20,7 @@ BUILT := $(VENV)/.built
 # The caller's environment must not put other code before ours.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help build demo test quick run bench lint format check debug sanitize annotate clean stale
+.PHONY: help build demo test quick run bench lint format check debug sanitize coverage annotate clean stale
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -70,6 +70,9 @@ sanitize: build ## the same under AddressSanitizer and UndefinedBehaviorSanitize
 	BROKER_SANITIZE=1 $(BIN)/python setup.py -q build --build-lib build/sanitize/lib
 	LD_PRELOAD=$(SANITIZER) ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib \
 		$(BIN)/python -m pytest -p no:cacheprovider -o pythonpath="build/sanitize/lib ." tests/native $(ARGS)
+
+coverage: build ## which branches of ext and core their tests take; fails under 95 % or unexplained (Linux, gcc)
+	$(BIN)/python -m tests.coverage.measure $(ARGS)
 
 annotate: build ## Cython's account of what each line costs, as HTML in build/annotate
 	$(BIN)/python setup.py annotate
