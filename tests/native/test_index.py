@@ -22,6 +22,7 @@ from broker_native.index import (
     read_header,
     scan_group,
 )
+from tests.native.starve import refusals
 from tests.reference.chains import Chain
 from tests.reference.groups import (
     CLOSE,
@@ -512,22 +513,6 @@ def test_a_damaged_group_is_not_taken_into_a_delta() -> None:
 
 
 # --- Without memory -----------------------------------------------------------------------------------------------
-
-
-def refusals(make: Callable[[], Callable[[], object]]) -> int:
-    """Fail one allocation after the other in a call that `make` prepares, until none fails; answers how many did."""
-    fault = pytest.importorskip("_testcapi", reason="this Python came without its test module, which fails allocations")
-    for allocation in range(200):
-        call = make()
-        fault.set_nomemory(allocation, allocation + 1)
-        try:
-            call()
-        except MemoryError:
-            continue
-        finally:
-            fault.remove_mem_hooks()
-        return allocation
-    pytest.fail("it still has no memory")
 
 
 def many_channels() -> bytes:
