@@ -6,10 +6,13 @@ The peer is a thread with the other ends of the driver's sockets, or the referen
 from __future__ import annotations
 
 import json
+import os
+import resource
 import select
 import signal
 import socket
 import struct
+import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager
@@ -266,11 +269,10 @@ def test_a_payload_of_another_audience_or_publisher_is_corrupt(channel: int, pub
     assert (outcome.corrupt, outcome.lost, outcome.misplaced) == (1, 1, 0)
 
 
-def test_a_message_from_the_future_has_no_latency() -> None:
-    future = 2**63
-
+@pytest.mark.parametrize("times_ns", [(2**63, 2**63 + 1, 1), (2**63, 1, 2**63 + 1)])
+def test_a_message_from_the_future_has_no_latency(times_ns: tuple[int, int, int]) -> None:
     def answer(peer: Rig, _: list[bytes]) -> None:
-        records = [record_of(0, 0, time_ns=future), record_of(0, 1, time_ns=future + 1), record_of(0, 2, time_ns=1)]
+        records = [record_of(0, at, time_ns=time_ns) for at, time_ns in enumerate(times_ns)]
         peer.publisher.send(published(1, 3))
         peer.subscriber.send(deliver(chunk(CHANNEL_ID, EPOCH, 1, records)))
 
@@ -549,7 +551,7 @@ def test_publishers_share_the_window_of_an_audience() -> None:
     """Two publishers to one channel, of which nobody reads: together they stop at the window."""
     with ExitStack() as stack:
         pairs = [tuple(stack.enter_context(each) for each in socket.socketpair()) for _ in range(3)]
-        driver = Driver([b"a.b"], publishers=2, payload_bytes=PAYLOAD_BYTES, window=8, batch=2)
+        driver = Driver([b"a.b"], publishers=3, payload_bytes=PAYLOAD_BYTES, window=8, batch=2)
         for _, ours in pairs:
             ours.setblocking(False)
         driver.add_publisher(pairs[0][1].fileno())
@@ -705,6 +707,32 @@ def test_a_signal_cuts_a_run_short() -> None:
 def test_refuses_a_publisher_too_many() -> None:
     with publisher_alone() as (driver, other), pytest.raises(ValueError, match="announced"):
         driver.add_publisher(other.fileno())
+
+
+def test_an_answer_to_a_ping_that_nobody_sent_is_no_fault() -> None:
+    def answer(peer: Rig, records: list[bytes]) -> None:
+        peer.publisher.send(frame(5, b"a pong  ") + published(1, 1))
+        peer.subscriber.send(frame(5, b"a pong  ") + deliver(chunk(CHANNEL_ID, EPOCH, 1, records)))
+
+    with rig() as made:
+        assert good(made.play(1, answer))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the poller needs no descriptor")
+@pytest.mark.parametrize("left", [0, 1])
+def test_without_descriptors_there_is_no_driver(left: int) -> None:
+    """Neither without one for the poller nor without one for its timer; and none is kept."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + left, before[1]))
+    try:
+        for _ in range(3):
+            with pytest.raises(OSError, match="Too many open files"):
+                Driver([b"a"], publishers=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    Driver([b"a"], publishers=1)
 
 
 def test_refuses_what_is_no_socket() -> None:

@@ -546,6 +546,14 @@ def test_one_of_two_readers_of_a_channel_leaves() -> None:
     assert not house.fanout.detach(subscriptions[1], b"a")
 
 
+def test_a_frame_of_nothing_is_not_written() -> None:
+    house = House(b"a")
+    outbox, transport = house.connect()
+    outbox.frame(b"")
+    assert house.fanout.flush() == []
+    assert transport.writes == []
+
+
 def test_a_connection_that_closed_while_it_was_paused_holds_nothing_back() -> None:
     house = House(b"a")
     streams = [house.connect() for _ in range(2)]

@@ -514,6 +514,8 @@ async def test_a_read_that_starts_later_looks_again(loop_kind: str) -> None:
     reading.push(b"1")
     late = asyncio.ensure_future(anext(stream))
     assert (await anext(stream)).payload == b"1"
+    await asyncio.sleep(0)
+    assert not late.done()
     reading.push(b"2")
     assert (await late).payload == b"2"
 
