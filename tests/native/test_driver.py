@@ -844,7 +844,7 @@ def test_a_payload_of_a_flow_that_is_not_is_corrupt(channel: int, publisher: int
 def test_a_driver_is_prepared_once() -> None:
     driver = Driver([b"a"], publishers=1)
     with pytest.raises(ValueError, match="once"):
-        driver.__init__([b"a"], publishers=1)  # type: ignore[misc]
+        driver.__init__([b"a"], publishers=1)
 
 
 def test_flows_out_of_range_are_refused() -> None:
