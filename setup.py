@@ -5,6 +5,7 @@ Modes, by environment, each with its own folder under `build/` so that none pass
 - release (default): optimised, no checks.
 - `BROKER_DEBUG=1`: bounds checks, C asserts, the checks behind `if BROKER_DEBUG`; compiler warnings are errors.
 - `BROKER_SANITIZE=1`: debug under AddressSanitizer and UndefinedBehaviorSanitizer.
+- `BROKER_COVERAGE=1`: debug, not optimised, and gcc counts each branch for `tests/coverage` to read.
 
 Besides: `BROKER_STRICT=1` makes warnings errors in a release build too, and `BROKER_ONLY=a,b` builds only the named
 modules (`none`: none of them). `python setup.py annotate` writes Cython's account of what each line costs to
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 NATIVE = Path("ext/broker_native")
 FUZZ = Path("tests/fuzz")
 PYTHON_VERSION_MIN = (3, 11)
-CHECKED_MODES = ("debug", "sanitize")
+CHECKED_MODES = ("coverage", "sanitize", "debug")
 
 WARNINGS = [
     "-Wall",
@@ -128,6 +129,9 @@ def extensions(mode: str) -> list[Extension]:
         compile_args += [*link_args, "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined"]
         # Instrumented code makes gcc see uninitialised values where there are none.
         compile_args.append("-Wno-maybe-uninitialized")
+    if mode == "coverage":
+        link_args.append("--coverage")
+        compile_args += [*link_args, "-O0", "-g0", "-w"]
 
     def module(name: str, path: Path, folder: Path, more_args: list[str], objects: list[str]) -> Extension:
         return Extension(
@@ -143,7 +147,7 @@ def extensions(mode: str) -> list[Extension]:
 
     edges, counter = coverage_of(mode)
     wanted = [module(f"broker_native.{path.stem}", path, NATIVE, edges, counter) for path in sources()]
-    if checked:
+    if checked and mode != "coverage":
         wanted += [module(f"tests.fuzz.{path.stem}", path, FUZZ, [], []) for path in sorted(FUZZ.glob("*.pyx"))]
     modules: list[Extension] = cythonize(  # type: ignore[no-untyped-call]
         wanted,
@@ -157,8 +161,13 @@ def extensions(mode: str) -> list[Extension]:
             "cdivision": True,
             "embedsignature": False,
             "freethreading_compatible": False,
+            # A chain of `elif` remains one, so that each of its conditions has a count.
+            "optimize.use_switch": mode != "coverage",
         },
+        nthreads=(os.cpu_count() or 1) if mode == "coverage" else 0,
     )
+    if mode == "coverage":
+        make_countable(modules)
     return modules
 
 
@@ -174,12 +183,23 @@ def coverage_of(mode: str) -> tuple[list[str], list[str]]:
     return ["-fsanitize-coverage=trace-pc"], [str(counter)]
 
 
+def make_countable(modules: list[Extension]) -> None:
+    """Prepare the C of the modules for counting; what has been prepared is left alone, so that it is not built anew."""
+    # At hand whenever branches are counted, which is done in a checkout only.
+    from tests.coverage import branches
+
+    for path in [Path(os.fspath(source)) for module in modules for source in module.sources]:
+        text = path.read_text()
+        if (prepared := branches.prepare(text)) != text:
+            path.write_text(prepared)
+
+
 def build() -> None:
     """Hand the package to setuptools."""
     from setuptools import setup
 
     check_toolchain()
-    mode = "sanitize" if flag("BROKER_SANITIZE") else "debug" if flag("BROKER_DEBUG") else "release"
+    mode = next((mode for mode in CHECKED_MODES if flag(f"BROKER_{mode.upper()}")), "release")
     setup(
         ext_modules=extensions(mode),
         options={"build": {"build_base": f"build/{mode}"}, "build_ext": {"parallel": str(os.cpu_count() or 1)}},

@@ -55,9 +55,12 @@ cdef inline int key_compare(const TreeWalk* walk, const Span* left, const Span* 
 
 
 cdef bint pages_claim(TreeWalk* walk, uint64_t first, uint64_t count, const uint8_t* by) noexcept nogil:
-    """Note that pages are referred to; wrong when they are not in the file, or are referred to already."""
+    """Note that pages are referred to; wrong when the first is not in the file, or one is referred to already.
+
+    A count above 1 is that of a large value, whose pages `node_value` has found to be in the file.
+    """
     cdef uint64_t page
-    if first < PAGES_FIRST or first >= walk.pages or count > walk.pages - first:
+    if first < PAGES_FIRST or first >= walk.pages:
         return wrong(walk, by)
     for page in range(first, first + count):
         if walk.seen[page >> 3] >> (page & 7) & 1:
@@ -119,7 +122,9 @@ cdef bint node_value(TreeWalk* walk, const uint8_t* page, const uint8_t* node, S
     value.size = load_u32(node)
     value.at = key.at + key.size
     if load_u16(node + NODE_FLAGS) == 0:
-        return value.size <= room or wrong(walk, node)
+        if value.size > room:
+            return wrong(walk, node)
+        return True
     if load_u16(node + NODE_FLAGS) != NODE_BIGDATA or room < 8:
         return wrong(walk, node)
     first = load_u64(value.at)
@@ -215,12 +220,16 @@ cdef bint walk_tree(TreeWalk* walk, const uint8_t* tree, uint32_t flags) noexcep
     if (load_u16(tree + TREE_FLAGS) & ~TREE_NO_FOLDER) != flags or depth > DEPTH_MAX:
         return wrong(walk, tree)
     if root == <uint64_t><int64_t>PAGE_NONE:
-        return (depth == 0 and load_u64(tree + TREE_ENTRIES) == 0) or wrong(walk, tree)
-    if depth == 0:
+        # A tree without pages has no rows either.
+        if depth != 0:
+            return wrong(walk, tree)
+    elif depth == 0:
         return wrong(walk, tree)
-    if not walk_page(walk, root, depth, tree):
+    elif not walk_page(walk, root, depth, tree):
         return False
-    return walk.entries == load_u64(tree + TREE_ENTRIES) or wrong(walk, tree)
+    if walk.entries != load_u64(tree + TREE_ENTRIES):
+        return wrong(walk, tree)
+    return True
 
 
 cdef bint walk_begin(TreeWalk* walk, const Py_buffer* view, uint64_t meta_at) noexcept nogil:
@@ -299,7 +308,8 @@ cdef const uint8_t* tree_find(TreeWalk* walk, const uint8_t* tree, const Span* w
     while depth > 0:
         page = page_at(walk, number, depth == 1)
         if page == NULL:
-            walk.damage = walk.damage or <uint64_t>(tree - walk.file)
+            if walk.damage == 0:
+                wrong(walk, tree)
             return NULL
         below = NULL
         for index in range(page_count(page)):

@@ -117,10 +117,9 @@ static inline int poller_arm(Poller *poller, uint64_t deadline_ns)
     struct itimerspec when = {{0, 0}, {0, 0}};
     if (deadline_ns == poller->armed_ns)
         return 0;
-    if (deadline_ns != POLLER_NEVER) {
-        when.it_value.tv_sec = (time_t)(deadline_ns / 1000000000u);
-        when.it_value.tv_nsec = (long)(deadline_ns % 1000000000u);
-    }
+    /* POLLER_NEVER is in 584 years. */
+    when.it_value.tv_sec = (time_t)(deadline_ns / 1000000000u);
+    when.it_value.tv_nsec = (long)(deadline_ns % 1000000000u);
     poller->armed_ns = deadline_ns;
     return timerfd_settime(poller->timer_fd, TFD_TIMER_ABSTIME, &when, NULL) == 0 ? 0 : errno;
 }

@@ -25,11 +25,13 @@ cdef enum:
     # Eight pages of LMDB's minus its own header, so that a page wastes nothing: (8 * 4096 - 16 - 16) / 40.
     PAGE_ENTRIES_MAX = 818
 
-cdef struct IndexTable:           # u64 key -> number of a row; open addressing, at most half full
+cdef struct IndexTable:           # u64 key -> an item of an array; open addressing, at most half full
     uint64_t* keys
-    uint32_t* rows                # row + 1; 0 is a free place
+    uint32_t* rows                # the item's index + 1; 0 is a free place
     uint32_t capacity             # power of two, 0 before the first insertion
-    uint32_t count
+    uint32_t count                # of keys and of items
+    void* items                   # in the order in which their keys came
+    uint32_t items_capacity
 
 cdef struct ByteBuffer:           # grows, owned by whoever declares it
     uint8_t* data
@@ -79,21 +81,12 @@ cdef struct Damage:               # what a walk found wrong
 
 cdef class SegmentIndex:
     cdef PyThread_type_lock lock
-    cdef IndexTable table
-    cdef ChannelRow* rows
-    cdef uint32_t rows_count
-    cdef uint32_t rows_capacity
+    cdef IndexTable table         # channel id -> ChannelRow
     cdef uint64_t places_count
 
 cdef class TableDelta:
-    cdef IndexTable head_table
-    cdef Head* heads
-    cdef uint32_t heads_count
-    cdef uint32_t heads_capacity
-    cdef IndexTable line_table
-    cdef Line* lines
-    cdef uint32_t lines_count
-    cdef uint32_t lines_capacity
+    cdef IndexTable heads         # channel id -> Head
+    cdef IndexTable lines         # the producer, mixed -> Line
     cdef ByteBuffer early         # CHANNEL, EPOCH and what is unknown but ignorable, as they were
     cdef ByteBuffer late          # RUN and CLOSE, as they were
     cdef uint64_t entries_count

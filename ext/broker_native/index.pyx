@@ -183,7 +183,7 @@ cdef inline uint64_t key_mix(uint64_t key) noexcept nogil:
 
 
 cdef uint32_t table_find(const IndexTable* table, uint64_t key) noexcept nogil:
-    """Return the row of a key plus one, 0 when it has none."""
+    """Return the index of a key's item plus one, 0 when it has none."""
     cdef uint32_t mask, at
     if table.capacity == 0:
         return 0
@@ -204,12 +204,11 @@ cdef void table_place(IndexTable* table, uint64_t key, uint32_t row_plus_one) no
 
 
 cdef bint table_grow(IndexTable* table) noexcept nogil:
-    cdef IndexTable grown
+    cdef IndexTable grown = table[0]
     cdef uint32_t at
     grown.capacity = table.capacity * 2
     if grown.capacity == 0:
         grown.capacity = 64
-    grown.count = table.count
     grown.keys = <uint64_t*>PyMem_RawMalloc(grown.capacity * sizeof(uint64_t))
     grown.rows = <uint32_t*>PyMem_RawMalloc(grown.capacity * sizeof(uint32_t))
     if grown.keys == NULL or grown.rows == NULL:
@@ -220,23 +219,34 @@ cdef bint table_grow(IndexTable* table) noexcept nogil:
     for at in range(table.capacity):
         if table.rows[at] != 0:
             table_place(&grown, table.keys[at], table.rows[at])
-    table_free(table)
+    PyMem_RawFree(table.keys)
+    PyMem_RawFree(table.rows)
     table[0] = grown
-    return True
-
-
-cdef bint table_insert(IndexTable* table, uint64_t key, uint32_t row) noexcept nogil:
-    """Give a key its row; the caller knows that it has none."""
-    if table.count * 2 >= table.capacity and not table_grow(table):
-        return False
-    table_place(table, key, row + 1)
-    table.count += 1
     return True
 
 
 cdef void table_free(IndexTable* table) noexcept nogil:
     PyMem_RawFree(table.keys)
     PyMem_RawFree(table.rows)
+    PyMem_RawFree(table.items)
+
+
+cdef void* table_add(IndexTable* table, uint64_t key, uint32_t initial, size_t item_bytes) noexcept nogil:
+    """Return a new item, all zero, for a key that has none; NULL when there is no memory, and then nothing changes."""
+    cdef void* moved
+    cdef uint8_t* item
+    if table.count == table.items_capacity:
+        moved = array_grow(table.items, &table.items_capacity, initial, item_bytes)
+        if moved == NULL:
+            return NULL
+        table.items = moved
+    if table.count * 2 >= table.capacity and not table_grow(table):
+        return NULL
+    item = <uint8_t*>table.items + table.count * item_bytes
+    memset(item, 0, item_bytes)
+    table.count += 1
+    table_place(table, key, table.count)
+    return item
 
 
 # --- What a group says of itself ----------------------------------------------------------------------------------
@@ -558,20 +568,11 @@ cdef ChannelRow* index_row(SegmentIndex self, uint64_t channel) noexcept nogil:
     """Return a channel's row, a new one if need be; NULL when there is no memory."""
     cdef uint32_t found = table_find(&self.table, channel)
     cdef ChannelRow* row
-    cdef void* moved
     if found != 0:
-        return &self.rows[found - 1]
-    if self.rows_count == self.rows_capacity:
-        moved = array_grow(self.rows, &self.rows_capacity, 64, sizeof(ChannelRow))
-        if moved == NULL:
-            return NULL
-        self.rows = <ChannelRow*>moved
-    if not table_insert(&self.table, channel, self.rows_count):
-        return NULL
-    row = &self.rows[self.rows_count]
-    memset(row, 0, sizeof(ChannelRow))
-    row.channel = channel
-    self.rows_count += 1
+        return &(<ChannelRow*>self.table.items)[found - 1]
+    row = <ChannelRow*>table_add(&self.table, channel, 64, sizeof(ChannelRow))
+    if row != NULL:
+        row.channel = channel
     return row
 
 
@@ -657,10 +658,10 @@ cdef class SegmentIndex:
             raise MemoryError
 
     def __dealloc__(self):
+        cdef ChannelRow* rows = <ChannelRow*>self.table.items
         cdef uint32_t row
-        for row in range(self.rows_count):
-            PyMem_RawFree(self.rows[row].places)
-        PyMem_RawFree(self.rows)
+        for row in range(self.table.count):
+            PyMem_RawFree(rows[row].places)
         table_free(&self.table)
         if self.lock != NULL:
             PyThread_free_lock(self.lock)
@@ -668,7 +669,7 @@ cdef class SegmentIndex:
     @property
     def channels(self):
         """How many channels have chunks in the segment."""
-        return self.rows_count
+        return self.table.count
 
     @property
     def chunks(self):
@@ -738,7 +739,8 @@ cdef class SegmentIndex:
             A list of (key, page) in the order of keys: the key is the first entry's (channel, first), big-endian,
             16 bytes; a page is at most `PAGE_BYTES_MAX` bytes. Together as large as 40 bytes a chunk.
         """
-        cdef const ChannelRow** order = <const ChannelRow**>PyMem_RawMalloc((self.rows_count + 1) * sizeof(void*))
+        cdef const ChannelRow** order = <const ChannelRow**>PyMem_RawMalloc((self.table.count + 1) * sizeof(void*))
+        cdef const ChannelRow* rows = <const ChannelRow*>self.table.items
         cdef uint32_t row, at
         cdef list pages = []
         cdef PageWriter writer = PageWriter()
@@ -746,10 +748,10 @@ cdef class SegmentIndex:
             raise MemoryError
         try:
             with nogil:
-                for row in range(self.rows_count):
-                    order[row] = &self.rows[row]
-                qsort(<void*>order, self.rows_count, sizeof(void*), row_compare)
-            for row in range(self.rows_count):
+                for row in range(self.table.count):
+                    order[row] = &rows[row]
+                qsort(<void*>order, self.table.count, sizeof(void*), row_compare)
+            for row in range(self.table.count):
                 for at in range(order[row].count):
                     writer.add(order[row].channel, &order[row].places[at])
                     if writer.count == PAGE_ENTRIES_MAX:
@@ -771,7 +773,7 @@ cdef uint32_t index_copy(
     cdef uint64_t taken = 0
     if found == 0:
         return 0
-    row = &self.rows[found - 1]
+    row = &(<const ChannelRow*>self.table.items)[found - 1]
     begin = end = row_find(row, after_sequence)
     while end < row.count and (end == begin or taken + row.places[end].size <= bytes_max):
         taken += row.places[end].size
@@ -897,50 +899,33 @@ def find_in_page(page, uint64_t channel, uint64_t after_sequence, uint64_t bytes
 
 cdef Head* delta_head(TableDelta self, uint64_t channel) noexcept nogil:
     """Return the head of a channel, a new one if need be; NULL when there is no memory."""
-    cdef uint32_t found = table_find(&self.head_table, channel)
+    cdef uint32_t found = table_find(&self.heads, channel)
     cdef Head* head
-    cdef void* moved
     if found != 0:
-        return &self.heads[found - 1]
-    if self.heads_count == self.heads_capacity:
-        moved = array_grow(self.heads, &self.heads_capacity, 64, sizeof(Head))
-        if moved == NULL:
-            return NULL
-        self.heads = <Head*>moved
-    if not table_insert(&self.head_table, channel, self.heads_count):
-        return NULL
-    head = &self.heads[self.heads_count]
-    head.channel = channel
-    head.epoch = 0
-    head.next = 1
-    head.first = 1
-    self.heads_count += 1
+        return &(<Head*>self.heads.items)[found - 1]
+    head = <Head*>table_add(&self.heads, channel, 64, sizeof(Head))
+    if head != NULL:
+        head.channel = channel
+        head.next = 1
+        head.first = 1
     return head
 
 
 cdef Line* delta_line(TableDelta self, const uint8_t* producer) noexcept nogil:
     """Return the line of a producer; a new one has `number` 0. NULL when there is no memory."""
     cdef uint64_t key = load_u64(producer) ^ key_mix(load_u64(producer + 8))
-    cdef uint32_t found = table_find(&self.line_table, key)
+    cdef uint32_t found = table_find(&self.lines, key)
     cdef Line* line
-    cdef void* moved
     # Two producers may mix to one key; the later one then goes by the next key that is free.
     while found != 0:
-        if memcmp(self.lines[found - 1].producer, producer, 16) == 0:
-            return &self.lines[found - 1]
+        line = &(<Line*>self.lines.items)[found - 1]
+        if memcmp(line.producer, producer, 16) == 0:
+            return line
         key += 1
-        found = table_find(&self.line_table, key)
-    if self.lines_count == self.lines_capacity:
-        moved = array_grow(self.lines, &self.lines_capacity, 16, sizeof(Line))
-        if moved == NULL:
-            return NULL
-        self.lines = <Line*>moved
-    if not table_insert(&self.line_table, key, self.lines_count):
-        return NULL
-    line = &self.lines[self.lines_count]
-    memset(line, 0, sizeof(Line))
-    memcpy(line.producer, producer, 16)
-    self.lines_count += 1
+        found = table_find(&self.lines, key)
+    line = <Line*>table_add(&self.lines, key, 16, sizeof(Line))
+    if line != NULL:
+        memcpy(line.producer, producer, 16)
     return line
 
 
@@ -1085,15 +1070,14 @@ cdef class TableDelta:
     """
 
     def __dealloc__(self):
+        cdef Line* lines = <Line*>self.lines.items
         cdef uint32_t line
-        for line in range(self.lines_count):
-            PyMem_RawFree(self.lines[line].runs)
-        PyMem_RawFree(self.lines)
-        PyMem_RawFree(self.heads)
+        for line in range(self.lines.count):
+            PyMem_RawFree(lines[line].runs)
         PyMem_RawFree(self.early.data)
         PyMem_RawFree(self.late.data)
-        table_free(&self.head_table)
-        table_free(&self.line_table)
+        table_free(&self.heads)
+        table_free(&self.lines)
 
     def add(self, group):
         """Check a group wholly and take in what it changes.
@@ -1127,17 +1111,18 @@ cdef class TableDelta:
 
     def finish(self):
         """Return (the entries as bytes, their count); the delta stays as it is."""
-        cdef size_t size = self.early.size + self.late.size + <size_t>self.heads_count * HEAD_BYTES
+        cdef size_t size = self.early.size + self.late.size + <size_t>self.heads.count * HEAD_BYTES
+        cdef const Line* lines = <const Line*>self.lines.items
         cdef uint32_t line
         cdef bytes entries
         cdef uint8_t* at
-        for line in range(self.lines_count):
-            size += line_entry_bytes(&self.lines[line])
+        for line in range(self.lines.count):
+            size += line_entry_bytes(&lines[line])
         entries = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size)
         at = <uint8_t*>PyBytes_AS_STRING(entries)
         with nogil:
             delta_write(self, at)
-        return entries, self.entries_count + self.heads_count + self.lines_count
+        return entries, self.entries_count + self.heads.count + self.lines.count
 
 
 cdef size_t line_entry_bytes(const Line* line) noexcept nogil:
@@ -1145,22 +1130,24 @@ cdef size_t line_entry_bytes(const Line* line) noexcept nogil:
 
 
 cdef void delta_write(TableDelta self, uint8_t* at) noexcept nogil:
+    cdef const Head* heads = <const Head*>self.heads.items
+    cdef const Line* lines = <const Line*>self.lines.items
     cdef uint32_t row
     # memcpy from NULL is undefined even for no bytes, so empty buffers are passed over.
     if self.early.size:
         memcpy(at, self.early.data, self.early.size)
         at += self.early.size
-    for row in range(self.heads_count):
+    for row in range(self.heads.count):
         store_u32(at, HEAD_BYTES)
         store_u16(at + 4, ENTRY_HEAD)
         store_u16(at + 6, 0)
-        store_u64(at + 8, self.heads[row].channel)
-        store_u64(at + 16, self.heads[row].epoch)
-        store_u64(at + 24, self.heads[row].next)
-        store_u64(at + 32, self.heads[row].first)
+        store_u64(at + 8, heads[row].channel)
+        store_u64(at + 16, heads[row].epoch)
+        store_u64(at + 24, heads[row].next)
+        store_u64(at + 32, heads[row].first)
         at += HEAD_BYTES
-    for row in range(self.lines_count):
-        at += line_write(&self.lines[row], at)
+    for row in range(self.lines.count):
+        at += line_write(&lines[row], at)
     if self.late.size:
         memcpy(at, self.late.data, self.late.size)
 

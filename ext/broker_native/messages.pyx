@@ -73,9 +73,7 @@ cdef const uint8_t* record_field(const uint8_t* record, uint16_t wanted) noexcep
             return at
         at += 1 + at[0]
     if flags & RECORD_NUMBER:
-        if wanted == RECORD_NUMBER:
-            return at
-        at += 8
+        at += 8                         # of the publisher's line: nothing that a reader is told
     if flags & RECORD_PRIORITY:
         if wanted == RECORD_PRIORITY:
             return at

@@ -965,7 +965,8 @@ cdef class PublishBuffer:
             raise self.error("MALFORMED_FRAME", f"PUBLISHED: no numbers from {number} on")
         while count:
             frame = &self.ring[at & self.ring_mask]
-            if at >= self.sent or frame.state != SENT or number < frame.number or number - frame.number >= frame.count:
+            # The first number is not below the frame's, and those behind it follow on: no difference is negative.
+            if at >= self.sent or frame.state != SENT or number - frame.number >= frame.count:
                 raise self.error("MALFORMED_FRAME", f"PUBLISHED: number {number} is not in flight")
             taken = min(count, <uint32_t>(frame.number + frame.count - number))
             if frame.answered + taken > frame.count:

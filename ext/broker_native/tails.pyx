@@ -510,7 +510,8 @@ cdef class Tails:
         """Put the channel's CHANNEL entry into the open group."""
         cdef uint8_t* at
         cdef uint32_t size = ENTRY_HEADER_BYTES + 12 + channel.name_size
-        if channel.id == 0 or channel.id >= EPHEMERAL_ID:
+        # An ephemeral id is gone already: `change_home` took it away with the ephemeral level.
+        if channel.id == 0:
             self.register_id(channel, self.id_next)
         bytes_reserve(&self.entries, size)
         at = self.entries.data + self.entries.used
@@ -675,7 +676,8 @@ cdef class Tails:
         cdef uint32_t chunks = 0
         cdef size_t size, entries_bytes
         cdef uint32_t early_chunks = self.early_count
-        if self.touched_commit.count or self.lines_commit:
+        # A line is among those in commit because of a channel that it published to.
+        if self.touched_commit.count:
             raise RuntimeError("a group is in commit: apply or undo comes first")
         if self.dirty[CLASS_EARLY].count:
             raise RuntimeError("early chunks are open: close_turn comes first")
@@ -727,7 +729,8 @@ cdef class Tails:
             line.closed_next = line.next
             line.commit_first = line.open_first
             line.open_first = 0
-            if line.group_count and line.producer is not None:
+            # Only a line with a producer counts what it notes.
+            if line.group_count:
                 window = line.window_bytes()
                 size = <uint32_t>(ENTRY_HEADER_BYTES + LINE_HEADER_BYTES + window)
                 bytes_reserve(&self.entries, size)

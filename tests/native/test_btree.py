@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from broker.log.environment import check_file, open_lmdb
 from broker_native.btree import TreeDamaged, check_tree, find_row
+from tests.native.starve import refusals
 
 if TYPE_CHECKING:
     import lmdb
@@ -95,7 +96,7 @@ def structure(content: bytes, meta_at: int) -> list[int]:
 def test_flipped_bits_of_the_structure_do_no_harm(deep: tuple[bytes, int, dict[bytes, bytes]]) -> None:
     """A flip is refused, or everything is found as before: it hit a free page, or what nobody reads."""
     content, meta_at, rows = deep
-    pick, refused = random.Random(5), 0
+    pick, refusals = random.Random(5), 0
     offsets = structure(content, meta_at)
     for _ in range(3000):
         flipped = bytearray(content)
@@ -104,11 +105,11 @@ def test_flipped_bits_of_the_structure_do_no_harm(deep: tuple[bytes, int, dict[b
         try:
             check_tree(flipped, meta_at, True)
         except TreeDamaged:
-            refused += 1
+            refusals += 1
             lookups_end(flipped, meta_at, rows)
             continue
         check_rows(bytes(flipped), meta_at, rows)
-    assert refused > 800
+    assert refusals > 800
 
 
 def lookups_end(flipped: bytearray, meta_at: int, rows: dict[bytes, bytes]) -> None:
@@ -159,3 +160,180 @@ def test_an_empty_file(tmp_path: Path) -> None:
     content = (tmp_path / "file").read_bytes()
     check_tree(content, 0, True)
     assert find_row(content, 0, b"any") is None
+
+
+# -- each rule by itself -----------------------------------------------------------------------------------------------
+
+# Where the metas, trees, pages and nodes of an LMDB file have what the walk looks at, bytes.
+META_PAGE_BYTES, FREE_TREE, MAIN_TREE, LAST_PAGE = 40, 40, 88, 136
+TREE_FLAGS, TREE_DEPTH, TREE_ENTRIES, TREE_ROOT = 4, 6, 32, 40
+KEY_SIZE, NODE_BYTES = 6, 8
+NO_PAGE = 2**64 - 1
+
+
+@pytest.fixture(scope="module")
+def listed() -> tuple[bytes, int]:
+    """A file whose tree of free pages has branches: a reader kept many transactions' pages from being used again."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "file"
+        environment = open_lmdb(path, MAP_BYTES)
+        with environment.begin(write=True) as transaction:
+            transaction.put(b"key", b"first")
+        with environment.begin():
+            for number in range(160):
+                with environment.begin(write=True) as transaction:
+                    transaction.put(b"key", b"%d" % number)
+        environment.close()
+        content, meta_at = path.read_bytes(), check_file(path)
+    assert number_at(content, meta_at + FREE_TREE + TREE_DEPTH, 2) == 2
+    check_tree(content, meta_at, True)
+    return content, meta_at
+
+
+def number_at(content: bytes, at: int, size: int) -> int:
+    return int.from_bytes(content[at : at + size], "little")
+
+
+def patched(content: bytes, at: int, value: int, size: int) -> bytes:
+    """Return the file with one number changed."""
+    assert number_at(content, at, size) != value
+    return content[:at] + value.to_bytes(size, "little") + content[at + size :]
+
+
+def node_of(content: bytes, page: int, index: int) -> int:
+    """Return where a node of a page begins."""
+    return page * PAGE_BYTES + number_at(content, page * PAGE_BYTES + 16 + 2 * index, 2)
+
+
+def first_leaf(content: bytes, tree_at: int) -> int:
+    """Return the number of the leftmost leaf of a tree."""
+    page = number_at(content, tree_at + TREE_ROOT, 8)
+    for _ in range(1, number_at(content, tree_at + TREE_DEPTH, 2)):
+        page = number_at(content, node_of(content, page, 0), 4)
+    return page
+
+
+def refused(content: bytes, meta_at: int, writable: bool = False) -> int:
+    """Demand that the walk refuses a file; answers where it says that the damage is."""
+    with pytest.raises(TreeDamaged) as caught:
+        check_tree(content, meta_at, writable)
+    return caught.value.offset
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "size"),
+    [
+        (TREE_FLAGS, 4, 2),
+        (TREE_DEPTH, 17, 2),
+        (TREE_DEPTH, 0, 2),
+        (TREE_ENTRIES, 1, 8),
+        (TREE_ROOT, NO_PAGE, 8),
+        (TREE_ROOT, 0, 8),
+        (TREE_ROOT, 1, 8),
+        (TREE_ROOT, 1 << 20, 8),
+    ],
+)
+def test_a_tree_that_cannot_be_is_refused(
+    deep: tuple[bytes, int, dict[bytes, bytes]], at: int, value: int, size: int
+) -> None:
+    content, meta_at, _ = deep
+    assert refused(patched(content, meta_at + MAIN_TREE + at, value, size), meta_at) == meta_at + MAIN_TREE
+
+
+def test_a_tree_without_pages_has_no_rows(tmp_path: Path) -> None:
+    open_lmdb(tmp_path / "file", MAP_BYTES).close()
+    content = (tmp_path / "file").read_bytes()
+    for at, size in ((TREE_DEPTH, 2), (TREE_ENTRIES, 8)):
+        assert refused(patched(content, MAIN_TREE + at, 1, size), 0) == MAIN_TREE
+
+
+@pytest.mark.parametrize(("value", "root"), [(17, None), (None, 0), (None, 1), (None, 1 << 20)])
+def test_a_lookup_does_not_follow_a_tree_that_cannot_be(
+    deep: tuple[bytes, int, dict[bytes, bytes]], value: int | None, root: int | None
+) -> None:
+    content, meta_at, rows = deep
+    if value is not None:
+        content = patched(content, meta_at + MAIN_TREE + TREE_DEPTH, value, 2)
+    if root is not None:
+        content = patched(content, meta_at + MAIN_TREE + TREE_ROOT, root, 8)
+    with pytest.raises(TreeDamaged) as caught:
+        find_row(content, meta_at, next(iter(rows)))
+    assert caught.value.offset == meta_at + MAIN_TREE
+
+
+@pytest.mark.parametrize("page_bytes", [0, 511, 65537, 2**32 - 1])
+def test_a_page_size_that_cannot_be_is_refused(deep: tuple[bytes, int, dict[bytes, bytes]], page_bytes: int) -> None:
+    content, meta_at, _ = deep
+    assert refused(patched(content, meta_at + META_PAGE_BYTES, page_bytes, 4), meta_at) == meta_at
+
+
+def test_a_meta_outside_the_file_is_refused(deep: tuple[bytes, int, dict[bytes, bytes]]) -> None:
+    content, _, _ = deep
+    for meta_at in (len(content) - 151, len(content), len(content) + 1, 2**64 - 1):
+        refused(content, meta_at)
+
+
+def test_a_value_that_leaves_its_page_is_refused(deep: tuple[bytes, int, dict[bytes, bytes]]) -> None:
+    content, meta_at, rows = deep
+    leaf = first_leaf(content, meta_at + MAIN_TREE)
+    entries = (number_at(content, leaf * PAGE_BYTES + 12, 2) - 16) // 2
+    nodes = [node_of(content, leaf, index) for index in range(entries)]
+    node = next(node for node in nodes if number_at(content, node + 4, 2) == 0)
+    room = (leaf + 1) * PAGE_BYTES - node - NODE_BYTES - number_at(content, node + KEY_SIZE, 2)
+    check_tree(patched(content, node, room, 2), meta_at, False)
+    damaged = patched(content, node, room + 1, 2)
+    assert refused(damaged, meta_at) == node
+    key = content[node + NODE_BYTES : node + NODE_BYTES + number_at(content, node + KEY_SIZE, 2)]
+    assert key in rows
+    with pytest.raises(TreeDamaged):
+        find_row(damaged, meta_at, key)
+
+
+def free_node(content: bytes, meta_at: int) -> int:
+    """Return where the oldest list of free pages stands: the node, with a key of 8 bytes behind its header."""
+    return node_of(content, first_leaf(content, meta_at + FREE_TREE), 0)
+
+
+@pytest.mark.parametrize("size", [0, 7, 12])
+def test_a_list_of_free_pages_is_of_whole_numbers(listed: tuple[bytes, int], size: int) -> None:
+    content, meta_at = listed
+    node = free_node(content, meta_at)
+    assert refused(patched(content, node, size, 2), meta_at, True) == node
+    check_tree(patched(content, node, size, 2), meta_at, False)
+
+
+def test_a_list_of_free_pages_is_as_long_as_it_says(listed: tuple[bytes, int]) -> None:
+    content, meta_at = listed
+    node = free_node(content, meta_at)
+    count = node + NODE_BYTES + 8
+    room = number_at(content, node, 2) // 8 - 1
+    assert refused(patched(content, count, room + 1, 8), meta_at, True) == node
+
+
+def test_free_pages_go_down(listed: tuple[bytes, int]) -> None:
+    content, meta_at = listed
+    leaf = first_leaf(content, meta_at + FREE_TREE)
+    entries = (number_at(content, leaf * PAGE_BYTES + 12, 2) - 16) // 2
+    nodes = [node_of(content, leaf, index) for index in range(entries)]
+    node = next(node for node in nodes if number_at(content, node + NODE_BYTES + 8, 8) > 1)
+    first, second = node + NODE_BYTES + 16, node + NODE_BYTES + 24
+    assert number_at(content, first, 8) > number_at(content, second, 8)
+    assert refused(patched(content, second, number_at(content, first, 8), 8), meta_at, True) == node
+
+
+def test_keys_of_free_lists_are_transactions(listed: tuple[bytes, int]) -> None:
+    """8 bytes each, on leaves and on branches, and going up."""
+    content, meta_at = listed
+    node = free_node(content, meta_at)
+    assert refused(patched(content, node + KEY_SIZE, 7, 2), meta_at, True) == node
+    assert refused(patched(content, node + KEY_SIZE, 0, 2), meta_at, True) == node
+    root = number_at(content, meta_at + FREE_TREE + TREE_ROOT, 8)
+    branch = node_of(content, root, 1)
+    for size in (0, 7):
+        assert refused(patched(content, branch + KEY_SIZE, size, 2), meta_at, True) == branch
+    assert refused(patched(content, branch + NODE_BYTES, 1, 8), meta_at, True) == branch
+
+
+def test_without_memory_the_walk_says_so(deep: tuple[bytes, int, dict[bytes, bytes]]) -> None:
+    content, meta_at, _ = deep
+    assert refusals(lambda: lambda: check_tree(content, meta_at, True)) > 0

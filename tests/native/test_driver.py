@@ -6,9 +6,13 @@ The peer is a thread with the other ends of the driver's sockets, or the referen
 from __future__ import annotations
 
 import json
+import os
+import resource
+import select
 import signal
 import socket
 import struct
+import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager
@@ -220,6 +224,12 @@ RECORD_FAULTS: dict[str, tuple[Callable[[list[bytes]], list[bytes]], tuple[int, 
     "last byte": (lambda r: [*r[:4], flipped(r[4], 12 + PAYLOAD_BYTES - 1), *r[5:]], (0, 0, 0, 1)),
     "header of one, stamp of another": (lambda r: [*r[:4], r[4][:20] + r[5][20:36] + r[4][36:], *r[5:]], (0, 0, 0, 0)),
     "shorter": (lambda r: [*r[:4], struct.pack("<I", len(r[4]) - 1) + r[4][4:-1], *r[5:]], (1, 0, 0, 1)),
+    "with a flag that nobody knows": (lambda r: [*r[:4], r[4][:5] + b"\x40" + r[4][6:], *r[5:]], (1, 0, 0, 1)),
+    "with a publisher past its end": (lambda r: [*r[:4], struct.pack("<IHHI", 12, 1, 0, 0), *r[5:]], (1, 0, 0, 1)),
+    "with a key past its end": (lambda r: [*r[:4], struct.pack("<IHHIB", 13, 16, 0, 0, 0), *r[5:]], (1, 0, 0, 1)),
+    "with headers past its end": (lambda r: [*r[:4], struct.pack("<IHHIB", 13, 32, 0, 0, 0), *r[5:]], (1, 0, 0, 1)),
+    "with a key longer than it": (lambda r: [*r[:4], struct.pack("<IHHIH", 14, 16, 0, 0, 9), *r[5:]], (1, 0, 0, 1)),
+    "taken out, in a form that nobody knows": (lambda r: [*r[:4], gone(7, 24), *r[5:]], (1, 0, 0, 1)),
     "taken out by the server": (
         lambda r: [*r[:4], struct.pack("<IHHIBBHI", 20, 0x8000, 0, 0, 5, 0, 0, 1), *r[5:]],
         (1, 0, 0, 1),
@@ -238,6 +248,50 @@ def test_finds_faults_of_records(fault: str) -> None:
     else:
         assert found == expected
     assert outcome.finished == (fault != "lost at the end")
+
+
+def record_of(channel: int, counter: int, *, publisher: int = 0, time_ns: int = 1) -> bytes:
+    """Return a record as the driver would publish it."""
+    payload = payload_of(publisher, counter, time_ns, channel, PAYLOAD_BYTES)
+    return struct.pack("<IHHI", 12 + len(payload), 0, 0, 0) + payload
+
+
+@pytest.mark.parametrize(("channel", "publisher"), [(1, 0), (2, 0), (2**32 - 1, 0), (0, 1), (0, 65535)])
+def test_a_payload_of_another_audience_or_publisher_is_corrupt(channel: int, publisher: int) -> None:
+    """Its stamp is whole, but the subscriber has no such channel, or nobody such a number."""
+
+    def answer(peer: Rig, _: list[bytes]) -> None:
+        peer.publisher.send(published(1, 1))
+        peer.subscriber.send(deliver(chunk(CHANNEL_ID, EPOCH, 1, [record_of(channel, 0, publisher=publisher)])))
+
+    with rig(names=[b"a.b", b"a.c"], audiences=2) as made:
+        outcome = made.play(1, answer)
+    assert (outcome.corrupt, outcome.lost, outcome.misplaced) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("times_ns", [(2**63, 2**63 + 1, 1), (2**63, 1, 2**63 + 1)])
+def test_a_message_from_the_future_has_no_latency(times_ns: tuple[int, int, int]) -> None:
+    def answer(peer: Rig, _: list[bytes]) -> None:
+        records = [record_of(0, at, time_ns=time_ns) for at, time_ns in enumerate(times_ns)]
+        peer.publisher.send(published(1, 3))
+        peer.subscriber.send(deliver(chunk(CHANNEL_ID, EPOCH, 1, records)))
+
+    with rig() as made:
+        assert good(made.play(3, answer))
+        assert made.driver.latency.count == 1
+
+
+def test_early_chunks_have_no_place_on_the_bus() -> None:
+    """They come before their group's number is known to follow the one before it."""
+
+    def answer(peer: Rig, records: list[bytes]) -> None:
+        peer.publisher.send(published(1, 3))
+        for number, (group, flags) in enumerate(((9, 0), (3, 2), (10, 0))):
+            chunk_bytes = chunk(CHANNEL_ID, EPOCH, 1 + number, [records[number]])
+            peer.subscriber.send(deliver(chunk_bytes, group=group, flags=flags))
+
+    with rig() as made:
+        assert good(made.play(3, answer))
 
 
 def retold(made: bytes, **fields: int) -> bytes:
@@ -293,6 +347,18 @@ def test_finds_a_wrong_crc_only_when_asked() -> None:
             assert made.play(3, answer).corrupt == crc
 
 
+def huge_deliver(records: list[bytes]) -> bytes:
+    """The head of a DELIVER whose sizes agree with each other, and not with WELCOME."""
+    made = deliver(chunk(CHANNEL_ID, EPOCH, 1, records))
+    size = 1 << 22
+    return struct.pack("<I", size) + made[4:24] + struct.pack("<I", size - 16) + made[28:]
+
+
+def gone(run: int, size: int = 20) -> bytes:
+    """A record that stands for `run` sequences which the server took out."""
+    return struct.pack("<IHHIBBHI", size, 0x8000, 0, 0, 5, 0, 0, run) + bytes(size - 20)
+
+
 ILLEGAL: dict[str, Callable[[list[bytes]], bytes]] = {
     "fewer records than counted": lambda r: deliver(chunk(CHANNEL_ID, EPOCH, 1, r, count=5)),
     "more records than counted": lambda r: deliver(chunk(CHANNEL_ID, EPOCH, 1, r, count=3)),
@@ -308,6 +374,12 @@ ILLEGAL: dict[str, Callable[[list[bytes]], bytes]] = {
     "record past its chunk": lambda r: deliver(chunk(CHANNEL_ID, EPOCH, 1, [*r, struct.pack("<IHHI", 50, 0, 0, 0)])),
     "tail too short for a record": lambda r: deliver(chunk(CHANNEL_ID, EPOCH, 1, [*r, b"\0" * 11])),
     "frame larger than agreed": lambda _: HEADER.pack(1 << 22, 12, 0, 0),
+    "DELIVER larger than agreed": huge_deliver,
+    "record larger than a frame": lambda r: deliver(
+        chunk(CHANNEL_ID, EPOCH, 1, [struct.pack("<IHHI", 1 << 22, 0, 0, 0), *r])
+    ),
+    "gone record of no sequence": lambda r: deliver(chunk(CHANNEL_ID, EPOCH, 1, [*r[:2], gone(0), *r[2:]])),
+    "PING without its token": lambda _: frame(PING, b"short"),
     "frame that a client sends": lambda _: frame(16, b""),
     "PUBLISHED to a subscriber": lambda _: published(1, 1),
 }
@@ -347,6 +419,8 @@ ANSWER_FAULTS = {
     "answers one twice": (published(1, 3) + published(3, 1), "protocol"),
     "a piece of an entry": (frame(17, bytes(39)), "protocol"),
     "refuses": (frame(ERROR, b"some body"), "error"),
+    "refuses without a word": (frame(ERROR, b""), "error"),
+    "hands a message to a publisher": (deliver(chunk(CHANNEL_ID, EPOCH, 1, [bytes(12 + PAYLOAD_BYTES)])), "protocol"),
     "goes away": (frame(6, b"\x81\xa7seconds\x01"), "going_away"),
 }
 
@@ -364,7 +438,7 @@ def test_finds_faults_of_answers(fault: str) -> None:
     assert not outcome.finished
     assert (outcome.failure.reason if outcome.failure else None) == reason
     if outcome.failure and reason == "error":
-        assert outcome.failure.body == b"some body"
+        assert frame(ERROR, outcome.failure.body) == sent
 
 
 def test_an_answer_that_says_duplicate_is_counted() -> None:
@@ -385,6 +459,69 @@ def test_a_closed_connection_ends_the_run() -> None:
         outcome = made.play(1, answer)
     assert outcome.failure is not None
     assert outcome.failure.reason == "closed"
+
+
+def test_only_the_first_thing_that_goes_wrong_is_told() -> None:
+    """A chunk that lies about its records is granted for all the same, to a server that has gone."""
+    with rig(credit_bytes=8) as made:
+        made.subscriber.send(deliver(chunk(CHANNEL_ID, EPOCH, 1, [record_of(0, 0)], count=2)))
+        made.subscriber.close()
+        outcome = made.driver.run(messages=1, patience_s=2)
+    assert outcome.failure is not None
+    assert (outcome.failure.reason, outcome.failure.connection) == ("protocol", 1)
+
+
+def test_a_server_that_has_gone_is_a_failure_of_the_socket() -> None:
+    with publisher_alone() as (driver, theirs):
+        theirs.close()
+        outcome = driver.run(messages=1, patience_s=2)
+    assert outcome.failure is not None
+    assert (outcome.failure.reason, outcome.failure.detail) == ("socket", "send: Broken pipe")
+
+
+def test_a_server_that_throws_away_what_it_got_is_a_failure_of_the_socket() -> None:
+    """It closes with bytes unread, which the other end is told as a reset."""
+
+    def leave(theirs: socket.socket) -> None:
+        select.select([theirs], [], [])
+        theirs.close()
+
+    with publisher_alone() as (driver, theirs):
+        thread = threading.Thread(target=leave, args=(theirs,))
+        thread.start()
+        outcome = driver.run(messages=1, patience_s=2)
+        thread.join()
+    assert outcome.failure is not None
+    assert outcome.failure.reason == "socket"
+    assert outcome.failure.detail.startswith("recv: Connection reset")
+
+
+def test_a_server_that_reads_nothing_is_not_answered_for_ever() -> None:
+    """PINGs and portions of credit past what socket and buffer hold: the run goes on, and what was sent is whole."""
+    count, chunk_bytes = 6_000, 56 + 12 + PAYLOAD_BYTES
+
+    def answer(peer: Rig, records: list[bytes]) -> None:
+        peer.publisher.send(published(1, 1))
+        peer.subscriber.sendall(frame(PING, b"the ping") * count)
+        peer.subscriber.sendall(deliver(chunk(CHANNEL_ID, EPOCH, 1, records)))
+        assert len(records) == 1
+
+    with rig(credit_bytes=8 * chunk_bytes) as made:
+        outcome = made.play(1, answer)
+        made.subscriber.setblocking(False)
+        answers = b"".join(iter(lambda: received(made.subscriber), b""))
+    assert good(outcome)
+    pong = frame(5, b"the ping")
+    assert answers == (pong * count)[: len(answers)]
+    assert 0 < len(answers) < count * len(pong)
+
+
+def received(reader: socket.socket) -> bytes:
+    """Return what can be read now."""
+    try:
+        return reader.recv(1 << 20)
+    except BlockingIOError:
+        return b""
 
 
 # --- Flow ---------------------------------------------------------------------------------------------------------
@@ -408,6 +545,25 @@ def test_never_publishes_past_its_window() -> None:
 
     with rig(window=64) as made:
         assert good(made.play(64, answer, messages=100, patience_s=2))
+
+
+def test_publishers_share_the_window_of_an_audience() -> None:
+    """Two publishers to one channel, of which nobody reads: together they stop at the window."""
+    with ExitStack() as stack:
+        pairs = [tuple(stack.enter_context(each) for each in socket.socketpair()) for _ in range(3)]
+        driver = Driver([b"a.b"], publishers=3, payload_bytes=PAYLOAD_BYTES, window=8, batch=2)
+        for _, ours in pairs:
+            ours.setblocking(False)
+        driver.add_publisher(pairs[0][1].fileno())
+        driver.add_publisher(pairs[1][1].fileno())
+        driver.add_subscriber(pairs[2][1].fileno(), credit_bytes=1 << 20)
+        with pytest.raises(ValueError, match="before subscribers"):
+            driver.add_publisher(pairs[2][1].fileno())
+        for theirs, _ in pairs[:2]:
+            theirs.send(published(1, 4))
+        outcome = driver.run(messages=100, patience_s=PATIENCE_S)
+    assert not outcome.finished
+    assert (outcome.sent, outcome.lost) == (8, 8)
 
 
 def test_grants_credit_by_eighths() -> None:
@@ -446,6 +602,29 @@ def test_open_loop_keeps_its_schedule() -> None:
     assert stamps[-1] - stamps[0] == 5000 * 1_000_000_000 // 25_000 - 100_000
     assert made.driver.latency.count == 5000
     assert outcome.cpu_s < 0.8 * outcome.seconds
+
+
+def test_a_slow_schedule_is_not_taken_for_a_server_that_owes() -> None:
+    """Nothing is owed between two messages, however little patience there is."""
+    with rig() as made:
+        thread = threading.Thread(target=echo, args=(made,))
+        thread.start()
+        outcome = made.driver.run(messages=3, rate=4, patience_s=0.05)
+        made.ours[0].shutdown(socket.SHUT_WR)
+        thread.join()
+    assert good(outcome)
+    assert outcome.sent == 3
+
+
+def test_seconds_end_a_schedule() -> None:
+    with rig() as made:
+        thread = threading.Thread(target=echo, args=(made,))
+        thread.start()
+        outcome = made.driver.run(seconds=0.2, rate=100, patience_s=2)
+        made.ours[0].shutdown(socket.SHUT_WR)
+        thread.join()
+    assert good(outcome)
+    assert 0 < outcome.sent <= 20
 
 
 def test_seconds_end_the_run() -> None:
@@ -530,6 +709,32 @@ def test_refuses_a_publisher_too_many() -> None:
         driver.add_publisher(other.fileno())
 
 
+def test_an_answer_to_a_ping_that_nobody_sent_is_no_fault() -> None:
+    def answer(peer: Rig, records: list[bytes]) -> None:
+        peer.publisher.send(frame(5, b"a pong  ") + published(1, 1))
+        peer.subscriber.send(frame(5, b"a pong  ") + deliver(chunk(CHANNEL_ID, EPOCH, 1, records)))
+
+    with rig() as made:
+        assert good(made.play(1, answer))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the poller needs no descriptor")
+@pytest.mark.parametrize("left", [0, 1])
+def test_without_descriptors_there_is_no_driver(left: int) -> None:
+    """Neither without one for the poller nor without one for its timer; and none is kept."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + left, before[1]))
+    try:
+        for _ in range(3):
+            with pytest.raises(OSError, match="Too many open files"):
+                Driver([b"a"], publishers=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    Driver([b"a"], publishers=1)
+
+
 def test_refuses_what_is_no_socket() -> None:
     driver = Driver([b"a"], publishers=1)
     with pytest.raises(OSError, match=r"[Ff]ile descriptor"):
@@ -606,14 +811,53 @@ def test_a_foreign_payload_is_corrupt(payload: bytes) -> None:
     assert (verifier.corrupt, verifier.taken) == (1, 1)
 
 
+def test_more_gaps_than_there_was_room_for() -> None:
+    """Every other counter of two flows is missing, and comes later from the last to the first."""
+    verifier, expected = Verifier(publishers=2, payload_bytes=32), twin.Ledger()
+    payloads = [verifier.payloads(101, publisher=publisher) for publisher in range(2)]
+    order = [*range(0, 101, 2), *range(99, 0, -2), 7]
+    for counter in order:
+        expected.take(counter)
+        for publisher in range(2):
+            verifier.check(payloads[publisher][counter])
+        assert verifier.lost == 2 * expected.lost(101)
+    assert (verifier.duplicated, verifier.reordered) == (2 * expected.duplicated, 2 * expected.reordered) == (2, 100)
+
+
+def test_a_verifier_measures_when_it_is_asked_to() -> None:
+    verifier, latency = Verifier(payload_bytes=32), Histogram()
+    (payload,) = verifier.payloads(1)
+    verifier.check(payload[:23], latency)
+    verifier.check(payload, latency)
+    verifier.check(payload_of(0, 1, 2**63, 0, 32), latency)
+    assert (latency.count, latency.min) == (2, 0)
+    assert (verifier.corrupt, verifier.taken) == (1, 3)
+
+
+@pytest.mark.parametrize(("channel", "publisher"), [(1, 0), (0, 1), (2**32 - 1, 0), (0, 65535)])
+def test_a_payload_of_a_flow_that_is_not_is_corrupt(channel: int, publisher: int) -> None:
+    verifier = Verifier(payload_bytes=24)
+    verifier.check(payload_of(publisher, 0, 1, channel, 24))
+    assert (verifier.corrupt, verifier.taken) == (1, 1)
+
+
+def test_a_driver_is_prepared_once() -> None:
+    driver = Driver([b"a"], publishers=1)
+    with pytest.raises(ValueError, match="once"):
+        driver.__init__([b"a"], publishers=1)
+
+
 def test_flows_out_of_range_are_refused() -> None:
     verifier = Verifier(payload_bytes=24)
     with pytest.raises(ValueError, match="publisher 1"):
         verifier.payloads(1, publisher=1)
     with pytest.raises(ValueError, match="channel 1"):
         verifier.expect(1, channel=1)
+    for options in ({"payload_bytes": 23}, {"publishers": 0}, {"publishers": 65537}, {"channels": 0}):
+        with pytest.raises(ValueError, match="payload"):
+            Verifier(**{"payload_bytes": 24, **options})
     with pytest.raises(ValueError, match="payload"):
-        Verifier(payload_bytes=23)
+        payload_of(0, 0, 0, 0, 23)
 
 
 # --- The whole command against the reference server ---------------------------------------------------------------

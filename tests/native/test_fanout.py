@@ -532,3 +532,35 @@ def test_detached_readers_are_let_go_with_the_next_delivery() -> None:
     alive = weakref.ref(owner)
     del subscription, owner
     assert alive() is None
+
+
+def test_one_of_two_readers_of_a_channel_leaves() -> None:
+    house = House(b"a")
+    streams = [house.connect() for _ in range(2)]
+    subscriptions = [house.subscribe(outbox, b"a") for outbox, _ in streams]
+    assert house.fanout.detach(subscriptions[0], b"a")
+    assert not house.fanout.detach(subscriptions[0], b"a")
+    house.deliver((b"a", b"to the other"))
+    assert [len(deliveries_of(transport.take())) for _, transport in streams] == [0, 1]
+    assert house.fanout.detach(subscriptions[1], b"a")
+    assert not house.fanout.detach(subscriptions[1], b"a")
+
+
+def test_a_frame_of_nothing_is_not_written() -> None:
+    house = House(b"a")
+    outbox, transport = house.connect()
+    outbox.frame(b"")
+    assert house.fanout.flush() == []
+    assert transport.writes == []
+
+
+def test_a_connection_that_closed_while_it_was_paused_holds_nothing_back() -> None:
+    house = House(b"a")
+    streams = [house.connect() for _ in range(2)]
+    for outbox, _ in streams:
+        house.subscribe(outbox, b"a")
+        outbox.pause()
+    value = house.value((b"a", b"x"))
+    house.fanout.deliver(value, 0, 0, 0, 0)
+    streams[0][0].close()
+    assert house.fanout.flush() == [streams[1][0]]

@@ -22,6 +22,7 @@ from broker_native.index import (
     read_header,
     scan_group,
 )
+from tests.native.starve import refusals
 from tests.reference.chains import Chain
 from tests.reference.groups import (
     CLOSE,
@@ -49,10 +50,13 @@ from tests.reference.groups import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from broker_native.index import Place
 
 PRODUCER = b"producer-0123456"
 UNLIMITED = 2**63
+GROUP_SIZE = 72  # where a group says how large it is, bytes
 
 
 def look_up(pages: list[tuple[bytes, bytes]], channel: int, after: int, bytes_max: int = UNLIMITED) -> list[Place]:
@@ -151,6 +155,27 @@ def test_large_groups_are_checked_too() -> None:
         check_group(value)
 
 
+def cut_after(value: bytes, extra: bytes) -> bytes:
+    """Return a group with bytes behind its chunks that its header counts in."""
+    made = bytearray(value + extra)
+    made[GROUP_SIZE : GROUP_SIZE + 8] = len(made).to_bytes(8, "little")
+    return bytes(made)
+
+
+@pytest.mark.parametrize("extra", [b"\0", bytes(55), bytes(56), (55).to_bytes(4, "little") + bytes(60)])
+def test_what_is_too_short_for_a_chunk_is_refused(extra: bytes) -> None:
+    value = cut_after(sample_group(), extra)
+    for function in (check_group, SegmentIndex().add, TableDelta().add):
+        with pytest.raises(GroupDamaged) as caught:
+            function(value)
+        assert (caught.value.reason, caught.value.offset) == ("chunk bounds", len(sample_group()))
+
+
+def test_a_close_that_names_no_run_closes_none() -> None:
+    assert check_group(Chain().build(entries=[Entry(CLOSE, b"short")])).closed_run == 0
+    assert check_group(Chain().build(entries=[Entry(CLOSE, b"")])).closed_run == 0
+
+
 # --- Index and pages ----------------------------------------------------------------------------------------------
 
 
@@ -209,6 +234,26 @@ def test_pages_are_sorted_and_split() -> None:
         assert index.find(channel, 1, UNLIMITED) == look_up(pages, channel, 1)
 
 
+def test_lookups_stop_at_their_bytes() -> None:
+    """At least one place, and no place that would carry their sum past the bound."""
+    chain = build_chain([[(1, 1)]] * 10)
+    index = SegmentIndex()
+    for value in chain.values.values():
+        index.add(value)
+    size = chunk_sizes(index.find(1, 0, 0))
+    for bytes_max in (0, 1, size - 1, size, 2 * size - 1, 2 * size, 2 * size + 1, 10 * size - 1, 10 * size):
+        expected = min(max(bytes_max // size, 1), 10)
+        assert len(index.find(1, 0, bytes_max)) == expected
+        assert len(look_up(index.pages(), 1, 0, bytes_max)) == expected
+
+
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 17])
+def test_what_is_too_short_for_a_page_is_refused(size: int) -> None:
+    with pytest.raises(GroupDamaged) as caught:
+        find_in_page(bytes(size), 1, 0, 1)
+    assert caught.value.reason == "index page"
+
+
 def test_every_flipped_bit_of_a_page_is_found() -> None:
     index = SegmentIndex()
     index.add(sample_group())
@@ -255,6 +300,31 @@ def test_cut_chunk_refuses_what_the_index_does_not_mean() -> None:
         cut_chunk(value, 8, place)
     with pytest.raises(GroupDamaged):
         cut_chunk(value, 7, (place[0], 0, 2**32 - 1, *place[3:]))
+
+
+def test_cut_chunk_refuses_damage() -> None:
+    """It trusts neither the header of the group nor the bytes of the chunk."""
+    value = bytearray(sample_group())
+    index = SegmentIndex()
+    index.add(value)
+    place = index.find(8, 0, UNLIMITED)[0]
+    for at, reason in ((0, "chunk place"), (place[2] + place[3] - 1, "chunk checksum")):
+        value[at] ^= 1
+        with pytest.raises(GroupDamaged) as caught:
+            cut_chunk(value, 8, place)
+        assert (caught.value.reason, caught.value.offset, caught.value.channel) == (reason, place[2], 8)
+        value[at] ^= 1
+    assert cut_chunk(value, 8, place) == build_chunk(parse_group(sample_group()).chunks[1])
+
+
+def test_scan_group_refuses_damage() -> None:
+    """Even in a chunk that is not wanted: its size leads to the wanted ones."""
+    value = bytearray(sample_group())
+    value[value.index(b"three")] ^= 1
+    into: list[tuple[int, int, bytes]] = []
+    with pytest.raises(GroupDamaged) as caught:
+        scan_group(value, 1, -1, UNLIMITED // 2, {8}, into)
+    assert (caught.value.reason, into) == ("chunk checksum", [])
 
 
 @given(st.integers(-1, 6), st.integers(0, 400), st.none() | st.sets(st.integers(1, 4)))
@@ -360,6 +430,132 @@ def test_a_line_is_a_snapshot_only_when_it_is_whole() -> None:
     assert flags(50, [LINE_WINDOW - 1]) == 0
     assert flags(50, [LINE_WINDOW - 1, 1]) == SNAPSHOT
     assert flags(50, [LINE_WINDOW + 1]) == SNAPSHOT
+
+
+def both_of(values: list[bytes]) -> tuple[Tables, Tables]:
+    """Return what an applier has after some groups, and what it has after their delta."""
+    live, replayed = Tables(), Tables()
+    for value in values:
+        live.apply_group(value)
+    replayed.apply_entries(delta_of(values))
+    return live, replayed
+
+
+def lines_of(*entries: Entry) -> list[bytes]:
+    """Return groups with one entry each."""
+    chain = Chain()
+    for entry in entries:
+        chain.commit(chain.build(entries=[entry]))
+    return list(chain.values.values())
+
+
+def test_a_snapshot_replaces_what_came_before_it() -> None:
+    going_on = [line_entry(PRODUCER, 40, 2, [(1, 1, 2)]), line_entry(PRODUCER, 42, 1, [(1, 3, 1)])]
+    snapshot = line_entry(PRODUCER, 43, 3, [(2, 7, 3)], SNAPSHOT)
+    values = lines_of(*going_on, snapshot)
+    live, replayed = both_of(values)
+    assert live == replayed
+    assert replayed.lines[PRODUCER].places == {43: (2, 7), 44: (2, 8), 45: (2, 9)}
+    (entry,) = parse_entries(delta_of(values))
+    assert entry.flags == SNAPSHOT
+    (entry,) = parse_entries(delta_of(lines_of(*going_on)))
+    assert entry.flags == 0
+
+
+def test_a_window_of_single_numbers_moves_on() -> None:
+    """Each run is of its own, and three times as many as the window holds: what is forgotten gives its room back."""
+    places = [(1 + number % 2, 1 + number // 2) for number in range(3 * LINE_WINDOW)]
+    entries = [
+        line_entry(PRODUCER, 1 + at, 64, [(channel, first, 1) for channel, first in places[at : at + 64]])
+        for at in range(0, len(places), 64)
+    ]
+    live, replayed = both_of(lines_of(*entries))
+    assert live == replayed
+    newest = dict(enumerate(places, 1))
+    assert replayed.lines[PRODUCER].places == {number: newest[number] for number in list(newest)[-LINE_WINDOW:]}
+
+
+@pytest.mark.parametrize("count", [2**32 - 1, 2**32 - LINE_WINDOW, 2**32 - LINE_WINDOW - 1])
+def test_runs_that_would_add_up_past_32_bits_stay_two(count: int) -> None:
+    values = lines_of(
+        line_entry(PRODUCER, 1, LINE_WINDOW, [(1, 1, LINE_WINDOW)]),
+        line_entry(PRODUCER, 1 + LINE_WINDOW, count, [(1, 1 + LINE_WINDOW, count)]),
+    )
+    (entry,) = parse_entries(delta_of(values))
+    assert struct.unpack_from("<16sQQI", entry.body) == (PRODUCER, 1, LINE_WINDOW + count, 1)
+    assert struct.unpack_from("<QQI", entry.body, 40) == (1, 1 + count, LINE_WINDOW)
+
+
+def mixed(high: int) -> int:
+    """The finalizer of MurmurHash3, as `delta_line` puts the second half of a producer through it."""
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        high = (high ^ high >> 33) * factor % 2**64
+    return high ^ high >> 33
+
+
+def test_producers_that_mix_to_one_key_are_told_apart() -> None:
+    producers = [struct.pack("<QQ", mixed(1) ^ mixed(high), high) for high in range(1, 6)]
+    assert len(set(producers)) == 5
+    entries = [line_entry(producer, 1, 1 + at, [(1, 1 + at, 1 + at)]) for at, producer in enumerate(producers)]
+    again = [line_entry(producer, 2 + at, 1, [(2, 1 + at, 1)]) for at, producer in enumerate(producers)]
+    live, replayed = both_of(lines_of(*entries, *again))
+    assert live == replayed
+    assert [replayed.lines[producer].highest for producer in producers] == [2, 3, 4, 5, 6]
+
+
+def test_a_damaged_group_is_not_taken_into_a_delta() -> None:
+    value = bytearray(sample_group())
+    value[-1] ^= 1
+    delta = TableDelta()
+    with pytest.raises(GroupDamaged, match="chunk checksum"):
+        delta.add(value)
+    assert delta.finish() == (b"", 0)
+
+
+# --- Without memory -----------------------------------------------------------------------------------------------
+
+
+def many_channels() -> bytes:
+    return Chain().build([(channel, [b"x"]) for channel in range(1, 40)] + [(1, [b"y"])] * 2)
+
+
+def test_an_index_without_memory_says_so_and_stays_whole() -> None:
+    """What did not fit is not in it; what is, is found."""
+    value = many_channels()
+    made: list[SegmentIndex] = []
+
+    def add() -> Callable[[], object]:
+        made.append(SegmentIndex())
+        return lambda: made[-1].add(value)
+
+    assert refusals(add) > 40
+    assert [index.chunks for index in made] == sorted(index.chunks for index in made)
+    assert (made[-1].chunks, made[-1].channels) == (41, 39)
+    for index in made:
+        found = [place for channel in range(1, 40) for place in index.find(channel, 0, UNLIMITED)]
+        assert len(found) == index.chunks
+    assert refusals(lambda: lambda: made[-1].find(1, 0, UNLIMITED)) > 0
+    assert refusals(lambda: made[-1].pages) > 0
+    assert len(made[-1].find(1, 0, UNLIMITED)) == 3
+
+
+def test_a_delta_without_memory_says_so() -> None:
+    entries = [run_entry(1, True), channel_entry(1, "a"), Entry(77, bytes(9000), IGNORABLE), head_entry(50, 1, 2, 1)]
+    lines = [line_entry(bytes([at]) * 16, 1, 6, [(1 + run % 2, 1, 1) for run in range(6)]) for at in range(20)]
+    chunks = [(channel, [b"x"]) for channel in range(1, 40)]
+    value = Chain().build(chunks, [*entries, *lines, Entry(CLOSE, bytes(9000))])
+    whole = delta_of([value])
+
+    def add() -> Callable[[], object]:
+        delta = TableDelta()
+
+        def call() -> None:
+            delta.add(value)
+            assert delta.finish()[0] == whole
+
+        return call
+
+    assert refusals(add) > 10
 
 
 def test_many_heads_and_lines() -> None:

@@ -290,6 +290,9 @@ def test_a_channel_that_was_never_named_is_refused() -> None:
         twin.build_record(twin.Record(b"\5\0abcd"), flags=twin.KEY),
         twin.build_record(twin.Record(b"\5\0abcd"), flags=twin.HEADERS),
         twin.build_record(twin.Record(gone=(1, 0))),
+        b"",
+        twin.build_record(twin.Record(b""))[:11],
+        twin.build_record(twin.Record(b"whole")) + bytes(11),
         twin.build_record(twin.Record(b"payload", gone=(1, 1))),
         twin.build_record(twin.Record(bytes(8), gone=None, priority=1), flags=twin.GONE | twin.PRIORITY),
     ],
@@ -297,6 +300,24 @@ def test_a_channel_that_was_never_named_is_refused() -> None:
 def test_a_record_that_does_not_fit_is_refused(record: bytes) -> None:
     chunk = build_chunk(Chunk(7, 9, 1, 1, record))
     assert "a chunk's records" in refused(deliver(chunk))
+
+
+def test_fields_behind_a_number_are_found() -> None:
+    """A record may carry its number in the publisher's line, which a reader passes over."""
+    fields: dict[str, Any] = {"publisher": b"ann", "priority": 1, "key": b"key", "headers": b"\x81\xa1a\x01"}
+    numbered = batch_of([twin.Record(b"payload", number=2**64 - 1, **fields)])
+    assert described(numbered) == described(batch_of([twin.Record(b"payload", **fields)]))
+    assert numbered.payloads() == [b"payload"]
+
+
+@pytest.mark.parametrize("piece", [1, 7, 100, 999])
+def test_a_frame_as_large_as_may_be_comes_in_pieces(piece: int) -> None:
+    """What is kept of it doubles with what has come, and never passes the limit."""
+    reader = FrameReader(error, 1000)
+    frame = twin.build_frame(5, bytes(range(250)) * 4)
+    found = [item for at in range(0, len(frame), piece) for item in reader.feed(frame[at : at + piece])]
+    assert found == [(5, 0, frame[8:])]
+    assert reader.failure is None
 
 
 def test_a_muted_route_drops_and_a_dropped_one_is_unknown() -> None:
@@ -461,6 +482,63 @@ async def test_an_end_at_once_drops_what_is_queued() -> None:
     await anext(stream)
     reading.cursor.end(at_once=True)
     assert [message async for message in stream] == []
+
+
+async def test_only_the_first_end_counts() -> None:
+    reading = Reading()
+    reading.cursor.end(ValueError("first"))
+    reading.cursor.end(ValueError("second"), at_once=True)
+    with pytest.raises(ValueError, match="first"):
+        await anext(reading.cursor.messages())
+
+
+async def test_waiting_readers_are_kept_when_those_who_gave_up_are_dropped(loop_kind: str) -> None:
+    reading = Reading()
+    stream = reading.cursor.messages()
+    waiting = [asyncio.ensure_future(anext(stream)) for _ in range(20)]
+    await asyncio.sleep(0)
+    for reader in waiting[1::2]:
+        reader.cancel()
+    await asyncio.gather(*waiting[1::2], return_exceptions=True)
+    late = [asyncio.ensure_future(anext(stream)) for _ in range(5)]
+    await asyncio.sleep(0)
+    reading.push(*[b"%d" % number for number in range(15)])
+    payloads = [message.payload for message in await asyncio.gather(*waiting[::2], *late)]
+    assert sorted(payloads) == sorted(b"%d" % number for number in range(15))
+
+
+async def test_a_read_that_starts_later_looks_again(loop_kind: str) -> None:
+    """Something was at hand when it was asked for, and is gone when its task starts."""
+    reading = Reading()
+    stream = reading.cursor.messages()
+    reading.push(b"1")
+    late = asyncio.ensure_future(anext(stream))
+    assert (await anext(stream)).payload == b"1"
+    await asyncio.sleep(0)
+    assert not late.done()
+    reading.push(b"2")
+    assert (await late).payload == b"2"
+
+
+async def test_an_awaitable_is_awaited_and_not_iterated() -> None:
+    reading = Reading()
+    with pytest.raises(RuntimeError, match="must be awaited"):
+        next(reading.cursor.messages())  # type: ignore[call-overload]
+
+
+async def test_a_batch_larger_than_a_turn_ends_it(loop_kind: str) -> None:
+    reading = Reading()
+    for _ in range(3):
+        reading.push(*[b""] * 2000)
+    reading.cursor.end()
+    turns: list[int] = []
+    loop = asyncio.get_running_loop()
+    counts = []
+    async for batch in reading.cursor.batches():
+        counts.append(len(batch))
+        loop.call_soon(turns.append, len(counts))
+    assert counts == [2000] * 3
+    assert turns == [1, 2, 3]
 
 
 async def test_a_long_backlog_lets_the_loop_have_its_turn(loop_kind: str) -> None:

@@ -108,6 +108,26 @@ async def test_a_record_is_as_the_specification_draws_it(pair: Pair) -> None:
     assert pair.buffer.take() is None
 
 
+@pytest.mark.parametrize("priority", [2, 0])
+@pytest.mark.parametrize("expiry_s", [None, 2**32 - 1])
+@pytest.mark.parametrize("key", [None, b"k", bytearray(b"key")])
+@pytest.mark.parametrize("headers", [None, {}, {"a": 1}, msgpack.packb({"b": 2})])
+async def test_fields_are_written_when_they_are_given(
+    pair: Pair, priority: int, expiry_s: int | None, key: Any, headers: Any
+) -> None:
+    pair.buffer.post("a", b"payload", headers, key, priority, expiry_s)
+    packed = msgpack.packb(headers) if isinstance(headers, dict) and headers else headers or None
+    record = twin.Record(
+        b"payload",
+        priority=None if priority == 2 else priority,
+        expiry_s=expiry_s,
+        key=None if key is None else bytes(key),
+        headers=packed,
+    )
+    (body,) = publish_bodies(pair.buffer)
+    assert body == twin.publish_body(0, 1, [twin.build_record(record)])
+
+
 async def test_channels_gather_into_frames_of_their_own(pair: Pair) -> None:
     for number in range(9):
         pair.buffer.post(f"c.{number % 3}", b"%d" % number)
@@ -396,6 +416,230 @@ async def test_answers_to_what_was_not_asked_are_refused(pair: Pair, body: bytes
         pair.buffer.refuse(2, 7, UNKNOWN, FOR_GOOD)
 
 
+def entry(number: int, count: int, first: int = 1, *, level: int = 3, epoch: int = EPOCH, duplicate: int = 0) -> bytes:
+    """One entry of a PUBLISHED."""
+    return twin.PUBLISHED_ENTRY.pack(number, epoch, first, count, 0, level, duplicate, bytes(6))
+
+
+async def test_a_number_is_answered_once(pair: Pair) -> None:
+    """Neither within a frame that is half answered, nor of a frame that is wholly answered behind one that is not."""
+    for channel in ("a", "a", "a", "b"):
+        pair.buffer.post(channel, b"")
+    pair.send()
+    pair.buffer.answer(entry(1, 2))
+    pair.buffer.answer(entry(4, 1))
+    for wrong in (entry(1, 2), entry(2, 2), entry(4, 1), entry(0, 1), entry(5, 1)):
+        with pytest.raises(BrokerError, match="MALFORMED_FRAME"):
+            pair.buffer.answer(wrong)
+    with pytest.raises(BrokerError, match="MALFORMED_FRAME"):
+        pair.buffer.refuse(4, 1, UNKNOWN, FOR_GOOD)
+    pair.buffer.answer(entry(3, 1))
+    assert pair.buffer.records_unanswered == 0
+
+
+async def test_a_refusal_names_whole_frames(pair: Pair) -> None:
+    for _ in range(3):
+        pair.buffer.post("a", b"")
+    pair.send()
+    for number, count in ((2, 2), (1, 2), (1, 1), (4, 3), (0, 3)):
+        with pytest.raises(BrokerError, match="MALFORMED_FRAME"):
+            pair.buffer.refuse(number, count, UNKNOWN, FOR_GOOD)
+    assert pair.buffer.in_flight == 1
+    pair.buffer.refuse(1, 3, UNKNOWN, FOR_GOOD)
+    assert pair.buffer.records_unanswered == 0
+
+
+async def test_the_line_goes_on_from_the_lowest_refused_number(pair: Pair) -> None:
+    """Refusals come in any order, and it waits for all that is in flight."""
+    publications = [pair.buffer.publish(channel, channel.encode()) for channel in ("a", "b", "c")]
+    block = pair.buffer.take()
+    assert [frame.kind for frame in twin.frames_of(block)].count(twin.PUBLISH) == 3
+    failure = error("NO_PROFILE", "")
+    pair.buffer.refuse(2, 1, failure, FOR_GOOD)
+    assert pair.buffer.take() is None
+    assert not pair.buffer.is_adrift
+    pair.buffer.refuse(3, 1, error("NUMBER_GAP", ""), FOR_ITS_NUMBER)
+    assert not pair.buffer.is_adrift
+    pair.buffer.refuse(1, 1, failure, FOR_GOOD)
+    assert not pair.buffer.is_adrift
+    assert [publication.exception() for publication in publications[:2]] == [failure, failure]
+    (publish,) = [frame for frame in twin.frames_of(pair.buffer.take()) if frame.kind == twin.PUBLISH]
+    assert twin.PUBLISH_HEADER.unpack_from(publish.body) == (2, 1, 1)
+    pair.buffer.answer(entry(1, 1))
+    assert publications[2].result().first == 1
+
+
+async def test_a_gap_behind_what_is_in_flight_waits_for_it(pair: Pair) -> None:
+    for channel in ("a", "b"):
+        pair.buffer.post(channel, b"")
+    pair.send()
+    pair.buffer.refuse(2, 1, error("NUMBER_GAP", ""), FOR_ITS_NUMBER)
+    assert not pair.buffer.is_adrift
+    pair.buffer.answer(entry(1, 1))
+    assert pair.buffer.is_adrift
+
+
+async def test_what_the_server_has_of_a_frame_is_sent_as_a_frame(pair: Pair) -> None:
+    """A server that stored the first records of a frame answers them as duplicates; the others are new."""
+    publication = pair.buffer.publish_many("a", [b"%d" % number for number in range(5)])
+    pair.buffer.take()
+    pair.buffer.suspend()
+    pair.buffer.resume(2)
+    assert publishes_of(pair.buffer) == [(2, 1), (3, 3)]
+    pair.buffer.answer(entry(1, 2, 1, duplicate=1) + entry(3, 3, 3))
+    assert [(receipt.first, receipt.count, receipt.duplicate) for receipt in publication.result()] == [
+        (1, 2, True),
+        (3, 3, False),
+    ]
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_answers_before_a_lost_connection_are_given_again(pair: Pair, cancelled: bool) -> None:
+    """A publication over two frames, each of them half answered when the connection goes."""
+    publication = pair.buffer.publish_many("a", [b"x" * 20_000] * 6)
+    alone = pair.buffer.publish("b", b"")
+    assert publishes_of(pair.buffer) == [(3, 1), (3, 4), (1, 7)]
+    pair.buffer.answer(entry(1, 2, 1))
+    pair.buffer.answer(entry(4, 1, 4))
+    assert publication.cancel() if cancelled else not publication.done()
+    pair.buffer.suspend()
+    pair.buffer.resume(0)
+    assert publishes_of(pair.buffer) == [(3, 1), (3, 4), (1, 7)]
+    pair.buffer.answer(entry(1, 3, 11))
+    assert publication.done() == cancelled
+    pair.buffer.answer(entry(4, 3, 14))
+    pair.buffer.answer(entry(7, 1, 1))
+    assert alone.result().first == 1
+    if cancelled:
+        assert publication.cancelled()
+    else:
+        assert [(receipt.first, receipt.count) for receipt in publication.result()] == [(11, 6)]
+    assert pair.buffer.records_unanswered == 0
+
+
+async def test_only_what_was_answered_is_answered_again(pair: Pair) -> None:
+    """Two publications in one frame, of which the connection answered the first."""
+    first, second = (pair.buffer.publish_many("a", [b"x", b"y"]) for _ in range(2))
+    third = pair.buffer.publish_many("a", [b"z"] * 3)
+    assert publishes_of(pair.buffer) == [(7, 1)]
+    pair.buffer.answer(entry(1, 2, 1) + entry(5, 1, 5))
+    assert (first.done(), second.done(), third.done()) == (True, False, False)
+    pair.buffer.suspend()
+    pair.buffer.resume(0)
+    assert publishes_of(pair.buffer) == [(7, 1)]
+    pair.buffer.answer(entry(1, 7, 21))
+    assert [receipt.first for receipt in first.result()] == [1]
+    assert [(receipt.first, receipt.count) for receipt in second.result()] == [(23, 2)]
+    assert [(receipt.first, receipt.count) for receipt in third.result()] == [(25, 3)]
+
+
+def publishes_of(buffer: PublishBuffer) -> list[tuple[int, int]]:
+    """Take all that there is to send; return the count and the first number of each PUBLISH."""
+    return [twin.PUBLISH_HEADER.unpack_from(body)[1:] for body in publish_bodies(buffer)]
+
+
+def publish_bodies(buffer: PublishBuffer) -> list[bytes]:
+    """Take all that there is to send; return the bodies of its PUBLISH frames."""
+    bodies = []
+    while (block := buffer.take(1 << 30)) is not None:
+        bodies += [frame.body for frame in twin.frames_of(block) if frame.kind == twin.PUBLISH]
+    return bodies
+
+
+@pytest.mark.parametrize(
+    ("second", "merged"),
+    [
+        (entry(3, 2, 3), 1),
+        (entry(3, 2, 4), 2),
+        (entry(3, 2, 3, level=2), 2),
+        (entry(3, 2, 3, epoch=EPOCH + 1), 2),
+        (entry(3, 2, 3, duplicate=1), 2),
+    ],
+)
+async def test_receipts_are_merged_when_they_say_the_same(pair: Pair, second: bytes, merged: int) -> None:
+    publication = pair.buffer.publish_many("a", [b""] * 4)
+    pair.send()
+    pair.buffer.answer(second)
+    pair.buffer.answer(entry(1, 2, 1))
+    receipts = publication.result()
+    assert [receipt.first for receipt in receipts] == [1, twin.PUBLISHED_ENTRY.unpack(second)[2]][:merged]
+    assert sum(receipt.count for receipt in receipts) == 4
+
+
+async def test_nothing_to_publish_is_published_at_once(pair: Pair) -> None:
+    publication = pair.buffer.publish_many("a", [])
+    assert publication.done()
+    assert await publication == []
+    assert pair.buffer.take() is None
+
+
+async def test_a_lower_level_is_not_counted_as_synced(pair: Pair) -> None:
+    for _ in range(2):
+        pair.buffer.post("a", b"")
+    pair.send()
+    pair.buffer.answer(entry(1, 1, 1) + entry(2, 1, 2, level=2))
+    assert (pair.buffer.answered_highest, pair.buffer.synced_highest) == (2, 1)
+
+
+async def test_a_line_that_the_server_lost_concerns_what_was_sent(pair: Pair) -> None:
+    """Of two closed frames one was sent: it is unknown, the other one goes on."""
+    sent, unsent = pair.buffer.publish("a", bytes(10_000)), pair.buffer.publish("b", b"")
+    assert pair.buffer.take(1) is not None
+    pair.buffer.suspend()
+    pair.buffer.resume(0, UNKNOWN)
+    assert sent.exception() is UNKNOWN
+    assert not unsent.done()
+    (body,) = publish_bodies(pair.buffer)
+    assert twin.PUBLISH_HEADER.unpack_from(body)[1:] == (1, 1)
+
+
+async def test_closing_passes_over_what_was_answered(pair: Pair) -> None:
+    first, second = pair.buffer.publish("a", b""), pair.buffer.publish("b", b"")
+    pair.send()
+    pair.buffer.answer(entry(2, 1))
+    pair.buffer.close(CLOSED, UNKNOWN)
+    assert (first.exception(), second.exception()) == (UNKNOWN, None)
+
+
+async def test_a_channel_whose_name_was_refused_says_so_and_is_named_again(pair: Pair) -> None:
+    others, refused = pair.buffer.publish("a", b""), pair.buffer.publish("b", b"")
+    pair.send()
+    failure = error("NO_PROFILE", "b")
+    pair.buffer.refuse_channel(1, failure)
+    pair.buffer.refuse_channel(7, failure)  # it has no such number
+    pair.buffer.refuse(2, 1, error("TOO_MANY_CHANNELS", ""), FOR_GOOD)
+    pair.buffer.answer(entry(1, 1))
+    assert refused.exception() is failure
+    assert others.exception() is None
+    again = pair.buffer.publish("b", b"")
+    pair.buffer.post("a", b"")
+    block = pair.buffer.take()
+    assert [frame.body[4:] for frame in twin.frames_of(block) if frame.kind == twin.CHANNEL] == [b"b"]
+    pair.buffer.refuse(2, 1, error("TOO_MANY_CHANNELS", ""), FOR_GOOD)
+    assert again.exception().name == "TOO_MANY_CHANNELS"  # type: ignore[union-attr]
+
+
+async def test_a_channel_of_an_earlier_connection_has_no_number(pair: Pair) -> None:
+    pair.buffer.post("a", b"")
+    pair.lose(1 << 20, 0)
+    pair.buffer.refuse_channel(0, UNKNOWN)  # nothing was named to this connection yet
+    publication = pair.buffer.publish("a", b"")
+    pair.settle()
+    assert publication.exception() is None
+
+
+async def test_a_slot_is_not_taken_from_what_is_in_flight(pair: Pair) -> None:
+    pair.buffer.channels_max = 2
+    for channel in ("a", "b"):
+        pair.buffer.post(channel, b"")
+    assert len(publish_bodies(pair.buffer)) == 2
+    with pytest.raises(BrokerError, match="TOO_MANY_CHANNELS"):
+        pair.buffer.post("c", b"")
+    pair.buffer.answer(entry(2, 1))
+    pair.buffer.post("c", b"")
+    assert pair.buffer.records_unanswered == 2
+
+
 # -- outcomes ----------------------------------------------------------------------------------------------------------
 
 
@@ -431,6 +675,53 @@ async def test_a_publication_is_a_future_to_asyncio(loop_kind: str) -> None:
     publications[0].add_done_callback(late.append)
     await asyncio.sleep(0)
     assert late == [publications[0]]
+
+
+async def test_a_publication_is_a_coroutine_to_those_who_drive_one(pair: Pair) -> None:
+    """What `create_task` asks of one, by hand."""
+    publication = pair.buffer.publish("a", b"")
+    assert publication.send(None) is publication
+    assert publication.cancel()
+    assert not publication.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        publication.send(None)
+    with pytest.raises(ValueError, match="thrown"):
+        publication.throw(ValueError("thrown"))
+    with pytest.raises(KeyError, match="'thrown'"):
+        publication.throw(KeyError, KeyError("thrown"))
+    publication.close()
+    pair.settle()
+    assert publication.cancelled()
+
+
+async def test_an_outcome_is_asked_for_in_time(pair: Pair) -> None:
+    publication = pair.buffer.publish("no.a", b"")
+    for ask in (publication.result, publication.exception):
+        with pytest.raises(asyncio.InvalidStateError):
+            ask()
+    pair.settle()
+    for _ in range(2):
+        with pytest.raises(BrokerError, match="NO_PROFILE"):
+            publication.result()
+        with pytest.raises(BrokerError, match="NO_PROFILE"):
+            await publication
+    cancelled = pair.buffer.publish("a", b"")
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    with pytest.raises(asyncio.CancelledError):
+        cancelled.exception()
+
+
+async def test_a_callback_that_was_removed_in_time_does_not_run(pair: Pair) -> None:
+    publication = pair.buffer.publish("a", b"")
+    ran: list[object] = []
+    publication.add_done_callback(ran.append)
+    pair.settle()
+    assert publication.done()
+    assert publication.remove_done_callback(ran.append) == 1
+    await asyncio.sleep(0)
+    assert ran == []
 
 
 async def test_cancelling_one_wait_concerns_nobody_else(loop_kind: str) -> None:

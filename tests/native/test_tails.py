@@ -770,6 +770,55 @@ def test_group_numbers_are_not_used_again() -> None:
     assert pair.values == [pair.values[-1]]
 
 
+def test_a_line_that_is_only_open_goes_back_to_where_it_was() -> None:
+    """The failed group was of another line, and of a third one that goes on in the open group."""
+    pair = Pair()
+    pair.publish(1, 4, [Record()])
+    pair.group()
+    pair.publish(0, 4, [Record()] * 2)
+    pair.close_group()
+    pair.publish(0, 4, [Record()])
+    pair.publish(1, 5, [Record()] * 3)
+    pair.publish(2, 0, [Record()])
+    pair.undo()
+    assert [publisher.line.next for publisher in pair.publishers] == [1, 2, 2]
+    pair.group(flags=1)
+
+
+def test_early_answers_of_the_turn_all_fail_with_their_group() -> None:
+    pair = Pair()
+    pair.publish(0, 4, [Record()])
+    pair.close_group()
+    pair.publish(0, 2, [Record(b"not yet delivered")])
+    pair.publish(1, 0, [Record(b"ephemeral")])
+    assert [(entry.number, entry.level) for entry in pair.undo()] == [(2, ACCEPTED)]
+    assert [publisher for publisher, _ in pair.native.take_turn_answers()] == [pair.publishers[1]]
+
+
+def test_more_full_chunks_than_there_was_room_for() -> None:
+    """Of one channel and one group: they all go into it, in their order."""
+    pair = Pair()
+    for number in range(40):
+        pair.publish(0, 4, [Record(bytes(65_000)), Record(b"%d" % number)])
+    chunks = pair.group().chunks
+    assert len(chunks) == 40
+    assert [chunk.first for chunk in chunks] == sorted(chunk.first for chunk in chunks)
+    pair.check_replay()
+
+
+def test_a_group_with_anything_in_it_is_not_empty() -> None:
+    pair = Pair()
+    pair.publish(0, 4, [Record()])
+    assert not pair.native.group_empty
+    pair.group()
+    assert pair.native.group_empty
+    pair.load(b"s.x", ACCEPTED)
+    pair.native.mark_unclean(b"s.x")
+    pair.twin.mark_unclean(b"s.x")
+    pair.publish(0, 4, [Record()])
+    assert not pair.native.group_empty
+
+
 def test_one_group_in_commit_at_a_time_and_no_open_early_chunk() -> None:
     pair = Pair()
     pair.publish(0, 4, [Record()])
@@ -828,6 +877,30 @@ def test_entries_that_are_not_the_tails_own_come_back() -> None:
 def test_entries_that_make_no_sense_are_an_error(entries: bytes) -> None:
     with pytest.raises(ValueError, match=r"entry|channel|run"):
         native.Tails(1, 1).apply_entries(entries, native.Line)
+
+
+@pytest.mark.parametrize("change", [(1, 0), (0, 1), (1, 1)])
+def test_an_epoch_that_is_not_the_pending_one_is_an_error(change: tuple[int, int]) -> None:
+    """Whoever decided it is not who applies it."""
+    pair = Pair()
+    pair.publish(0, 4, [Record()])
+    value = pair.close_group()
+    (mine,) = [entry for entry in groups.parse_group(value).entries if entry.kind == groups.EPOCH]
+    channel, epoch, first = struct.unpack("<QQQ", mine.body)
+    theirs = groups.epoch_entry(channel, epoch + change[0], first + change[1])
+    with pytest.raises(ValueError, match=f"channel {channel}: applied epoch"):
+        pair.native.apply_entries(groups.build_entry(theirs), native.Line)
+
+
+def test_an_epoch_that_is_told_twice_is_one() -> None:
+    """A sealed segment's delta says again what its groups said."""
+    tails = native.Tails(1, 1)
+    channel, epoch = groups.channel_entry(1, "name"), groups.epoch_entry(1, 77, 1)
+    packed = b"".join(map(groups.build_entry, (channel, epoch, channel, epoch, groups.epoch_entry(1, 78, 5))))
+    assert tails.apply_entries(packed, native.Line) == []
+    info = tails.info(b"name")
+    assert info is not None
+    assert info[7] == [(77, 1), (78, 5)]
 
 
 def test_a_group_with_a_chunk_of_nobody_is_an_error() -> None:
@@ -935,14 +1008,50 @@ def test_an_ephemeral_channel_that_becomes_stored_begins_at_1() -> None:
     pair.check_replay()
 
 
-@pytest.mark.parametrize("state", ["open", "in commit"])
+@pytest.mark.parametrize("state", ["open", "delivered early", "in commit"])
 def test_a_policy_changes_between_groups_only(state: str) -> None:
     pair = Pair()
-    pair.publish(0, 4, [Record()])
+    pair.publish(0, 2, [Record()])
+    if state != "open":
+        pair.close_turn()
     if state == "in commit":
         pair.close_group()
     with pytest.raises(RuntimeError, match="between groups"):
-        pair.native.load(b"s.x", ACCEPTED, 2, PAYLOAD_MAX)
+        pair.native.load(b"a.x", SYNCED, 2, PAYLOAD_MAX)
+
+
+def test_an_ephemeral_channel_that_was_stored_begins_an_epoch_after_a_crash() -> None:
+    pair = Pair()
+    pair.publish(0, 4, [Record()])
+    pair.group()
+    pair.load(b"s.x", EPHEMERAL)
+    epochs = []
+    for _ in range(2):
+        pair.publish(0, 4, [Record()])
+        ephemeral, _ = pair.close_turn()
+        assert ephemeral is not None
+        epochs += [chunk.epoch for chunk in chunks_of(ephemeral)]
+        pair.native.mark_unclean(b"s.x")
+        pair.twin.mark_unclean(b"s.x")
+    assert len(set(epochs)) == 2
+
+
+def test_what_is_asked_of_a_channel_that_is_not_there() -> None:
+    tails = native.Tails(1, 1)
+    tails.mark_unclean(b"nobody")
+    assert not tails.ready(b"nobody")
+    assert tails.stored_id(b"nobody") == 0
+    for channel in (0, 1, (1 << 62) - 1, 1 << 62, (1 << 64) - 1):
+        assert tails.name_of(channel) is None
+    assert tails.load(b"some", SYNCED, 2, 1)
+    tails.mark_unclean(b"some")
+    assert tails.ready(b"some")
+    assert tails.stored_id(b"some") == 0
+    publisher = native.Publisher(tails, native.Line(), None, 0)
+    publisher.bind(0, b"some")
+    assert publisher.publish_frame(publish_body(0, 1, [build_record(Record())])) == 0
+    assert tails.stored_id(b"some") == 1
+    assert tails.name_of(1) == b"some"
 
 
 @pytest.mark.parametrize("name", [b"", b"n" * 256])

@@ -9,15 +9,20 @@ import sys
 import time
 import tracemalloc
 import weakref
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_native.trie import PatternTrie
+from tests.native.starve import refusals
 from tests.reference.trie import PatternTrie as Reference
 from tests.reference.trie import is_name, is_pattern
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DEEPEST = b".".join([b"a"] * 128)
 LONGEST = b"a" * 255
@@ -371,6 +376,60 @@ def test_without_memory_nothing_changes(pattern: bytes, known: bool) -> None:
     for entry in list(both.twin.entries):
         both.remove(*entry)
     assert both.native.nodes == 0
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 7, 8, 15, 16, 31, 32])
+def test_without_memory_nothing_changes_however_full_it_is(size: int) -> None:
+    """At each size one of the tables has to grow, for an edge, a value or a place of one."""
+    values, value = [Value() for _ in range(size)], Value()
+    patterns = [b"p.%d.x" % (number % 5) for number in range(size)]
+    made: list[PatternTrie[Value]] = []
+
+    def prepare() -> Callable[[], object]:
+        trie: PatternTrie[Value] = PatternTrie()
+        for pattern, held in zip(patterns, values, strict=True):
+            trie.insert(pattern, held)
+        made.append(trie)
+        return lambda: trie.insert(b"p.new.>", value)
+
+    assert refusals(prepare) >= 2
+    nodes = made[0].nodes
+    for trie in made[:-1]:
+        assert len(trie) == size
+        assert trie.match(b"p.new.any") == []
+        assert trie.nodes == nodes
+        trie.insert(b"p.new.>", value)
+    for trie in made:
+        assert len(trie) == size + 1
+        assert trie.match(b"p.new.any") == [value]
+        assert sorted(map(id, trie.match(b"p.1.x"))) == sorted(map(id, values[1::5]))
+
+
+def test_removing_needs_no_memory() -> None:
+    """Two nodes stay where one would do, and are found all the same."""
+    first, second = Value(), Value()
+    made: list[PatternTrie[Value]] = []
+
+    def prepare() -> Callable[[], object]:
+        trie: PatternTrie[Value] = PatternTrie()
+        trie.insert(b"a.b.c.d", first)
+        trie.insert(b"a.b.x", second)
+        made.append(trie)
+        return partial(trie.remove, b"a.b.x", second)
+
+    assert refusals(prepare) == 0
+    (trie,) = made
+    roomy: PatternTrie[Value] = PatternTrie()
+    roomy.insert(b"a.b.c.d", first)
+    assert trie.nodes == roomy.nodes + 1
+    for _ in range(2):
+        assert trie.match(b"a.b.c.d") == [first]
+        assert trie.match(b"a.b.x") == trie.match(b"a.b") == []
+        trie.insert(b"a.b.x", second)
+        assert trie.match(b"a.b.x") == [second]
+        trie.remove(b"a.b.x", second)
+    trie.remove(b"a.b.c.d", first)
+    assert trie.nodes == 0
 
 
 def test_without_memory_nothing_leaks() -> None:

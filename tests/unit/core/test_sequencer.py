@@ -9,7 +9,7 @@ from broker.model.errors import BY_CODE, BrokerError, error
 from broker.model.levels import Level
 from broker.model.limits import Limits
 from broker.model.profiles import Profile, Profiles
-from broker_native.tails import CODES
+from broker_native.tails import CODES, Line
 from tests.reference import groups as reference
 from tests.reference.frames import DELIVER_EARLY, PUBLISHED, Published, frames_of, records_of
 from tests.reference.journal import Fate
@@ -394,6 +394,19 @@ def test_new_profiles_concern_channels_in_memory() -> None:
     connection.publish(b"a.x", b"y")
     pipeline.end_turn()
     assert connection.answers() == []
+    pipeline.commit()
+    assert [entry.level for entry in connection.answers()] == [Level.SYNCED]
+
+
+def test_a_reload_leaves_channels_without_a_policy_alone() -> None:
+    """What only replay knows of has none until somebody asks for it, and then it gets the new one."""
+    pipeline = Pipeline(Profiles([Profile(b">", durability=Level.ACCEPTED)]))
+    pipeline.core.tails.apply_entries(reference.build_entry(reference.channel_entry(9, "a.replayed")), Line)
+    pipeline.core.reload(ALL_SYNCED)
+    assert not pipeline.core.tails.ready(b"a.replayed")
+    connection = Connection(pipeline.core)
+    connection.publish(b"a.replayed", b"x")
+    pipeline.end_turn()
     pipeline.commit()
     assert [entry.level for entry in connection.answers()] == [Level.SYNCED]
 
