@@ -632,7 +632,7 @@ def publishing() -> Trace:
 CONVERSATIONS: dict[str, Callable[[], Trace]] = {
     build.__name__: build
     for build in (
-        specification, handshake, durability, line, refusals, starts, patterns, early, failures, taken_back, credit, slow,
-        subscriptions, requests, drain, closing, publishing,
+        specification, handshake, durability, line, refusals, starts, patterns, early, failures, taken_back, credit,
+        slow, subscriptions, requests, drain, closing, publishing,
     )
 }  # fmt: skip
