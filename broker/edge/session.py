@@ -19,7 +19,7 @@ from broker.access.gate import Identity, Verb
 from broker.core.group import Duplicate
 from broker.model.errors import BrokerError, error
 from broker.model.levels import Level
-from broker.model.names import check_channel, check_pattern, is_pattern
+from broker.model.names import check_channel, check_pattern, display, is_pattern
 from broker.node.catchup import Following, Wanted
 from broker.wire import control
 from broker.wire.kinds import Kind
@@ -167,8 +167,7 @@ class Session(Intake):
         self.end(error(code, detail))
 
     def on_credit(self, subscription: Subscription) -> None:
-        if not subscription.state.live:
-            self.node.catchup.step(subscription.state)
+        self.node.catchup.step(subscription.state)
 
     def on_put_off(self) -> None:
         self._read_no_more(HELD_BY_TURN)
@@ -490,10 +489,20 @@ class Session(Intake):
         literals: list[bytes] = []
         patterns: list[bytes] = []
         for checked in dict.fromkeys(check_pattern(item) for item in filters):
-            (patterns if is_pattern(checked) else literals).append(checked)
+            if is_pattern(checked):
+                self._check_ways(checked)
+                patterns.append(checked)
+            else:
+                literals.append(checked)
         for name in literals:
             self.node.core.load(name)
         return literals, patterns
+
+    def _check_ways(self, pattern: bytes) -> None:
+        """Hold the bound on the ways in which patterns can match one name, whoever subscribes to them."""
+        tokens, limit = pattern.count(b".") + 1, self.node.limits.pattern_tokens_max
+        if tokens > limit and b"*" in pattern:
+            raise error("INVALID_PATTERN", f"pattern {display(pattern)}: got {tokens} tokens with a *, limit {limit}")
 
     def _place(self, following: Following, start: control.Start) -> list[control.Outcome]:
         """Put a subscription where it starts; answers what it is told."""
@@ -612,7 +621,7 @@ class Session(Intake):
             return {"stats": self.node.stats()}
         if request.op == "channel":
             return self._describe(request.more.get("name"))
-        raise error("UNKNOWN_OPERATION", f"operation: got {request.op!r}, known: channel, stats")
+        raise error("UNKNOWN_OPERATION", f"operation: got {display(request.op.encode())}, known: channel, stats")
 
     def _describe(self, asked: object) -> dict[str, object]:
         if not isinstance(asked, str):

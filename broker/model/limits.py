@@ -102,6 +102,17 @@ class Limits:
             reloadable=True,
         ),
     )
+    pattern_tokens_max: int = field(
+        default=12,
+        metadata=setting(
+            "Tokens of a pattern that has a `*`; more is answered INVALID_PATTERN. Patterns with a `*` here and there "
+            "can match one name in 2 to this power of ways, and to find them all takes as long.",
+            unit="tokens",
+            low=1,
+            high=128,
+            reloadable=True,
+        ),
+    )
     producers_max: int = field(
         default=100_000,
         metadata=setting(
@@ -259,6 +270,7 @@ class Limits:
             subscriptions_per_connection_max=4,
             filters_per_subscription_max=4,
             filters_per_connection_max=6,
+            pattern_tokens_max=4,
             producers_max=4,
             connections_max=4,
             hello_timeout_s=0.2,

@@ -143,6 +143,7 @@ class CatchUp:
     def follow(self, following: Following) -> None:
         """Begin: literals in `after` catch up and the others are live, or everything by `place`."""
         following.subscription.state = following
+        following.subscription.behind = True
         if following.place is None:
             for name in following.literals:
                 if name not in following.after:
@@ -187,6 +188,7 @@ class CatchUp:
             return
         while self._join(following):
             if following.live:
+                subscription.behind = False
                 self._kick()
                 return
         if subscription.credit <= 0 or subscription.outbox.queued > QUEUED_BYTES_MAX:

@@ -80,6 +80,8 @@ ITEMS_MAX: Final = 1024
 """Items of one array, or pairs of one map."""
 ITEMS_TOTAL_MAX: Final = 16 * ITEMS_MAX
 """Values in a whole body: bounds the objects built from it to about 2 MiB."""
+HELLO_ITEMS_TOTAL_MAX: Final = 2 * ITEMS_MAX
+"""Values in a HELLO, a stranger's: it may cost no more than the longest list of versions."""
 
 U32_MAX: Final = 2**32 - 1
 U64_MAX: Final = 2**64 - 1
@@ -139,7 +141,7 @@ def skip_scalar(body: bytes, at: int) -> int:
     raise malformed(f"got a value that begins with 0x{first:02x}")
 
 
-def walk(body: bytes) -> None:
+def walk(body: bytes, values_max: int = ITEMS_TOTAL_MAX) -> None:
     """Check shape, depth and counts of a msgpack map without building anything. O(values)."""
     open_containers: list[tuple[int, bool]] = []  # values still to come, is a map
     at, total, left, is_map = 0, 0, 1, False
@@ -155,8 +157,8 @@ def walk(body: bytes) -> None:
         if is_map and not left & 1 and body[at] not in STRING_FIRST_BYTES:
             raise malformed("a key is no string")
         total += 1
-        if total > ITEMS_TOTAL_MAX:
-            raise malformed(f"more than {ITEMS_TOTAL_MAX} values")
+        if total > values_max:
+            raise malformed(f"more than {values_max} values")
         left -= 1
         container = read_container(body, at)
         if container is None:
@@ -212,17 +214,18 @@ def pack_headers(headers: Mapping[str, object]) -> bytes:
     return packed
 
 
-def decode(body: bytes | memoryview) -> dict[str, Any]:
+def decode(body: bytes | memoryview, values_max: int = ITEMS_TOTAL_MAX) -> dict[str, Any]:
     """Decode a control body.
 
     Args:
         body: The frame's body, without its header. It is not kept.
+        values_max: Values in all of it: what it may cost to look at.
 
     Raises:
         MalformedFrame: It is no map with string keys, or breaks a limit, or holds text that is not UTF-8.
     """
     data = bytes(body)
-    walk(data)
+    walk(data, values_max)
     try:
         # The walk has bounded everything; the unpacker's own limits only repeat it.
         value = msgpack.unpackb(data, raw=False, max_array_len=ITEMS_MAX, max_map_len=ITEMS_MAX, max_ext_len=0)
@@ -321,12 +324,12 @@ def decode_hello(body: bytes | memoryview) -> Hello:
     data = bytes(body)
     if not data.startswith(HELLO_MAGIC):
         raise error("MALFORMED_FRAME", "HELLO: does not begin with the protocol's magic", "is this another protocol?")
-    fields = decode(data[len(HELLO_MAGIC) :])
+    fields = decode(data[len(HELLO_MAGIC) :], HELLO_ITEMS_TOTAL_MAX)
     versions = take_list(fields, "versions")
     if not all(map(is_u64, versions)):
         raise wrong("versions", "an array of integers")
     if VERSION not in versions:
-        raise error("VERSION", f"HELLO: got versions {versions[:8]!r}, supported {[VERSION]}")
+        raise error("VERSION", f"HELLO: got versions {repr(versions[:8])[:64]}, supported {[VERSION]}")
     return Hello(
         client=take_str(fields, "client"),
         producer=take_bytes(fields, "producer", PRODUCER_BYTES) if "producer" in fields else None,

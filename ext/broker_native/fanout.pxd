@@ -28,6 +28,7 @@ cdef class Subscription:
     cdef public bint tells_names        # more than one literal: its reader must be told channels' names
     cdef public object state            # what the node keeps of it
     cdef public bint slow
+    cdef public bint behind             # it catches up: whoever drives it wants to hear of credit
     cdef uint64_t* told                 # hash set of channel ids whose names were told
     cdef uint32_t told_mask
     cdef uint32_t told_count

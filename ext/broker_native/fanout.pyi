@@ -27,6 +27,7 @@ class Subscription:
     tells_names: bool
     state: Any
     slow: bool
+    behind: bool
     def __init__(self, outbox: Outbox, number: int, credit: int, overdraft: int, tells_names: bool) -> None: ...
     @property
     def outbox(self) -> Outbox: ...

@@ -39,6 +39,7 @@ cdef class ReadBuffer:
     cdef readonly SpillPool partial     # half frames, and what was put off of a connection that is held
     cdef readonly SpillPool backlog     # what was put off: served from the oldest on
     cdef public object schedule         # has `go_on` called in the loop's next turn; None: nothing is put off
+    cdef list resting                   # intakes that are read again in the next turn
     cdef bint scheduled
     cdef uint32_t frames                # that Python has handled in this turn
     cdef uint64_t turn_us               # when the first of them was
@@ -60,6 +61,7 @@ cdef class Intake:
     cdef readonly bint held             # what was put off waits for `let_go`
     cdef readonly bint put_off          # the spill holds whole frames from `spill_at` on, for a later turn
     cdef bint feeding
+    cdef uint8_t full_reads             # in a row
     cdef uint32_t frames                # that Python has handled since bytes came or its turn did
     cdef uint64_t frames_us             # when the first of them was
     cdef Bytes spill
@@ -71,6 +73,7 @@ cdef class Intake:
     cdef Intake newer
 
     cdef int take(self, const uint8_t* data, size_t size) except -1
+    cdef int rest(self) except -1
     cdef int go_on(self) except -1
     cdef size_t take_spilled(self, const uint8_t* data, size_t size) except? 0
     cdef size_t take_frames(self, const uint8_t* data, size_t size) except? 0
@@ -83,4 +86,4 @@ cdef class Intake:
     cdef bint check_header(self, const uint8_t* header) except -1
     cdef int take_frame(self, const uint8_t* frame) except -1
     cdef int answer_publish(self, int code, const uint8_t* body, uint32_t size) except -1
-    cdef int take_credit(self, const uint8_t* body) except -1
+    cdef bint take_credit(self, const uint8_t* body) except -1

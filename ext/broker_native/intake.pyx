@@ -13,10 +13,10 @@ What one peer costs the others is bounded, without a look at those who do nothin
   other; meanwhile the connection is not read.
 
 A subclass gives `on_frame(kind, flags, body)`, `on_refused(code, slot, number, count)`, `on_duplicate(slot, number,
-count)`, `on_malformed(code, size)`, `on_credit(subscription)` and `on_read()` (bytes were taken in: end the turn). When
-it shares its loop with others, also `on_put_off()` and `on_caught_up()` (pause and resume reading), `on_crowded(name,
-bytes, limit, held_us)` (end the connection: it takes up room that others need) and `on_failed(failure)` (a handler
-raised while it went on with what was put off). All of it belongs to the loop's thread.
+count)`, `on_malformed(code, size)`, `on_credit(subscription)` (of one that is behind) and `on_read()` (bytes were taken
+in: end the turn). When it shares its loop with others, also `on_put_off()` and `on_caught_up()` (pause and resume
+reading), `on_crowded(name, bytes, limit, held_us)` (end the connection: it takes up room that others need) and
+`on_failed(failure)` (a handler raised while it went on with what was put off). All of it belongs to the loop's thread.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -40,12 +40,16 @@ cdef enum:
     TAKEN_ENOUGH = 2                    # and what follows is put off
     PUT_OFF = 3                         # not taken: it is handled in a later turn
 
-    # Frames for Python that are handled in a turn: of one connection, and of all. The times are for what is dear, a
-    # SUBSCRIBE of many filters for instance; the counts hold when no clock moves.
+    # Frames for Python that are handled in a turn: of one connection, and of all. Whoever has a message under way waits
+    # for as long, and a turn that is much shorter would be all polling. The counts hold when no clock moves.
     SLOW_FRAMES_MAX = 32
-    SLOW_US_MAX = 1000
-    TURN_FRAMES_MAX = 256
-    TURN_US_MAX = 2000
+    SLOW_US_MAX = 100
+    TURN_FRAMES_MAX = 64
+    TURN_US_MAX = 200
+
+    # Reads that fill the buffer, one after the other, before a connection lets others be read: a loop may give one that
+    # has more to give as many in a row as it likes, and an ephemeral or a control frame may be 24 bytes.
+    FULL_READS_MAX = 4
 
     SPILL_BYTES_MIN = 64
     CROWDED_READ_BYTES = 4096           # of a read while much is put off: it adds little to that
@@ -181,6 +185,7 @@ cdef class ReadBuffer:
         self.early = SpillPool("half frames before HELLO", early_bytes_max)
         self.partial = SpillPool("half frames", partial_bytes_max)
         self.backlog = SpillPool("frames put off", partial_bytes_max)
+        self.resting = []
 
     cdef int ask_for_turn(self) except -1:
         """Have `go_on` called in the loop's next turn."""
@@ -196,7 +201,9 @@ cdef class ReadBuffer:
         """
         cdef size_t left = self.backlog.count
         cdef Intake intake
+        cdef list resting = self.resting
         self.frames = 0
+        self.resting = []
         while left and self.backlog.oldest is not None and self.frames < TURN_FRAMES_MAX:
             left -= 1
             intake = self.backlog.oldest
@@ -209,7 +216,10 @@ cdef class ReadBuffer:
                 intake.on_failed(failure)
             if intake.pool is self.backlog:
                 self.backlog.move_last(intake)
-        self.scheduled = self.frames > 0 or self.backlog.count > 0
+        for intake in resting:
+            if not intake.put_off and not intake.closed:
+                intake.on_caught_up()
+        self.scheduled = self.frames > 0 or self.backlog.count > 0 or len(self.resting) > 0
         return self.scheduled
 
 
@@ -247,6 +257,22 @@ cdef class Intake:
         if nbytes > self.buffer.size:
             raise ValueError(f"read: got {nbytes} bytes, buffer {self.buffer.size}")
         self.take(self.buffer.data, nbytes)
+        if nbytes < self.buffer.size:
+            self.full_reads = 0
+        else:
+            self.full_reads += 1
+            if self.full_reads >= FULL_READS_MAX:
+                self.full_reads = 0
+                self.rest()
+
+    cdef int rest(self) except -1:
+        """Be read again in the next turn."""
+        if self.closed or self.put_off or self.buffer.schedule is None:
+            return 0
+        self.buffer.resting.append(self)
+        self.buffer.ask_for_turn()
+        self.on_put_off()
+        return 0
 
     def feed(self, data):
         """Take bytes in from anywhere else: any object with a contiguous buffer. They are not kept."""
@@ -490,8 +516,9 @@ cdef class Intake:
             self.answer_publish(code, body, size)
         elif (frame[4] == KIND_CREDIT and self.subscriptions is not None and not frame[5] and size == CREDIT_BYTES
                 and not load_u32(body + 4)):
-            self.take_credit(body)
-            return TAKEN_LAST if self.closed else TAKEN
+            if not self.take_credit(body):
+                return TAKEN_LAST if self.closed else TAKEN
+            enough = not self.may_handle()
         elif self.may_handle():
             self.on_frame(frame[4], frame[5], PyBytes_FromStringAndSize(<const char*>body, size))
         else:
@@ -512,15 +539,17 @@ cdef class Intake:
             self.on_refused(code, load_u32(body), load_u64(body + 8), load_u32(body + 4))
         return 0
 
-    cdef int take_credit(self, const uint8_t* body) except -1:
+    cdef bint take_credit(self, const uint8_t* body) except -1:
+        """Add to a subscription's credit; answers whether somebody who is behind was told of it."""
         cdef Subscription subscription = self.subscriptions.get(load_u32(body))
         cdef uint64_t more = load_u64(body + 8)
         # A credit may cross its UNSUBSCRIBED on the way: an unknown number is no error.
         if subscription is not None:
             if more > <uint64_t>1 << 40 or subscription.credit > <int64_t>1 << 40:
                 self.on_malformed(CODE_MALFORMED_FRAME, 1 << 32)
-                return 0
+                return False
             subscription.credit += <int64_t>more
-            if subscription.state is not None:
+            if subscription.behind:
                 self.on_credit(subscription)
-        return 0
+                return True
+        return False

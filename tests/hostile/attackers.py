@@ -105,13 +105,14 @@ class Peer:
     Args:
         address: `(host, port)`, or the path of a Unix socket.
         source: local address to come from; None for any.
+        receive_bytes: what the kernel may keep for a peer that does not read, about; 0 for what it likes.
 
     Attributes:
         errors: the maps of all ERROR frames so far.
         closed: the server has ended the connection.
     """
 
-    def __init__(self, address: tuple[str, int] | str, source: str | None = None) -> None:
+    def __init__(self, address: tuple[str, int] | str, source: str | None = None, *, receive_bytes: int = 0) -> None:
         self.errors: list[dict[str, Any]] = []
         self.closed = False
         self._arrived = bytearray()
@@ -122,6 +123,8 @@ class Peer:
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if source is not None:
                 self.socket.bind((source, 0))
+        if receive_bytes:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         self.socket.settimeout(ANSWER_S_MAX)
         self.socket.connect(address)
 
@@ -220,7 +223,11 @@ class Peer:
 
     def readable(self, wait_s: float) -> bool:
         """Whether something has come, or the end."""
-        return bool(self._arrived) or bool(select.select([self.socket], [], [], wait_s)[0])
+        if self._arrived:
+            return True
+        poll = select.poll()  # select() knows 1,024 descriptors only
+        poll.register(self.socket, select.POLLIN)
+        return bool(poll.poll(wait_s * 1e3))
 
 
 def stats(address: tuple[str, int] | str) -> dict[str, Any]:

@@ -50,7 +50,10 @@ def common_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service
 @pytest.fixture(scope="session")
 def few_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A server with limits that a test reaches."""
-    with Service(tmp_path_factory.mktemp("hostile_few"), **FEW) as service:
+    with Service(tmp_path_factory.mktemp("hostile_few"), FEW) as service:
+        # One name that is there before any flood of them.
+        with service.publisher(b"stored.same") as publisher:
+            assert publisher.alive()
         yield service
 
 

@@ -51,12 +51,11 @@ class Pair:
 
     def take(self, wait_s: float, others: list[int]) -> bool:
         """Take in what comes within a time; answers whether one of the other descriptors has something."""
-        sockets = [self.publisher.socket, self.subscriber.socket]
-        ready = select.select([*sockets, *others], [], [], max(0.0, wait_s))[0]
-        if self.publisher.socket in ready:
-            self._hear(self.publisher)
-        if self.subscriber.socket in ready:
-            self._hear(self.subscriber)
+        peers = {peer.socket.fileno(): peer for peer in (self.publisher, self.subscriber)}
+        ready = select.select([*peers, *others], [], [], max(0.0, wait_s))[0]
+        for descriptor, peer in peers.items():
+            if descriptor in ready:
+                self._hear(peer)
         return any(other in ready for other in others)
 
     def _hear(self, peer: attackers.Peer) -> None:

@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 from tests.hostile import attackers
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Self
 
 ROOT = Path(__file__).parents[2]
@@ -52,16 +53,27 @@ class Service:
 
     Args:
         folder: an empty folder.
+        limits: of the configuration; None for the defaults.
         loop: kind of event loop: auto, uvloop, asyncio.
-        limits: of the configuration.
+        without: a defence that it lacks (`tests.hostile.planted`); None for none.
     """
 
-    def __init__(self, folder: Path, *, loop: str = "auto", **limits: int | float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        limits: Mapping[str, float] | None = None,
+        *,
+        loop: str = "auto",
+        without: str | None = None,
+    ) -> None:
         config, ready = folder / "broker.toml", folder / "ready"
-        config.write_text(CONFIG.format(limits="\n".join(f"{name} = {value}" for name, value in limits.items())))
+        config.write_text(
+            CONFIG.format(limits="\n".join(f"{name} = {value}" for name, value in (limits or {}).items()))
+        )
         self.log = folder / "log"
         self._peers: list[attackers.Peer] = []
-        command = [sys.executable, "-m", "broker", "serve", "--config", str(config), "--data", str(folder / "data")]
+        program = ["broker"] if without is None else ["tests.hostile.planted", without]
+        command = [sys.executable, "-m", *program, "serve", "--config", str(config), "--data", str(folder / "data")]
         command += ["--tcp", "127.0.0.1:0", "--ready-file", str(ready), "--drain-s", "0", "--loop", loop]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(

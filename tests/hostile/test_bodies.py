@@ -231,7 +231,7 @@ def test_names_at_the_edge_are_taken(service: Service) -> None:
 # --- Control maps --------------------------------------------------------------------------------------------------
 
 SUBSCRIBE_GOOD: dict[str, Any] = {"subscription": 1, "filters": ["a.b"], "credit": 1}
-WRONG = (None, True, -1, 1.5, "1", b"1", [], {}, [1])
+WRONG: tuple[Any, ...] = (None, True, -1, 1.5, "1", b"1", [], {}, [1])
 """Values of every type, none of which fits an unsigned number."""
 
 
@@ -369,3 +369,13 @@ def test_channel_frame_without_a_number(service: Service) -> None:
         with service.opened() as peer:
             peer.send(frame(CHANNEL, bytes(size)))
             assert peer.ended() == "MALFORMED_FRAME"
+
+
+def test_hello_of_many_values(service: Service) -> None:
+    """A stranger's map is looked at no further than the longest list of versions needs."""
+    with service.peer() as peer:
+        peer.send(attackers.hello(versions=list(range(1_024)), more=[[0] * 1_020]))
+        assert peer.ended() == "MALFORMED_FRAME"
+        assert "more than 2048 values" in peer.errors[0]["detail"]
+    with service.peer() as peer:
+        peer.open(versions=list(range(1_024)))

@@ -103,7 +103,7 @@ class Connection:
         if subscribes:
             self.intake.subscriptions = {subscription.number: subscription for subscription in self.subscriptions}
             for subscription in self.subscriptions:
-                subscription.state = object()
+                subscription.behind = True
 
     def state(self) -> tuple[Any, ...]:
         """Everything that the bytes have brought about."""
@@ -519,7 +519,8 @@ def test_nobody_is_forgotten_when_the_bound_is_lifted() -> None:
 # --- Turns ---------------------------------------------------------------------------------------------------------
 
 SLOW_FRAMES_MAX = 32
-TURN_FRAMES_MAX = 256
+TURN_FRAMES_MAX = 64
+FULL_READS_MAX = 4
 PINGS = [build_frame(PING, struct.pack("<Q", number)) for number in range(1_000)]
 
 
@@ -577,13 +578,13 @@ def test_dear_frames_end_a_turn_by_its_time() -> None:
     class Dear(Watched):
         def on_frame(self, kind: int, flags: int, body: bytes) -> None:
             super().on_frame(kind, flags, body)
-            loop.clock.floor_us += 400
+            loop.clock.floor_us += 40
 
     intake, other = loop.intake(Dear), loop.intake(Dear)
     intake.feed(b"".join(PINGS))
-    assert len(intake.calls) == 3, "1,000 us"
+    assert len(intake.calls) == 3, "100 us"
     other.feed(b"".join(PINGS))
-    assert len(other.calls) == 2, "2,000 us of both"
+    assert len(other.calls) == 2, "200 us of both"
     loop.drain()
     assert tokens(intake) == tokens(other) == list(range(1_000))
 
@@ -678,6 +679,38 @@ def test_handler_that_raises_ends_its_own_connection_only() -> None:
     assert tokens(other) == list(range(1_000))
 
 
+def test_whoever_fills_the_buffer_again_and_again_lets_others_be_read() -> None:
+    loop = Loop()
+    intake = loop.intake()
+    size = len(intake.get_buffer(-1))
+    intake.subscriptions = {}
+    assert size % 24 == 8
+    intake.get_buffer(-1)[:] = credit(9, 0) * (size // 24) + build_frame(99, b"")  # whole frames: nothing is put off
+    for read in range(1, 3 * FULL_READS_MAX + 1):
+        intake.buffer_updated(size)
+        if read % FULL_READS_MAX == 0:
+            assert intake.pauses == [True]
+            loop.drain()
+            assert intake.pauses == [True, False]
+            intake.pauses.clear()
+        else:
+            assert intake.pauses == []
+
+
+def test_credit_is_told_to_who_is_behind_only_and_costs_of_the_budget() -> None:
+    connection = Connection()
+    connection.intake.buffer.schedule = lambda: None
+    connection.subscriptions[0].behind = False
+    connection.intake.feed(credit(1, 1) * 1_000)
+    assert connection.intake.calls == []
+    assert connection.subscriptions[0].credit == 1_000
+    connection.intake.feed(credit(7, 1) * 1_000)
+    assert connection.intake.calls == [("credit", 7)] * (SLOW_FRAMES_MAX + 1)
+    while connection.intake.buffer.go_on():
+        pass
+    assert connection.intake.calls == [("credit", 7)] * 1_000
+
+
 def test_what_is_put_off_has_a_bound_and_small_reads_before_it() -> None:
     loop = Loop(partial_bytes_max=20_000)
     first, second, third = (loop.intake() for _ in range(3))
@@ -689,6 +722,7 @@ def test_what_is_put_off_has_a_bound_and_small_reads_before_it() -> None:
     assert second.calls[SLOW_FRAMES_MAX:] == [("crowded", "frames put off", 24_576, 20_000, 0)]
     assert second.closed
     third.feed(PINGS[0])
+    loop.drain()
     assert len(third.calls) == 1
 
 

@@ -34,3 +34,16 @@ def test_highest_counts_numbers_that_may_be_stored() -> None:
     line = lines.line(ADA)
     line.next, line.closed_next = 3, 6
     assert lines.highest(ADA) == 5
+
+
+def test_line_is_forgotten_only_while_it_has_taken_no_number() -> None:
+    lines = Lines()
+    unused, used, lost, stored = (bytes([number]) * 16 for number in range(4))
+    for producer in (unused, used, lost, stored):
+        lines.line(producer)
+    lines.line(used).next = 2  # pending
+    lines.line(lost).closed_next = 2  # its group may be on the disk all the same
+    lines.line(stored).applied_next = 2
+    for producer in (unused, used, lost, stored, b"n" * 16):
+        lines.forget_unused(producer)
+    assert [lines.known(producer) is not None for producer in (unused, used, lost, stored)] == [False, True, True, True]

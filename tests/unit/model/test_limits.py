@@ -61,6 +61,14 @@ def test_connection_must_have_room_for_a_largest_frame() -> None:
         replace(limits, connection_bytes_max=limits.frame_bytes_max - 1)
 
 
+def test_half_frames_must_have_room_for_a_largest_frame() -> None:
+    limits = Limits()
+    exact = replace(limits, partial_bytes_max=8 + limits.frame_bytes_max)
+    assert exact.partial_bytes_max == 8 + limits.frame_bytes_max
+    with pytest.raises(ConfigError, match=r"limits\.partial_bytes_max"):
+        replace(limits, partial_bytes_max=7 + limits.frame_bytes_max)
+
+
 @pytest.mark.parametrize(
     ("connections_max", "descriptors_max", "expected"),
     [
