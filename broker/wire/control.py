@@ -80,6 +80,8 @@ ITEMS_MAX: Final = 1024
 """Items of one array, or pairs of one map."""
 ITEMS_TOTAL_MAX: Final = 16 * ITEMS_MAX
 """Values in a whole body: bounds the objects built from it to about 2 MiB."""
+HELLO_ITEMS_TOTAL_MAX: Final = 2 * ITEMS_MAX
+"""Values in a HELLO, a stranger's: it may cost no more than the longest list of versions."""
 
 U32_MAX: Final = 2**32 - 1
 U64_MAX: Final = 2**64 - 1
@@ -322,8 +324,7 @@ def decode_hello(body: bytes | memoryview) -> Hello:
     data = bytes(body)
     if not data.startswith(HELLO_MAGIC):
         raise error("MALFORMED_FRAME", "HELLO: does not begin with the protocol's magic", "is this another protocol?")
-    # A stranger's: it may cost no more than the longest list of versions.
-    fields = decode(data[len(HELLO_MAGIC) :], 2 * ITEMS_MAX)
+    fields = decode(data[len(HELLO_MAGIC) :], HELLO_ITEMS_TOTAL_MAX)
     versions = take_list(fields, "versions")
     if not all(map(is_u64, versions)):
         raise wrong("versions", "an array of integers")

@@ -411,6 +411,35 @@ def failures() -> Trace:
     return script.trace
 
 
+def taken_back() -> Trace:
+    """A failed commit takes numbers back that were answered, at the levels that do not promise more."""
+    script = Script("Answered numbers that a failed commit takes back")
+    note, act, send = script.note, script.act, script.send
+    opened(script, producer=PRODUCER)
+    names = (encode_channel(0, b"s.x"), encode_channel(1, b"a.x"), encode_channel(2, b"e.x"))
+    send("client", *names)
+    opened(script, "reader")
+    send("reader", encode_subscribe(Subscribe(1, ("a.x",), 65_536)))
+    act("hold")
+    send("client", publish(0, 1, b"synced"))
+    note("In the open group, answered and delivered at once.")
+    send("client", publish(1, 2, b"accepted"))
+    send("client", publish(2, 3, b"ephemeral"))
+    note("The group before it fails, and the open one with it. Of 2 and 3 nothing more is said.")
+    act("fail LOST")
+    note("What the client sends next skips numbers, as the server sees it. It connects anew.")
+    send("client", publish(2, 4, b"next"))
+    note("In the same run `highest` is below what was answered.")
+    opened(script, producer=PRODUCER)
+    act("release STORED")
+    note("Number 1 was settled: it is not stored, and is sent again. What follows are new numbers.")
+    opened(script, producer=PRODUCER)
+    send("client", *names, publish(0, 1, b"synced"))
+    note("The sequence that was taken back is given anew: under another epoch, to a reader that stands behind it.")
+    send("client", publish(1, 2, b"another"))
+    return script.trace
+
+
 def credit() -> Trace:
     """Credit: catching up is paced by it, a live subscription is cut beyond it."""
     script = Script("Credit, used up and granted")
@@ -603,7 +632,7 @@ def publishing() -> Trace:
 CONVERSATIONS: dict[str, Callable[[], Trace]] = {
     build.__name__: build
     for build in (
-        specification, handshake, durability, line, refusals, starts, patterns, early, failures, credit, slow,
-        subscriptions, requests, drain, closing, publishing,
+        specification, handshake, durability, line, refusals, starts, patterns, early, failures, taken_back, credit,
+        slow, subscriptions, requests, drain, closing, publishing,
     )
 }  # fmt: skip

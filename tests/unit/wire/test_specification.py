@@ -45,7 +45,6 @@ ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "broker/wire/specification.md").read_text()
 LAYOUT_TEXT = (ROOT / "ext/broker_native/layout.pxd").read_text()
 INT_SIZES = {"u8": 1, "u16": 2, "u32": 4, "u64": 8}
-ANNOUNCED: set[str] = set()
 CLIENT_FLAGS = {"PRIORITY", "EXPIRY", "KEY", "HEADERS"}
 
 
@@ -368,9 +367,7 @@ def shown(value: float) -> str:
 def check_limits(document: Document) -> None:
     settings = settings_of(Limits)
     rows = {key: row for key, *row in document.table(15, "| key | default")}
-    assert [key for key in rows if key.strip("`").removeprefix("limits.") not in ANNOUNCED] == [
-        f"`limits.{name}`" for name in settings if name not in ANNOUNCED
-    ]
+    assert list(rows) == [f"`limits.{name}`" for name in settings]
     for name, setting in settings.items():
         default, accepted, unit, beyond = rows[f"`limits.{name}`"]
         assert setting.low is not None
@@ -381,7 +378,7 @@ def check_limits(document: Document) -> None:
         for code in re.findall(r"[A-Z]+(?:_[A-Z]+)+", setting.doc):
             assert f"`{code}`" in beyond, name
     for key in re.findall(r"limits\.[a-z_]+", document.text):
-        assert key.removeprefix("limits.") in {*settings, *ANNOUNCED}, key
+        assert key.removeprefix("limits.") in settings, key
 
 
 def check_welcome_limits(document: Document) -> None:
@@ -412,6 +409,7 @@ def check_fixed_limits(document: Document) -> None:
         "items of a map or array in a control body": control.ITEMS_MAX,
         "containers inside one another": control.DEPTH_MAX,
         "values of a control body": control.ITEMS_TOTAL_MAX,
+        "values of HELLO's map": control.HELLO_ITEMS_TOTAL_MAX,
     }
     for what, limit in known.items():
         assert fixed[what][0] == f"{limit:,}", what
@@ -998,7 +996,6 @@ STRIDE = 7
 def numbers_of(text: str) -> list[tuple[int, int]]:
     """Return where the numbers of the document are."""
     hidden = [found.span() for found in NAMES.finditer(text)]
-    hidden += [found.span() for name in ANNOUNCED for found in re.finditer(rf"^\| `limits\.{name}` .*$", text, re.M)]
     spans = [found.span() for found in NUMBER.finditer(text)]
     return [(start, end) for start, end in spans if not any(low <= start < high for low, high in hidden)]
 
