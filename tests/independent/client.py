@@ -37,7 +37,6 @@ __all__ = ["Client", "Diverged", "Gone", "Message", "Placed", "Receipt", "Refuse
 
 _LASTED_S = 3.0
 _DELAY_S = 0.1
-_DELAY_MAX_S = 3.0
 
 
 class Refused(Exception):
@@ -85,8 +84,8 @@ class Subscription:
 
     def __init__(self, client: Client, number: int, filters: list[str], credit: int, start: object) -> None:
         asked = start if isinstance(start, dict) else None
-        pattern = any(token in ("*", ">") for name in filters for token in name.split("."))
-        by_bus = pattern or (asked is not None and ("bus" in asked or "time_us" in asked))
+        self.pattern = any(token in ("*", ">") for name in filters for token in name.split("."))
+        by_bus = self.pattern or (asked is not None and ("bus" in asked or "time_us" in asked))
         self._client = client
         self.number = number
         self.filters = filters
@@ -102,7 +101,10 @@ class Subscription:
 
     @property
     def single(self) -> str | None:
-        return self.filters[0] if len(self.filters) == 1 and isinstance(self.place, ByPositions) else None
+        return self.filters[0] if len(self.filters) == 1 and not self.pattern else None
+
+    def welcomed(self, journal: bytes) -> None:
+        self._queue.extend((note, 0) for note in self.place.welcomed(journal))
 
     def subscribed(self, answer: Subscribed) -> None:
         self.answer = answer
@@ -139,6 +141,11 @@ class Subscription:
         self.names[deliver.chunk.channel] = name
         return name
 
+    @property
+    def ready(self) -> bool:
+        """Whether an item has come that was not taken."""
+        return bool(self._queue)
+
     def next(self, timeout_s: float = 10.0) -> Item | None:
         """The next item, None if none comes in time. Taking the last one of a chunk gives its credit back.
 
@@ -171,6 +178,7 @@ class Client:
         lasting: whether to publish under a producer, a line that outlives a connection.
         producer: its 16 bytes, drawn at random if left out.
         timeout_s: how long any call may take, reconnecting included.
+        delay_s_max: how long it waits at most before it tries to connect again.
 
     Raises:
         Ended: no server, or one that refuses.
@@ -183,6 +191,7 @@ class Client:
         lasting: bool = True,
         producer: bytes | None = None,
         timeout_s: float = 10.0,
+        delay_s_max: float = 3.0,
     ) -> None:
         self.address = address
         self.producer = (producer or os.urandom(16)) if lasting else None
@@ -197,8 +206,9 @@ class Client:
         self._numbers = 0
         self._pongs: set[int] = set()
         self._going_away = False
-        self._resume_at = 0.0
-        self._delay_s = _DELAY_S
+        self._try_at = 0.0
+        self._delay_s = min(_DELAY_S, delay_s_max)
+        self._delay_s_max = delay_s_max
         self._conversation: Conversation | None = None
         self._connect()
 
@@ -206,18 +216,26 @@ class Client:
 
     @property
     def conversation(self) -> Conversation:
-        """The present connection, made anew if there is none."""
-        until = time.monotonic() + self.timeout_s
-        while self._conversation is None:
-            try:
-                self._connect()
-            except Ended as ended:
-                stop = ended.error is not None and not (ended.error.retry or ended.error.resume)
-                if stop or time.monotonic() > until:
-                    raise
-                time.sleep(random.uniform(0.5, 1.0) * self._delay_s)
-                self._delay_s = min(2 * self._delay_s, _DELAY_MAX_S)
+        """The present connection; waits for a new one if there is none.
+
+        Raises:
+            Ended: there is none in time.
+        """
+        self.serve(self.timeout_s, lambda: self._conversation is not None)
+        if self._conversation is None:
+            raise Ended(None, f"no connection for {self.timeout_s} s")
         return self._conversation
+
+    def _reconnect(self, timeout_s: float) -> None:
+        """Try to connect, or wait for the time to try again."""
+        wait_s = self._try_at - time.monotonic()
+        if wait_s > 0:
+            time.sleep(min(wait_s, timeout_s))
+            return
+        try:
+            self._connect()
+        except Ended as ended:
+            self._lost(ended)
 
     def _connect(self) -> None:
         conversation = Conversation(self.address, producer=self.producer, timeout_s=self.timeout_s)
@@ -229,6 +247,7 @@ class Client:
         welcome = conversation.welcome
         self.line.welcomed(welcome.journal, welcome.highest)
         for subscription in self.subscriptions.values():
+            subscription.welcomed(welcome.journal)
             self._subscribe(subscription)
         self._send_frames()
 
@@ -246,8 +265,11 @@ class Client:
         conversation, self._conversation = self._conversation, None
         if conversation is not None:
             conversation.close()
-            if time.monotonic() - conversation.begun > _LASTED_S:
-                self._delay_s = _DELAY_S
+        if conversation is not None and time.monotonic() - conversation.begun > _LASTED_S:
+            self._delay_s = min(_DELAY_S, self._delay_s_max)
+        else:
+            self._try_at = time.monotonic() + random.uniform(0.5, 1.0) * self._delay_s
+            self._delay_s = min(2 * self._delay_s, self._delay_s_max)
         self.line.lost()
         self._replies = {number: reply for number, reply in self._replies.items() if reply is not None}
         error = ended.error
@@ -255,7 +277,7 @@ class Client:
             raise ended
 
     def serve(self, timeout_s: float, until: object = None) -> bool:
-        """Serve the connection until `until()` is true, or for `timeout_s`.
+        """Serve the connection until `until()` is true, or for `timeout_s`; in 0 s, take what has come.
 
         Returns:
             Whether `until()` is true.
@@ -263,15 +285,18 @@ class Client:
         end = time.monotonic() + timeout_s
         while not (callable(until) and until()):
             left = end - time.monotonic()
-            if left < 0:
+            if not self._step(max(0.0, left)) and left <= 0:
                 return False
-            self._step(left)
         return True
 
-    def _step(self, timeout_s: float) -> None:
-        """Take one frame of the server's, and do what follows from it."""
+    def _step(self, timeout_s: float) -> bool:
+        """Take one frame of the server's, and do what follows from it; whether there was one."""
+        if self._conversation is None:
+            self._reconnect(timeout_s)
+            return False
+        answer = None
         try:
-            answer = self.conversation.receive(timeout_s)
+            answer = self._conversation.receive(timeout_s)
             if answer is not None:
                 self._dispatch(answer)
             if self._going_away and not self.line.in_flight:
@@ -281,6 +306,7 @@ class Client:
         except Malformed as error:
             self._lost(Ended(None, str(error)))
             raise
+        return answer is not None
 
     def _dispatch(self, answer: Answer) -> None:
         if isinstance(answer, Deliver):
@@ -323,7 +349,6 @@ class Client:
 
     def publish_records(self, channel: str, records: list[bytes]) -> Receipt:
         receipt = self.line.add(channel, records)
-        self.conversation  # noqa: B018 - connect anew if need be, which sends what is queued.
         self._send_frames()
         return receipt
 
@@ -373,9 +398,9 @@ class Client:
         Raises:
             Refused: by the server.
         """
-        self.conversation  # noqa: B018 - so that a lost connection is not found out by subscribing twice.
         self._numbers += 1
         subscription = Subscription(self, self._numbers, list(filters), credit, start)
+        subscription.welcomed(self.conversation.welcome.journal)
         self.subscriptions[subscription.number] = subscription
         self._subscribe(subscription)
         self._await(lambda: subscription.answer is not None or subscription.number in self._refused, "SUBSCRIBE")
@@ -448,11 +473,13 @@ class Client:
         self._replies[number] = answer
 
     def ping(self) -> None:
-        """PING, and wait for the PONG."""
-        self._numbers += 1
-        token = self._numbers
-        self.conversation.send(frames.token(Kind.PING, token))
-        self._await(lambda: token in self._pongs, "PING")
+        """PING, and wait for the PONG; on a new connection again, if the one that it was sent on is lost."""
+        until = time.monotonic() + self.timeout_s
+        token = self._numbers = self._numbers + 1
+        while token not in self._pongs and time.monotonic() < until:
+            conversation = self.conversation
+            conversation.send(frames.token(Kind.PING, token))
+            self._await(lambda on=conversation: token in self._pongs or self._conversation is not on, "PING")
 
     def _await(self, done: object, what: str) -> None:
         if not self.serve(self.timeout_s, done):

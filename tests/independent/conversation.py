@@ -106,6 +106,7 @@ class Conversation:
             Malformed: the server broke the protocol; the socket is closed.
         """
         until = time.monotonic() + timeout_s
+        looked = False
         while True:
             answer = self._next()
             if isinstance(answer, Ping):
@@ -120,9 +121,10 @@ class Conversation:
                 self._socket.close()
                 raise Ended(None, self._end)
             left = until - time.monotonic()
-            if left < 0:
+            if left < 0 and looked:
                 return None
-            self._wait(left)
+            looked = True
+            self._wait(max(0.0, left))
 
     def _next(self) -> Answer | None:
         try:
@@ -139,18 +141,19 @@ class Conversation:
             raise
 
     def _wait(self, timeout_s: float) -> None:
-        silence = time.monotonic() - max(self._heard, self._pinged)
+        """Read once. What lies in the socket counts as heard, however long this side has not looked."""
         if self._ping_s:
-            if time.monotonic() - self._heard > 3 * self._ping_s:
-                self._end = "silence"
-                return
-            if silence >= self._ping_s:
-                self._pinged = time.monotonic()
-                self.send(frames.token(Kind.PING, 0))
-                silence = 0.0
-            timeout_s = min(timeout_s, self._ping_s - silence)
-        if select.select([self._socket], [], [], max(0.0, timeout_s))[0]:
+            timeout_s = min(timeout_s, self._ping_s)
+        if select.select([self._socket], [], [], timeout_s)[0]:
             self._read()
+        now = time.monotonic()
+        if not self._ping_s or now - max(self._heard, self._pinged) < self._ping_s:
+            return
+        if now - self._heard > 3 * self._ping_s and self._pinged > self._heard:
+            self._end = self._end or "silence"
+            return
+        self._pinged = now
+        self.send(frames.token(Kind.PING, 0))
 
     def _read(self) -> None:
         try:

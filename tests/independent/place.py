@@ -54,11 +54,21 @@ class ByPositions:
     def __init__(self, filters: list[str], start: dict[str, object] | None) -> None:
         self._filters = filters
         self._asked = start
+        self._journal = b""
         self.positions: dict[str, tuple[int, int]] = {}
         if start is not None and "positions" in start:
             rows = start["positions"]
             assert isinstance(rows, list)
             self.positions = {channel: (epoch, sequence) for channel, epoch, sequence in rows}
+
+    def welcomed(self, journal: bytes) -> list[Note]:
+        """A connection, before `start`: positions of another journal mean nothing in this one."""
+        notes: list[Note] = []
+        if self._journal and journal != self._journal:
+            notes = [Diverged(channel, 0) for channel in self.positions]
+            self.positions = dict.fromkeys(self.positions, (0, 0))
+        self._journal = journal
+        return notes
 
     def start(self) -> dict[str, object] | None:
         """The `start` to subscribe with."""
@@ -122,6 +132,12 @@ class ByBus:
         self._marks: dict[str, _Mark] = {}
         # Not asked for by the document, which keeps marks only: the last of each channel, to judge density by.
         self._last: dict[str, tuple[int, int]] = {}
+
+    def welcomed(self, journal: bytes) -> list[Note]:
+        """A connection, before `start`: a place names its journal, and the server tells that it is another."""
+        if self.place is not None and self.place.journal != journal:
+            self._marks.clear()
+        return []
 
     def start(self) -> dict[str, object] | None:
         """The `start` to subscribe with."""
