@@ -363,7 +363,8 @@ def test_subscriptions_resume_without_gap_or_duplicate(
     for message in take(subscription, published - received):
         found[message.channel].append((message.sequence, message.payload))
     assert nothing_comes(subscription)
-    assert reader.connections == 13
+    # A turn that found all that it took in the queue has made no connection.
+    assert 7 <= reader.connections <= 13
     assert (early > 0) == (profile == "a")
     for channel in channels:
         assert found[channel] == [(number + 1, b"%d" % number) for number in range(published // 3)]
