@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
+from broker import connect
+from tests.contract.homes import take
 from tests.independent.client import Client, Diverged, Message, Placed, Subscription
 from tests.independent.conftest import LOOPS, LoopServer
 from tests.independent.conversation import Conversation, Ended
@@ -172,6 +175,23 @@ def test_another_journal_is_told_and_nothing_is_sent_twice(own_server: LoopServe
     for subscription, payloads in ((literal, [b"4", b"5"]), (pattern, [b"5"])):
         items = [subscription.next() for _ in payloads]
         assert [item.payload for item in items if isinstance(item, Message)] == payloads
+
+
+async def test_the_products_client_takes_another_journal_alike(own_server: LoopServer) -> None:
+    """Its first channel has the same epoch as that of the journal before: only the journal's name tells them apart."""
+    async with connect(own_server.tcp_url) as bus, bus.subscribe("s.one") as subscription:
+        for payload in (b"1", b"2", b"3"):
+            await bus.publish("s.one", payload)
+        await take(subscription, 3)
+        own_server.kill()
+        shutil.rmtree(own_server.folder / "data")
+        await asyncio.to_thread(own_server.start)
+        async with connect(own_server.unix_url) as other:
+            await other.publish("s.one", b"4")
+            await bus.publish("s.one", b"5")
+            messages = await take(subscription, 2)
+        assert [(message.payload, message.sequence) for message in messages] == [(b"4", 1), (b"5", 2)]
+        assert "diverged" in [event.name for event in subscription.events]
 
 
 @pytest.mark.parametrize("loop", LOOPS)
