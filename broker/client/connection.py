@@ -121,6 +121,11 @@ class Connection:
         """Largest body that the server takes."""
         return self._frame_bytes_max
 
+    @property
+    def journal(self) -> bytes:
+        """Identity of the server's journal."""
+        return self._reader.journal
+
     def send(self, frame: Bytes) -> None:
         """Send whole frames now."""
         if self._transport is not None and not self._ended:

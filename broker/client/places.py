@@ -91,9 +91,22 @@ class LiteralPlaces:
     def __init__(self, channels: tuple[str, ...], start: control.Start) -> None:
         self._channels = tuple(dict.fromkeys(channels))
         self._start = start
+        self._journal = b""
         self.positions: dict[str, Position] = {}
 
     bus_position: BusPosition | None = None
+
+    def connected(self, journal: bytes) -> list[SubscriptionEvent]:
+        """Take the journal of a new connection, before `start`; returns what there is to tell.
+
+        Positions do not name their journal, and epochs of two journals may be equal: the server cannot tell.
+        """
+        events = []
+        if self._journal and journal != self._journal:
+            events = [SubscriptionEvent("diverged", name, 0, 0) for name in self.positions]
+            self.positions = dict.fromkeys(self.positions, Position(0, 0))
+        self._journal = journal
+        return events
 
     def start(self) -> control.Start:
         """Return where to begin, or to go on."""
@@ -154,6 +167,12 @@ class BusPlace:
         self._early: dict[str, tuple[int, int, int]] = {}  # channel: epoch, last sequence, group
 
     positions: Mapping[str, Position] = {}
+
+    def connected(self, journal: bytes) -> list[SubscriptionEvent]:
+        """Take the journal of a new connection. A place names its own, so the server tells that it is another."""
+        if self._place is not None and journal != self._place.journal:
+            self._early.clear()
+        return []
 
     @property
     def bus_position(self) -> BusPosition | None:

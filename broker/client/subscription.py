@@ -127,6 +127,8 @@ class ClientSubscription(Subscription):
     def attach(self, connection: Connection) -> None:
         """There is a connection: subscribe on it, now or when enough has been read."""
         self._connection = connection
+        for event in self._places.connected(connection.journal):
+            self._tell(event)
         self._subscribe()
 
     def detach(self) -> None:

@@ -565,7 +565,7 @@ class Session(Intake):
         """Ephemeral messages are never read back: a place is good only if it is the newest."""
         if sequence == 0 and epoch == 0:
             return control.Outcome(name.decode(), "new", current, seen_next - 1)
-        if epoch != current:
+        if epoch != current or sequence >= seen_next:
             return control.Outcome(name.decode(), "diverged", current, seen_next - 1)
         if sequence < seen_next - 1:
             return control.Outcome(name.decode(), "trimmed", current, seen_next)

@@ -70,3 +70,14 @@ def test_channels_of_which_nothing_is_known_keep_to_what_was_asked() -> None:
     from_positions = make_places(("a", "b"), {"a": Position(8, 1), "b": Position(3, 4)})
     from_positions.subscribed(only_a)
     assert from_positions.start() == control.FromPositions((("a", 8, 1), ("b", 3, 4)))
+
+
+def test_positions_of_another_journal_mean_nothing() -> None:
+    """Epochs of two journals may be equal, so the server would go on behind records that were never there."""
+    places = make_places(("a",), "new")
+    assert places.connected(JOURNAL) == []
+    places.subscribed(control.Subscribed(1, (control.Outcome("a", "new", 9, 2),), control.FromBus(JOURNAL, 0, 0)))
+    assert places.connected(JOURNAL) == []
+    assert places.start() == control.FromPositions((("a", 9, 2),))
+    assert [(event.name, event.channel, event.at) for event in places.connected(bytes(16))] == [("diverged", "a", 0)]
+    assert places.start() == control.FromPositions((("a", 0, 0),))
