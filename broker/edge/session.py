@@ -153,7 +153,8 @@ class Session(Intake):
         try:
             self.node.duplicate(Duplicate(self.publisher, slot, number, count))
         except BrokerError as failure:
-            self.refuse(failure, number, count)
+            # A refusal would leave numbers behind that are taken. The client comes back and goes by `highest`.
+            self.end(failure)
 
     def on_malformed(self, code: int, size: int) -> None:
         if code == _FRAME_TOO_LARGE:

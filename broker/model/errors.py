@@ -224,7 +224,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "the server has more undecided work than it takes on",
         "Wait a moment and send it again; if it stays so, publish more slowly or raise the bound named in the detail.",
         Unavailable,
-        Scope.REQUEST,
+        Scope.EITHER,
     ),
     ErrorCode(
         1002,

@@ -218,8 +218,7 @@ class Stage:
     def set_clock(self) -> None:
         """Make the stage's time the broker's, and the one by which it measures silence."""
         self.clock.floor_us = self.now_us
-        if hasattr(self.clock, "manual_us"):
-            self.clock.manual_us = self.now_us
+        self.clock.manual_us = self.now_us
 
     def connect(self, name: str) -> None:
         self.clients[name] = Client(self.node)

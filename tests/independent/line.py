@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from .frames import Entry, Error, Malformed
 
 NUMBER_GAP = 1003
-BUSY = 1001
 COMMIT_UNKNOWN = 4001
 INVALID_CHANNEL = 3005
 # Refusals of a frame in which one record alone may be at fault.
@@ -153,9 +152,8 @@ class Line:
         codes = {frame.refused.code for frame in refused if frame.refused is not None}
         if codes == {NUMBER_GAP} or COMMIT_UNKNOWN in codes:
             return None
-        anew = [frame for frame in refused if not frame.fixed or (frame.refused and frame.refused.code != BUSY)]
-        if anew:
-            self._next = anew[0].number
+        if refused:
+            self._next = refused[0].number
         kept: list[Frame] = []
         for frame in refused:
             kept += self._decide(frame, repeat)
@@ -171,7 +169,7 @@ class Line:
         if error.code == INVALID_CHANNEL:
             error = repeat.get(frame.channel, error)
         if error.retry:
-            frame.fixed = frame.fixed and error.code == BUSY
+            frame.fixed = False
             return [frame]
         if error.code in _OF_A_RECORD and len(frame.records) > 1:
             return list(frame.cut(len(frame.records) // 2))

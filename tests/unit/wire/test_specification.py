@@ -926,7 +926,7 @@ CLAIMS = [
     (7, "A duplicate with epoch 0 and first 0 was"),
     (7, "(A PUBLISH whose `count` was 0 is refused with `count` 0.)"),
     (8, "The line is dense: 1, 2, 3, …"),
-    (8, "the answer says epoch 0 and first 0."),
+    (8, "the answer may say epoch 0 and first 0."),
     (8, "(all codes of 1xxx)"),
     (8, "a code of 1xxx other than `NUMBER_GAP`"),
     (8, "numbered from *h* + 1."),
