@@ -64,7 +64,8 @@ def live(seed: int, *, trace: bool, digest: bool) -> bool:
         for line in life.kernel.lines():
             print(line)
     if digest:
-        print(f"seed {seed}: {life.kernel.digest()} {len(life.kernel.trace)} entries, {life.verdict}")
+        summary = str(life.verdict).partition("\n")[0]  # what follows is excused, or said by the failure
+        print(f"seed {seed}: {life.kernel.digest()} {len(life.kernel.trace)} entries, {summary}")
     if failure is not None:
         print(f"seed {seed} FAILED", *traceback.format_exception(failure), sep="\n", flush=True)
     return failure is None

@@ -335,8 +335,8 @@ class Witness(User):
         self.finished = True
 
     def behind(self) -> list[str]:
-        """Say who has not got the last record of a channel."""
-        return [
+        """Say who has not begun, or has not got the last record of a channel."""
+        return [f"{reader.name} has not begun" for reader in self.readers if reader.begun is None] + [
             f"{reader.name} in {name} at {reader.places.get(name)}, head {head}"
             for reader in self.readers
             for name, head in self.heads.items()

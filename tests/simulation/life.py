@@ -288,6 +288,11 @@ class Life:
                 self.disk.slow_until_us = kernel.now_us + random.randint(1_000, 400_000)
             case "failing":
                 self.disk.failing_until_us = kernel.now_us + random.randint(1_000, 400_000)
+            case "dying":
+                # The disk fails and takes the server with it, before anybody knows what became of the last group.
+                self.disk.failing_until_us = kernel.now_us + random.randint(1_000, 400_000)
+                delay_us = random.randint(0, self.disk.failing_until_us - kernel.now_us)
+                kernel.after(delay_us, self._trouble, random.choice(["crash", "power"]))
             case "wall":
                 kernel.wall_offset_us += random.choice([-1, 1]) * random.choice(
                     [900, 500_000, 5_000_000, 432_000_000_000]

@@ -24,12 +24,12 @@ PAYLOAD_BYTES_MAX = 32 * 1024
 
 TROUBLES = (
     "crash", "power", "restart", "reset", "late", "eof", "silent", "part", "stall", "stall_client", "full", "slow",
-    "failing", "wall",
+    "failing", "dying", "wall",
 )  # fmt: skip
 """What can befall a life, as `Life` does it."""
 DELAYS_US = {"stall": 150_000, "stall_client": 200_000, "part": 400_000}
 """How long these last at most."""
-SILENCES = {"power", "late", "silent", "part", "stall", "stall_client"}
+SILENCES = {"power", "dying", "late", "silent", "part", "stall", "stall_client"}
 """Those after which a peer may be silent although it lives, or the other way round."""
 
 
@@ -92,7 +92,7 @@ def draw_policy(random: Random) -> Policy:
     """Draw a world."""
     kinds = random.sample(TROUBLES, random.choice([0, 1, 2, 2, 3, 4]))
     if random.random() < 0.1:
-        kinds = ["failing", "failing", random.choice(["crash", "power", "restart"])]
+        kinds = ["failing", "dying", random.choice(["crash", "power", "restart", "reset"])]
     if random.random() < 0.1:
         kinds = ["slow", random.choice(["reset", "late", "eof"])]
     if random.random() < 0.03:
