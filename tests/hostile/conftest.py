@@ -51,9 +51,10 @@ def common_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service
 def few_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A server with limits that a test reaches."""
     with Service(tmp_path_factory.mktemp("hostile_few"), FEW) as service:
-        # One name that is there before any flood of them.
-        with service.publisher(b"stored.same") as publisher:
-            assert publisher.alive()
+        # Names that are there before any flood of them.
+        for name in (b"stored.same", b"ephemeral.attacked"):
+            with service.publisher(name) as publisher:
+                assert publisher.alive()
         yield service
 
 

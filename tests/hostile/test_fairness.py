@@ -42,16 +42,19 @@ def quiet_pair(common_pair: Pair) -> Pair:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_nobody_else_is_held_up(service: Service, quiet_pair: Pair, alone_us: float, name: str) -> None:
     attack = ATTACKS[name]
-    slowest_us = []
+    seen_us = []
     for _ in range(TRIES):
         said = outcome(start(name, service.address, ATTACK_S))
         assert said in attack.told
         window = quiet_pair.window()
         assert window.wrong == []
-        slowest_us.append(window.p99_us)
-        if slowest_us[-1] <= max(2 * alone_us, alone_us + HARM_US):
+        if window.p99_us <= max(2 * alone_us, alone_us + HARM_US):
             return
-    raise AssertionError(f"p99 alone {alone_us:.0f} us, in {TRIES} attacks {slowest_us}")
+        seen_us.append((alone_us, window.p99_us))
+        # It may have been somebody else: what is it like right now without the attack?
+        time.sleep(ATTACK_S)
+        alone_us = quiet_pair.window().p99_us
+    raise AssertionError(f"p99 alone and in attacks, us: {seen_us}")
 
 
 def test_everybody_is_held_up_without_turns(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from broker.model.limits import Limits
 from broker.model.profiles import Profile, Profiles
 from broker.node.catchup import (
     INDEX_END,
+    KNOWN_MAX,
     QUEUED_BYTES_MAX,
     QUEUED_SHARE,
     SLICE_BYTES_MAX,
@@ -456,3 +457,23 @@ async def test_wanted_knows_channels_by_their_names(station: Station) -> None:
     for _ in range(2):
         assert [channels[name] in wanted for name in names] == [False, True, True]
     assert 99 not in wanted
+
+
+def test_reader_remembers_no_more_channels_than_its_bound() -> None:
+    """A journal has a million of them, and a connection thousands of readers."""
+
+    class Names:
+        asked = 0
+
+        def name_of(self, channel: int) -> bytes:
+            self.asked += 1
+            return b"a.%d" % channel
+
+    class Core:
+        tails = Names()
+
+    wanted = Wanted(Core(), [b"a.7"], [])  # type: ignore[arg-type]
+    assert [channel for channel in range(3 * KNOWN_MAX) if channel in wanted] == [7]
+    assert len(wanted._known) <= KNOWN_MAX
+    assert 7 in wanted
+    assert Core.tails.asked == 3 * KNOWN_MAX + 1
