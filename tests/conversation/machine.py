@@ -342,7 +342,8 @@ class Conversations(RuleBasedStateMachine):
                     outcome, told, begins = "resumed", at[channel.name], at[channel.name]
                 outcomes.append((channel.name.decode(), outcome, told))
                 after[channel.name] = begins
-        client.readers[subscription] = Reader(wanted, after, granted)
+        by_bus = start == "time" or start.startswith("pattern")
+        client.readers[subscription] = Reader(wanted, after, granted, late=by_bus and not granted)
         client.expected.append((Kind.SUBSCRIBED, (subscription, tuple(outcomes))))
         return control.Subscribe(subscription, filters, PLENTY if granted else 0, how)
 
