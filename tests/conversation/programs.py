@@ -23,7 +23,7 @@ from tests.conversation.machine import Conversations
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-STEPS = 10
+STEPS = 8
 PROGRAMS_A_SEED = 1000
 """Hypothesis remembers what it has tried, so many programs at once become slower."""
 

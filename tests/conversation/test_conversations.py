@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "build" / "conversation"
 PROGRAMS = 20_000
 SEED = 1
-MISTAKEN_PROGRAMS_MAX = 1_000
+MISTAKEN_PROGRAMS_MAX = 3_000
 SECONDS_MAX = 900
 
 
