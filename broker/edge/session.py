@@ -9,6 +9,7 @@ Runs on the node's loop only.
 
 from __future__ import annotations
 
+import logging
 import struct
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from broker.node.node import Node
 
 __all__ = ["Session"]
+
+logger = logging.getLogger("broker.session")
 
 HELLO_BYTES_MAX = 16 << 10
 INDEX_END = (1 << 32) - 1
@@ -138,6 +141,17 @@ class Session(Intake):
         else:
             detail = f"frame: its header or body is not well formed ({size})"
         self.end(error(code, detail))
+
+    def on_exhausted(self) -> None:
+        """There is no memory for what came in or should go out: end without asking for any."""
+        logger.error("connection_ended code=LIMIT detail=%s", _EXHAUSTED.detail)
+        self.stop()
+        if self.transport is not None:
+            try:
+                self.transport.write(_EXHAUSTED_FRAME)
+                self.transport.close()
+            except MemoryError:
+                self.transport.abort()
 
     def on_credit(self, subscription: Subscription) -> None:
         if not subscription.state.live:
@@ -511,6 +525,8 @@ class Session(Intake):
             raise error("MALFORMED_FRAME", f"CREDIT: got {len(body)} bytes, expected 16")
 
 
+_EXHAUSTED = error("LIMIT", "memory: none is left for what this connection sends or is sent", "reconnect and resume")
+_EXHAUSTED_FRAME = control.encode_error(_EXHAUSTED)
 _FRAME_TOO_LARGE = error("FRAME_TOO_LARGE", "").code
 _HANDLERS: dict[int, Callable[[Session, bytes], None]] = {
     Kind.PING: Session._ping,

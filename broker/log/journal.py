@@ -17,7 +17,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from broker.log.environment import remove_file
-from broker.log.errors import AppendError
+from broker.log.errors import AppendError, append_error
 from broker.log.space import OVERHEAD_BYTES, Space
 from broker_native.index import read_header
 
@@ -91,10 +91,15 @@ class Journal:
                 self._failed = True
             raise
         self._attempted = number
-        active.extend(self.last, header, value)
+        try:
+            active.extend(self.last, header, value)
+        except BaseException as failure:
+            # It is stored, and nobody can find it. Giving the segment up makes it void, like one whose fate is unknown.
+            self._failed = True
+            raise append_error(failure, active.path, 0, handed_over=True) from failure
         self.last = active.last
         self.commits += 1
-        self.bytes += header.size
+        self.bytes += len(value)
         if self._given_up:
             self._let_go()
 

@@ -5,7 +5,8 @@ arrived goes to a spill of its connection, which grows with what arrives and nev
 CREDIT are decided here, in C; every other frame goes to `on_frame` of the subclass, in order.
 
 A subclass gives `on_frame(kind, flags, body)`, `on_refused(code, slot, number, count)`, `on_duplicate(slot, number,
-count)`, `on_malformed(code, size)`, `on_credit(subscription)` and `on_read()` (bytes were taken in: end the turn).
+count)`, `on_malformed(code, size)`, `on_credit(subscription)`, `on_exhausted()` (there is no memory for what came, or
+for what should be sent: end the connection) and `on_read()` (bytes were taken in: end the turn).
 All of it belongs to the loop's thread.
 """
 
@@ -148,6 +149,9 @@ cdef class Intake:
                 used = self.take_frames(data, size)
                 if used < size and not self.closed:
                     bytes_append(&self.spill, data + used, size - used)
+        except MemoryError:
+            # What was decided before is decided; of the frame that there was no memory for nothing has happened.
+            self.on_exhausted()
         finally:
             self.feeding = False
             if self.closed:
