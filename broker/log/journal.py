@@ -89,6 +89,9 @@ class Journal:
             if failure.handed_over:
                 self._attempted = number
                 self._failed = True
+                # LMDB answers PANIC, to readers too, once a meta page could not be written; opened again it reads well.
+                # Not left to `abandon`, which has to wait for room.
+                active.file.close()
             raise
         self._attempted = number
         try:
@@ -115,8 +118,6 @@ class Journal:
         self._space.take(OVERHEAD_BYTES)
         fresh = self._sealer.take_next()
         given_up = self.segments[-1]
-        # LMDB answers PANIC, to readers too, once a meta page could not be written; opened again it reads well.
-        given_up.file.close()
         self._given_up.append(given_up)
         kept = self.segments[:-1] if given_up.empty else self.segments
         self.segments = (*kept, fresh)

@@ -241,7 +241,7 @@ class Sealer:
         try:
             syncs = create_file(segment.path, self._map_bytes)
             segment.file.open()
-        except (OSError, lmdb.Error, StorageError) as cause:
+        except (OSError, lmdb.Error, StorageError, MemoryError) as cause:
             failure = cause
         with self._condition:
             self._failure = failure
@@ -263,6 +263,8 @@ class Sealer:
             _log.error("segment is damaged and stays unsealed: %s", damage)
         except (StorageError, lmdb.Error, OSError, MemoryError) as cause:
             done = False
+            # LMDB answers PANIC for ever once a meta page could not be written; opened again the file reads well.
+            segment.file.close()
             _log.warning("segment %s is not sealed, next attempt in %g s: %s", segment.path, RETRY_S, cause)
         with self._condition:
             if done:
