@@ -45,7 +45,6 @@ TURN_BYTES_MAX = 512 << 10
 TURN_QUIET_US = 50
 """After so long without a turn the first bytes end one at once: a lone message then pays for no further iteration of
 the loop, while under load, when one iteration reads many connections, all but the first share the turn at its end."""
-WAIT_CHECK_S = 0.01
 STORAGE_FAILURES_PER_MIN_MAX = 3
 
 
@@ -263,16 +262,17 @@ class Node:
         if group is not None:
             self._commit.commit(group)
             if self._wait_timer is None:
-                self._wait_timer = self.loop.call_later(WAIT_CHECK_S, self._check_wait)
+                self._check_wait()
         elif self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
 
     def _check_wait(self) -> None:
-        """While a commit is under way, see whether accepted records must wait for it."""
+        """While a commit is under way, see whether accepted records must wait for it: at the moment when they must."""
         self._wait_timer = None
         if self.core.in_commit is not None and not self._closed:
-            self.core.judge_wait(self.clock.now_us())
-            self._wait_timer = self.loop.call_later(WAIT_CHECK_S, self._check_wait)
+            left_us = self.core.judge_wait(self.clock.now_us())
+            if left_us:
+                self._wait_timer = self.loop.call_later(left_us / 1e6, self._check_wait)
 
     def _done(self, group: Group, failure: BrokerError | None) -> None:
         """The commit thread is through with a group."""
