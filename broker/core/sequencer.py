@@ -216,10 +216,16 @@ class Sequencer:
         if not self._opened_us and not self.tails.group_empty:
             self._opened_us = now_us
 
-    def judge_wait(self, now_us: int) -> None:
-        """Let accepted records wait for their commit while the oldest uncommitted one is too old."""
+    def judge_wait(self, now_us: int) -> int:
+        """Let accepted records wait for their commit while the oldest uncommitted one is too old.
+
+        Returns:
+            How long until that one is too old, microseconds; 0 when it is, or when nothing is uncommitted.
+        """
         oldest = self.in_commit.opened_us if self.in_commit is not None else self._opened_us
-        self.tails.accepted_waits = bool(oldest) and now_us - oldest > ACCEPTED_WAIT_US
+        left_us = max(oldest + ACCEPTED_WAIT_US + 1 - now_us, 0) if oldest else 0
+        self.tails.accepted_waits = bool(oldest) and not left_us
+        return left_us
 
     def close_group(self, now_us: int) -> Group | None:
         """Close the open group for the journal; None when it is empty or another one is in commit."""

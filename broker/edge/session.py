@@ -165,6 +165,17 @@ class Session(Intake):
             detail = f"frame: its header or body is not well formed ({size})"
         self.end(error(code, detail))
 
+    def on_exhausted(self) -> None:
+        """There is no memory for what came in or should go out: end without asking for any."""
+        emit("connection_exhausted", code=_EXHAUSTED.name, detail=_EXHAUSTED.detail)
+        self.stop()
+        if self.transport is not None:
+            try:
+                self.transport.write(_EXHAUSTED_FRAME)
+                self.transport.close()
+            except MemoryError:
+                self.transport.abort()
+
     def on_credit(self, subscription: Subscription) -> None:
         self.node.catchup.step(subscription.state)
 
@@ -654,6 +665,8 @@ class Session(Intake):
         control.decode_credit(body)
 
 
+_EXHAUSTED = error("LIMIT", "memory: none is left for what this connection sends or is sent", "reconnect and resume")
+_EXHAUSTED_FRAME = control.encode_error(_EXHAUSTED)
 _FRAME_TOO_LARGE = error("FRAME_TOO_LARGE", "").code
 _HANDLERS: dict[int, Callable[[Session, bytes], None]] = {
     Kind.PING: Session._ping,

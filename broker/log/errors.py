@@ -46,7 +46,7 @@ def append_full(detail: str, *, handed_over: bool = False) -> AppendFull:
     return full
 
 
-def append_error(cause: Exception, path: Path, need_bytes: int, *, handed_over: bool) -> AppendError:
+def append_error(cause: BaseException, path: Path, need_bytes: int, *, handed_over: bool) -> AppendError:
     """Return what a failed write means, full or failed, by asking the file system.
 
     Args:
@@ -65,7 +65,7 @@ def append_error(cause: Exception, path: Path, need_bytes: int, *, handed_over: 
     return failed
 
 
-def is_full(cause: Exception) -> bool:
+def is_full(cause: BaseException) -> bool:
     """Tell whether an error names a full disk by itself."""
     if isinstance(cause, lmdb.MapFullError | lmdb.DiskError):
         return True

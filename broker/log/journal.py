@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from broker.events import emit
 from broker.log.environment import remove_file
-from broker.log.errors import AppendError
+from broker.log.errors import AppendError, append_error
 from broker.log.space import OVERHEAD_BYTES, Space
 from broker_native.index import read_header
 
@@ -87,12 +87,20 @@ class Journal:
             if failure.handed_over:
                 self._attempted = number
                 self._failed = True
+                # LMDB answers PANIC, to readers too, once a meta page could not be written; opened again it reads well.
+                # Not left to `abandon`, which has to wait for room.
+                active.file.close()
             raise
         self._attempted = number
-        active.extend(self.last, header, value)
+        try:
+            active.extend(self.last, header, value)
+        except BaseException as failure:
+            # It is stored, and nobody can find it. Giving the segment up makes it void, like one whose fate is unknown.
+            self._failed = True
+            raise append_error(failure, active.path, 0, handed_over=True) from failure
         self.last = active.last
         self.commits += 1
-        self.bytes += header.size
+        self.bytes += len(value)
         if self._given_up:
             self._let_go()
 
@@ -108,8 +116,6 @@ class Journal:
         self._space.take(OVERHEAD_BYTES)
         fresh = self._sealer.take_next()
         given_up = self.segments[-1]
-        # LMDB answers PANIC, to readers too, once a meta page could not be written; opened again it reads well.
-        given_up.file.close()
         self._given_up.append(given_up)
         kept = self.segments[:-1] if given_up.empty else self.segments
         self.segments = (*kept, fresh)

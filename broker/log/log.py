@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["Applier", "Log"]
 
 MIB = 1024 * 1024
-OPEN_SEALED_MAX = 128
-"""Sealed segments that are open at once, one file descriptor each."""
+OPEN_SEALED_MAX = 64
+"""Sealed segments that are open at once, one file descriptor each: half of the open files that a server keeps from its
+connections."""
 
 
 def map_bytes_for(segment_bytes: int, group_bytes_max: int) -> int:

@@ -240,7 +240,7 @@ class Sealer:
         try:
             syncs = create_file(segment.path, self._map_bytes)
             segment.file.open()
-        except (OSError, lmdb.Error, StorageError) as cause:
+        except (OSError, lmdb.Error, StorageError, MemoryError) as cause:
             failure = cause
         with self._condition:
             self._failure = failure
@@ -262,6 +262,8 @@ class Sealer:
             emit("segment_damaged", segment=segment.path, detail=damage.detail)
         except (StorageError, lmdb.Error, OSError, MemoryError) as cause:
             done = False
+            # LMDB answers PANIC for ever once a meta page could not be written; opened again the file reads well.
+            segment.file.close()
             emit("segment_seal_delayed", segment=segment.path, retry_s=RETRY_S, error=cause)
         with self._condition:
             if done:

@@ -203,21 +203,23 @@ class Segment:
         """Take a stored group into what is known of the segment; readers see it from here on.
 
         Raises:
-            StorageError: its chunks contradict those before it.
+            StorageError: its chunks contradict those before it. MemoryError. Nothing has changed then.
         """
         if self.index is None:
             raise AssertionError(f"group {header.number} for the sealed {self.path}")
+        # Made before: once the index names the group's chunks, nothing may keep the group from being the last one.
+        last = Link.after(header)
         try:
             self.index.add(value)
         except GroupDamaged as damage:
             raise damaged(self.path, header.number, damage) from damage
         if self.empty:
-            self.first_time_us = header.time_us
+            self.first_time_us = last.time_us
             self.predecessor = predecessor
-            self.first = header.number
+            self.first = last.number
         self.groups += 1
-        self.bytes += header.size
-        self.last = Link.after(header)
+        self.bytes += len(value)
+        self.last = last
 
     def write_seal(self, seal: Seal, delta: bytes, pages: list[tuple[bytes, bytes]]) -> None:
         """Store index, table delta and seal, synced, in one transaction; whole or not at all.

@@ -211,6 +211,22 @@ EVENTS: tuple[Event, ...] = (
         "Report it with its traceback.",
         (_text("peer", "where the connection came from"), _ERROR),
     ),
+    Event(
+        "connection_exhausted",
+        Severity.ERROR,
+        "server",
+        "a connection was ended because the machine has no memory left for it",
+        "Give the process more memory, or lower limits.connections_max.",
+        (_CODE, _DETAIL),
+    ),
+    Event(
+        "accept_paused",
+        Severity.WARNING,
+        "server",
+        "no connection can be accepted for now: the limit of open files is reached",
+        "Raise the limit of open files (ulimit -n) or lower limits.connections_max.",
+        (_number("pause_s", "seconds until the next attempt"), _ERROR),
+    ),
     # -- the journal
     Event(
         "sealer_stopped",

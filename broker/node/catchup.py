@@ -183,6 +183,12 @@ class CatchUp:
 
     def step(self, following: Following) -> None:
         """Go on if the subscription has credit and its connection has room. Call it whenever either changes."""
+        try:
+            self._step(following)
+        except MemoryError as failure:
+            self._lost(following.subscription, failure)
+
+    def _step(self, following: Following) -> None:
         subscription = following.subscription
         if following.live or following.busy or subscription.state is not following:
             return
@@ -249,15 +255,28 @@ class CatchUp:
         self._asked[outbox] -= asked_bytes
         if not self._asked[outbox]:
             del self._asked[outbox]
-        if read.cancelled() or following.subscription.state is not following:
+        if read.cancelled():
             return
+        # Asked for even if nobody waits for it any more: a failure that is never looked at makes asyncio complain.
         failure = read.exception()
+        if following.subscription.state is not following:
+            return
         if failure is not None:
-            if not isinstance(failure, BrokerError):
+            if not isinstance(failure, BrokerError | MemoryError):
                 emit("catchup_failed", failure=failure)
             self._lost(following.subscription, failure)
             return
-        name, chunks, place = read.result()
+        try:
+            self._queue_slice(following, *read.result())
+        except MemoryError as shortage:
+            self._lost(following.subscription, shortage)
+            return
+        self._kick()
+        self.step(following)
+
+    def _queue_slice(
+        self, following: Following, name: bytes | None, chunks: list[tuple[int, int, bytes]], place: Place | None
+    ) -> None:
         # A group may be on the disk before this thread has applied it. It will be delivered like any other.
         applied = self._core.applied_number
         chunks = [chunk for chunk in chunks if chunk[0] <= applied]
@@ -272,8 +291,6 @@ class CatchUp:
                 self._fanout.deliver_one(following.subscription, chunk, group, index)
             following.place = place
             following.exhausted = place[0] >= following.asked
-        self._kick()
-        self.step(following)
 
     def _queue_channel(self, following: Following, name: bytes, chunks: list[tuple[int, int, bytes]]) -> None:
         after = following.after[name]

@@ -49,7 +49,6 @@ ANSWERS_BYTES_MAX = 64 << 10
 not read until it takes them: what it asks costs more to answer than to send."""
 DUPLICATES_MAX = 65_536
 """Repeated publishes that wait for the commit of what they repeat."""
-WAIT_CHECK_S = 0.01
 STORAGE_FAILURES_PER_MIN_MAX = 3
 
 
@@ -66,6 +65,9 @@ class Connection(Protocol):
 
     def leave(self, seconds: float) -> None:
         """Tell the peer that the broker drains."""
+
+    def on_exhausted(self) -> None:
+        """End for want of memory, without asking for any."""
 
     def pause_reading(self) -> None:
         """Take nothing more in."""
@@ -121,6 +123,7 @@ class Node:
         self._second_timer: asyncio.TimerHandle | None = None
         self._seconds = 0
         self._closed = False
+        self._broken = False
 
     # -- start ---------------------------------------------------------------------------------------------------------
 
@@ -145,6 +148,7 @@ class Node:
 
         Raises:
             StorageError: STORAGE_IN_USE, STORAGE_FORMAT, STORAGE_CORRUPT, STORAGE_FULL.
+            Unavailable: LIMIT, there is no memory for what is stored.
         """
         loop = asyncio.get_running_loop()
 
@@ -168,14 +172,20 @@ class Node:
                     time_us=broker_time.clock.now_us(),
                 )
                 log.append(fence.number, fence.value)
-            except BaseException:
+            except BaseException as cause:
                 log.close()
+                if isinstance(cause, MemoryError):
+                    raise no_memory(f"opening {path}") from cause
                 raise
             return core, log, fence, broker_time
 
         core, log, _, broker_time = await loop.run_in_executor(None, recover)
-        core.committed(broker_time.clock.now_us())
-        node = cls(core, log, broker_time, loop)
+        try:
+            core.committed(broker_time.clock.now_us())
+            node = cls(core, log, broker_time, loop)
+        except MemoryError as cause:
+            log.close()
+            raise no_memory(f"opening {path}") from cause
         node._every_second()
         return node
 
@@ -203,8 +213,14 @@ class Node:
 
     def has_read(self, connection: Connection) -> None:
         """A connection took bytes in."""
-        if self._closed:
+        if self._closed or self._broken:
             return
+        try:
+            self._has_read(connection)
+        except MemoryError:
+            self._break("a turn")
+
+    def _has_read(self, connection: Connection) -> None:
         if self.tails.group_bytes >= self.limits.group_bytes_max:
             connection.pause_reading()
             self._held.append(connection)
@@ -216,15 +232,18 @@ class Node:
     def end_turn(self) -> None:
         """The end of a loop iteration in which something happened."""
         self.fanout.kicked = False
-        if not self._closed:
+        if not self._closed and not self._broken:
             self._turn()
 
     def _turn(self) -> None:
-        self.core.end_turn(self.tails.now_us)
-        if self.core.in_commit is None:
-            self._start_commit()
-        self._flush()
-        self._turned_us = self.clock.steady_us()
+        try:
+            self.core.end_turn(self.tails.now_us)
+            if self.core.in_commit is None:
+                self._start_commit()
+            self._flush()
+            self._turned_us = self.clock.steady_us()
+        except MemoryError:
+            self._break("a turn")
 
     def _flush(self) -> None:
         for outbox in self.fanout.flush():
@@ -265,24 +284,31 @@ class Node:
         if group is not None:
             self._commit.commit(group)
             if self._wait_timer is None:
-                self._wait_timer = self.loop.call_later(WAIT_CHECK_S, self._check_wait)
+                self._check_wait()
         elif self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
 
     def _check_wait(self) -> None:
-        """While a commit is under way, see whether accepted records must wait for it."""
+        """While a commit is under way, see whether accepted records must wait for it: at the moment when they must."""
         self._wait_timer = None
         if self.core.in_commit is not None and not self._closed:
-            self.core.judge_wait(self.clock.now_us())
-            self._wait_timer = self.loop.call_later(WAIT_CHECK_S, self._check_wait)
+            left_us = self.core.judge_wait(self.clock.now_us())
+            if left_us:
+                self._wait_timer = self.loop.call_later(left_us / 1e6, self._check_wait)
 
     def _done(self, group: Group, failure: BrokerError | None) -> None:
         """The commit thread is through with a group."""
-        if self._closed:
+        if self._closed or self._broken:
             return
-        if failure is not None:
-            self._failed(failure)
-            return
+        try:
+            if failure is None:
+                self._committed(group)
+            else:
+                self._failed(failure)
+        except MemoryError:
+            self._break(f"applying group {group.number}")
+
+    def _committed(self, group: Group) -> None:
         if self.tails.refuse_code:
             emit("storage_recovered", group=group.number)
             self.tails.refuse_code = 0
@@ -316,6 +342,19 @@ class Node:
         self._commit.recover(self.core.fence(self.clock.now_us()), abandon=lost)
         self._flush()
         self._release()
+
+    def _break(self, what: str) -> None:
+        """A step that all connections share was cut short for want of memory: nobody may go on from what it left.
+
+        What is acknowledged is in the journal, as after a crash, and the next run begins with it.
+        """
+        self._broken = True
+        failure = no_memory(what)
+        for connection in list(self.connections):
+            connection.on_exhausted()
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+        self.fatal(failure)
 
     # -- connections ---------------------------------------------------------------------------------------------------
 
@@ -353,6 +392,9 @@ class Node:
         self.catchup.locate_time(time_us, found)
 
     def _lost(self, subscription: Subscription, failure: BaseException) -> None:
+        if isinstance(failure, MemoryError):
+            subscription.outbox.owner.on_exhausted()
+            return
         if not isinstance(failure, BrokerError):
             failure = error("STORAGE_FAILED", f"subscription {subscription.number}: its history cannot be read")
         subscription.outbox.owner.end(failure)
@@ -408,10 +450,9 @@ class Node:
         """Commit what is pending, end the run in good order and give the directory back."""
         if self._closed:
             return
-        self.core.end_turn(self.tails.now_us)
-        if self.core.in_commit is None:
-            self._start_commit()
-        while not self.core.idle and not self.tails.refuse_code:
+        if not self._broken:
+            self._turn()
+        while not self.core.idle and not self.tails.refuse_code and not self._broken:
             self._idle = self.loop.create_future()
             await self._idle
         self._closed = True
@@ -427,7 +468,7 @@ class Node:
         self._commit.stop()
         self.catchup.close()
         try:
-            if not self.tails.refuse_code:
+            if not self.tails.refuse_code and not self._broken:
                 group = self.core.close(self.clock.now_us())
                 self._log.append(group.number, group.value)
         finally:
@@ -454,6 +495,11 @@ class Node:
             "time_us": self.clock.now_us(),
             **self._log.stats(),
         }
+
+
+def no_memory(what: str) -> BrokerError:
+    """Return the error for a step that there was no memory for."""
+    return error("LIMIT", f"memory: none is left for {what}", "give the process more memory, or lower its limits")
 
 
 def anonymous_bytes() -> int:

@@ -15,10 +15,15 @@ cdef class Outbox:
     cdef readonly size_t queued         # bytes in `urgent`, `small` and `pieces`
     cdef readonly bint paused
     cdef bint dirty
+    cdef bint lost                      # there was no memory for what it should be sent: it gets nothing more
 
     cdef int mark(self) except -1
+    cdef int queue(self, Bytes* to, const uint8_t* header, bytes body) except -1
+    cdef int lose(self) except -1
+    cdef void drop(self) noexcept
     cdef int seal_small(self) except -1
     cdef int flush(self) except -1
+    cdef int send(self) except -1
 
 cdef class Subscription:
     cdef readonly Outbox outbox
@@ -54,5 +59,7 @@ cdef class Fanout:
     cdef list readers(self, Channel* channel)
     cdef int deliver_chunk(self, list readers, Channel* channel, bytes value, const uint8_t* chunk, uint32_t size,
                   uint64_t group, uint32_t index, uint8_t flags) except -1
+    cdef int push_from(self, Py_ssize_t* reader, list readers, Channel* channel, const uint8_t* chunk, uint32_t size,
+                  object shared, uint64_t group, uint32_t index, uint8_t flags) except -1
 
 cdef void frame_header(uint8_t* at, uint32_t size, uint8_t kind, uint8_t flags) noexcept nogil

@@ -48,8 +48,8 @@ cdef class Outbox:
 
     cdef int mark(self) except -1:
         if not self.dirty:
-            self.dirty = True
             self.fanout.dirty.append(self)
+            self.dirty = True
         return 0
 
     @property
@@ -57,27 +57,47 @@ cdef class Outbox:
         """Bytes of answers and control frames in the queue, without deliveries."""
         return self.urgent.used
 
-    def frame(self, frame: bytes):
+    cdef int queue(self, Bytes* to, const uint8_t* header, bytes body) except -1:
+        """Queue a frame's bytes: a header or none, and the rest."""
+        cdef size_t size = PyBytes_GET_SIZE(body)
+        if self.lost:
+            return 0
+        try:
+            self.mark()
+            bytes_reserve(to, FRAME_HEADER_BYTES + size)
+        except MemoryError:
+            self.lose()
+            return 0
+        if header != NULL:
+            bytes_append(to, header, FRAME_HEADER_BYTES)
+            self.queued += FRAME_HEADER_BYTES
+        bytes_append(to, <const uint8_t*>PyBytes_AS_STRING(body), size)
+        self.queued += size
+        return 0
+
+    cdef int lose(self) except -1:
+        """There is no memory for what the connection should be sent. It gets nothing more, and ends.
+
+        One message less would be a gap that its reader could not explain; a connection that ends is resumed.
+        """
+        self.lost = True
+        self.drop()
+        self.owner.on_exhausted()
+        return 0
+
+    def frame(self, bytes frame not None):
         """Queue a whole frame ahead of this turn's deliveries."""
-        bytes_append(&self.urgent, <const uint8_t*>PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
-        self.queued += PyBytes_GET_SIZE(frame)
-        self.mark()
+        self.queue(&self.urgent, NULL, frame)
 
-    def ordered_frame(self, frame: bytes):
+    def ordered_frame(self, bytes frame not None):
         """Queue a whole frame behind the deliveries that are queued already."""
-        bytes_append(&self.small, <const uint8_t*>PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
-        self.queued += PyBytes_GET_SIZE(frame)
-        self.mark()
+        self.queue(&self.small, NULL, frame)
 
-    def published(self, answers: bytes):
+    def published(self, bytes answers not None):
         """Queue a PUBLISHED frame of these entries."""
-        cdef uint32_t size = <uint32_t>PyBytes_GET_SIZE(answers)
-        bytes_reserve(&self.urgent, FRAME_HEADER_BYTES + size)
-        frame_header(self.urgent.data + self.urgent.used, size, KIND_PUBLISHED, 0)
-        self.urgent.used += FRAME_HEADER_BYTES
-        bytes_append(&self.urgent, <const uint8_t*>PyBytes_AS_STRING(answers), size)
-        self.queued += FRAME_HEADER_BYTES + size
-        self.mark()
+        cdef uint8_t header[FRAME_HEADER_BYTES]
+        frame_header(header, <uint32_t>PyBytes_GET_SIZE(answers), KIND_PUBLISHED, 0)
+        self.queue(&self.urgent, header, answers)
 
     def pause(self):
         """The transport's buffer is full: keep the bytes here. Safe inside `writelines`."""
@@ -92,6 +112,9 @@ cdef class Outbox:
     def close(self):
         """Drop what is queued; the connection is gone."""
         self.transport = None
+        self.drop()
+
+    cdef void drop(self) noexcept:
         self.pieces = None
         bytes_release(&self.urgent)
         bytes_release(&self.small)
@@ -106,9 +129,16 @@ cdef class Outbox:
         return 0
 
     cdef int flush(self) except -1:
-        cdef list pieces
-        if self.transport is None or self.paused:
+        if self.transport is None or self.paused or self.lost:
             return 0
+        try:
+            self.send()
+        except MemoryError:
+            self.lose()
+        return 0
+
+    cdef int send(self) except -1:
+        cdef list pieces
         self.seal_small()
         pieces = self.pieces
         self.pieces = None
@@ -190,11 +220,13 @@ cdef class Subscription:
 
     cdef int push(self, Channel* channel, const uint8_t* chunk, uint32_t size, object shared, uint64_t group,
                   uint32_t index, uint8_t flags) except -1:
-        """Queue one chunk: copied when `shared` is None, else by reference."""
+        """Queue one chunk: copied when `shared` is None, else by reference. After a MemoryError, lose its outbox."""
         cdef Outbox outbox = self.outbox
         cdef uint32_t name_size = 0
         cdef uint32_t prefix = FRAME_HEADER_BYTES + DELIVER_HEADER_BYTES
         cdef uint8_t* at
+        if outbox.lost:
+            return 0
         if self.tells_names and self.tell(channel.id):
             flags |= DELIVER_FLAG_NAME
             name_size = 1 + <uint32_t>channel.name_size
@@ -346,22 +378,36 @@ cdef class Fanout:
                            uint64_t group, uint32_t index, uint8_t flags) except -1:
         cdef object shared = None
         cdef Subscription subscription
-        cdef Py_ssize_t reader
+        cdef Py_ssize_t reader = 0
         cdef Py_ssize_t offset = chunk - <const uint8_t*>PyBytes_AS_STRING(value)
         if size > COPY_BYTES_MAX:
             shared = value if size == PyBytes_GET_SIZE(value) else memoryview(value)[offset:offset + size]
-        for reader in range(PyList_GET_SIZE(readers)):
-            subscription = <Subscription>PyList_GET_ITEM(readers, reader)
-            if subscription.slow:
-                continue
-            if subscription.credit - <int64_t>size < -subscription.overdraft:
-                subscription.slow = True
-                self.slow.append(subscription)
-                continue
-            subscription.push(channel, chunk, size, shared, group, index, flags)
-            self.chunks_out += 1
-            self.bytes_out += size
-            self.records_out += load_u32(chunk + CHUNK_COUNT)
+        while reader < PyList_GET_SIZE(readers):
+            try:
+                self.push_from(&reader, readers, channel, chunk, size, shared, group, index, flags)
+            except MemoryError:
+                # The others get theirs.
+                subscription = <Subscription>PyList_GET_ITEM(readers, reader)
+                subscription.outbox.lose()
+                reader += 1
+        return 0
+
+    cdef int push_from(self, Py_ssize_t* reader, list readers, Channel* channel, const uint8_t* chunk, uint32_t size,
+                       object shared, uint64_t group, uint32_t index, uint8_t flags) except -1:
+        """Queue one chunk to the readers from number `reader` on; after a MemoryError it is the one that failed."""
+        cdef Subscription subscription
+        while reader[0] < PyList_GET_SIZE(readers):
+            subscription = <Subscription>PyList_GET_ITEM(readers, reader[0])
+            if not subscription.slow:
+                if subscription.credit - <int64_t>size < -subscription.overdraft:
+                    self.slow.append(subscription)
+                    subscription.slow = True
+                else:
+                    subscription.push(channel, chunk, size, shared, group, index, flags)
+                    self.chunks_out += 1
+                    self.bytes_out += size
+                    self.records_out += load_u32(chunk + CHUNK_COUNT)
+            reader[0] += 1
         return 0
 
     def deliver_one(self, Subscription subscription not None, bytes chunk, uint64_t group, uint32_t index,
@@ -372,7 +418,11 @@ cdef class Fanout:
         cdef Channel* channel = self.tails.by_channel_id(load_u64(at + CHUNK_CHANNEL))
         if channel == NULL:
             raise KeyError(load_u64(at + CHUNK_CHANNEL))
-        subscription.push(channel, at, size, chunk if size > COPY_BYTES_MAX else None, group, index, flags)
+        try:
+            subscription.push(channel, at, size, chunk if size > COPY_BYTES_MAX else None, group, index, flags)
+        except MemoryError:
+            subscription.outbox.lose()
+            return
         self.chunks_out += 1
         self.bytes_out += size
         self.records_out += load_u32(at + CHUNK_COUNT)

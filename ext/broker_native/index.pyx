@@ -604,8 +604,19 @@ cdef int index_add_chunk(
     return DAMAGE_NONE
 
 
+cdef void index_forget(SegmentIndex self, const uint8_t* at, uint64_t end) noexcept nogil:
+    """Take the chunks of a group before the offset `end` out again; they are the last of their channels."""
+    cdef uint64_t offset = GROUP_HEADER_BYTES + <uint64_t>load_u32(at + GROUP_ENTRIES_BYTES)
+    cdef ChannelRow* row
+    while offset < end:
+        row = index_row(self, load_u64(at + offset + CHUNK_CHANNEL))  # it is there: the chunk was added
+        row.count -= 1
+        self.places_count -= 1
+        offset += load_u32(at + offset)
+
+
 cdef int index_add(SegmentIndex self, const uint8_t* at, size_t size, Damage* damage) noexcept nogil:
-    """Walk a group's chunks; bounds are checked, checksums are not."""
+    """Walk a group's chunks; bounds are checked, checksums are not. All of them are taken in, or none."""
     cdef uint64_t offset
     cdef uint32_t index = 0
     if group_check_header(at, size, damage) != DAMAGE_NONE:
@@ -614,9 +625,9 @@ cdef int index_add(SegmentIndex self, const uint8_t* at, size_t size, Damage* da
         return damaged(damage, DAMAGE_SIZE, GROUP_SIZE, 0)
     offset = GROUP_HEADER_BYTES + <uint64_t>load_u32(at + GROUP_ENTRIES_BYTES)
     while offset < size:
-        if chunk_check_bounds(at, offset, size, damage) != DAMAGE_NONE:
-            return damage.reason
-        if index_add_chunk(self, at, <uint32_t>offset, index, damage) != DAMAGE_NONE:
+        if (chunk_check_bounds(at, offset, size, damage) != DAMAGE_NONE
+                or index_add_chunk(self, at, <uint32_t>offset, index, damage) != DAMAGE_NONE):
+            index_forget(self, at, offset)
             return damage.reason
         offset += load_u32(at + offset)
         index += 1
@@ -683,8 +694,8 @@ cdef class SegmentIndex:
             group: the whole value; borrowed for the call.
 
         Raises:
-            GroupDamaged: its bounds are wrong, or a channel's sequences go backwards; chunks before it are in.
-            MemoryError: the index is short of the chunks that did not fit.
+            GroupDamaged: its bounds are wrong, or a channel's sequences go backwards.
+            MemoryError: there is no room. Either way none of its chunks is in.
         """
         cdef Py_buffer view
         cdef Damage damage

@@ -13,9 +13,10 @@ What one peer costs the others is bounded, without a look at those who do nothin
   other; meanwhile the connection is not read.
 
 A subclass gives `on_frame(kind, flags, body)`, `on_refused(code, slot, number, count)`, `on_duplicate(slot, number,
-count)`, `on_malformed(code, size)`, `on_credit(subscription)` (of one that is behind) and `on_read()` (bytes were taken
-in: end the turn). When it shares its loop with others, also `on_put_off()` and `on_caught_up()` (pause and resume
-reading), `on_crowded(name, bytes, limit, held_us)` (end the connection: it takes up room that others need) and
+count)`, `on_malformed(code, size)`, `on_credit(subscription)` (of one that is behind), `on_exhausted()` (there is no
+memory for what came, or for what should be sent: end the connection) and `on_read()` (bytes were taken in: end the
+turn). When it shares its loop with others, also `on_put_off()` and `on_caught_up()` (pause and resume reading),
+`on_crowded(name, bytes, limit, held_us)` (end the connection: it takes up room that others need) and
 `on_failed(failure)` (a handler raised while it went on with what was put off). All of it belongs to the loop's thread.
 """
 
@@ -319,6 +320,9 @@ cdef class Intake:
                 used = 0 if self.put_off else self.take_frames(data, size)
                 if used < size and not self.closed:
                     self.keep(data + used, size - used)
+        except MemoryError:
+            # What was decided before is decided; of the frame that there was no memory for nothing has happened.
+            self.on_exhausted()
         finally:
             self.feeding = False
             if self.spill.capacity:
@@ -337,6 +341,8 @@ cdef class Intake:
             self.spill_at += self.take_frames(self.spill.data + self.spill_at, size)
             if not self.put_off and not self.closed:
                 self.keep_rest()
+        except MemoryError:
+            self.on_exhausted()
         finally:
             self.feeding = False
             self.settle()

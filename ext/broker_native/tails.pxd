@@ -63,6 +63,14 @@ cdef struct ClosedChunks:
     uint32_t capacity
     uint64_t bytes
 
+cdef struct ChunkMark:          # a channel's open chunk before a frame's records: what to go back to
+    uint64_t next
+    uint64_t time_us
+    uint64_t expiry_s
+    uint32_t used
+    uint32_t count
+    uint32_t closed             # how many chunks of its class were closed
+
 cdef struct ChannelList:
     Channel** items
     uint32_t count
@@ -137,10 +145,11 @@ cdef class Tails:
     cdef int prepare_ephemeral(self, Channel* channel) except -1
     cdef int prepare_stored(self, Channel* channel) except -1
     cdef int announce(self, Channel* channel) except -1
-    cdef int add_epoch_entry(self, Channel* channel) except -1
+    cdef int begin_epoch(self, Channel* channel) except -1
     cdef int append(self, Channel* channel, const uint8_t* record, uint32_t size, uint32_t count,
                   uint64_t expiry_s) except -1
     cdef int close_chunk(self, Channel* channel) except -1
+    cdef void take_back(self, Channel* channel, const ChunkMark* mark) noexcept
     cdef size_t finish_class(self, int chunk_class) noexcept
     cdef uint8_t* copy_class(self, int chunk_class, uint8_t* to, uint32_t* chunks) noexcept
     cdef int close_lines(self) except -1
@@ -174,7 +183,9 @@ cdef class Publisher:
     cdef int check_fields(self, const uint8_t* at, uint32_t size, uint16_t flags, uint32_t* fields) except -1
     cdef int take_records(self, Channel* channel, const uint8_t* at, uint32_t count, uint32_t slot,
                   uint64_t number) except -1
-    cdef int answer(self, Channel* channel, uint64_t number, uint32_t slot, uint64_t first, uint32_t count) except -1
+    cdef int append_records(self, Channel* channel, const uint8_t* at, uint32_t count) except -1
+    cdef int reserve_answer(self, Channel* channel) except -1
+    cdef void answer(self, Channel* channel, uint64_t number, uint32_t slot, uint64_t first, uint32_t count) noexcept
     cdef bytes split_turn_answers(self)
 
 

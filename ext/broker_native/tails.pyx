@@ -469,12 +469,17 @@ cdef class Tails:
     # .. decide ..
 
     cdef int prepare(self, Channel* channel) except -1:
-        """Fix the class of the channel's next chunk; draw its id and epoch when it has none."""
+        """Fix the class of the channel's next chunk; draw its id and epoch when it has none.
+
+        Whatever part of it there is no memory for, what was done before is as good as not done, and is not done again.
+        """
+        cdef int chunk_class
         if channel.level == LEVEL_EPHEMERAL:
-            self.prepare_ephemeral(channel)
+            chunk_class = self.prepare_ephemeral(channel)
         else:
-            self.prepare_stored(channel)
-        channels_push(&self.dirty[channel.chunk_class], channel)
+            chunk_class = self.prepare_stored(channel)
+        channels_push(&self.dirty[chunk_class], channel)
+        channel.chunk_class = <uint8_t>chunk_class
         return 0
 
     cdef int prepare_ephemeral(self, Channel* channel) except -1:
@@ -484,27 +489,21 @@ cdef class Tails:
             self.epoch_counter += 1
             channel.epoch = (self.run << 40) | (<uint64_t>1 << 39) | self.epoch_counter
             channel.epoch_stale = False
-        channel.chunk_class = CLASS_EPHEMERAL
-        return 0
+        return CLASS_EPHEMERAL
 
     cdef int prepare_stored(self, Channel* channel) except -1:
         if not channel.announced:
             self.announce(channel)
         if channel.epoch == 0 or channel.epoch_stale:
-            channel.epoch = (self.run << 40) | (self.group_number & ((<uint64_t>1 << 39) - 1))
-            channel.epoch_stale = False
-            epochs_push(channel, channel.epoch, channel.next)
-            self.add_epoch_entry(channel)
+            self.begin_epoch(channel)
+        if not channel.touched:
+            channels_push(&self.touched, channel)
+            channel.touched = True
         if (channel.level == LEVEL_ACCEPTED and not self.accepted_waits and channel.seen_next == channel.next
                 and channel.applied_level in (0, LEVEL_ACCEPTED)):
             # Once the journal knows that readers may be ahead of it: a start after a crash must begin a new epoch.
-            channel.chunk_class = CLASS_EARLY
-        else:
-            channel.chunk_class = CLASS_GROUP
-        if not channel.touched:
-            channel.touched = True
-            channels_push(&self.touched, channel)
-        return 0
+            return CLASS_EARLY
+        return CLASS_GROUP
 
     cdef int announce(self, Channel* channel) except -1:
         """Put the channel's CHANNEL entry into the open group."""
@@ -527,10 +526,15 @@ cdef class Tails:
         channel.announced = True
         return 0
 
-    cdef int add_epoch_entry(self, Channel* channel) except -1:
+    cdef int begin_epoch(self, Channel* channel) except -1:
+        """Draw a new epoch and put its EPOCH entry into the open group; neither without the other."""
         cdef uint8_t* at
         cdef uint32_t size = ENTRY_HEADER_BYTES + 24
+        cdef uint64_t epoch = (self.run << 40) | (self.group_number & ((<uint64_t>1 << 39) - 1))
         bytes_reserve(&self.entries, size)
+        epochs_push(channel, epoch, channel.next)
+        channel.epoch = epoch
+        channel.epoch_stale = False
         at = self.entries.data + self.entries.used
         entry_header(at, size, ENTRY_EPOCH, 0)
         store_u64(at + 8, channel.id)
@@ -569,6 +573,28 @@ cdef class Tails:
         channel.chunk_count = 0
         channel.chunk_used = 0
         return 0
+
+    cdef void take_back(self, Channel* channel, const ChunkMark* mark) noexcept:
+        """Forget what was appended since the mark: there was no memory for the rest of its frame."""
+        cdef ClosedChunks* closed = &self.closed[channel.chunk_class]
+        cdef ClosedChunk* first
+        if closed.count > mark.closed:
+            free(channel.chunk)
+            while closed.count > mark.closed + 1:
+                closed.count -= 1
+                closed.bytes -= closed.items[closed.count].size
+                free(closed.items[closed.count].bytes)
+            # The chunk that was open at the mark, closed since.
+            first = &closed.items[mark.closed]
+            closed.count = mark.closed
+            closed.bytes -= first.size
+            channel.chunk = first.bytes
+            channel.chunk_capacity = first.capacity
+        channel.chunk_used = mark.used
+        channel.chunk_count = mark.count
+        channel.chunk_time_us = mark.time_us
+        channel.chunk_expiry_s = mark.expiry_s
+        channel.next = mark.next
 
     # .. closes ..
 
@@ -771,7 +797,8 @@ cdef class Tails:
         cdef list taken = []
         for publisher in self.publishers_group:
             publisher.in_group = False
-            taken.append((publisher, bytes_take(&publisher.group_answers)))
+            if publisher.group_answers.used:
+                taken.append((publisher, bytes_take(&publisher.group_answers)))
         self.publishers_group.clear()
         return taken
 
@@ -781,7 +808,8 @@ cdef class Tails:
         cdef list taken = []
         for publisher in self.publishers_turn:
             publisher.in_turn = False
-            taken.append((publisher, bytes_take(&publisher.turn_answers)))
+            if publisher.turn_answers.used:
+                taken.append((publisher, bytes_take(&publisher.turn_answers)))
         self.publishers_turn.clear()
         return taken
 
@@ -1286,48 +1314,74 @@ cdef class Publisher:
 
     cdef int take_records(self, Channel* channel, const uint8_t* at, uint32_t count, uint32_t slot,
                           uint64_t number) except -1:
-        """Append validated records and note their answer."""
+        """Append validated records and note their answer, or do neither when there is no memory for all of it."""
         cdef uint64_t first
-        cdef uint64_t expiry_s
-        cdef uint32_t left = count
-        cdef uint32_t size
-        cdef uint16_t flags
         if channel.chunk_class == CLASS_NONE:
             self.tails.prepare(channel)
+        # All that may be short of memory stands before the line moves on. What of it is done in vain does no harm.
+        self.reserve_answer(channel)
+        if self.line.producer is not None:
+            bytes_reserve(&self.line.group_runs, LINE_RUN_BYTES)
+        if not self.line.open_first and channel.level != LEVEL_EPHEMERAL:
+            self.tails.lines_open.append(self.line)
+            self.line.open_first = number
         first = channel.next
-        while left:
-            size = load_u32(at)
-            flags = load_u16(at + 4)
-            expiry_s = 0
-            if flags & RECORD_EXPIRY:
-                expiry_s = self.tails.now_us // 1000000 + load_u32(
-                    at + RECORD_HEADER_BYTES + (1 if flags & RECORD_PRIORITY else 0))
-            self.tails.append(channel, at, size, 1, expiry_s)
-            at += size
-            left -= 1
+        self.append_records(channel, at, count)
         self.line.next = number + count
         if self.line.producer is not None:
             self.line.note(channel.id if channel.level != LEVEL_EPHEMERAL else 0, number, first, count)
-        if not self.line.open_first and channel.level != LEVEL_EPHEMERAL:
-            self.line.open_first = number
-            self.tails.lines_open.append(self.line)
         self.answer(channel, number, slot, first, count)
         return 0
 
-    cdef int answer(self, Channel* channel, uint64_t number, uint32_t slot, uint64_t first, uint32_t count) except -1:
-        """Note the PUBLISHED entry of a frame, in one with the entry before it where it goes on."""
-        cdef Bytes* answers
-        cdef uint8_t* at
+    cdef int append_records(self, Channel* channel, const uint8_t* at, uint32_t count) except -1:
+        """Append validated records, all of them or none."""
+        cdef uint64_t expiry_s
+        cdef uint32_t size
+        cdef uint16_t flags
+        cdef ChunkMark mark
+        mark.next = channel.next
+        mark.time_us = channel.chunk_time_us
+        mark.expiry_s = channel.chunk_expiry_s
+        mark.used = channel.chunk_used
+        mark.count = channel.chunk_count
+        mark.closed = self.tails.closed[channel.chunk_class].count
+        try:
+            while count:
+                size = load_u32(at)
+                flags = load_u16(at + 4)
+                expiry_s = 0
+                if flags & RECORD_EXPIRY:
+                    expiry_s = self.tails.now_us // 1000000 + load_u32(
+                        at + RECORD_HEADER_BYTES + (1 if flags & RECORD_PRIORITY else 0))
+                self.tails.append(channel, at, size, 1, expiry_s)
+                at += size
+                count -= 1
+        except MemoryError:
+            self.tails.take_back(channel, &mark)
+            raise
+        return 0
+
+    cdef int reserve_answer(self, Channel* channel) except -1:
+        """Make room for one more PUBLISHED entry where `answer` will put it."""
         if channel.chunk_class == CLASS_GROUP:
-            answers = &self.group_answers
             if not self.in_group:
-                self.in_group = True
                 self.tails.publishers_group.append(self)
+                self.in_group = True
+            bytes_reserve(&self.group_answers, PUBLISHED_ENTRY_BYTES)
         else:
-            answers = &self.turn_answers
             if not self.in_turn:
-                self.in_turn = True
                 self.tails.publishers_turn.append(self)
+                self.in_turn = True
+            bytes_reserve(&self.turn_answers, PUBLISHED_ENTRY_BYTES)
+        return 0
+
+    cdef void answer(self, Channel* channel, uint64_t number, uint32_t slot, uint64_t first, uint32_t count) noexcept:
+        """Note the PUBLISHED entry of a frame, in one with the entry before it where it goes on.
+
+        `reserve_answer` has made room for it.
+        """
+        cdef Bytes* answers = &self.group_answers if channel.chunk_class == CLASS_GROUP else &self.turn_answers
+        cdef uint8_t* at
         if answers.used:
             at = answers.data + answers.used - PUBLISHED_ENTRY_BYTES
             if (load_u32(at + 28) == slot and load_u64(at + 8) == channel.epoch
@@ -1335,8 +1389,7 @@ cdef class Publisher:
                     and load_u64(at + 16) + load_u32(at + 24) == first
                     and <uint64_t>load_u32(at + 24) + count <= 0xFFFFFFFF):
                 store_u32(at + 24, load_u32(at + 24) + count)
-                return 0
-        bytes_reserve(answers, PUBLISHED_ENTRY_BYTES)
+                return
         at = answers.data + answers.used
         store_u64(at, number)
         store_u64(at + 8, channel.epoch)
@@ -1346,7 +1399,6 @@ cdef class Publisher:
         store_u64(at + 32, 0)
         at[32] = channel.level
         answers.used += PUBLISHED_ENTRY_BYTES
-        return 0
 
     cdef bytes split_turn_answers(self):
         """Take the entries of stored channels out of the turn's answers."""

@@ -15,7 +15,8 @@ from __future__ import annotations
 import gc
 from typing import TYPE_CHECKING, Any
 
-from broker.edge.native import NativeListener
+from broker.access.gate import Identity
+from broker.edge.native import NativeConnection
 from broker.model.errors import StorageError
 from broker.node.catchup import Following
 from broker.node.node import Node
@@ -69,11 +70,11 @@ class Server:
             "disk", profiles=PROFILES, limits=life.policy.limits, segment_bytes=1 << 20, reserve_bytes=0
         )
         node.fatal = self._fail
-        listener = NativeListener(node)
-        await listener.listen_tcp("server", 4770)
+        # The listener itself accepts real sockets; what it makes of each is all that a life needs.
+        door = await self.loop.create_server(lambda: NativeConnection(node, Identity(peer="tcp")), "server", 4770)
         life.kernel.note("ready", node.run)
         await self._stop
-        listener.stop_accepting()
+        door.close()
         await node.drain(DRAIN_S)
         try:
             await node.close()
