@@ -420,13 +420,19 @@ class Node:
     def _every_second(self) -> None:
         if self._closed:
             return
+        try:
+            self._look_around()
+        except MemoryError:
+            logger.error("second_skipped cause=memory")
+        self._second_timer = self.loop.call_later(min(1.0, self.limits.ping_interval_s / 3), self._every_second)
+
+    def _look_around(self) -> None:
         self._seconds += 1
         self._time.steer()
         now_us = self.clock.steady_us()
         if self._seconds % max(1, round(self.limits.ping_interval_s / 3)) == 0:
             for connection in list(self.connections):
                 connection.check_alive(now_us)
-        self._second_timer = self.loop.call_later(min(1.0, self.limits.ping_interval_s / 3), self._every_second)
 
     # -- end -----------------------------------------------------------------------------------------------------------
 

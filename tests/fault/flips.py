@@ -117,12 +117,14 @@ def flip(path: Path, bit: int) -> None:
 def work(folder: Path, first: int, step: int, until: int) -> None:
     """Flip bits `first`, `first + step`, …; say of each which one it is, and then what came of it."""
     logging.disable(logging.CRITICAL)
-    whole, copy = folder / "whole", folder / f"copy-{first % step}"
-    expected = read(whole)
+    whole, copy = folder / "whole", folder / f"copy-{first}"
+    # Never the original itself: a log that opens it would keep the other processes out.
+    shutil.copytree(whole, copy)
+    expected = read(copy)
     for number in range(first, until, step):
         chance = random.Random(number)
         # A log that opens writes to its directory; what it must find is the same each time.
-        shutil.rmtree(copy, ignore_errors=True)
+        shutil.rmtree(copy)
         shutil.copytree(whole, copy)
         file = chance.choice([path for path in segment_files(copy) if path.stat().st_size > 2 * 4096])
         bit = pick_bit(chance, file.stat().st_size)
@@ -132,6 +134,8 @@ def work(folder: Path, first: int, step: int, until: int) -> None:
             outcome = "same" if read(copy) == expected else "other bytes"
         except StorageError as failure:
             outcome = failure.name if PLACE.search(failure.detail) else f"names no place: {failure}"
+        except Exception as failure:
+            outcome = f"nobody handles {failure!r}"
         print(json.dumps(outcome), flush=True)
 
 
