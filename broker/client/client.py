@@ -315,7 +315,7 @@ class Client(Bus):
         buffer.channels_max = welcome.limits.channels_max
         unknown = None
         if previous is not None:
-            known = LineKnowledge(previous.journal, previous.run, buffer.answered_highest, buffer.synced_highest)
+            known = LineKnowledge(previous.journal, buffer.synced_highest)
             unknown = known.unknown(welcome)
         self._welcome = welcome
         for subscription in list(self._subscriptions):

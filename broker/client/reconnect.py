@@ -85,28 +85,23 @@ class LineKnowledge:
 
     Attributes:
         journal: the journal of the last connection.
-        run: its run.
-        answered: highest number that was answered with a position.
-        synced: the same, synced or better.
+        synced: highest number that was answered with a position, synced or better.
     """
 
     journal: bytes
-    run: int
-    answered: int
     synced: int
 
     def unknown(self, welcome: Welcome) -> BrokerError | None:
         """Return the error for what was sent and not answered, or None when the server still knows the line.
 
         A server that knows it tells by `highest` which of the unanswered numbers it has, so they are sent again
-        without harm. It has lost the line if it lacks numbers that it cannot have lost: within a run all that it
-        answered, across a crash all that was synced. Then nobody can say what became of the rest.
+        without harm. It has lost the line if it lacks numbers that it cannot have lost, those that were synced: a crash
+        takes others, and so does a failed commit. Then nobody can say what became of the rest.
         """
-        least = self.answered if welcome.run == self.run else self.synced
-        if welcome.journal == self.journal and welcome.highest >= least:
+        if welcome.journal == self.journal and welcome.highest >= self.synced:
             return None
         if welcome.journal != self.journal:
             why = f"another journal answers, {welcome.journal.hex()}"
         else:
-            why = f"the server knows the line up to {welcome.highest}, answered were {least}"
+            why = f"the server knows the line up to {welcome.highest}, synced were {self.synced}"
         return error("COMMIT_UNKNOWN", f"publishes that were not answered: {why}")
