@@ -1064,10 +1064,18 @@ cdef class PublishBuffer:
         cdef size_t head = self.head
         cdef size_t tail = self.tail
         cdef size_t at
+        cdef size_t capacity = mask + 1
         cdef Frame* frame
-        self.ring = NULL
+        cdef Frame* fresh
+        # A frame becomes two at most, so that nothing below needs room that is not there.
+        while capacity < 2 * (tail - head):
+            capacity *= 2
+        fresh = <Frame*>malloc(capacity * sizeof(Frame))
+        if fresh == NULL:
+            raise MemoryError
+        self.ring = fresh
+        self.ring_mask = capacity - 1
         self.head = self.sent = self.tail = 0
-        self.grow_ring(mask + 1)
         for at in range(head, tail):
             frame = &old[at & mask]
             if unknown is not None and may_be_stored(frame):
