@@ -162,8 +162,10 @@ class Broker(Client):
         finally:
             if self in _open_brokers:
                 _open_brokers.discard(self)
-                await self._home.run(self._node.close())
-                await self._home.stop()
+                try:
+                    await self._home.run(self._node.close())
+                finally:
+                    await self._home.stop()
 
     def _forked(self) -> None:
         """This is a child process: the parent's broker is not ours to use."""

@@ -271,6 +271,9 @@ class CatchUp:
         except MemoryError as shortage:
             self._lost(following.subscription, shortage)
             return
+        except ValueError as damage:  # a chunk whose checksum is right and whose records are not
+            self._lost(following.subscription, error("STORAGE_CORRUPT", f"history of a subscription: {damage}"))
+            return
         self._kick()
         self.step(following)
 
