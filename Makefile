@@ -49,7 +49,7 @@ lint: build ## all that judges the code without running it
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint ext
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint ext tests/fuzz
 	$(BIN)/codespell
 	$(BIN)/lint-imports --no-cache
 

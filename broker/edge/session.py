@@ -167,13 +167,14 @@ class Session(Intake):
 
     def on_exhausted(self) -> None:
         """There is no memory for what came in or should go out: end without asking for any."""
-        emit("connection_exhausted", code=_EXHAUSTED.name, detail=_EXHAUSTED.detail)
         self.stop()
-        if self.transport is not None:
-            try:
+        try:
+            if self.transport is not None:
                 self.transport.write(_EXHAUSTED_FRAME)
                 self.transport.close()
-            except MemoryError:
+            emit("connection_exhausted", code=_EXHAUSTED.name, detail=_EXHAUSTED.detail)
+        except MemoryError:
+            if self.transport is not None:
                 self.transport.abort()
 
     def on_credit(self, subscription: Subscription) -> None:

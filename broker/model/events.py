@@ -227,6 +227,14 @@ EVENTS: tuple[Event, ...] = (
         "Raise the limit of open files (ulimit -n) or lower limits.connections_max.",
         (_number("pause_s", "seconds until the next attempt"), _ERROR),
     ),
+    Event(
+        "second_skipped",
+        Severity.ERROR,
+        "node",
+        "there was no memory to look after connections and the clock; it is tried again in a second",
+        "Give the process more memory, or lower limits.connections_max.",
+        (),
+    ),
     # -- the journal
     Event(
         "sealer_stopped",

@@ -423,7 +423,7 @@ class Node:
         try:
             self._look_around()
         except MemoryError:
-            logger.error("second_skipped cause=memory")
+            emit("second_skipped")
         self._second_timer = self.loop.call_later(min(1.0, self.limits.ping_interval_s / 3), self._every_second)
 
     def _look_around(self) -> None:

@@ -435,10 +435,10 @@ def test_spill_never_takes_more_than_its_frame() -> None:
 def test_oldest_half_frame_pays() -> None:
     loop = Loop(partial_bytes_max=10_000)
     dribbler, publisher, late = (loop.intake() for _ in range(3))
-    loop.clock.floor_us = 1_000_000
+    loop.clock.manual_us = 1_000_000
     dribbler.feed(half_frame(9_000, 3_000))
     for turn in range(20):  # whole frames of it come and go
-        loop.clock.floor_us += 100_000
+        loop.clock.manual_us += 100_000
         frame = build_frame(PING, bytes(5_000))
         publisher.feed(frame[:3_000])
         publisher.feed(frame[3_000:])
@@ -578,7 +578,7 @@ def test_dear_frames_end_a_turn_by_its_time() -> None:
     class Dear(Watched):
         def on_frame(self, kind: int, flags: int, body: bytes) -> None:
             super().on_frame(kind, flags, body)
-            loop.clock.floor_us += 40
+            loop.clock.manual_us += 40
 
     intake, other = loop.intake(Dear), loop.intake(Dear)
     intake.feed(b"".join(PINGS))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from broker_native.fanout import Fanout, Subscription
@@ -54,8 +52,7 @@ def test_a_credit_is_told_to_subscriptions_that_have_somebody_to_tell() -> None:
     intake = Heard()
     subscriptions = [Subscription(intake.outbox, number, 0, 0, False) for number in (1, 2)]
     intake.subscriptions = {subscription.number: subscription for subscription in subscriptions}
-    somebody: Any = object()
-    subscriptions[0].state = somebody
+    subscriptions[0].behind = True
     for subscription in subscriptions:
         intake.feed(build_frame(CREDIT, CREDIT_BODY.pack(subscription.number, 0, 500)))
     assert [subscription.credit for subscription in subscriptions] == [500, 500]

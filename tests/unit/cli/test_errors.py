@@ -65,7 +65,7 @@ def test_json_of_all_and_of_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["errors", "--json", "1001"]) == 0
     one = json.loads(capsys.readouterr().out)
     assert one == every[0]
-    assert one["scope"] == "request"
+    assert one["scope"] == "either"
     assert (one["temporary"], one["class"], one["exit_status"]) == (True, "Unavailable", 3)
     assert set(one) == {
         "code", "name", "remedy", "temporary", "scope", "summary", "advice", "class", "exit_status",
