@@ -186,7 +186,7 @@ cdef class Engine:
             raise ValueError(f"block: got {len(block)} bytes, {BLOCK_BYTES} needed")
         self.target = target
         self.size_max = min(size_max, <size_t>INPUT_BYTES_MAX)
-        self.random.state = seed * 2654435761 + 88172645463325252
+        self.random.state = (seed * 2654435761 + 88172645463325252) & 0xFFFFFFFFFFFFFFFF
         self.corpus = []
         self.fresh = []
         for data in seeds:

@@ -226,6 +226,7 @@ cdef class IntakeTarget(Target):
                 return 0
             self.fanout.detach(self.subscriptions[1], b"s.x")
             self.fanout.detach_pattern(self.subscriptions[2], b">")
+            self.client.stop()  # what it has half of would else be kept, as for a connection that goes on
             self.client.outbox.close()
         self.client = HostileClient(self.fanout, self.buffer, self.clock)
         self.subscriptions = {1: Subscription(self.client.outbox, 1, 0, 1 << 20, False),
