@@ -335,9 +335,8 @@ class Conversations(RuleBasedStateMachine):
                 outcome, told, begins = "new", channel.head, channel.head
                 if start == "start" and not self.is_live(channel.name):
                     outcome, told, begins = "resumed", 0, 0
-                elif start == "last":
-                    outcome, told = "resumed", max(0, channel.head - back)
-                    begins = channel.head if self.is_live(channel.name) else told
+                elif start == "last" and not self.is_live(channel.name):
+                    outcome, told, begins = "resumed", max(0, channel.head - back), max(0, channel.head - back)
                 elif start == "position" and channel in placed:
                     outcome, told, begins = "resumed", at[channel.name], at[channel.name]
                 outcomes.append((channel.name.decode(), outcome, told))

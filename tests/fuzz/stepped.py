@@ -22,6 +22,7 @@ from broker.model.errors import BrokerError
 from broker.model.limits import Limits
 from broker.node import catchup, node
 from broker.node.time import BrokerTime
+from broker_native.intake import Clock
 from tests.reference import groups
 from tests.reference.journal import Fate, MemoryJournal
 from tests.reference.pipeline import JOURNAL, PROFILES
@@ -236,9 +237,9 @@ class SteppedNode:
             mock.patch.object(node, "READ_BUFFER_BYTES", READ_BUFFER_BYTES),
             mock.patch.object(catchup, "ThreadPoolExecutor", Pool),
         ):
-            time = BrokerTime()
-            time.clock.manual = True
-            time.clock.floor_us = BEGIN_US
+            clock = Clock(manual=True)
+            clock.manual_us = self.loop.now_us
+            time = BrokerTime(BEGIN_US, lambda: self.loop.now_us, clock)
             self.node = node.Node(core, self.journal, time, self.loop)  # type: ignore[arg-type]
         self.commits: Commits = self.node._commit  # type: ignore[assignment]
         self.core = core
@@ -277,4 +278,4 @@ class SteppedNode:
         self.set_time(until)
 
     def set_time(self, now_us: int) -> None:
-        self.loop.now_us = self.node.clock.floor_us = now_us
+        self.loop.now_us = self.node.clock.manual_us = now_us

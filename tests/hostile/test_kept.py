@@ -158,7 +158,8 @@ def test_channels_of_a_connection(few: Service) -> None:
             peer.send(channel(number, b"stored.same"))
         assert peer.alive()
         peer.send(channel(most, b"stored.same"))
-        assert peer.ended() == "TOO_MANY_CHANNELS"
+        assert peer.until(ERROR).fields()["name"] == "TOO_MANY_CHANNELS"
+        assert peer.alive()
 
 
 # --- Producers -----------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from unittest.mock import patch
 from broker.client.subscription import ClientSubscription
 from broker.core.sequencer import Sequencer
 from broker.edge.session import Session
+from broker.events import Limiter, Refusals
 from broker.node.time import BrokerTime
 from broker_native.groups import chunk_head, chunks_in
 from broker_native.intake import Clock
@@ -111,6 +112,8 @@ def replacements(kernel: Kernel, disk: Disk) -> list[tuple[str, str, object]]:
         ("broker.node.node", "CommitThread", commits),
         ("broker.node.node", "BrokerTime", broker_time),
         ("broker.node.catchup", "ThreadPoolExecutor", pool),
+        ("broker.events", "_limiter", Limiter(now_s=lambda: kernel.now_us / 1e6)),
+        ("broker.events", "_refusals", Refusals(now_s=lambda: kernel.now_us / 1e6)),
     ]
 
 
