@@ -8,7 +8,7 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from broker.model.errors import BY_NAME
@@ -257,6 +257,7 @@ good_frames = st.sampled_from([publish(0, 1, b"x"), publish(1, 2, b"y"), credit(
 
 @settings(max_examples=300, deadline=None)
 @given(pieces=st.lists(junk | good_frames | st.binary(max_size=20), max_size=10), size=st.integers(1, 50))
+@example(pieces=[build_frame(CREDIT, CREDIT_BODY.pack(SUBSCRIPTIONS[0], 16, 1))], size=1)
 def test_any_bytes_are_taken_as_the_twin_does(pieces: list[bytes], size: int) -> None:
     stream = b"".join(pieces)
     connection = Connection()

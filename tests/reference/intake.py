@@ -21,6 +21,11 @@ Call = tuple[Any, ...]
 """The name of what is called, and its arguments."""
 
 
+def is_credit(body: bytes) -> bool:
+    """Whether a CREDIT is well formed: its size is right, and its reserved field is zero."""
+    return len(body) == CREDIT_BODY.size and not CREDIT_BODY.unpack(body)[1]
+
+
 class Intake:
     """One connection's way in.
 
@@ -62,7 +67,7 @@ class Intake:
     def take_frame(self, kind: int, flags: int, body: bytes) -> None:
         if kind == PUBLISH and self.publisher is not None and not flags:
             self.take_publish(self.publisher, body)
-        elif kind == CREDIT and self.credits is not None and not flags and len(body) == CREDIT_BODY.size:
+        elif kind == CREDIT and self.credits is not None and not flags and is_credit(body):
             self.take_credit(self.credits, body)
         else:
             self.calls.append(("frame", kind, flags, body))
