@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-PATIENCE_S = 0.25
+PATIENCE_S = 1.0
 PAYLOAD_BYTES = 40
 CHANNEL_ID = 99
 EPOCH = 7
