@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 __all__ = ["INDEX_END", "Recent"]
 
-
 INDEX_END = (1 << 32) - 1
 """Index of a bus position behind every chunk of its group."""
 

@@ -20,7 +20,7 @@ from broker.events import emit, tally
 from broker.model.errors import BrokerError, error
 from broker.model.levels import Level
 from broker.model.names import check_channel, check_pattern, display, is_pattern
-from broker.node.catchup import Following, Wanted
+from broker.node.catchup import INDEX_END, Following, Wanted
 from broker.wire import control
 from broker.wire.kinds import Kind
 from broker_native.fanout import Subscription
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["Session"]
 
 HELLO_BYTES_MAX = 16 << 10
-INDEX_END = (1 << 32) - 1
-"""Index of a bus position behind every chunk of its group."""
 CODE_PAST_CREDIT = 1 << 32
 LINGER_S = 5.0
 """How long a peer may take to read the farewell of a connection that is over."""

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection", "Node"]
 
-
 READ_BUFFER_BYTES = 256 << 10
 TURN_BYTES_MAX = 512 << 10
 """A turn that has decided this much ends at once, so that fan-out starts while its bytes are in the cache."""
