@@ -17,6 +17,7 @@ import pytest
 from broker.client.places import BusPlace
 from broker.config import ServerConfig
 from broker.core import sequencer
+from broker.core.recent import INDEX_END
 from broker.edge import session
 from broker.model.errors import BY_CODE, BY_NAME, ERROR_CODES, BrokerError, Remedy, error
 from broker.model.levels import Level
@@ -936,7 +937,7 @@ CLAIMS = [
     (9, "| `subscription` | uint, 1 to 2³² − 1 |"),
     (9, f"`journal` bin of {kinds.JOURNAL_BYTES}, `index` uint below 2³²,"),
     (9, "A position with sequence 0 is the very beginning."),
-    (9, f"An index of 2³² − {(1 << 32) - session.INDEX_END} is the end of its group."),
+    (9, f"An index of 2³² − {(1 << 32) - INDEX_END} is the end of its group."),
     (9, "the head's sequence, 0 for an empty channel"),
     (9, "0 while it has had no record, and with a bus position"),
     (9, "(`at` = head + 1)"),
