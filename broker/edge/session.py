@@ -273,6 +273,9 @@ class Session(Intake):
             if self.transport is not None and now_us - self._ended_us >= LINGER_S * 1e6:
                 self.transport.abort()
             return
+        if self._held_by & (HELD_BY_GROUP | HELD_BY_TURN):
+            # We do not listen: that the peer is not heard says nothing of it.
+            self.heard_us = now_us
         quiet_s = (now_us - self.heard_us) / 1e6
         if quiet_s >= limits.ping_timeout_s:
             self.end(error("PING_TIMEOUT", f"the peer: silent for {quiet_s:.0f} s, limit {limits.ping_timeout_s:g} s"))
