@@ -39,9 +39,10 @@ async def test_slow_syncs_hold_nobody_up(tmp_path: Path, scratch: Path, sync_s: 
     figures = await run(scratch, build(tmp_path), sync_s)
     print(figures)
     assert figures.lost == 0
-    # The loop is never where the sync is.
+    # The loop is never where the sync is: with commits on it every timer waits for one. What other processes take from
+    # it is seldom and short; `tests.fault.slow` prints the sharp figure.
     assert figures.lag_us[0] < 10_000
-    assert figures.lag_us[1] < 50_000
+    assert figures.lag_us[1] < 200_000
     assert figures.ephemeral_p99_s < SLACK_S
     assert figures.replays > 10
     assert figures.synced_p50_s > 0.9 * sync_s
@@ -54,4 +55,4 @@ async def test_slow_syncs_hold_nobody_up(tmp_path: Path, scratch: Path, sync_s: 
 async def test_commits_on_the_loop_are_noticed(tmp_path: Path, scratch: Path) -> None:
     """The mistake that the figures are there to find."""
     figures = await run(scratch, build(tmp_path), 0.05, plant="inline")
-    assert figures.lag_us[1] > 40_000
+    assert figures.lag_us[0] > 20_000

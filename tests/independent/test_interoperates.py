@@ -372,7 +372,8 @@ def test_subscriptions_resume_without_gap_or_duplicate(
     assert nothing_comes(subscription)
     # A turn that found all that it took in the queue has made no connection.
     assert 7 <= reader.connections <= 13
-    assert (early > 0) == (profile == "a")
+    # How many are ahead of the disk depends on the disk; a synced record never is.
+    assert profile == "a" or not early
     for channel in channels:
         assert found[channel] == [(number + 1, b"%d" % number) for number in range(published // 3)]
 
