@@ -345,7 +345,10 @@ cdef class Message:
 cdef object decode_headers(bytes packed):
     import msgpack  # only who reads headers pays for it
 
-    headers = msgpack.unpackb(packed, raw=False, strict_map_key=False)
+    try:
+        headers = msgpack.unpackb(packed, raw=False, strict_map_key=False)
+    except TypeError as cause:  # a map's key is an array or a map
+        raise ValueError(f"headers: {cause}") from cause
     if not isinstance(headers, dict):
         raise ValueError(f"headers: got {type(headers).__name__}, expected a map")
     return headers

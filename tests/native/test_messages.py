@@ -141,7 +141,7 @@ def test_places_follow_the_early_rule() -> None:
 
 
 def test_headers_that_are_no_map_are_an_error_of_who_reads_them() -> None:
-    for packed in (msgpack.packb([1]), b"\xc1", b"\x81\xa1"):
+    for packed in (msgpack.packb([1]), b"\xc1", b"\x81\xa1", b"\x81\x91\xa1a\x01"):
         (message,) = batch_of([twin.Record(b"x", headers=packed)])
         assert message.payload == b"x"
         with pytest.raises(ValueError, match=r".*"):
