@@ -1,7 +1,8 @@
 """The bounds of a broker, in one frozen value that every layer is given.
 
-Everything that a peer can make grow has a bound here and a named answer when it is reached. Limits that WELCOME
-states hold for a connection as they were when it was accepted; a reload concerns those that come later.
+Everything that a peer can make grow has a bound here and a named answer when it is reached. WELCOME states some of
+them as they are at that moment. After a reload a connection keeps the sizes of frames and of headers that it began
+with; every other bound is the new one for all.
 """
 
 from __future__ import annotations

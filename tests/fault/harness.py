@@ -73,16 +73,7 @@ STARTING_SHARE = 0.15
 FILLER = bytes(range(256)) * 8
 """Payloads take a stretch of it, of a length and from a place that follow from the value."""
 
-CONFIG = """\
-[storage]
-segment_bytes = "1 MiB"
-reserve_bytes = 0
-
-[limits]
-payload_bytes_max = "64 KiB"
-group_bytes_max = "256 KiB"
-subscription_bytes_max = "16 KiB"
-
+PROFILES = """
 [[profiles]]
 pattern = "ephemeral.>"
 durability = "ephemeral"
@@ -95,6 +86,21 @@ durability = "accepted"
 pattern = ">"
 durability = "synced"
 """
+"""Three levels, by name."""
+
+CONFIG = (
+    """\
+[storage]
+segment_bytes = "1 MiB"
+reserve_bytes = 0
+
+[limits]
+payload_bytes_max = "64 KiB"
+group_bytes_max = "256 KiB"
+subscription_bytes_max = "16 KiB"
+"""
+    + PROFILES
+)
 """Small groups allow small segments, so that kills fall into sealing and into the creation of segments too."""
 
 

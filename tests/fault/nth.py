@@ -43,7 +43,7 @@ from broker.model.errors import BrokerError
 from tests.checker.check import check
 from tests.checker.history import ACCEPTED, SYNCED, Acked, Crashed, History, Started, Subscribed
 from tests.checker.verdict import Kind
-from tests.fault.harness import LAST_WORDS_S, ROOT, Recorder, head_of, payload_of, read_log
+from tests.fault.harness import LAST_WORDS_S, PROFILES, ROOT, Recorder, head_of, payload_of, read_log
 from tests.fault.inject import ERRORS, FOREVER, SHORT, Class, Control, Forge, Served, build
 
 if TYPE_CHECKING:
@@ -55,25 +55,16 @@ PARTS = max(2, min(os.cpu_count() or 2, 8))
 SEED = 20_261_122
 LEVELS = {"nth.synced.one": SYNCED, "nth.synced.two": SYNCED, "nth.accepted.one": ACCEPTED}
 EPHEMERAL_CHANNEL = "ephemeral.nth"
-CONFIG = """\
+CONFIG = (
+    """\
 [storage]
 reserve_bytes = 0
 
 [limits]
 hello_timeout_s = 0.5
-
-[[profiles]]
-pattern = "ephemeral.>"
-durability = "ephemeral"
-
-[[profiles]]
-pattern = "*.accepted.>"
-durability = "accepted"
-
-[[profiles]]
-pattern = ">"
-durability = "synced"
 """
+    + PROFILES
+)
 SEGMENT_BYTES = 24 * 1024
 ROUNDS = 9
 BATCH = 8
