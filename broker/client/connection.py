@@ -186,6 +186,8 @@ class Connection:
             self._owner.on_closed(self._reason)
         elif not self._welcome.done():
             self._welcome.set_exception(self._reason)
+            # Whoever connects may have failed already, at its socket: then nobody waits, and nothing is amiss.
+            self._welcome.exception()
 
     # .. frames ..
 
