@@ -2,7 +2,7 @@
 
 Every row carries a CRC-32C: a chunk its own, which covers its channel and first sequence and so its key, every other
 row one over its key and what follows. A row that stands under another key than its own is therefore found out like one
-with a changed value. The groups' rows are packed in varints (LEB128, as in Protocol Buffers): about six bytes for a chunk.
+with a changed value. The groups' rows are packed in varints (LEB128, as in Protocol Buffers): about six bytes a chunk.
 
 Nothing here knows of LMDB, pages or files.
 """
