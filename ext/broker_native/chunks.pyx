@@ -160,7 +160,7 @@ cdef int builder_take(ChunkBuilder* builder, const uint8_t* chunk, uint64_t afte
         run = record_run(at, end)
         if run == 0 or run > next_first - sequence:
             return TAKE_DAMAGED
-        if sequence + run > after + 1:
+        if sequence + run > after + 1 and after < until:
             low = sequence if sequence > after else after + 1
             high = sequence + run if sequence + run <= until else until + 1
             state = builder_put(builder, chunk, at, load_u32(at), low, <uint32_t>(high - low))
