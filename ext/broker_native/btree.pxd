@@ -53,3 +53,11 @@ cdef struct TreeWalk:
     Span bound                    # the next leaf key is not below it; size 0: none
     bint free_list                # the tree of free pages: keys are numbers, values lists of pages
     uint64_t damage               # where the first damage is, bytes from the beginning of the file
+
+cdef const uint8_t* page_at(TreeWalk* walk, uint64_t number, bint leaf) noexcept nogil
+cdef uint32_t page_count(const uint8_t* page) noexcept nogil
+cdef const uint8_t* node_at(TreeWalk* walk, const uint8_t* page, uint32_t index, Span* key) noexcept nogil
+cdef uint64_t node_child(const uint8_t* node) noexcept nogil
+cdef bint node_value(TreeWalk* walk, const uint8_t* page, const uint8_t* node, Span* key, Span* value) noexcept nogil
+cdef int span_compare(const Span* left, const Span* right) noexcept nogil
+cdef bint walk_begin_at(TreeWalk* walk, const uint8_t* file, uint64_t size, uint64_t meta_at) noexcept nogil

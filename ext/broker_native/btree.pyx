@@ -39,7 +39,7 @@ cdef inline bint wrong(TreeWalk* walk, const uint8_t* at) noexcept nogil:
     return False
 
 
-cdef inline int span_compare(const Span* left, const Span* right) noexcept nogil:
+cdef int span_compare(const Span* left, const Span* right) noexcept nogil:
     """Compare as LMDB compares keys: byte by byte, and a prefix is less."""
     cdef uint64_t shorter = left.size if left.size < right.size else right.size
     cdef int order = memcmp(left.at, right.at, shorter)
@@ -91,7 +91,7 @@ cdef const uint8_t* page_at(TreeWalk* walk, uint64_t number, bint leaf) noexcept
     return page
 
 
-cdef inline uint32_t page_count(const uint8_t* page) noexcept nogil:
+cdef uint32_t page_count(const uint8_t* page) noexcept nogil:
     return (load_u16(page + PAGE_LOWER) - PAGE_NODES) // 2
 
 
@@ -111,7 +111,7 @@ cdef const uint8_t* node_at(TreeWalk* walk, const uint8_t* page, uint32_t index,
     return page + offset
 
 
-cdef inline uint64_t node_child(const uint8_t* node) noexcept nogil:
+cdef uint64_t node_child(const uint8_t* node) noexcept nogil:
     return load_u32(node) | <uint64_t>load_u16(node + NODE_FLAGS) << 32
 
 
@@ -233,11 +233,14 @@ cdef bint walk_tree(TreeWalk* walk, const uint8_t* tree, uint32_t flags) noexcep
 
 
 cdef bint walk_begin(TreeWalk* walk, const Py_buffer* view, uint64_t meta_at) noexcept nogil:
+    return walk_begin_at(walk, <const uint8_t*>view.buf, <uint64_t>view.len, meta_at)
+
+
+cdef bint walk_begin_at(TreeWalk* walk, const uint8_t* file, uint64_t size, uint64_t meta_at) noexcept nogil:
     """Set a walk up from a meta page; wrong when the file is shorter than the meta says."""
-    cdef uint64_t size = <uint64_t>view.len
     cdef const uint8_t* meta
     memset(walk, 0, sizeof(TreeWalk))
-    walk.file = <const uint8_t*>view.buf
+    walk.file = file
     if meta_at > size or size - meta_at < META_BYTES:
         return False
     meta = walk.file + meta_at
