@@ -7,6 +7,7 @@ their last byte and no further, so that nothing of what follows is lost when the
 from __future__ import annotations
 
 import socket
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from broker.client.address import TcpAddress, parse_url
@@ -97,6 +98,21 @@ class Conversation:
         _, fields = control.decode_reply(self._expect(Kind.REPLY))
         stats: dict[str, Any] = fields["stats"]
         return stats
+
+    def ping_ns(self) -> int:
+        """Send a PING, wait for its PONG, and return how long that took, nanoseconds.
+
+        Raises:
+            BrokerError: the server refuses, or is gone.
+        """
+        begun = time.monotonic_ns()
+        self._socket.sendall(control.encode_ping(begun))
+        self._expect(Kind.PONG)
+        return time.monotonic_ns() - begun
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
 
     def detach(self) -> socket.socket:
         """Hand the socket over, non-blocking, to a caller who closes it; the conversation is over."""

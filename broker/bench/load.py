@@ -23,6 +23,8 @@ from broker_native.driver import Driver
 from broker_native.histogram import Histogram
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from broker_native.driver import Failure, Outcome
 
 DESCRIPTORS_SPARE: Final = 256
@@ -47,14 +49,16 @@ def raise_descriptor_limit(connections: int) -> None:
 class Load:
     """The connections of one work and the driver that has their sockets."""
 
-    def __init__(self, options: Options, target: Target, stack: ExitStack) -> None:
-        """Prepare names and the driver; `stack` closes the sockets when the work is over."""
+    def __init__(
+        self, options: Options, target: Target, stack: ExitStack, *, names: Sequence[bytes] | None = None
+    ) -> None:
+        """Prepare the driver for new names, or for those given; `stack` closes the sockets when the work is over."""
         self.options = options
         self.target = target
         self.stack = stack
         self.room = f"{ROOMS[options.durability]}.{secrets.token_hex(4)}"
         self.names = [f"{self.room}.{number % options.audiences}.{number}" for number in range(options.channels)]
-        self.names_bytes = [name.encode() for name in self.names]
+        self.names_bytes = list(names) if names is not None else [name.encode() for name in self.names]
         self.driver = Driver(
             self.names_bytes,
             publishers=options.publishers,
@@ -64,23 +68,31 @@ class Load:
             window=options.window_records,
             frame_bytes_max=FRAME_BYTES_MAX + options.payload,
             crc=options.crc,
+            owned=options.owned,
+            random=options.work is Work.CHANNELS,
         )
 
-    def add_publishers(self) -> None:
-        """Connect all publishers. Each names every channel.
+    def add_publishers(self, *, head: int = 0) -> None:
+        """Connect all publishers. Each names every channel, or those that it owns.
+
+        Args:
+            head: what sequence owned channels have reached; 0 when nobody knows.
 
         Raises:
             BrokerError: the server refuses, or its limit is below the payload.
         """
         payload = self.options.payload
-        for _ in range(self.options.publishers):
+        publishers = self.options.publishers
+        for index in range(publishers):
             with Conversation(self.target.url) as conversation:
                 if payload > conversation.limits.payload_bytes_max:
                     limit = conversation.limits.payload_bytes_max
                     raise error("PAYLOAD_TOO_LARGE", f"payload: got {payload} bytes, limit {limit} bytes")
-                conversation.name_channels(self.names_bytes)
+                conversation.name_channels(
+                    self.names_bytes[index::publishers] if self.options.owned else self.names_bytes
+                )
                 detached = self.stack.enter_context(conversation.detach())
-            self.driver.add_publisher(detached.fileno())
+            self.driver.add_publisher(detached.fileno(), head=head)
 
     def add_subscribers(self, *, from_start: bool = False) -> None:
         """Connect and subscribe all subscribers.
@@ -95,17 +107,24 @@ class Load:
                 conversation.subscribe(filters, credit_bytes, from_start=from_start)
                 detached = self.stack.enter_context(conversation.detach())
             # One literal needs no name with its chunks; anything else is told each channel's once.
-            named = self.options.pattern or len(filters) > 1
+            named = self.options.pattern or self.options.owned or len(filters) > 1
             self.driver.add_subscriber(detached.fileno(), credit_bytes=credit_bytes, named=named)
 
     def filters(self, audience: int) -> list[str]:
         """Return what a subscriber of an audience asks for."""
-        if self.options.pattern:
+        if self.options.pattern or self.options.owned:
             return [f"{self.room}.{audience}.*"]
         return self.names[audience :: self.options.audiences]
 
-    def run(self, probe: Probe, *, publish: bool = True, hold_s: float = 0) -> Outcome:
-        """Let the driver run once, while the probe watches the server's memory."""
+    def run(
+        self,
+        probe: Probe,
+        *,
+        publish: bool = True,
+        hold_s: float = 0,
+        on_slice: Callable[[], object] | None = None,
+    ) -> Outcome:
+        """Let the driver run once, while the probe, or `on_slice`, watches."""
         options = self.options
         return self.driver.run(
             messages=options.messages if publish else 0,
@@ -113,14 +132,21 @@ class Load:
             rate=options.rate,
             hold_s=hold_s,
             patience_s=options.patience_s,
-            on_slice=probe.sample_memory,
+            on_slice=on_slice or probe.sample_memory,
         )
 
-    def measure(self, probe: Probe, *, publish: bool = True, hold_s: float = 0) -> Result:
+    def measure(
+        self,
+        probe: Probe,
+        *,
+        publish: bool = True,
+        hold_s: float = 0,
+        on_slice: Callable[[], object] | None = None,
+    ) -> Result:
         """Run once between two looks at the server's figures."""
         before = probe.figures()
         probe.memory_bytes_max = before.memory_bytes
-        outcome = self.run(probe, publish=publish, hold_s=hold_s)
+        outcome = self.run(probe, publish=publish, hold_s=hold_s, on_slice=on_slice)
         result = self.result(outcome)
         try:
             after = probe.figures()
@@ -159,6 +185,8 @@ def complaints(outcome: Outcome, options: Options) -> list[str]:
         found.append(f"the server sent nothing for {options.patience_s:g} s and still owed answers or deliveries")
     if outcome.misplaced:
         found.append(f"{outcome.misplaced} chunks did not follow in sequence, epoch, name or bus position")
+    if outcome.unordered:
+        found.append(f"{outcome.unordered} answers did not follow the one before in their channel")
     if outcome.acked_twice:
         found.append(f"{outcome.acked_twice} messages were answered as duplicates, and each was sent once")
     if outcome.acked and {outcome.level_min, outcome.level_max} != {options.durability}:

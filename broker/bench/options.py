@@ -32,6 +32,9 @@ AUDIENCES_BYTES_MAX: Final = 16 * MIB
 IN_FLIGHT_BYTES_MAX: Final = 128 * MIB
 """What may be on its way to all subscribers of an audience together: it lies in the kernel's buffers."""
 
+IN_FLIGHT_RECORDS: Final = 16384
+"""Records that wait for their answers, of all publishers together, where answers are timed: more would wait longer."""
+
 RECORD_OVERHEAD_BYTES: Final = 96
 """A record's header, the server's fields, and the headers of a chunk that it may have for itself."""
 
@@ -49,6 +52,8 @@ class Work(StrEnum):
     REPLAY = "replay"
     CLIENT = "client"
     IDLE = "idle"
+    CHANNELS = "channels"
+    COLD = "cold"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,7 @@ class Options:
         pin: keep the server and the driver on cores of their own (Linux).
         embedded: `client` only: the embedded home instead of a server.
         window: records on their way to the slowest subscriber; 0 takes what credit and memory allow.
+        read_back: `channels` only: read everything in the end, and check it.
         patience_s: how long the server may owe something and send nothing before the rest counts as lost.
     """
 
@@ -91,12 +97,18 @@ class Options:
     pin: bool = False
     embedded: bool = False
     window: int = 0
+    read_back: bool = True
     patience_s: float = 10.0
 
     @property
     def audiences(self) -> int:
         """Groups of channels and subscribers that meet: in `many` each subscriber has channels of its own."""
         return min(self.subscribers, self.channels) if self.work is Work.MANY else 1
+
+    @property
+    def owned(self) -> bool:
+        """Whether each publisher has channels of its own."""
+        return self.work in (Work.CHANNELS, Work.COLD)
 
     @property
     def record_bytes_max(self) -> int:
@@ -106,6 +118,8 @@ class Options:
     @property
     def window_records(self) -> int:
         """Records that may be on their way to the slowest subscriber: within its credit, and within memory for all."""
+        if self.owned:
+            return max(self.window or IN_FLIGHT_RECORDS // self.publishers, 4 * self.batch)
         readers = -(-self.subscribers // self.audiences)
         alone = WINDOW_BYTES_EPHEMERAL if self.durability is Level.EPHEMERAL else WINDOW_BYTES_STORED
         fitting = min(alone, AUDIENCES_BYTES_MAX // self.audiences, IN_FLIGHT_BYTES_MAX // readers)
@@ -137,6 +151,8 @@ DEFAULTS: Final = {
     Work.REPLAY: Defaults(seconds=0, messages=2_000_000),
     Work.CLIENT: Defaults(seconds=0, messages=1_000_000),
     Work.IDLE: Defaults(publishers=0, subscribers=(10_000,), seconds=2.0),
+    Work.CHANNELS: Defaults(publishers=16, channels=1_000_000, seconds=60.0),
+    Work.COLD: Defaults(publishers=16, channels=1_000_000, seconds=0, messages=1_000_000),
 }
 
 PAYLOAD_BYTES_MAX: Final = 1 * MIB
@@ -168,10 +184,18 @@ def complaint(options: Options) -> str | None:
         ),
         (work in (Work.REPLAY, Work.CLIENT) and not options.messages, f"{work}: needs --messages"),
         (options.pin and not hasattr(os, "sched_setaffinity"), "--pin: this system does not bind processes to cores"),
+        (options.owned and options.publishers > options.channels, f"{work}: each publisher needs a channel"),
+        (options.owned and options.durability is Level.EPHEMERAL, f"{work}: ephemeral messages are not stored"),
+        (options.owned and options.subscribers != 1, f"{work}: one subscriber reads it back"),
+        (work is Work.COLD and options.url is not None, "cold: starts its server twice, so no --url"),
+        (
+            work is Work.COLD and options.messages != options.channels,
+            "cold: one message to each channel: no --messages",
+        ),
         (options.embedded and work is not Work.CLIENT, "--embedded is for `client`"),
         (options.embedded and options.url is not None, "--embedded has no server, so no --url"),
         (
-            not options.pattern and options.channels > FILTERS_MAX * options.audiences,
+            not (options.pattern or options.owned) and options.channels > FILTERS_MAX * options.audiences,
             f"--channels: more than {FILTERS_MAX} for one subscription: take --pattern",
         ),
     )

@@ -46,6 +46,7 @@ def rows(result: Result) -> list[tuple[str, str]]:
         latency = result.latency_us
         values = ", ".join(f"{name} {count(latency[key])}" for name, key in PERCENTILE_NAMES.items())
         found.append(("latency", f"{values} us"))
+    found += [(label, text.format(result.extra[key])) for key, label, text in EXTRA_ROWS if key in result.extra]
     if "publish_per_s" in result.extra:
         found.append(("published at", f"{count(result.extra['publish_per_s'])} messages/s before"))
     if "memory_bytes_per_connection" in result.extra:
@@ -53,6 +54,19 @@ def rows(result: Result) -> list[tuple[str, str]]:
     found += cost_rows(result)
     return found
 
+
+EXTRA_ROWS = (
+    ("start_per_s", "at the start", "{:,.0f} messages/s"),
+    ("sustained_per_s", "second half", "{:,.0f} messages/s"),
+    ("read_back_per_s", "read back at", "{:,.0f} messages/s"),
+    ("backlog_bytes_max", "not archived", "{:,} bytes of journal at most"),
+    ("server_us_per_message", "a message", "{:.2f} us of the server's processor"),
+    ("ready_ms", "ready after", "{:,.0f} ms"),
+    ("loop_lag_p99_us", "loop lag", "p99 {:,.0f} us"),
+    ("memory_bytes_idle_above_empty", "idle memory", "{:,} bytes above an empty broker"),
+    ("memory_bytes_per_channel", "a channel", "{:,.0f} bytes of the server's memory"),
+)
+"""What some works have besides: field, label and how the value is told."""
 
 PERCENTILE_NAMES = {"p50": "p50", "p90": "p90", "p99": "p99", "p99.9": "p999", "max": "max"}
 

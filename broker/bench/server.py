@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from broker.bench.conversation import Conversation
 from broker.model.errors import error
 from broker.model.levels import Level
+from broker.model.limits import Limits
 from broker.model.profiles import Profile
 
 if TYPE_CHECKING:
@@ -39,9 +40,10 @@ def bench_profiles() -> list[Profile]:
     return [Profile(f"{room}.>".encode(), durability=level) for level, room in ROOMS.items()]
 
 
-def bench_configuration() -> str:
-    """Return the same profiles as a configuration file."""
-    return "".join(
+def bench_configuration(channels: int = 0) -> str:
+    """Return the same profiles as a configuration file, with room for so many channels besides the default."""
+    limits = f"[limits]\nchannels_max = {Limits().channels_max + channels}\n\n"
+    return limits + "".join(
         f'[[profiles]]\npattern = "{profile.pattern.decode()}"\ndurability = "{profile.durability.label}"\n\n'
         for profile in bench_profiles()
     )
@@ -110,13 +112,70 @@ def rss_anon_bytes(status: Path) -> int:
     return int(found.split()[1]) * 1024
 
 
+class OwnServer:
+    """A server for the occasion, in a temporary folder of its own, that may be ended and started again.
+
+    Args:
+        folder: where its data, its configuration and its log go.
+        cores: processor cores that it keeps to; None for all.
+        channels: how many it must have room for besides the default.
+    """
+
+    def __init__(self, folder: Path, cores: set[int] | None = None, channels: int = 0) -> None:
+        self.folder = folder
+        self.data = folder / "data"
+        self._cores = cores
+        self._config = folder / "broker.toml"
+        self._config.write_text(bench_configuration(channels))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Target:
+        """Start it, and wait until it takes connections.
+
+        Raises:
+            BrokerError: UNAVAILABLE; it did not start.
+        """
+        ready = self.folder / "ready"
+        ready.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "broker", "serve", "--data", str(self.data), "--tcp", "127.0.0.1:0"]
+        command += ["--config", str(self._config), "--ready-file", str(ready)]
+        with (self.folder / "log").open("ab") as log, _kept_to(self._cores):
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        return Target(f"broker://{_await_ready(self._process, self.folder)}", self._process.pid)
+
+    def end(self, signal_number: int = signal.SIGTERM) -> None:
+        """End it and wait for it; does nothing when it does not run."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal_number)
+        try:
+            self._process.wait(STOP_SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+
 @contextmanager
-def running_server(url: str | None, *, cores: set[int] | None = None) -> Iterator[Target]:
+def own_server(*, cores: set[int] | None = None, channels: int = 0) -> Iterator[OwnServer]:
+    """Yield a server that is not started yet; it is ended, and its folder removed, with the block."""
+    folder = Path(tempfile.mkdtemp(prefix="broker-bench-"))
+    server = OwnServer(folder, cores, channels)
+    try:
+        yield server
+    finally:
+        server.end()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def running_server(url: str | None, *, cores: set[int] | None = None, channels: int = 0) -> Iterator[Target]:
     """Yield the server to load: the one at `url`, or one of our own that lives as long as the block.
 
     Args:
         url: a running server, or None to start one.
         cores: processor cores that a started server keeps to; None for all.
+        channels: how many a started server must have room for besides the default.
 
     Raises:
         BrokerError: UNAVAILABLE; the server did not start.
@@ -126,29 +185,12 @@ def running_server(url: str | None, *, cores: set[int] | None = None) -> Iterato
             pid = conversation.stats().get("pid")
         yield Target(url, pid if isinstance(pid, int) and pid > 0 and _is_local(url) else None)
         return
-    folder = Path(tempfile.mkdtemp(prefix="broker-bench-"))
-    try:
-        process = _start(folder, cores)
-        try:
-            yield Target(f"broker://{_await_ready(process, folder)}", process.pid)
-        finally:
-            _stop(process)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with own_server(cores=cores, channels=channels) as server:
+        yield server.start()
 
 
 def _is_local(url: str) -> bool:
     return url.startswith(("broker+unix:", "broker://127.", "broker://localhost", "broker://[::1]"))
-
-
-def _start(folder: Path, cores: set[int] | None) -> subprocess.Popen[bytes]:
-    """Start a server; it inherits the cores that this process keeps to at that moment."""
-    config = folder / "broker.toml"
-    config.write_text(bench_configuration())
-    command = [sys.executable, "-m", "broker", "serve", "--data", str(folder / "data"), "--tcp", "127.0.0.1:0"]
-    command += ["--config", str(config), "--ready-file", str(folder / "ready")]
-    with (folder / "log").open("wb") as log, _kept_to(cores):
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
 
 @contextmanager
@@ -180,13 +222,3 @@ def _await_ready(process: subprocess.Popen[bytes], folder: Path) -> str:
     # Behind the error comes what to do about it.
     last = next((line for line in reversed(said) if line.startswith("error ")), said[-1] if said else "it said nothing")
     raise error("UNAVAILABLE", f"broker serve: {state}: {last.strip()}")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server, and wait for it."""
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(STOP_SECONDS_MAX)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

@@ -6,11 +6,12 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from broker.bench.channels import run_channels, run_cold
 from broker.bench.client import run_client, run_embedded
 from broker.bench.load import RUNNERS, raise_descriptor_limit, run_live
 from broker.bench.machine import commit_us_p50
 from broker.bench.options import Options, Work
-from broker.bench.server import running_server
+from broker.bench.server import own_server, running_server
 
 if TYPE_CHECKING:
     from broker.bench.client import Opener
@@ -46,14 +47,24 @@ def run_work(options: Options, *, connect: Opener | None = None, open_embedded: 
 def _run_with_server(options: Options, connect: Opener | None) -> list[Result]:
     with ExitStack() as stack:
         server_cores, driver_cores = split_cores() if options.pin else (None, None)
-        target = stack.enter_context(running_server(options.url, cores=server_cores))
-        if driver_cores is not None:
-            stack.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
-            os.sched_setaffinity(0, driver_cores)
+        if options.work is Work.COLD:
+            server = stack.enter_context(own_server(cores=server_cores, channels=options.channels))
+            keep_to(stack, driver_cores)
+            return [run_cold(options, server)]
+        target = stack.enter_context(running_server(options.url, cores=server_cores, channels=options.channels))
+        keep_to(stack, driver_cores)
         if options.work is Work.CLIENT:
             assert connect is not None
             return run_client(options, target, connect)
-        return [RUNNERS.get(options.work, run_live)(options, target)]
+        runner = run_channels if options.work is Work.CHANNELS else RUNNERS.get(options.work, run_live)
+        return [runner(options, target)]
+
+
+def keep_to(stack: ExitStack, cores: set[int] | None) -> None:
+    """Keep this process to cores until the stack is closed; None does nothing."""
+    if cores is not None:
+        stack.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores)
 
 
 def split_cores() -> tuple[set[int], set[int]]:

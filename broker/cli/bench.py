@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from broker.bench.options import Options
     from broker.bench.result import Result
 
-WORKS = ("pubsub", "fanout", "many", "latency", "replay", "client", "idle")
+WORKS = ("pubsub", "fanout", "many", "latency", "replay", "client", "idle", "channels", "cold")
 
 
 def counts(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -57,6 +57,7 @@ def counts(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 @click.option("--crc", is_flag=True, help="Check every chunk's CRC-32C as well.")
 @click.option("--pin", is_flag=True, help="Keep server and driver on cores of their own (Linux).")
 @click.option("--embedded", is_flag=True, help="`client`: the broker in this process instead of a server.")
+@click.option("--no-read-back", "read_back", flag_value=False, default=True, help="`channels`: leave out the reading.")
 @click.option(
     "--window",
     type=click.IntRange(0),
@@ -75,6 +76,8 @@ def command(work: str, subscribers: tuple[int, ...] | None, json_path: str | Non
     replay   publish first, then read it all from the start
     client   the Python client: post, batches, messages, publish
     idle     what 10,000 subscribed connections cost in memory
+    channels 1,000,000 channels at random for 60 s, then all of it is read back; the latency is that of answers
+    cold     the first publish to each of 1,000,000 stored channels after a start with nothing cached
 
     Without --url a server is started for the occasion, with its journal in a temporary directory: TMPDIR chooses
     whose disk is measured. A server at --url needs profiles for bench.e.> (ephemeral), bench.a.> (accepted) and
@@ -120,6 +123,9 @@ def options_of(work: str, subscribers: tuple[int, ...] | None, given: dict[str, 
         "messages": defaults.messages,
         **chosen,
     }
+    if work == Work.COLD and "channels" in chosen:
+        merged.setdefault("messages", 0)
+        merged["messages"] = given.get("messages") or merged["channels"]
     every = [
         Options(Work(work), durability=durability, seconds=seconds, subscribers=readers, **merged)
         for readers in subscribers or defaults.subscribers

@@ -80,9 +80,17 @@ cdef struct Subscriber:
     uint32_t chunk_crc          # as its header says
     uint32_t crc                # of what has come
 
+cdef struct Sent:               # a PUBLISH that waits for its answer
+    uint64_t number             # of its first record
+    uint64_t time_ns
+    uint32_t channel
+
 cdef struct Publisher:
     uint32_t index
-    uint32_t turn               # which channel is next
+    uint32_t channels           # that it has named, with numbers from 0
+    uint32_t turn               # which of its numbers is next
+    uint64_t random             # the state of its choice, when channels are chosen at random
+    Sent* sent                  # [load.sent_mask + 1], by number; NULL unless answers are measured
     uint64_t frames             # sent
     uint64_t records            # sent; the line's next number is one higher
     uint64_t acked
@@ -90,6 +98,7 @@ cdef struct Publisher:
     uint64_t left               # records still to send
     bint shut                   # its window of unanswered records is full
     uint64_t* counters          # [channels]: the next counter of each of its flows
+    uint64_t* heads             # [channels]: the last sequence that was answered, 0 before; NULL unless it owns them
 
 cdef struct Audience:
     uint64_t published
@@ -123,6 +132,10 @@ cdef struct Load:
     uint32_t capacity           # of connections and subscribers
     uint32_t channels
     uint32_t audiences_count
+    bint owned                  # each publisher has channels of its own
+    bint random                 # and takes them at random
+    uint32_t flow_publishers    # publishers that a channel has
+    uint64_t sent_mask
     # a record
     uint8_t* pattern            # a payload
     uint32_t payload_bytes
@@ -149,6 +162,7 @@ cdef struct Load:
     size_t buffer_bytes
     uint64_t acked_twice        # records whose answer says duplicate
     uint64_t misplaced          # chunks that do not follow the one before
+    uint64_t unordered          # answers that do not follow the one before in their channel
     uint64_t crc_wrong
     uint64_t events
     uint8_t level_min

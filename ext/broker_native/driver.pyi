@@ -24,6 +24,7 @@ class Outcome(NamedTuple):
     reordered: int
     corrupt: int
     misplaced: int
+    unordered: int
     events: int
     level_min: int
     level_max: int
@@ -32,6 +33,7 @@ class Outcome(NamedTuple):
 @final
 class Driver:
     latency: Histogram
+    answers: Histogram
     def __init__(
         self,
         names: Sequence[bytes],
@@ -43,8 +45,12 @@ class Driver:
         window: int = 16384,
         frame_bytes_max: int = 2097152,
         crc: bool = False,
+        owned: bool = False,
+        random: bool = False,
     ) -> None: ...
-    def add_publisher(self, fd: int) -> None: ...
+    @property
+    def acked(self) -> int: ...
+    def add_publisher(self, fd: int, *, head: int = 0) -> None: ...
     def add_subscriber(self, fd: int, *, credit_bytes: int, named: bool = False) -> None: ...
     def run(
         self,

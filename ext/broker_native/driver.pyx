@@ -64,7 +64,7 @@ FAILURES = ("", "error", "going_away", "closed", "socket", "protocol", "memory")
 Failure = namedtuple("Failure", ("reason", "connection", "detail", "body"))
 Outcome = namedtuple("Outcome", (
     "finished", "seconds", "cpu_s", "sent", "acked", "acked_twice", "deliveries", "lost", "duplicated", "reordered",
-    "corrupt", "misplaced", "events", "level_min", "level_max", "failure"))
+    "corrupt", "misplaced", "unordered", "events", "level_min", "level_max", "failure"))
 
 
 # --- Failing ------------------------------------------------------------------------------------------------------
@@ -203,9 +203,10 @@ cdef void publisher_frame(Load* load, Publisher* publisher, uint8_t* frame, uint
                           uint64_t time_ns) noexcept nogil:
     """Write one PUBLISH frame of `count` records, PUBLISH_HEADER_BYTES + count * record_bytes after its header."""
     cdef uint8_t* record = frame + FRAME_HEADER_BYTES + PUBLISH_HEADER_BYTES
-    cdef uint32_t i
+    cdef uint32_t i, number = publisher.turn
+    cdef uint32_t stamped = 0 if load.owned else publisher.index
     frame_header_write(frame, PUBLISH_HEADER_BYTES + count * load.record_bytes, KIND_PUBLISH)
-    store_u32(frame + 8, channel)
+    store_u32(frame + 8, number)
     store_u32(frame + 12, count)
     store_u64(frame + 16, publisher.records + 1)
     for i in range(count):
@@ -213,12 +214,25 @@ cdef void publisher_frame(Load* load, Publisher* publisher, uint8_t* frame, uint
         store_u32(record + 8, 0)
         memcpy(record + RECORD_HEADER_BYTES + STAMP_BYTES, load.pattern + STAMP_BYTES,
                load.payload_bytes - STAMP_BYTES)
-        stamp_write(record + RECORD_HEADER_BYTES, publisher.index, publisher.counters[channel] + i, time_ns, channel)
+        stamp_write(record + RECORD_HEADER_BYTES, stamped, publisher.counters[number] + i, time_ns, channel)
         record += load.record_bytes
-    publisher.counters[channel] += count
+    if publisher.sent != NULL:
+        publisher.sent[(publisher.records + 1) & load.sent_mask] = Sent(publisher.records + 1, time_ns, number)
+    publisher.counters[number] += count
     publisher.records += count
     publisher.left -= count
     publisher.frames += 1
+
+
+cdef uint32_t publisher_next(Load* load, Publisher* publisher) noexcept nogil:
+    """Choose the number that the next frame is for: the next one, or any of those that are the publisher's own."""
+    if not load.random:
+        return (publisher.turn + 1) % publisher.channels
+    # xorshift64* (Vigna, 2016): any state but 0; the upper half is the better one.
+    publisher.random ^= publisher.random >> 12
+    publisher.random ^= publisher.random << 25
+    publisher.random ^= publisher.random >> 27
+    return <uint32_t>(((publisher.random * <uint64_t>0x2545F4914F6CDD1D >> 32) * publisher.channels) >> 32)
 
 
 cdef uint64_t publisher_fill(Load* load, Connection* connection, uint64_t now_ns) noexcept nogil:
@@ -241,7 +255,7 @@ cdef uint64_t publisher_fill(Load* load, Connection* connection, uint64_t now_ns
         count = <uint32_t>publisher.left if publisher.left < load.batch else load.batch
         if not window_admits(publisher.records - publisher.acked, count, load.window, &publisher.shut):
             break
-        channel = publisher.turn
+        channel = publisher.turn * load.publishers_max + publisher.index if load.owned else publisher.turn
         audience = channel % load.audiences_count
         if not audience_admits(load, audience, count):
             break
@@ -250,7 +264,7 @@ cdef uint64_t publisher_fill(Load* load, Connection* connection, uint64_t now_ns
             break
         publisher_frame(load, publisher, frame, channel, count, due_ns if load.rate else now_ns)
         load.audiences[audience].published += count
-        publisher.turn = (channel + 1) % load.channels
+        publisher.turn = publisher_next(load, publisher)
     return POLLER_NEVER
 
 
@@ -286,7 +300,28 @@ cdef uint64_t numbers_sum(uint64_t first, uint64_t count) noexcept nogil:
     return count // 2 * (2 * first + count - 1)
 
 
-cdef size_t take_published(Load* load, Connection* connection, const uint8_t* body, uint32_t size) noexcept nogil:
+cdef void publisher_answered(Load* load, Publisher* publisher, const uint8_t* entry, uint64_t now_ns,
+                             Histogram latency) noexcept nogil:
+    """Measure how long the frames of an entry have waited, and check that their channel went on where it was.
+
+    An entry is of one channel. Whoever owns a channel sees each of its sequences answered, and in their order.
+    """
+    cdef uint64_t number = load_u64(entry), first = load_u64(entry + 16)
+    cdef uint64_t end = number + load_u32(entry + 24)
+    cdef Sent* sent = &publisher.sent[number & load.sent_mask]
+    if publisher.heads != NULL:
+        if publisher.heads[sent.channel] != 0 and first != publisher.heads[sent.channel] + 1:
+            load.unordered += 1
+        publisher.heads[sent.channel] = first + (end - number) - 1
+    while number < end:
+        sent = &publisher.sent[number & load.sent_mask]
+        if sent.number == number:
+            latency.record(now_ns - sent.time_ns if now_ns > sent.time_ns else 0)
+        number += 1
+
+
+cdef size_t take_published(Load* load, Connection* connection, const uint8_t* body, uint32_t size,
+                           uint64_t now_ns, Histogram latency) noexcept nogil:
     """Count answers to publishes."""
     cdef Publisher* publisher = connection.publisher
     cdef uint64_t number
@@ -302,6 +337,8 @@ cdef size_t take_published(Load* load, Connection* connection, const uint8_t* bo
         if number == 0 or number > publisher.records or count > publisher.records + 1 - number:
             load_fail(load, connection, FAILURE_PROTOCOL, b"PUBLISHED: answers more than was published")
             return 0
+        if publisher.sent != NULL:
+            publisher_answered(load, publisher, body + at, now_ns, latency)
         publisher.acked += count
         publisher.acked_sum += numbers_sum(number, count)
         if body[at + 33] & PUBLISHED_FLAG_DUPLICATE:
@@ -342,14 +379,27 @@ cdef bint lane_bind(Load* load, Subscriber* subscriber, Lane* lane, uint32_t cha
     if channel >= load.channels or channel % load.audiences_count != subscriber.audience:
         return False
     lane.channel = channel
-    lane.first_flow = <uint64_t>(channel // load.audiences_count) * load.publishers_max
+    lane.first_flow = <uint64_t>(channel // load.audiences_count) * load.flow_publishers
     return True
 
 
 cdef bint lane_bind_name(Load* load, Subscriber* subscriber, Lane* lane, const uint8_t* name,
                          uint8_t size) noexcept nogil:
-    """Bind a lane by the name that came with its first chunk. O(channels of the audience), once for each of them."""
-    cdef uint32_t channel = subscriber.audience
+    """Bind a lane by the name that came with its first chunk, once for each.
+
+    A name that ends in its index, as the works name them, is found at once, any other in O(channels of the audience).
+    """
+    cdef uint32_t channel = 0
+    cdef uint64_t digit = 1
+    cdef uint8_t at = size
+    while at and 48 <= name[at - 1] <= 57 and digit <= load.channels:      # ASCII digits
+        channel += <uint32_t>digit * (name[at - 1] - 48)
+        digit *= 10
+        at -= 1
+    if (channel < load.channels and load.name_sizes[channel] == size
+            and memcmp(load.names[channel], name, size) == 0):
+        return lane_bind(load, subscriber, lane, channel)
+    channel = subscriber.audience
     while channel < load.channels:
         if load.name_sizes[channel] == size and memcmp(load.names[channel], name, size) == 0:
             return lane_bind(load, subscriber, lane, channel)
@@ -543,7 +593,8 @@ cdef void take_chunk_end(Load* load, Connection* connection, Subscriber* subscri
     connection_grant(load, connection, subscriber)
 
 
-cdef size_t take_frame(Load* load, Connection* connection, const uint8_t* data, size_t size) noexcept nogil:
+cdef size_t take_frame(Load* load, Connection* connection, const uint8_t* data, size_t size, uint64_t now_ns,
+                       Histogram latency) noexcept nogil:
     """Take one frame, or the head of a DELIVER. Returns the bytes taken, 0 while more must come."""
     cdef uint32_t body_bytes
     cdef uint8_t kind
@@ -560,7 +611,7 @@ cdef size_t take_frame(Load* load, Connection* connection, const uint8_t* data, 
     if size < FRAME_HEADER_BYTES + <size_t>body_bytes:
         return 0
     if kind == KIND_PUBLISHED:
-        take_published(load, connection, body, body_bytes)
+        take_published(load, connection, body, body_bytes, now_ns, latency)
     elif kind == KIND_PING and body_bytes == 8:
         connection_pong(load, connection, body)
     elif kind == KIND_ERROR:
@@ -582,7 +633,7 @@ cdef size_t take_bytes(Load* load, Connection* connection, const uint8_t* data, 
         if connection.subscriber != NULL and connection.subscriber.chunk_left:
             taken = take_records(load, connection, data + at, size - at, now_ns, latency)
         else:
-            taken = take_frame(load, connection, data + at, size - at)
+            taken = take_frame(load, connection, data + at, size - at, now_ns, latency)
         if taken == 0:
             break
         at += taken
@@ -605,7 +656,12 @@ cdef void connection_spill(Load* load, Connection* connection, const uint8_t* re
 
 
 cdef void connection_receive(Load* load, Connection* connection, Histogram latency) noexcept nogil:
-    """Read once and take what came. The poller is level-triggered: what is left in the socket comes next turn."""
+    """Read once and take what came. The poller is level-triggered: what is left in the socket comes next turn.
+
+    Args:
+        load, connection: who reads.
+        latency: takes how old deliveries are, or how long a publisher's frames have waited for their answers.
+    """
     cdef size_t kept = connection.spill_bytes, size, taken
     cdef ssize_t received
     cdef uint64_t now_ns
@@ -658,7 +714,7 @@ cdef bint load_outstanding(Load* load) noexcept nogil:
     return False
 
 
-cdef bint load_turns(Load* load, Histogram latency) noexcept nogil:
+cdef bint load_turns(Load* load, Histogram latency, Histogram answers) noexcept nogil:
     """Run for a slice of time. Returns whether the run has ended."""
     cdef PollerEvent[POLLER_EVENTS_MAX] events
     cdef Connection* connection
@@ -681,7 +737,11 @@ cdef bint load_turns(Load* load, Histogram latency) noexcept nogil:
             connection = &load.connections[events[i].index]
             if events[i].writable:
                 connection_flush(load, connection)
-            if events[i].readable and load.failure == FAILURE_NONE:
+            if not events[i].readable or load.failure != FAILURE_NONE:
+                continue
+            if connection.publisher != NULL:
+                connection_receive(load, connection, answers)
+            else:
                 connection_receive(load, connection, latency)
         now_ns = clock_ns()
     return False
@@ -715,6 +775,29 @@ cdef int load_connect(Load* load, int fd, size_t out_capacity) except -1:
     return 0
 
 
+cdef int publisher_open(Load* load, Publisher* publisher, uint64_t head) except -1:
+    """Give a publisher its channels. What it has is freed with the driver, if this fails as well. Returns 0."""
+    cdef uint32_t i
+    publisher.channels = load.channels
+    if load.owned:
+        publisher.channels = (load.channels - publisher.index + load.publishers_max - 1) // load.publishers_max
+        publisher.random = <uint64_t>0x9E3779B97F4A7C15 * (publisher.index + 1)
+        publisher.turn = publisher_next(load, publisher) if load.random else 0
+        publisher.heads = <uint64_t*>calloc(publisher.channels, sizeof(uint64_t))
+        publisher.sent = <Sent*>calloc(load.sent_mask + 1, sizeof(Sent))
+        if publisher.heads == NULL or publisher.sent == NULL:
+            raise MemoryError
+        for i in range(publisher.channels):
+            publisher.heads[i] = head
+    else:
+        # Publishers start at different channels, or all of them would go through the same one at a time.
+        publisher.turn = <uint32_t>(<uint64_t>publisher.index * load.channels // load.publishers_max)
+    publisher.counters = <uint64_t*>calloc(publisher.channels, sizeof(uint64_t))
+    if publisher.counters == NULL:
+        raise MemoryError
+    return 0
+
+
 cdef void subscriber_free(Subscriber* subscriber) noexcept:
     ledger_close(&subscriber.ledger)
     free(subscriber.lanes)
@@ -734,7 +817,7 @@ cdef Subscriber* subscriber_new(Load* load, uint32_t audience) except NULL:
     subscriber.lanes_mask = lanes - 1
     subscriber.lanes = <Lane*>calloc(lanes, sizeof(Lane))
     if subscriber.lanes == NULL or ledger_open(&subscriber.ledger, load.pattern, load.payload_bytes, channels,
-                                               load.publishers_max):
+                                               load.flow_publishers):
         subscriber_free(subscriber)
         raise MemoryError
     return subscriber
@@ -746,9 +829,11 @@ cdef class Driver:
     cdef bint opened
     cdef object names                # bytes of the channels' names, which load.names borrows
     cdef readonly Histogram latency
+    cdef readonly Histogram answers
 
     def __init__(self, names, *, uint32_t publishers, uint32_t audiences=1, uint32_t payload_bytes=128,
-                 uint32_t batch=1, uint64_t window=16384, uint32_t frame_bytes_max=1 << 21, bint crc=False):
+                 uint32_t batch=1, uint64_t window=16384, uint32_t frame_bytes_max=1 << 21, bint crc=False,
+                 bint owned=False, bint random=False):
         """Prepare a load over channels.
 
         Args:
@@ -761,6 +846,10 @@ cdef class Driver:
                 audience; at least 4 * batch.
             frame_bytes_max: what WELCOME said; a larger frame ends the run.
             crc: whether each chunk's CRC-32C is checked as well.
+            owned: each publisher has channels of its own, from its index on in steps of `publishers`, numbered from 0
+                by its connection. How long each frame waits for its answer is measured then, and each channel's
+                answers must follow one another.
+            random: publishers take their channels at random instead of in turn; only with `owned`.
 
         Raises:
             ValueError: an argument is out of its range.
@@ -787,10 +876,16 @@ cdef class Driver:
         self.load.window = window
         self.load.frame_bytes_max = frame_bytes_max
         self.load.crc = crc
+        if owned and not 1 <= publishers <= len(names):
+            raise ValueError(f"publishers: got {publishers}, from 1 to the {len(names)} channels that they own")
         self.load.publishers_max = publishers
+        self.load.owned = owned
+        self.load.random = owned and random
+        self.load.flow_publishers = 1 if owned else publishers
         self.load.audiences_count = audiences
         self.load.channels = <uint32_t>len(names)
         self.latency = Histogram()
+        self.answers = Histogram()
         self.prepare_names(names)
         self.prepare_memory()
         cdef int reason = poller_open(&self.load.poller)
@@ -814,6 +909,8 @@ cdef class Driver:
         # A spill is shorter than a frame with its header, or than the largest head of a DELIVER.
         self.load.buffer_bytes = RECEIVE_BYTES + 1024 + <size_t>self.load.frame_bytes_max
         self.load.buffer = <uint8_t*>malloc(self.load.buffer_bytes)
+        while self.load.sent_mask < self.load.window:
+            self.load.sent_mask = 2 * self.load.sent_mask + 1
         self.load.pattern = <uint8_t*>malloc(self.load.payload_bytes)
         self.load.audiences = <Audience*>calloc(self.load.audiences_count, sizeof(Audience))
         self.load.publishers = <Publisher*>calloc(self.load.publishers_max + 1, sizeof(Publisher))
@@ -830,8 +927,10 @@ cdef class Driver:
             free(self.load.connections[i].spill)
         for i in range(self.load.subscribers_count):
             subscriber_free(self.load.subscribers[i])
-        for i in range(self.load.publishers_count):
+        for i in range(self.load.publishers_max if self.load.publishers != NULL else 0):
             free(self.load.publishers[i].counters)
+            free(self.load.publishers[i].heads)
+            free(self.load.publishers[i].sent)
         free(self.load.connections)
         free(self.load.publishers)
         free(self.load.subscribers)
@@ -844,8 +943,12 @@ cdef class Driver:
         if self.opened:
             poller_close(&self.load.poller)
 
-    def add_publisher(self, int fd):
-        """Take in a non-blocking socket that has named all channels. Before any subscriber. The socket is borrowed.
+    def add_publisher(self, int fd, *, uint64_t head=0):
+        """Take in a non-blocking socket that has named all its channels. Before any subscriber. It is borrowed.
+
+        Args:
+            fd: the socket.
+            head: with `owned`, the sequence that each of its channels has reached; 0 when nobody knows.
 
         Raises:
             ValueError: there are as many as were announced, or a subscriber has been added.
@@ -856,11 +959,7 @@ cdef class Driver:
         load_connect(load, fd, SEND_BYTES if SEND_BYTES > self.frame_bytes() else self.frame_bytes())
         cdef Publisher* publisher = &load.publishers[load.publishers_count]
         publisher.index = load.publishers_count
-        # Publishers start at different channels, or all of them would go through the same one at a time.
-        publisher.turn = <uint32_t>(<uint64_t>publisher.index * load.channels // load.publishers_max)
-        publisher.counters = <uint64_t*>calloc(load.channels, sizeof(uint64_t))
-        if publisher.counters == NULL:
-            raise MemoryError
+        publisher_open(load, publisher, head)
         load.connections[load.connections_count - 1].publisher = publisher
         load.publishers_count += 1
 
@@ -926,7 +1025,7 @@ cdef class Driver:
         self.begin(messages, seconds, rate, hold_s)
         while not ended:
             with nogil:
-                ended = load_turns(load, self.latency)
+                ended = load_turns(load, self.latency, self.answers)
             PyErr_CheckSignals()
             if on_slice is not None:
                 on_slice()
@@ -951,6 +1050,11 @@ cdef class Driver:
                 load.publishers[i].left = UINT64_MAX if seconds > 0 else 0
             else:
                 load.publishers[i].left = messages // load.publishers_count + (i < messages % load.publishers_count)
+
+    @property
+    def acked(self):
+        """Records that have been answered since the driver was made; also while it runs, from `on_slice`."""
+        return self.count_acked()
 
     cdef bint stalled(self, double patience_s):
         cdef uint64_t now_ns = clock_ns()
@@ -1010,7 +1114,8 @@ cdef class Driver:
             finished=finished, seconds=<double>(load.arrived_ns - load.start_ns) * 1e-9, cpu_s=cpu_s,
             sent=self.count_sent() - sent, acked=self.count_acked() - acked, acked_twice=load.acked_twice,
             deliveries=self.count_taken() - taken, lost=self.count_lost(), duplicated=duplicated,
-            reordered=reordered, corrupt=corrupt + load.crc_wrong, misplaced=load.misplaced, events=load.events,
+            reordered=reordered, corrupt=corrupt + load.crc_wrong, misplaced=load.misplaced,
+            unordered=load.unordered, events=load.events,
             level_min=load.level_min if load.level_max else 0, level_max=load.level_max, failure=self.failure())
 
     cdef object failure(self):

@@ -18,9 +18,11 @@ TINY = {
     "many": ("--messages", "3000", "--publishers", "5", "--channels", "40", "--subscribers", "8"),
     "latency": ("--messages", "500", "--rate", "5000"),
     "replay": ("--messages", "3000", "--batch", "10"),
+    "channels": ("--messages", "3000", "--channels", "200", "--publishers", "4"),
+    "cold": ("--channels", "300", "--publishers", "7"),
     "idle": ("--subscribers", "50", "--seconds", "0.1"),
 }
-STORED = ("replay",)
+STORED = ("replay", "channels", "cold")
 
 OWN_FSYNCS_MAX = 8
 """What a broker syncs on its own account about when it starts: its first groups and the next segment."""
@@ -44,11 +46,13 @@ def test_native_works(tmp_path: Path, work: str, durability: str) -> None:
     (result,) = run(tmp_path, work, *TINY[work], "--durability", durability, "--crc")
     messages = int(TINY[work][1]) if work != "idle" else 0
     assert (result["work"], result["durability"], result["messages"]) == (work, durability, messages)
-    if messages:
+    if work == "channels":
+        assert result["extra"]["read_back"] == messages
+    elif messages and work != "cold":
         # In `many` a message has one reader; else everybody reads everything.
         readers = 1 if work == "many" else result["subscribers"]
         assert result["extra"]["deliveries"] == messages * readers
-    if durability == "synced" and work != "replay" and messages:
+    if durability == "synced" and work not in ("replay", "cold") and messages:
         assert result["fsyncs"] > 0
     if durability == "ephemeral":
         assert result["fsyncs"] <= OWN_FSYNCS_MAX

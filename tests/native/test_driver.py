@@ -441,6 +441,74 @@ def test_finds_faults_of_answers(fault: str) -> None:
         assert frame(ERROR, outcome.failure.body) == sent
 
 
+class Owners:
+    """A driver whose publishers own their channels, and the server's ends of their sockets."""
+
+    def __init__(self, publishers: int, channels: int, head: int = 0, **options: Any) -> None:
+        self.pairs = [socket.socketpair() for _ in range(publishers)]
+        names = [b"a.%d" % number for number in range(channels)]
+        self.driver = Driver(names, publishers=publishers, payload_bytes=PAYLOAD_BYTES, owned=True, **options)
+        for _, theirs in self.pairs:
+            theirs.setblocking(False)
+            self.driver.add_publisher(theirs.fileno(), head=head)
+
+    def close(self) -> None:
+        for pair in self.pairs:
+            for each in pair:
+                each.close()
+
+    def frames(self, publisher: int, count: int) -> list[tuple[int, int]]:
+        """Read so many PUBLISH frames of a publisher: the channel's number and the channel in the stamp of each."""
+        found = []
+        for _ in range(count):
+            size, _, _, _ = HEADER.unpack(read_exactly(self.pairs[publisher][0], 8))
+            body = read_exactly(self.pairs[publisher][0], size)
+            found.append((struct.unpack_from("<I", body)[0], struct.unpack_from("<I", body, 16 + 12 + 16)[0]))
+        return found
+
+
+@pytest.fixture
+def owners() -> Iterator[Callable[..., Owners]]:
+    made: list[Owners] = []
+
+    def make(*arguments: int, **options: Any) -> Owners:
+        made.append(Owners(*arguments, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.mark.parametrize("random", [False, True])
+def test_owners_publish_to_their_own_channels(owners: Callable[..., Owners], random: bool) -> None:
+    made = owners(2, 7, random=random)
+    made.driver.run(messages=400, patience_s=0)
+    for publisher, channels in ((0, {0, 2, 4, 6}), (1, {1, 3, 5})):
+        frames = made.frames(publisher, 200)
+        assert {channel for _, channel in frames} == channels
+        assert all(channel == number * 2 + publisher for number, channel in frames)
+        turns = [number for number, _ in frames]
+        assert (turns == [at % len(channels) for at in range(200)]) is not random
+
+
+@pytest.mark.parametrize(
+    ("head", "firsts", "unordered"),
+    [(0, (1, 1, 2, 2), 0), (0, (8, 1, 9, 2), 0), (0, (1, 1, 1, 2), 1), (4, (5, 5, 6, 6), 0), (4, (4, 5, 6, 7), 3)],
+)
+def test_answers_of_an_owned_channel_follow_one_another(
+    owners: Callable[..., Owners], head: int, firsts: tuple[int, ...], unordered: int
+) -> None:
+    made = owners(1, 2, head=head)
+    outcome = made.driver.run(messages=4, patience_s=0)
+    assert not outcome.finished
+    for number, first in enumerate(firsts, 1):
+        made.pairs[0][0].send(published(number, 1, first=first, level=3))
+    outcome = made.driver.run()
+    assert outcome.finished
+    assert (outcome.unordered, made.driver.answers.count, made.driver.acked) == (unordered, 4, 4)
+
+
 def test_an_answer_that_says_duplicate_is_counted() -> None:
     def answer(peer: Rig, records: list[bytes]) -> None:
         peer.subscriber.send(deliver(chunk(CHANNEL_ID, EPOCH, 1, records)))
@@ -751,6 +819,7 @@ def test_refuses_what_is_no_socket() -> None:
         {"audiences": 0},
         {"audiences": 3},
         {"publishers": 65537},
+        {"publishers": 3, "owned": True},
         {"batch": 1000, "payload_bytes": 1 << 20},
     ],
 )
