@@ -185,6 +185,7 @@ class Segment:
         seal: what it says of itself; None until it is sealed.
         tables: what it changed in the tables; None while that is in the memory of who appends to it alone.
         tables_last: the last group that `tables` knows of, 0 while there are none.
+        gone: whether it is in the archive and its file is being removed: whoever fails to read it looks there.
 
     Groups are appended by the commit thread alone, which then moves `last`: readers never look past it. All else is
     set before the segment is shared, or by the sealer when it is sealed.
@@ -206,6 +207,7 @@ class Segment:
         self.seal: Seal | None = None
         self.tables: SegmentTables | None = None
         self.tables_last = 0
+        self.gone = False
 
     @property
     def sealed(self) -> bool:
