@@ -357,23 +357,26 @@ class Segment:
             raise AssertionError(f"{self.path} is not sealed")
         return self.tables
 
-    def find(self, channel: int, after_sequence: int, bytes_max: int) -> list[Place]:
+    def find(
+        self, channel: int, after_sequence: int, bytes_max: int, before_sequence: int = SEQUENCE_MAX
+    ) -> list[Place]:
         """Return where the chunks of a channel stand whose last sequence is past `after_sequence`.
 
         Args:
             channel: its id.
             after_sequence: 0 for all of them.
             bytes_max: as of `SegmentIndex.find`: at least one is returned if there is any.
+            before_sequence: only chunks that begin before it.
         """
         # Sealing sets `index` to None at any time; what was taken before stays right.
         index = self.index
         if index is not None:
-            return index.find(channel, after_sequence, bytes_max)
+            return index.find(channel, after_sequence, bytes_max, before_sequence)
         places: list[Place] = []
         with self.file.reading() as transaction:
             for page in self._pages_from(transaction, channel, after_sequence):
                 try:
-                    found, more = find_in_page(page, channel, after_sequence, max(bytes_max, 0))
+                    found, more = find_in_page(page, channel, after_sequence, max(bytes_max, 0), before_sequence)
                 except GroupDamaged as damage:
                     raise corrupt(self.path, f"an index page of channel {channel}: its checksum is wrong") from damage
                 for place in found:
