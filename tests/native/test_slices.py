@@ -290,3 +290,34 @@ def test_a_flipped_bit_is_not_taken_over(scratch: Path, what: str) -> None:
             SliceMerger([source]).merge(archive.reader(), WHOLE)
     finally:
         archive.close()
+
+
+def test_the_judge_sees_what_is_wrong(scratch: Path) -> None:
+    """Each of these is what a merger with one mistake would leave."""
+    maker = Maker(5, 4, 300)
+    groups = [maker.group() for _ in range(12)]
+    model = Model()
+    for group in groups:
+        model.apply(group)
+    archive = Archive(scratch / "case")
+    try:
+        archive.take([groups], WHOLE, 1 << 30)
+        rows = archive.rows()
+    finally:
+        archive.close()
+    judge(rows, model)
+    chunk, channel, name = (next(key for key in rows if key[0] == kind) for kind in (0x10, 0x02, 0x01))
+    other = next(key for key in rows if key[0] == 0x02 and key != channel)
+    body = rows[name][4:]
+    planted: list[dict[bytes, bytes]] = [
+        {key: value for key, value in rows.items() if key != chunk},
+        {key: value for key, value in rows.items() if key != channel},
+        {key: value for key, value in rows.items() if key != name},
+        {**rows, name: pack_row(name, bytes([body[0] ^ 1]) + body[1:])},
+        {**rows, channel: pack_row(channel, rows[other][4:])},
+        {**rows, chunk: rows[chunk][:-1] + bytes([rows[chunk][-1] ^ 1])},
+        {**rows, b"\2" + (999).to_bytes(8, "big"): pack_row(b"\2" + (999).to_bytes(8, "big"), rows[other][4:])},
+    ]
+    for wrong in planted:
+        with pytest.raises((AssertionError, KeyError, ValueError)):
+            judge(wrong, model)
