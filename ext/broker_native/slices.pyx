@@ -946,9 +946,10 @@ cdef int merge_channel(SliceMerger self) noexcept nogil:
     reason = load_channel(self)
     if reason != SLICE_GOOD:
         return reason
-    reason = take_entries(self, self.entries.data, self.entries.size, False)
-    if reason != SLICE_GOOD:
-        return reason
+    if self.entries.size:
+        reason = take_entries(self, self.entries.data, self.entries.size, False)
+        if reason != SLICE_GOOD:
+            return reason
     if channel.found:
         mark_dirty(self, &self.channels)
     if channel.dropped:
