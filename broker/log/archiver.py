@@ -21,7 +21,7 @@ import signal
 import socket
 import sys
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -30,6 +30,7 @@ import lmdb
 from broker.log import durable
 from broker.log.archive import create_archive
 from broker.log.archive_rows import CHECKPOINT_KEY, Checkpoint
+from broker.log.archive_task import CompactResult, Stopped, archive_path
 from broker.log.environment import check_file, close_shared, lock_path, open_shared, remove_file
 from broker.log.errors import corrupt, failed
 from broker.log.rebuild import rebuild
@@ -42,27 +43,15 @@ from broker_native.tree import MappedFile, TreeReader
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+__all__ = ["ArchiveWriter", "CompactResult", "Stopped", "archive_path", "aside_path", "main", "serve"]
+
 MIB = 1024 * 1024
 TRANSACTION_BYTES = 16 * MIB
-ARCHIVE_NAME = "archive.mdb"
 MAP_BYTES = 1 << 42
 """Address space, which costs nothing; a system that refuses is asked for less."""
 MAP_BYTES_MIN = 1 << 30
 NICENESS = 10
 _PR_SET_PDEATHSIG = 1
-
-
-def archive_path(data: Path) -> Path:
-    """Return where a data directory keeps its archive."""
-    return data / "archive" / ARCHIVE_NAME
-
-
-@dataclass(frozen=True, slots=True)
-class CompactResult:
-    """What a rebuild came to: the file's bytes before and after it."""
-
-    bytes_before: int
-    bytes_after: int
 
 
 class ArchiveWriter:
@@ -309,10 +298,6 @@ def serve(writer: ArchiveWriter, commands: TextIO, answers: TextIO) -> None:
             say("stopped")
         except BrokerError as failure:
             say("failed", code=failure.code, detail=failure.detail)
-
-
-class Stopped(Exception):
-    """The owner has asked for an end between two transactions."""
 
 
 def _follow_parent() -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from broker.events import emit
 from broker.log.archive_rows import Checkpoint
-from broker.log.archiver import ArchiveWriter, CompactResult, Stopped, archive_path
+from broker.log.archive_task import CompactResult, Stopped, archive_path
 from broker.log.pace import Pace
 from broker.model.errors import BY_CODE, BrokerError, error
 
@@ -335,6 +335,9 @@ class Archiving:
 
     def _start_writer(self) -> Writer:
         if self._in_process:
+            # Not before: the child process runs that module as its program.
+            from broker.log.archiver import ArchiveWriter
+
             return ArchiveWriter(archive_path(self._folder), transaction_bytes=EMBEDDED_TRANSACTION_BYTES)
         return ChildWriter(self._folder)
 

@@ -320,6 +320,12 @@ def test_the_child_obeys_until_its_pipe_is_closed(journal: Journal) -> None:
     check_archive(archive_path(journal.data), journal.model())
 
 
+def test_the_child_says_nothing_on_a_server_s_standard_error(journal: Journal) -> None:
+    command = [sys.executable, "-m", "broker.log.archiver", "--data", str(journal.data)]
+    done = subprocess.run(command, input="", capture_output=True, text=True, timeout=60, check=True)
+    assert (json.loads(done.stdout)["state"], done.stderr) == ("ready", "")
+
+
 def test_a_second_child_says_who_owns_the_archive(journal: Journal, writer: ArchiveWriter) -> None:
     child = Child(journal.data)
     answer = child.hear()
