@@ -310,7 +310,7 @@ class Archiving:
         segments = self._next_slice(writer)
         compaction = self._next_compaction(writer)
         if compaction is None and not segments:
-            return not self._waiting
+            return not self._waiting and not self._compactions
         began_s = self._step_began_s = time.monotonic()
         self._pace.begin()
         try:

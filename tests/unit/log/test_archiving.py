@@ -12,7 +12,7 @@ import pytest
 
 from broker.log import archiving
 from broker.log.archive import Archive
-from broker.log.archiver import ArchiveWriter, CompactResult, archive_path
+from broker.log.archiver import ArchiveWriter, CompactResult, Stopped, archive_path
 from broker.log.archiving import Archiving, ChildWriter
 from broker.model.errors import BrokerError
 from tests.unit.log.archives import CHUNK_BYTES_REBUILT, Journal, check_archive
@@ -200,3 +200,27 @@ def test_ends_between_two_transactions(journal: Journal, owner: Owner) -> None:
     assert refusal.value.name == "CLOSED"
     check_archive(archive_path(journal.data), journal.model())
     shutil.rmtree(journal.data)
+
+
+def test_a_rebuild_waits_for_the_rest_of_a_slice(journal: Journal) -> None:
+    """What was cut short is gone through with first, however long its segments take to be queued."""
+
+    def stop() -> None:
+        raise Stopped
+
+    writer = ArchiveWriter(archive_path(journal.data), transaction_bytes=1)
+    with pytest.raises(Stopped):
+        writer.archive(journal.paths, stop)
+    writer.close()
+    owner = Owner(journal, in_process=True)
+    try:
+        future = owner.archiving.compact()
+        owner.queue(0, 3)
+        with pytest.raises(TimeoutError):
+            future.result(0.05)
+        owner.queue(3)
+        future.result(WAIT_S)
+        assert owner.reported == [6]
+    finally:
+        owner.archiving.close()
+    check_archive(archive_path(journal.data), journal.model(), CHUNK_BYTES_REBUILT)
