@@ -95,7 +95,9 @@ class Sequencer:
                 if not clean:
                     self._unclean_run = run - 1
 
-    def begin(self, run: int, *, clean: bool, number: int, chain: int, term: int, time_us: int) -> Group:
+    def begin(
+        self, run: int, *, clean: bool, number: int, chain: int, term: int, time_us: int, unclean_run: int = 0
+    ) -> Group:
         """Begin a run on top of what was applied.
 
         Args:
@@ -104,6 +106,8 @@ class Sequencer:
             number, chain: The last good group's, 0 and 0 for an empty journal.
             term: The new term.
             time_us: Broker time.
+            unclean_run: The newest run that is known not to have ended in good order, 0 for none; what was applied may
+                name a newer one.
 
         Returns:
             The fence group. Nothing is served before it is committed.
@@ -111,6 +115,7 @@ class Sequencer:
         self.tails.begin_run(run, number + 1)
         self.applied_number, self.applied_chain = number, chain
         self.term = term
+        self._unclean_run = max(self._unclean_run, unclean_run)
         if not clean:
             self._unclean_run = run - 1
         return self._fence(time_us, ENTRY_RUN.pack(ENTRY_RUN.size, ENTRY_RUN_KIND, 0, run, clean))

@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Protocol
 from broker.access.gate import Gate
 from broker.core.sequencer import Sequencer
 from broker.events import emit
-from broker.log.log import Log
+from broker.log.log import ArchiveBy, Log
 from broker.model.errors import BrokerError, error
 from broker.node.catchup import CatchUp, Following
 from broker.node.commit import CommitThread, handed_over
+from broker.node.history import HistoryReader
+from broker.node.listing import Listing
 from broker.node.time import BrokerTime
 from broker_native.intake import ReadBuffer
 
@@ -113,6 +115,8 @@ class Node:
         self._held: list[Connection] = []
         self._commit = CommitThread(log, loop, self._done)
         self.catchup = CatchUp(core, log, loop, self.kick, self._lost)
+        self.history = HistoryReader(core, log, self.catchup.submit, self.kick)
+        self.listing = Listing(core, loop, self.kick)
         self._idle: asyncio.Future[None] | None = None
         self._left: asyncio.Future[None] | None = None
         self._reload: Profiles | None = None
@@ -135,6 +139,8 @@ class Node:
         limits: Limits,
         segment_bytes: int,
         reserve_bytes: int,
+        backlog_bytes_max: int = 4 << 30,
+        archive_by: ArchiveBy = ArchiveBy.THREAD,
     ) -> Node:
         """Open a data directory and bring it to where it can serve.
 
@@ -144,6 +150,8 @@ class Node:
             limits: Bounds.
             segment_bytes: Size of a journal segment, bytes.
             reserve_bytes: Free space below which publishes are refused, bytes.
+            backlog_bytes_max: What may wait for the archive before publishes are refused, bytes.
+            archive_by: Who moves what is stored into the archive.
 
         Raises:
             StorageError: STORAGE_IN_USE, STORAGE_FORMAT, STORAGE_CORRUPT, STORAGE_FULL.
@@ -157,14 +165,18 @@ class Node:
                 segment_bytes=segment_bytes,
                 reserve_bytes=reserve_bytes,
                 group_bytes_max=limits.group_bytes_max,
+                backlog_bytes_max=backlog_bytes_max,
+                archive_by=archive_by,
             )
             try:
                 core = Sequencer(profiles, limits, int.from_bytes(os.urandom(8), "little"), log.journal_id)
-                recovered = log.recover_into(core)
+                recovered = log.recover()
+                log.load_all(core)
                 broker_time = BrokerTime(recovered.time_us)
                 fence = core.begin(
                     recovered.run + 1,
                     clean=recovered.clean,
+                    unclean_run=recovered.unclean_run,
                     number=recovered.group,
                     chain=recovered.chain,
                     term=recovered.term + 1,
@@ -260,6 +272,7 @@ class Node:
         if self.fanout.slow:
             self._cut_slow()
         self.catchup.flushed()
+        self.history.flushed()
 
     def _cut_slow(self) -> None:
         slow, self.fanout.slow = self.fanout.slow, []
@@ -316,6 +329,7 @@ class Node:
         self.core.end_turn(self.tails.now_us)
         self._start_commit()
         self.core.deliver(group)
+        self.history.settled()
         self._flush()
         self._release()
 
@@ -339,6 +353,7 @@ class Node:
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
         self._commit.recover(self.core.fence(self.clock.now_us()), abandon=lost)
+        self.history.settled()
         self._flush()
         self._release()
 
