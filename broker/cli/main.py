@@ -30,6 +30,7 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "pub": "Publish lines, a file or length-prefixed bytes.",
         "sub": "Print what arrives on channels.",
         "bench": "Measure the broker and verify every message.",
+        "verify": "Prove the files of a data directory or a backup.",
         "demo": "Publish a corpus, kill the broker, resume, and judge.",
         "config": "Check a configuration, or show the effective one.",
         "errors": "Explain the error codes.",

@@ -24,6 +24,7 @@ from broker.log.errors import failed
 from broker.model.errors import error
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from broker.model.errors import BrokerError
@@ -139,6 +140,37 @@ def _lock(path: Path) -> int:
     # For people only, so it need not be durable.
     os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     return descriptor
+
+
+@contextlib.contextmanager
+def hold(path: Path) -> Iterator[None]:
+    """Hold a directory's lock for care of its data, whatever state the data is in; nothing else is written.
+
+    Args:
+        path: a directory that is there.
+
+    Raises:
+        StorageError: STORAGE_IN_USE with the owner; STORAGE_FORMAT when there is no journal in it; STORAGE_FAILED.
+    """
+    if not (path / "journal").is_dir():
+        raise error("STORAGE_FORMAT", f"{path}: not a broker's data directory: it has no journal", _FOREIGN_HINT)
+    try:
+        descriptor = _lock(path)
+    except OSError as cause:
+        raise failed(path, cause) from cause
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def read_identity(path: Path) -> bytes:
+    """Return the journal's identity from a format file.
+
+    Raises:
+        StorageError: STORAGE_FORMAT, STORAGE_CORRUPT. FileNotFoundError: there is none.
+    """
+    return _read_format(path)
 
 
 def _load(path: Path) -> bytes:

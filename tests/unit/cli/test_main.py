@@ -148,7 +148,7 @@ def test_module_is_the_command() -> None:
 @pytest.mark.parametrize(
     ("words", "completed"),
     [
-        ("broker ver", ["version"]),
+        ("broker ver", ["verify", "version"]),
         ("broker e", ["errors", "events"]),
         ("broker con", ["config"]),
         ("broker config ch", ["check"]),

@@ -1,0 +1,481 @@
+"""Judges a data directory: every page, every checksum, the chain, the density of channels, indexes against groups.
+
+Nothing is written and nothing is trusted: files are walked by `pages`, never opened by LMDB, and a fault ends nothing.
+What can be told from the rest of the data is told: which channel, which positions, and what the fault costs. The
+directory's lock must be held by the caller, since a file that grows meanwhile would look damaged.
+
+What is proved, file by file:
+
+    meta pages, tree, bounds, order of keys          `pages`, and `check_tree` for the list of free pages
+    each group: header, entries, chunks, chain       `check_group`; where it fails, chunk by chunk
+    group after group                                each names its predecessor and carries its chain checksum
+    channel after channel                            each chunk begins where the one before ended, in a known epoch
+    rows of a seal                                   made once more from the groups, and compared
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from broker.log.directory import read_identity
+from broker.log.environment import check_pages
+from broker.log.pages import Row, open_pages
+from broker.log.parts import (
+    ENTRY_CHANNEL,
+    ENTRY_DROP,
+    ENTRY_EPOCH,
+    ENTRY_HEAD,
+    Entry,
+    channel_entry,
+    chunks_of,
+    entries_in,
+    entries_of,
+    numbers,
+)
+from broker.log.segment import DELTA_KEY, INDEX_KEY, SEAL_KEY, SUFFIX, Link, Seal, group_number
+from broker.model.errors import StorageError
+from broker_native.crc32c import crc32c_of
+from broker_native.index import GroupDamaged, SegmentIndex, TableDelta, check_group, read_header
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from broker.log.parts import ChunkPart
+    from broker_native.index import GroupHeader
+
+GROUP_LIMIT = 2**64 - 1
+NOTHING = "nothing is lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong.
+
+    Attributes:
+        file: the file, from the data directory on.
+        what: what is wrong.
+        cost: what that costs whoever reads the data.
+        offset: where in the file, bytes; None when no one place is wrong.
+        group: the group concerned, 0 for none.
+        channel: the channel concerned, empty for none.
+        epoch, first, last: the positions concerned; `first` 0 for none.
+        mendable: whether everything can be made good from what the file itself still has.
+    """
+
+    file: str
+    what: str
+    cost: str
+    offset: int | None = None
+    group: int = 0
+    channel: str = ""
+    epoch: int = 0
+    first: int = 0
+    last: int = 0
+    mendable: bool = False
+
+
+@dataclass(slots=True)
+class Report:
+    """What a verification has found and counted."""
+
+    faults: list[Fault] = field(default_factory=list)
+    files: int = 0
+    bytes: int = 0
+    groups: int = 0
+    chunks: int = 0
+    records: int = 0
+    last_group: int = 0
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.faults
+
+
+@dataclass(slots=True)
+class ChannelState:
+    """What the walk knows of a channel: the sequence that its next chunk begins with, and its epoch."""
+
+    name: bytes
+    next: int = 1
+    epoch: int = 0
+
+
+class Channels:
+    """The tables as far as density needs them, moved on by entries and chunks in their order."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[int, ChannelState] = {}
+
+    def name(self, channel: int) -> str:
+        """Return how a message names a channel: by its name, or else by its id."""
+        state = self.by_id.get(channel)
+        return state.name.decode("ascii", "backslashreplace") if state is not None and state.name else f"(id {channel})"
+
+    def take_entry(self, entry: Entry) -> None:
+        """Take a state change in; one that concerns no channel changes nothing."""
+        if entry.kind == ENTRY_CHANNEL:
+            created = channel_entry(entry.body)
+            if created is not None:
+                self.by_id.setdefault(created[0], ChannelState(created[1])).name = created[1]
+            return
+        if entry.kind == ENTRY_DROP and (dropped := numbers(entry.body, 1)):
+            self.by_id.pop(dropped[0], None)
+        elif entry.kind == ENTRY_EPOCH and (begun := numbers(entry.body, 3)):
+            self.by_id.setdefault(begun[0], ChannelState(b"")).epoch = begun[1]
+
+    def sealed_heads(self, entries: bytes) -> Iterator[tuple[int, int, int]]:
+        """Yield (channel, epoch, next) of what a table delta states beyond the chunks that were met."""
+        for entry in entries_in(entries):
+            if entry.kind == ENTRY_CHANNEL:
+                self.take_entry(entry)
+            elif entry.kind == ENTRY_HEAD and (head := numbers(entry.body, 3)):
+                state = self.by_id.get(head[0])
+                if state is None or state.next < head[2]:
+                    yield head[0], head[1], head[2]
+
+
+class SegmentCheck:
+    """Judges one segment; made anew for each.
+
+    Attributes:
+        groups: (number, value) of the groups that are good, in order; only kept for who asked for them.
+        damaged: whether a group of it is lost or not what was written.
+    """
+
+    def __init__(self, verifier: Verifier, path: Path) -> None:
+        self.damaged = False
+        self._verifier = verifier
+        self._path = path
+        self._index = SegmentIndex()
+        self._delta = TableDelta()
+        self._rows: dict[bytes, Row] = {}
+        self._first: GroupHeader | None = None
+        self._before = verifier.last
+        self._groups = 0
+
+    def run(self, limit: int) -> None:
+        """Walk the file; greater groups than `limit` are void."""
+        try:
+            with open_pages(self._path, self._tell_page) as pages:
+                for row in pages.rows():
+                    self._take(row, limit)
+        except StorageError as failure:
+            self.tell(failure.detail.removeprefix(f"{self._path}: "), "no group of this file can be read")
+            self.damaged = True
+            return
+        self._check_structure()
+        self._check_seal()
+
+    def tell(self, what: str, cost: str, **more: object) -> None:
+        """Report a fault of this file."""
+        self._verifier.tell(self._path, what, cost, **more)
+
+    def _tell_page(self, offset: int, what: str) -> None:
+        self._verifier.tell(self._path, what, "what stood there is named below, if anything did", offset=offset)
+
+    def _check_structure(self) -> None:
+        """Have the native walk look as well: it also proves the list of free pages of a file that is written to."""
+        if any(fault.file == self._verifier.relative(self._path) for fault in self._verifier.report.faults):
+            return
+        try:
+            check_pages(self._path, writable=SEAL_KEY not in self._rows)
+        except StorageError as failure:
+            self.tell(failure.detail.removeprefix(f"{self._path}: "), NOTHING, mendable=True)
+
+    # --- Groups ---------------------------------------------------------------------------------------------------
+
+    def _take(self, row: Row, limit: int) -> None:
+        number = group_number(row.key)
+        self._verifier.advance(len(row.value))
+        if number is None:
+            if not row.key.startswith((DELTA_KEY, INDEX_KEY, SEAL_KEY)):
+                self.tell(f"holds an unknown row {row.key!r}", NOTHING, offset=row.offset, mendable=True)
+            self._rows[row.key] = row
+        elif number <= limit:
+            self._take_group(row, number)
+
+    def _take_group(self, row: Row, number: int) -> None:
+        try:
+            header = check_group(row.value)
+        except GroupDamaged as damage:
+            self._take_damaged(row, number, damage)
+            return
+        if header.number != number:
+            self.tell(
+                f"the row of group {number} holds group {header.number}",
+                "the group is not found by its number",
+                offset=row.offset,
+                group=header.number,
+                mendable=True,
+            )
+        self._check_link(row, header)
+        for entry in entries_in(entries_of(row.value)):
+            self._verifier.channels.take_entry(entry)
+        for chunk in chunks_of(row.value):
+            self._take_chunk(row, header.number, chunk)
+        self._collect(row, header)
+
+    def _check_link(self, row: Row, header: GroupHeader) -> None:
+        last = self._verifier.last
+        if (header.predecessor, header.previous_chain) != (last.number, last.chain) or header.number <= last.number:
+            # A damaged group before it has been named already, and its chain is not known.
+            if not self.damaged:
+                self.tell(
+                    f"group {header.number} follows group {header.predecessor} with chain {header.previous_chain:08x}, "
+                    f"but the one before it is group {last.number} with chain {last.chain:08x}",
+                    "groups between them are lost; the channels whose messages they held are named below",
+                    offset=row.offset,
+                    group=header.number,
+                )
+            self.damaged = True
+        self._verifier.last = Link.after(header)
+
+    def _collect(self, row: Row, header: GroupHeader) -> None:
+        """Sum a good group up for the comparison with the seal's rows."""
+        self._first = self._first or header
+        self._groups += 1
+        self._verifier.report.groups += 1
+        self._verifier.report.last_group = header.number
+        self._verifier.on_group(header, row.value)
+        try:
+            self._delta.add(row.value)
+            self._index.add(row.value)
+        except GroupDamaged as damage:
+            named = self._verifier.channels.name(damage.channel)
+            self.tell(f"{damage.reason} is wrong", "readers of the channel are refused", group=header.number,
+                      offset=row.offset + damage.offset, channel=named)  # fmt: skip
+            self.damaged = True
+
+    def _take_damaged(self, row: Row, number: int, damage: GroupDamaged) -> None:
+        """Report a damaged group, and what of its channels can be told."""
+        self.damaged = True
+        channels = self._verifier.channels
+        lost = [chunk for chunk in chunks_of(row.value) if not chunk.sound and chunk.channel in channels.by_id]
+        named = channels.name(damage.channel) if damage.channel in channels.by_id else ""
+        chunk = lost[0] if len(lost) == 1 and damage.channel == lost[0].channel else None
+        self.tell(
+            f"{damage.reason} is wrong",
+            "the group cannot be proved: its messages and state changes are lost",
+            offset=row.offset + damage.offset,
+            group=number,
+            channel=named,
+            epoch=chunk.epoch if chunk else 0,
+            first=chunk.first if chunk else 0,
+            last=chunk.first + chunk.sequences - 1 if chunk else 0,
+        )
+        try:
+            header = read_header(row.value)
+        except GroupDamaged:
+            return
+        if header.number == number:
+            # Its chain may be wrong itself; what follows is told by its own checksums.
+            self._verifier.last = Link.after(header)
+
+    def _take_chunk(self, row: Row, group: int, chunk: ChunkPart) -> None:
+        channels, report = self._verifier.channels, self._verifier.report
+        report.chunks += 1
+        report.records += chunk.sequences
+        state = channels.by_id.get(chunk.channel)
+        if state is None or not state.name:
+            if state is None:
+                state = channels.by_id[chunk.channel] = ChannelState(b"")
+            self.tell("a chunk's channel was never created", "its messages cannot be asked for by a name",
+                      offset=row.offset + chunk.offset, group=group, channel=channels.name(chunk.channel),
+                      epoch=chunk.epoch, first=chunk.first, last=chunk.first + chunk.sequences - 1)  # fmt: skip
+        if state.epoch != chunk.epoch:
+            self.tell(f"a chunk's epoch is {chunk.epoch}, its channel's is {state.epoch}",
+                      "positions of the epoch are refused as diverged", offset=row.offset + chunk.offset, group=group,
+                      channel=channels.name(chunk.channel), epoch=chunk.epoch, first=chunk.first,
+                      last=chunk.first + chunk.sequences - 1)  # fmt: skip
+            state.epoch = chunk.epoch
+        if chunk.first != state.next:
+            self._tell_gap(row, group, chunk, state)
+        state.next = chunk.first + chunk.sequences
+
+    def _tell_gap(self, row: Row, group: int, chunk: ChunkPart, state: ChannelState) -> None:
+        twice = chunk.first < state.next
+        self.tell(
+            "sequences are there twice" if twice else "sequences are missing before this chunk",
+            "a position names two messages" if twice else "these messages are lost",
+            offset=row.offset + chunk.offset,
+            group=group,
+            channel=self._verifier.channels.name(chunk.channel),
+            epoch=chunk.epoch,
+            first=min(chunk.first, state.next),
+            last=max(chunk.first, state.next) - 1,
+        )
+
+    # --- The seal -------------------------------------------------------------------------------------------------
+
+    def _check_seal(self) -> None:
+        """Compare the rows of a sealed segment with what its groups come to."""
+        if not self._rows:
+            return
+        row = self._rows.get(SEAL_KEY)
+        try:
+            seal = Seal.unpack(row.value, self._path) if row is not None else None
+        except StorageError as failure:
+            self._tell_row("seal", failure.detail.removeprefix(f"{self._path}: "), row)
+            return
+        if seal is None or self._first is None:
+            self._tell_row("seal", "the seal is missing, or the groups that it sums up are", row)
+            return
+        if self.damaged or self._groups != seal.groups:
+            self._check_sums(seal)
+            return
+        expected = self._sealed_rows(self._first)
+        for key in sorted(expected.keys() | self._rows.keys()):
+            found = self._rows.get(key)
+            if found is None or found.value != expected.get(key):
+                self._tell_row(key.decode("ascii", "replace")[:5], "is not what the groups come to", found)
+
+    def _sealed_rows(self, first: GroupHeader) -> dict[bytes, bytes]:
+        """Make the rows of the seal once more, as sealing does."""
+        entries, entries_count = self._delta.finish()
+        pages = self._index.pages()
+        seal = Seal(
+            first=first.number,
+            predecessor=self._before.number,
+            previous_chain=self._before.chain,
+            first_time_us=first.time_us,
+            last=self._verifier.last,
+            groups=self._groups,
+            delta_bytes=len(entries),
+            delta_crc=crc32c_of(entries),
+            delta_entries=entries_count,
+            pages=len(pages),
+        )
+        rows = {INDEX_KEY + key: page for key, page in pages}
+        return {**rows, DELTA_KEY: entries, SEAL_KEY: seal.pack()}
+
+    def _check_sums(self, seal: Seal) -> None:
+        """With groups missing, the seal's table delta still tells which sequences they held."""
+        self.damaged = True
+        if self._groups < seal.groups:
+            self.tell(f"{self._groups} groups are good, its seal counts {seal.groups}",
+                      "what the others held is lost; it is named as far as it is known")  # fmt: skip
+        row = self._rows.get(DELTA_KEY)
+        if row is None:
+            return
+        channels = self._verifier.channels
+        for channel, epoch, after in channels.sealed_heads(row.value):
+            state = channels.by_id.setdefault(channel, ChannelState(b""))
+            self.tell("sequences are missing at the end of this segment", "these messages are lost",
+                      channel=channels.name(channel), epoch=epoch, first=state.next, last=after - 1)  # fmt: skip
+            state.next, state.epoch = after, epoch
+
+    def _tell_row(self, what: str, wrong: str, row: Row | None) -> None:
+        cost = "the groups are whole: it can be made once more from them"
+        self.tell(f"{what}: {wrong}", cost, offset=row.offset if row else None, mendable=True)
+
+
+class Verifier:
+    """Walks one data directory, or a folder of segments laid out like one.
+
+    Args:
+        path: the directory; its lock is held, or nobody else can know of it.
+        progress: called with (bytes looked at, bytes in all) now and then.
+        on_group: called with the header and the bytes of each good group, in order.
+
+    Attributes:
+        report: what was found.
+        channels: what is known of the channels at the place that the walk has reached.
+        last: the last good group.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        on_group: Callable[[GroupHeader, bytes], None] = lambda header, value: None,
+    ) -> None:
+        self.report = Report()
+        self.channels = Channels()
+        self.last = Link()
+        self.on_group = on_group
+        self._path = path
+        self._progress = progress
+        self._done = 0
+
+    def run(self) -> Report:
+        """Look at everything.
+
+        Raises:
+            StorageError: STORAGE_FAILED; the system does not let the directory be read.
+        """
+        self._check_format()
+        paths = segments_in(self._path / "journal")
+        self.report.files += len(paths)
+        self.report.bytes = sum(path.stat().st_size for path in paths)
+        for path, limit in zip(paths, self._limits(paths), strict=True):
+            SegmentCheck(self, path).run(limit)
+        self._progress(self.report.bytes, self.report.bytes)
+        return self.report
+
+    def relative(self, path: Path) -> str:
+        """Return how a fault names a file."""
+        return str(path.relative_to(self._path))
+
+    def tell(self, path: Path, what: str, cost: str, **more: object) -> None:
+        """Report a fault."""
+        self.report.faults.append(Fault(self.relative(path), what, cost, **more))  # type: ignore[arg-type]
+
+    def advance(self, size: int) -> None:
+        """Count bytes that were looked at."""
+        self._done += size
+        self._progress(min(self._done, self.report.bytes), self.report.bytes)
+
+    def _check_format(self) -> None:
+        path = self._path / "format"
+        self.report.files += 1
+        try:
+            read_identity(path)
+        except StorageError as failure:
+            self.tell(path, failure.detail.removeprefix(f"{path}: "),
+                      "the directory cannot be opened; the journal's segments are judged all the same")  # fmt: skip
+        except FileNotFoundError:
+            self.tell(path, "is missing", "the directory cannot be opened; the segments are judged all the same")
+
+    def _limits(self, paths: list[Path]) -> list[int]:
+        """Return for each segment the greatest group that counts: what a later one does not follow is void."""
+        limits, limit = [], GROUP_LIMIT
+        for path in reversed(paths):
+            limits.append(limit)
+            first = _first_predecessor(path)
+            if first is not None:
+                limit = min(limit, first)
+        return limits[::-1]
+
+
+def segments_in(folder: Path) -> list[Path]:
+    """Return the files of the segments, in order."""
+    return sorted(folder.glob(f"{'[0-9a-f]' * 16}{SUFFIX}"))
+
+
+def _first_predecessor(path: Path) -> int | None:
+    """Return what the first group of a segment names as its predecessor; None when it has none, or none is readable."""
+    try:
+        with open_pages(path, lambda offset, what: None) as pages:
+            for row in pages.rows():
+                number = group_number(row.key)
+                header = check_group(row.value) if number is not None else None
+                return header.predecessor if header is not None and header.number == number else None
+    except (StorageError, GroupDamaged):
+        return None
+    return None
+
+
+def verify(path: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> Report:
+    """Judge a data directory whose lock is held; see the module.
+
+    Args:
+        path: the directory.
+        progress: called with (bytes looked at, bytes in all).
+
+    Raises:
+        StorageError: STORAGE_FAILED; it cannot be read.
+    """
+    return Verifier(path, progress).run()
