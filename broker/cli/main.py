@@ -30,6 +30,8 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "pub": "Publish lines, a file or length-prefixed bytes.",
         "sub": "Print what arrives on channels.",
         "bench": "Measure the broker and verify every message.",
+        "dump": "Write stored messages as JSON lines.",
+        "load": "Publish what dump wrote.",
         "verify": "Prove the files of a data directory or a backup.",
         "demo": "Publish a corpus, kill the broker, resume, and judge.",
         "config": "Check a configuration, or show the effective one.",

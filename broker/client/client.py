@@ -83,6 +83,8 @@ class Client(Bus):
         unanswered_bytes_max: Bytes of publishes that may be unanswered; past it `post` raises BUSY.
         token: What the server's gate wants to know us by.
         name: What the server's log calls us.
+        producer: 16 bytes, whose line the publishes are numbered on; None draws one. A program that comes back with the
+            same one goes on after `highest`, and one connection at a time has it.
     """
 
     def __init__(
@@ -94,12 +96,13 @@ class Client(Bus):
         unanswered_bytes_max: int = UNANSWERED_BYTES_MAX,
         token: str | None = None,
         name: str = f"broker-py {__version__}",
+        producer: bytes | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self._connector = connector
         self._connect_timeout_s = connect_timeout_s
         self._backoff = Backoff(backoff or BackoffPolicy(), random.random)
-        self._hello = control.encode_hello(name, secrets.token_bytes(PRODUCER_BYTES), token)
+        self._hello = control.encode_hello(name, producer or secrets.token_bytes(PRODUCER_BYTES), token)
         self._buffer = PublishBuffer(
             self.loop,
             error=error,
@@ -137,6 +140,11 @@ class Client(Bus):
         await self._connect()
         self._supervisor = asyncio.create_task(self._supervise(), name="broker client")
         return self
+
+    @property
+    def highest(self) -> int:
+        """The highest number of the producer's line that the broker had when the bus was last connected."""
+        return self._welcome.highest if self._welcome is not None else 0
 
     # .. publishing ..
 

@@ -28,7 +28,7 @@ _TREE = struct.Struct("<IHHQQQQQ")
 _PAGE_BYTES = struct.Struct("<I")
 _LAST_PAGE = struct.Struct("<Q")
 _PAGE_BYTES_AT, _MAIN_TREE_AT, _LAST_PAGE_AT = 40, 88, 136
-_BRANCH, _LEAF, _OVERFLOW = 1, 2, 4
+_BRANCH, _LEAF, _OVERFLOW, _META = 1, 2, 4, 8
 _BIG = 1
 _NO_ROOT = 2**64 - 1
 _PAGES_FIRST = 2
@@ -63,6 +63,9 @@ class Pages:
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows in the order in which they stand, which is that of their keys where nothing is wrong."""
+        for at in (0, self._page_bytes):
+            if _PAGE.unpack_from(self._content, at)[2] != _META:
+                self._tell(at, "the header of a meta page is wrong: LMDB refuses the file")
         at = self._meta_at + _MAIN_TREE_AT
         _, flags, depth, _, _, _, entries, root = _TREE.unpack_from(self._content, at)
         if flags != 0 or depth > _DEPTH_MAX or (depth == 0) != (root == _NO_ROOT):

@@ -93,3 +93,66 @@ def channel_entry(body: bytes) -> tuple[int, bytes] | None:
 def numbers(body: bytes, count: int) -> tuple[int, ...] | None:
     """Return the first u64s of an entry's body; None when it is too short."""
     return struct.unpack_from(f"<{count}Q", body) if len(body) >= 8 * count else None
+
+
+class Record(NamedTuple):
+    """One message of a chunk, in the clear; `headers` are packed as they came."""
+
+    sequence: int
+    time_us: int
+    payload: bytes
+    publisher: str | None
+    priority: int
+    expiry_s: int | None
+    key: bytes | None
+    headers: bytes | None
+
+
+_RECORD_HEADER = struct.Struct("<IHHI")
+_PUBLISHER, _NUMBER, _PRIORITY, _EXPIRY, _KEY, _HEADERS = 1, 2, 4, 8, 16, 32
+PRIORITY_DEFAULT = 2
+
+
+def records_of(chunk: bytes) -> Iterator[Record]:
+    """Yield the messages of a whole chunk whose checksum is right; runs that are gone are passed over."""
+    _, _, _, _, sequence, _, _, time_us, _ = CHUNK_HEADER.unpack_from(chunk)
+    at = CHUNK_HEADER.size
+    while at < len(chunk):
+        size, flags, _, delta_us = _RECORD_HEADER.unpack_from(chunk, at)
+        if flags & FLAG_GONE:
+            sequence += int.from_bytes(chunk[at + 16 : at + 20], "little")
+        else:
+            yield _record(chunk[at + _RECORD_HEADER.size : at + size], flags, sequence, time_us + delta_us)
+            sequence += 1
+        at += size
+
+
+def _record(body: bytes, flags: int, sequence: int, time_us: int) -> Record:
+    """Take a record's fields, which stand in the order of their flags, and leave the payload."""
+    fields = _Fields(body)
+    publisher = fields.take(fields.number(1)).decode("utf-8", "replace") if flags & _PUBLISHER else None
+    if flags & _NUMBER:
+        fields.number(8)
+    priority = fields.number(1) if flags & _PRIORITY else PRIORITY_DEFAULT
+    expiry_s = fields.number(4) if flags & _EXPIRY else None
+    key = fields.take(fields.number(2)) if flags & _KEY else None
+    headers = fields.take(fields.number(2)) if flags & _HEADERS else None
+    return Record(sequence, time_us, fields.rest(), publisher, priority, expiry_s, key, headers)
+
+
+class _Fields:
+    """Reads a record's fields one after the other."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self._at = 0
+
+    def take(self, size: int) -> bytes:
+        self._at += size
+        return self._body[self._at - size : self._at]
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.take(size), "little")
+
+    def rest(self) -> bytes:
+        return self._body[self._at :]

@@ -26,6 +26,7 @@ from broker.log.parts import (
     ENTRY_DROP,
     ENTRY_EPOCH,
     ENTRY_HEAD,
+    ENTRY_TRIM,
     Entry,
     channel_entry,
     chunks_of,
@@ -96,11 +97,12 @@ class Report:
 
 @dataclass(slots=True)
 class ChannelState:
-    """What the walk knows of a channel: the sequence that its next chunk begins with, and its epoch."""
+    """What the walk knows of a channel: the first sequence that it still has, the next one, and its epoch."""
 
     name: bytes
     next: int = 1
     epoch: int = 0
+    first: int = 1
 
 
 class Channels:
@@ -123,6 +125,9 @@ class Channels:
             return
         if entry.kind == ENTRY_DROP and (dropped := numbers(entry.body, 1)):
             self.by_id.pop(dropped[0], None)
+        elif entry.kind == ENTRY_TRIM and (trimmed := numbers(entry.body, 2)):
+            state = self.by_id.setdefault(trimmed[0], ChannelState(b""))
+            state.first = max(state.first, trimmed[1])
         elif entry.kind == ENTRY_EPOCH and (begun := numbers(entry.body, 3)):
             self.by_id.setdefault(begun[0], ChannelState(b"")).epoch = begun[1]
 
@@ -177,11 +182,11 @@ class SegmentCheck:
         self._verifier.tell(self._path, what, "what stood there is named below, if anything did", offset=offset)
 
     def _check_structure(self) -> None:
-        """Have the native walk look as well: it also proves the list of free pages of a file that is written to."""
+        """Have the native walk look as well: it also proves the list of free pages."""
         if any(fault.file == self._verifier.relative(self._path) for fault in self._verifier.report.faults):
             return
         try:
-            check_pages(self._path, writable=SEAL_KEY not in self._rows)
+            check_pages(self._path, writable=True)
         except StorageError as failure:
             self.tell(failure.detail.removeprefix(f"{self._path}: "), NOTHING, mendable=True)
 
