@@ -277,6 +277,21 @@ class Bus(ABC):
         """
 
     @abstractmethod
+    async def backup(self, path: str, on_progress: Callable[[int, int], object] | None = None) -> str:
+        """Copy everything that is stored at this moment, while the broker serves on.
+
+        Args:
+            path: An absolute path on the broker's machine, of a folder that is missing or empty.
+            on_progress: Called with (bytes done, bytes in all) now and then, on the loop.
+
+        Returns:
+            What came of it, for people.
+
+        Raises:
+            BrokerError: BUSY, other long work is under way; DENIED; STORAGE_FAILED, with what went wrong.
+        """
+
+    @abstractmethod
     async def close(self, timeout_s: float = 5.0) -> None:
         """Wait until everything posted is answered, then end. Calling it again does nothing.
 

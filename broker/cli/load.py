@@ -74,7 +74,7 @@ class Loading:
             number += 1
             done += len(line)
             if len(line) > LINE_BYTES_MAX:
-                raise error("INVALID_RECORD", f"line {number}: got more than {LINE_BYTES_MAX} bytes")
+                raise error("INVALID_RECORD", f"line {number}: got more bytes than the limit, {LINE_BYTES_MAX} bytes")
             if number <= skip:
                 self.counts["before"] += 1
                 continue

@@ -30,6 +30,8 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "pub": "Publish lines, a file or length-prefixed bytes.",
         "sub": "Print what arrives on channels.",
         "bench": "Measure the broker and verify every message.",
+        "backup": "Copy a broker's data, running or not.",
+        "restore": "Make a data directory of a backup.",
         "dump": "Write stored messages as JSON lines.",
         "load": "Publish what dump wrote.",
         "verify": "Prove the files of a data directory or a backup.",

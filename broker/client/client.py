@@ -50,6 +50,8 @@ DRAIN_BYTES_SEND: Final = 64 * 1024
 """`drain` sends at once when so much has gathered in this turn of the loop."""
 BLOCK_BYTES: Final = 256 * 1024
 CONNECT_TIMEOUT_S: Final = 10.0
+TASK_POLL_S_MIN: Final = 0.01
+TASK_POLL_S_MAX: Final = 0.5
 
 # What becomes of a publish that is refused, see PublishBuffer.refuse.
 FOR_GOOD, FOR_ITS_NUMBER, FOR_ONE_RECORD = 0, 1, 2
@@ -273,6 +275,26 @@ class Client(Bus):
         check_channel(name)
         fields = await self._ask("channel", {"name": name})
         return ChannelInfo(fields["epoch"], fields["first"], fields["head"], Level(fields["level"]))
+
+    async def backup(self, path: str, on_progress: Callable[[int, int], object] | None = None) -> str:
+        return await self._finish("backup", {"path": path}, on_progress)
+
+    async def _finish(
+        self, operation: str, arguments: Mapping[str, object], on_progress: Callable[[int, int], object] | None
+    ) -> str:
+        """Begin long work and ask how far it is until it has ended."""
+        begun = await self._ask(operation, arguments)
+        pause_s = TASK_POLL_S_MIN
+        while True:
+            task = await self._ask("task", {"id": begun["id"]})
+            if on_progress is not None:
+                on_progress(task["done"], task["total"])
+            if task["state"] == "done":
+                return str(task["detail"])
+            if task["state"] != "running":
+                raise error("STORAGE_FAILED", f"{operation}: {task['detail']}")
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, TASK_POLL_S_MAX)
 
     async def _ask(self, operation: str, arguments: Mapping[str, object]) -> dict[str, Any]:
         """Send a request and wait for its answer; waits for a connection first."""

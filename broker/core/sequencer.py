@@ -72,6 +72,7 @@ class Sequencer:
         self.in_commit: Group | None = None
         self.duplicates: list[Duplicate] = []
         self._unclean_run = 0
+        self._restored_run = 0
         self._failed = False
         self._opened_us = 0
         self._births: dict[bytes, tuple[int, int]] = {}
@@ -95,7 +96,9 @@ class Sequencer:
                 if not clean:
                     self._unclean_run = run - 1
 
-    def begin(self, run: int, *, clean: bool, number: int, chain: int, term: int, time_us: int) -> Group:
+    def begin(
+        self, run: int, *, clean: bool, number: int, chain: int, term: int, time_us: int, restored_run: int = 0
+    ) -> Group:
         """Begin a run on top of what was applied.
 
         Args:
@@ -104,6 +107,8 @@ class Sequencer:
             number, chain: The last good group's, 0 and 0 for an empty journal.
             term: The new term.
             time_us: Broker time.
+            restored_run: Below `run`: channels of all levels whose newest epoch is of a run up to this one get a new
+                epoch with their first record, since their log went back to an older state.
 
         Returns:
             The fence group. Nothing is served before it is committed.
@@ -111,6 +116,7 @@ class Sequencer:
         self.tails.begin_run(run, number + 1)
         self.applied_number, self.applied_chain = number, chain
         self.term = term
+        self._restored_run = restored_run
         if not clean:
             self._unclean_run = run - 1
         return self._fence(time_us, ENTRY_RUN.pack(ENTRY_RUN.size, ENTRY_RUN_KIND, 0, run, clean))
@@ -151,12 +157,16 @@ class Sequencer:
         if info is None:
             self._count_birth(profile)
         self.tails.load(name, profile.durability, profile.shard_tokens, self._payload_bytes_max(profile))
-        if info is not None and Level.ACCEPTED in (info[1], profile.durability) and self._may_have_lost(info[2]):
+        if info is not None and self._may_have_lost(info[2], accepted=Level.ACCEPTED in (info[1], profile.durability)):
             self.tails.mark_unclean(name)
 
-    def _may_have_lost(self, epoch: int) -> bool:
-        """Whether a crash may have taken records of the epoch that readers saw: nothing newer has begun since."""
-        return epoch >> RUN_SHIFT <= self._unclean_run
+    def _may_have_lost(self, epoch: int, *, accepted: bool) -> bool:
+        """Whether records of the epoch that readers saw may be missing: nothing newer has begun since.
+
+        A crash takes accepted ones, going back to a backup those of any level.
+        """
+        run = epoch >> RUN_SHIFT
+        return run <= self._restored_run or (accepted and run <= self._unclean_run)
 
     def _payload_bytes_max(self, profile: Profile) -> int:
         return min(profile.payload_bytes_max or self.limits.payload_bytes_max, self.limits.payload_bytes_max)

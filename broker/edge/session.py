@@ -10,7 +10,8 @@ Runs on the node's loop only.
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from broker._version import __version__
@@ -634,7 +635,22 @@ class Session(Intake):
             return {"stats": self.node.stats()}
         if request.op == "channel":
             return self._describe(request.more.get("name"))
-        raise error("UNKNOWN_OPERATION", f"operation: got {display(request.op.encode())}, known: channel, stats")
+        if request.op in ("backup", "task"):
+            return self._care(request)
+        raise error(
+            "UNKNOWN_OPERATION",
+            f"operation: got {display(request.op.encode())}, known: backup, channel, stats, task",
+        )
+
+    def _care(self, request: control.Request) -> dict[str, object]:
+        """Begin long work on the data, or tell how far it is."""
+        self.node.gate.check(self.identity, Verb.MANAGE, b">")
+        if request.op == "task":
+            return asdict(self.node.housekeeping.task(request.more.get("id")))
+        path = request.more.get("path")
+        if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
+            raise error("UNKNOWN_OPERATION", f"operation backup: path is {path!r:.100}, expected an absolute one")
+        return {"id": self.node.backup(Path(path))}
 
     def _describe(self, asked: object) -> dict[str, object]:
         if not isinstance(asked, str):

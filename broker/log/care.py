@@ -4,16 +4,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from broker.log.backup import MANIFEST, Manifest, digest_of
 from broker.log.directory import hold
-from broker.log.verify import Report, verify
+from broker.log.log import Log
+from broker.log.verify import Fault, Report, Verifier
+from broker.model.errors import StorageCorrupt, error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    Progress = Callable[[int, int], None]
 
-def judge(path: Path, progress: Callable[[int, int], None]) -> Report:
-    """Judge a data directory or a backup; see `verify`.
+
+class Nobody:
+    """An applier for who wants to know where a journal ends and nothing else."""
+
+    def apply_entries(self, entries: object) -> None:
+        """Pass them over."""
+
+    def apply_group(self, group: bytes) -> None:
+        """Pass it over."""
+
+
+def judge(path: Path, progress: Progress) -> Report:
+    """Judge a data directory or a backup.
 
     Args:
         path: the directory.
@@ -22,5 +37,48 @@ def judge(path: Path, progress: Callable[[int, int], None]) -> Report:
     Raises:
         StorageError: STORAGE_IN_USE, STORAGE_FORMAT, STORAGE_FAILED.
     """
+    if (path / MANIFEST).exists():
+        return _judge_backup(path, progress)
     with hold(path):
-        return verify(path, progress)
+        return Verifier(path, progress).run()
+
+
+def _judge_backup(path: Path, progress: Progress) -> Report:
+    """Judge a backup: each file against the manifest, then what the files hold."""
+    verifier = Verifier(path, progress, backup=True)
+    try:
+        manifest = Manifest.read(path)
+    except StorageCorrupt as failure:
+        verifier.report.faults.append(Fault(MANIFEST, failure.detail, "the backup cannot be restored"))
+        return verifier.run()
+    for name, expected in sorted(manifest.files.items()):
+        digest, size = digest_of(path / name) if (path / name).is_file() else ("", 0)
+        if (size, digest) != expected:
+            what = f"is not what was backed up: {size} bytes, expected {expected[0]}" if digest else "is missing"
+            verifier.report.faults.append(Fault(name, what, "the backup cannot be restored"))
+    report = verifier.run()
+    if report.sound and report.last_group != manifest.group:
+        what = f"ends with group {report.last_group}, the manifest says {manifest.group}"
+        report.faults.append(Fault(MANIFEST, what, "groups are missing"))
+    return report
+
+
+def backup(path: Path, target: Path, progress: Progress) -> Manifest:
+    """Take a backup of a data directory that nobody serves.
+
+    Args:
+        path: the directory.
+        target: a folder that is missing or empty.
+        progress: called with (bytes done, bytes in all).
+
+    Raises:
+        StorageError: as `Log.open`, `Log.recover_into` and `Log.backup`.
+    """
+    if not (path / "format").is_file():
+        raise error("STORAGE_FORMAT", f"{path}: not a broker's data directory", "Name one, or a broker's URL.")
+    log = Log.open(path)
+    try:
+        log.recover_into(Nobody())
+        return log.backup(target, progress)
+    finally:
+        log.close()

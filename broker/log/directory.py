@@ -3,6 +3,7 @@
     <data>/lock              flock(2) while somebody has it open; its text, for people, says who
     <data>/format            `broker data 1`, newline, `journal <32 hex digits>`, newline
     <data>/journal/          the segments
+    <data>/restored          `run`, space, a number, newline; there when the data once went back to an older state
 
 The lock is the open file's, never a process id's: it ends with its holder however that dies. `format` is written last,
 so a directory without one is either empty, or the beginning of a creation that was cut short, or not ours, and only
@@ -20,7 +21,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from broker.log import durable
-from broker.log.errors import failed
+from broker.log.errors import corrupt, failed
 from broker.model.errors import error
 
 if TYPE_CHECKING:
@@ -45,10 +46,13 @@ class Directory:
         path: the directory.
         journal_path: the folder of the segments.
         journal_id: the journal's identity, 16 random bytes drawn at creation.
+        restored_run: what was stored in runs up to this one went back to an older state after readers had seen more,
+            whatever its durability; 0 when that has never happened.
     """
 
     def __init__(self, path: Path, journal_id: bytes, descriptor: int) -> None:
         self.path = path
+        self.restored_run = read_restored(path)
         self.journal_path = path / "journal"
         self.journal_id = journal_id
         self._descriptor: int | None = descriptor
@@ -142,6 +146,38 @@ def _lock(path: Path) -> int:
     return descriptor
 
 
+def write_identity(path: Path, data_format: int, journal_id: bytes) -> None:
+    """Write a directory's format file, which makes it one that opens; durable.
+
+    Args:
+        path: the directory.
+        data_format: of what is in it, at most `FORMAT`.
+        journal_id: 16 bytes.
+    """
+    durable.write_file(path / "format", f"{_MAGIC}{data_format}\njournal {journal_id.hex()}\n".encode())
+
+
+def write_restored(path: Path, run: int) -> None:
+    """Note that what was stored in runs up to this one is an older state than readers may have seen; durable."""
+    durable.write_file(path / "restored", f"run {run}\n".encode())
+
+
+def read_restored(path: Path) -> int:
+    """Return the run that `write_restored` noted, 0 for none.
+
+    Raises:
+        StorageError: STORAGE_CORRUPT; the note is unreadable.
+    """
+    try:
+        text = (path / "restored").read_bytes()[:_FORMAT_BYTES_MAX].decode("utf-8", "replace")
+    except FileNotFoundError:
+        return 0
+    run = text.removeprefix("run ").removesuffix("\n")
+    if not text.startswith("run ") or not run.isascii() or not run.isdecimal():
+        raise corrupt(path / "restored", "expected `run` and a number")
+    return int(run)
+
+
 @contextlib.contextmanager
 def hold(path: Path) -> Iterator[None]:
     """Hold a directory's lock for care of its data, whatever state the data is in; nothing else is written.
@@ -182,7 +218,7 @@ def _load(path: Path) -> bytes:
     if not (path / "journal").exists():
         durable.make_folder(path / "journal")
     journal_id = secrets.token_bytes(16)
-    durable.write_file(path / "format", f"{_MAGIC}{FORMAT}\njournal {journal_id.hex()}\n".encode())
+    write_identity(path, FORMAT, journal_id)
     return journal_id
 
 

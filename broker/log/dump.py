@@ -7,8 +7,10 @@ name and its bounds.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
+from broker.log.backup import MANIFEST
 from broker.log.directory import hold
 from broker.log.parts import Record, chunks_of, records_of
 from broker.log.verify import Verifier
@@ -49,9 +51,10 @@ def dump(
     Raises:
         StorageError: STORAGE_IN_USE, STORAGE_FORMAT, STORAGE_FAILED.
     """
-    with hold(path):
+    is_backup = (path / MANIFEST).exists()
+    with nullcontext() if is_backup else hold(path):
         # First what the channels come to in the end, then their messages: a channel may be trimmed or removed later.
-        first = Verifier(path, lambda done, total: progress(done, 2 * total))
+        first = Verifier(path, lambda done, total: progress(done, 2 * total), backup=is_backup)
         report = first.run()
         channels = {
             channel: (state.name, state.first)
@@ -67,5 +70,5 @@ def dump(
                         if record.sequence >= since:
                             give(Message(name, chunk.epoch, record))
 
-        Verifier(path, lambda done, total: progress(total + done, 2 * total), take).run()
+        Verifier(path, lambda done, total: progress(total + done, 2 * total), take, backup=is_backup).run()
     return report

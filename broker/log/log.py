@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from broker.log.backup import Manifest, take_backup
 from broker.log.directory import Directory
 from broker.log.environment import SYNCS_PER_COMMIT, OpenFiles
 from broker.log.journal import Journal
@@ -20,7 +21,7 @@ from broker.log.space import Space
 from broker.model.errors import error
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Callable, Container
 
     from broker_native.crc32c import Buffer
 
@@ -88,6 +89,11 @@ class Log:
     def journal_id(self) -> bytes:
         """The journal's identity, 16 bytes drawn when it was created."""
         return self._directory.journal_id
+
+    @property
+    def restored_run(self) -> int:
+        """Runs up to this one are of a past that was restored, see `Directory.restored_run`; 0 when there is none."""
+        return self._directory.restored_run
 
     @property
     def last_group(self) -> int:
@@ -198,6 +204,19 @@ class Log:
         journal = self._ready()
         found = time_to_group(journal.segments, time_us)
         return journal.last.number + 1 if found is None else found
+
+    def backup(self, target: Path, between: Callable[[int, int], None]) -> Manifest:
+        """Copy everything up to the last good group of this moment; any thread, while commits go on.
+
+        Args:
+            target: a folder that is missing or empty; on failure it is left as it was.
+            between: called with (bytes done, bytes in all) between small steps; what it raises ends the backup.
+
+        Raises:
+            StorageError: as `take_backup`.
+        """
+        journal = self._ready()
+        return take_backup(self._directory, lambda: journal.segments, target, self._map_bytes, between)
 
     def stats(self) -> dict[str, int | float]:
         """Return counts since the log was recovered; any thread.

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from broker.log.directory import read_identity
+from broker.log.directory import read_identity, read_restored
 from broker.log.environment import check_pages
 from broker.log.pages import Row, open_pages
 from broker.log.parts import (
@@ -384,6 +384,7 @@ class Verifier:
         path: the directory; its lock is held, or nobody else can know of it.
         progress: called with (bytes looked at, bytes in all) now and then.
         on_group: called with the header and the bytes of each good group, in order.
+        backup: it is a backup, which has no format file.
 
     Attributes:
         report: what was found.
@@ -396,6 +397,8 @@ class Verifier:
         path: Path,
         progress: Callable[[int, int], None] = lambda done, total: None,
         on_group: Callable[[GroupHeader, bytes], None] = lambda header, value: None,
+        *,
+        backup: bool = False,
     ) -> None:
         self.report = Report()
         self.channels = Channels()
@@ -403,6 +406,7 @@ class Verifier:
         self.on_group = on_group
         self._path = path
         self._progress = progress
+        self._backup = backup
         self._done = 0
 
     def run(self) -> Report:
@@ -411,7 +415,8 @@ class Verifier:
         Raises:
             StorageError: STORAGE_FAILED; the system does not let the directory be read.
         """
-        self._check_format()
+        if not self._backup:
+            self._check_format()
         paths = segments_in(self._path / "journal")
         self.report.files += len(paths)
         self.report.bytes = sum(path.stat().st_size for path in paths)
@@ -438,6 +443,7 @@ class Verifier:
         self.report.files += 1
         try:
             read_identity(path)
+            read_restored(self._path)
         except StorageError as failure:
             self.tell(path, failure.detail.removeprefix(f"{path}: "),
                       "the directory cannot be opened; the journal's segments are judged all the same")  # fmt: skip
@@ -471,16 +477,3 @@ def _first_predecessor(path: Path) -> int | None:
     except (StorageError, GroupDamaged):
         return None
     return None
-
-
-def verify(path: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> Report:
-    """Judge a data directory whose lock is held; see the module.
-
-    Args:
-        path: the directory.
-        progress: called with (bytes looked at, bytes in all).
-
-    Raises:
-        StorageError: STORAGE_FAILED; it cannot be read.
-    """
-    return Verifier(path, progress).run()

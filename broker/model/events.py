@@ -245,6 +245,14 @@ EVENTS: tuple[Event, ...] = (
         (_ERROR,),
     ),
     Event(
+        "task_failed",
+        Severity.ERROR,
+        "node",
+        "long work on the data, such as a backup, ended by a mistake of the broker; serving goes on",
+        "Ask for it again, and report it with its traceback.",
+        (_text("op", "what the task did"), _ERROR),
+    ),
+    Event(
         "segment_damaged",
         Severity.ERROR,
         "log",

@@ -24,6 +24,7 @@ from broker.log.log import Log
 from broker.model.errors import BrokerError, error
 from broker.node.catchup import CatchUp, Following
 from broker.node.commit import CommitThread, handed_over
+from broker.node.housekeeping import Housekeeping
 from broker.node.time import BrokerTime
 from broker_native.intake import ReadBuffer
 
@@ -110,6 +111,7 @@ class Node:
         self.draining = False
         self._time = broker_time
         self._log = log
+        self.housekeeping = Housekeeping()
         self._held: list[Connection] = []
         self._commit = CommitThread(log, loop, self._done)
         self.catchup = CatchUp(core, log, loop, self.kick, self._lost)
@@ -163,12 +165,13 @@ class Node:
                 recovered = log.recover_into(core)
                 broker_time = BrokerTime(recovered.time_us)
                 fence = core.begin(
-                    recovered.run + 1,
+                    max(recovered.run, log.restored_run) + 1,
                     clean=recovered.clean,
                     number=recovered.group,
                     chain=recovered.chain,
                     term=recovered.term + 1,
                     time_us=broker_time.clock.now_us(),
+                    restored_run=log.restored_run,
                 )
                 log.append(fence.number, fence.value)
             except BaseException as cause:
@@ -390,6 +393,19 @@ class Node:
         """Find the first group whose time is not below `time_us`, on the reader thread; `found` hears of it here."""
         self.catchup.locate_time(time_us, found)
 
+    def backup(self, target: Path) -> int:
+        """Begin to copy everything that is stored at this moment into an empty folder; returns the task's id.
+
+        Raises:
+            Unavailable: BUSY; another task is running.
+        """
+
+        def work(between: Callable[[int, int], None]) -> str:
+            manifest = self._log.backup(target, between)
+            return f"{target}: backed up to group {manifest.group}"
+
+        return self.housekeeping.start("backup", work)
+
     def _lost(self, subscription: Subscription, failure: BaseException) -> None:
         if isinstance(failure, MemoryError):
             subscription.outbox.owner.on_exhausted()
@@ -471,6 +487,7 @@ class Node:
 
     def _close_log(self) -> None:
         self._commit.stop()
+        self.housekeeping.close()
         self.catchup.close()
         try:
             if not self.tails.refuse_code and not self._broken:

@@ -1,4 +1,4 @@
-"""`broker dump` and `broker load` as programs: what is dumped comes back as it was, once, however often it is loaded."""
+"""`broker dump`, `load`, `backup` and `restore` as programs: what was stored comes back as it was, and once."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from broker import Broker
-from tests.contract.homes import Server
 from tests.contract.test_cli import Program
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from tests.contract.homes import Server
+
 MESSAGES = 2500
-HEADERS = {"n": 1, "list": [1.5, None, True], "ключ": "значение"}
-ODD_HEADERS = {"bytes": b"\xff\0", 7: "a key that is no text"}
+HEADERS: Mapping[str, object] = {"n": 1, "list": [1.5, None, True], "ключ": "значение"}
+ODD_HEADERS: Mapping[str, object] = {"bytes": b"\xff\0", "list": [b""]}
 
 
 @pytest.fixture
@@ -87,3 +89,20 @@ def test_load_names_the_line_that_is_wrong(program: Program, room: str, tmp_path
     for bad in ("{", "[]", '{"payload": "x"}', f'{{"channel": "s.{room}", "payload_base64": "*"}}', '{"channel": "*"}'):
         file.write_text(f"{good}\n{bad}\n")
         assert b"line 2: " in program.run("load", str(file), status=5)
+
+
+def test_a_running_server_is_backed_up_and_restored(program: Program, room: str, tmp_path: Path) -> None:
+    program.run("pub", f"s.{room}", given=b"one\ntwo\n")
+    url = program.url
+    program.run("backup", url, str(tmp_path / "backup"))
+    program.run("pub", f"s.{room}", "three")
+    assert program.run("verify", str(tmp_path / "backup")).startswith(b"good: ")
+    program.run("restore", str(tmp_path / "backup"), str(tmp_path / "data"))
+    assert program.run("verify", str(tmp_path / "data")).startswith(b"good: ")
+    for path in (tmp_path / "backup", tmp_path / "data"):
+        lines = dumped(program, path, "--channel", f"s.{room}")
+        assert [line["payload"] for line in lines] == ["one", "two"]
+    assert b"not an empty folder" in program.run("backup", url, str(tmp_path / "backup"), status=6)
+    assert b"not an empty folder" in program.run("restore", str(tmp_path / "backup"), str(tmp_path / "data"), status=6)
+    program.run("backup", str(tmp_path / "data"), str(tmp_path / "offline"))
+    assert program.run("verify", str(tmp_path / "offline")).startswith(b"good: ")

@@ -23,6 +23,7 @@ class Program:
     """The command line against one server."""
 
     def __init__(self, server: Server) -> None:
+        self.url = server.unix_url
         self._environment = {**Server.environment(), "BROKER_URL": server.unix_url}
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:

@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from broker.log.verify import verify
+from broker.log.verify import Verifier
 from broker.model.errors import StorageError
 from tests.fault.harness import ROOT
 from tests.fault.nth import PARTS, memory_folder
@@ -148,7 +148,7 @@ def work(folder: Path, first: int, step: int, until: int) -> None:
 def judge(path: Path, expected: object) -> str:
     """Say what came of a flip: `same`, the name of the error that names it, or what is wrong."""
     try:
-        named = not verify(path).sound
+        named = not Verifier(path).run().sound
         try:
             return "same" if read(path) == expected else "other bytes"
         except StorageError as failure:

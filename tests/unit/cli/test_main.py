@@ -55,7 +55,22 @@ def test_help_names_every_verb_and_imports_none() -> None:
     assert "_BROKER_COMPLETE=bash_source" in ran.stdout
 
 
-@pytest.mark.parametrize("name", ["serve", "config", "config check", "config show", "dump", "load", "verify", "errors", "events"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "serve",
+        "config",
+        "config check",
+        "config show",
+        "backup",
+        "restore",
+        "dump",
+        "load",
+        "verify",
+        "errors",
+        "events",
+    ],
+)
 def test_verb_has_help_with_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*name.split(), "--help"]) == 0
     out = capsys.readouterr().out
