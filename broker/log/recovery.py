@@ -197,7 +197,9 @@ class Replay:
 
     def _take_sealed(self, segment: Segment, seal: Seal) -> None:
         self._check_link(segment, seal.first, seal.predecessor, seal.previous_chain)
-        self._applier.apply_entries(segment.read_delta(seal))
+        entries = [entries for _, entries in segment.table_entries()]
+        entries += [entry for _, entry in segment.line_entries()]
+        self._applier.apply_entries(b"".join([*entries, *segment.rest_entries()]))
         self.last = seal.last
 
     def _take_groups(self, segment: Segment, limit: int) -> None:
