@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from broker.log.backup import MANIFEST, Manifest, digest_of
@@ -39,13 +40,17 @@ def judge(path: Path, progress: Progress) -> Report:
     """
     if (path / MANIFEST).exists():
         return _judge_backup(path, progress)
-    with hold(path):
-        return Verifier(path, progress).run()
+    with hold(path), closing(Verifier(path, progress)) as verifier:
+        return verifier.run()
 
 
 def _judge_backup(path: Path, progress: Progress) -> Report:
     """Judge a backup: each file against the manifest, then what the files hold."""
-    verifier = Verifier(path, progress, backup=True)
+    with closing(Verifier(path, progress, backup=True)) as verifier:
+        return _judge_files(path, verifier)
+
+
+def _judge_files(path: Path, verifier: Verifier) -> Report:
     try:
         manifest = Manifest.read(path)
     except StorageCorrupt as failure:

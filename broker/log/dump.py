@@ -7,12 +7,12 @@ name and its bounds.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, NamedTuple
 
 from broker.log.backup import MANIFEST
 from broker.log.directory import hold
-from broker.log.parts import Record, chunks_of, records_of
+from broker.log.parts import CHUNK_HEADER, Record, chunks_of, records_of
 from broker.log.verify import Verifier
 
 if TYPE_CHECKING:
@@ -51,24 +51,36 @@ def dump(
     Raises:
         StorageError: STORAGE_IN_USE, STORAGE_FORMAT, STORAGE_FAILED.
     """
-    is_backup = (path / MANIFEST).exists()
-    with nullcontext() if is_backup else hold(path):
+    backup = (path / MANIFEST).exists()
+    with ExitStack() as stack:
+        if not backup:
+            stack.enter_context(hold(path))
         # First what the channels come to in the end, then their messages: a channel may be trimmed or removed later.
-        first = Verifier(path, lambda done, total: progress(done, 2 * total), backup=is_backup)
+        first = stack.enter_context(closing(Verifier(path, lambda done, all_: progress(done, 2 * all_), backup=backup)))
         report = first.run()
-        channels = {
-            channel: (state.name, state.first)
-            for channel, state in first.channels.by_id.items()
-            if state.name and wanted(state.name)
-        }
 
-        def take(header: GroupHeader, value: bytes) -> None:
+        archived = True
+
+        def take(channel: int, chunk: bytes) -> None:
+            state = first.channels.get(channel)
+            if state is None or not state.name or not wanted(state.name):
+                return
+            # A slice that was cut short: the archive has some of what the segments have.
+            since = state.first if archived else max(state.first, state.archived)
+            _, _, _, epoch, begin, sequences, _, _, _ = CHUNK_HEADER.unpack_from(chunk)
+            if begin + sequences > since:
+                for record in records_of(chunk):
+                    if record.sequence >= since:
+                        give(Message(state.name, epoch, record))
+
+        def take_group(header: GroupHeader, value: bytes) -> None:
+            nonlocal archived
+            archived = False
             for chunk in chunks_of(value):
-                name, since = channels.get(chunk.channel, (b"", 0))
-                if name and chunk.first + chunk.sequences > since:
-                    for record in records_of(value[chunk.offset : chunk.offset + chunk.size]):
-                        if record.sequence >= since:
-                            give(Message(name, chunk.epoch, record))
+                take(chunk.channel, value[chunk.offset : chunk.offset + chunk.size])
 
-        Verifier(path, lambda done, total: progress(total + done, 2 * total), take, backup=is_backup).run()
+        again = Verifier(
+            path, lambda done, all_: progress(all_ + done, 2 * all_), take_group, on_chunk=take, backup=backup
+        )
+        stack.enter_context(closing(again)).run()
     return report

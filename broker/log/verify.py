@@ -15,7 +15,8 @@ What is proved, file by file:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from broker.log.directory import read_identity, read_restored
@@ -34,10 +35,23 @@ from broker.log.parts import (
     entries_of,
     numbers,
 )
-from broker.log.segment import DELTA_KEY, INDEX_KEY, SEAL_KEY, SUFFIX, Link, Seal, group_number
+from broker.log.segment import (
+    INDEX_KEY,
+    OLD_DELTA_KEY,
+    SEAL_KEY,
+    SUFFIX,
+    Link,
+    Seal,
+    group_number,
+    seal_rows,
+)
+from broker.log.tables import FILTER_KEY, PAGE_KEYS
+from broker.log.verify_archive import ArchiveCheck, ArchiveTables
 from broker.model.errors import StorageError
 from broker_native.crc32c import crc32c_of
-from broker_native.index import GroupDamaged, SegmentIndex, TableDelta, check_group, read_header
+from broker_native.delta import TableDelta
+from broker_native.index import GroupDamaged, SegmentIndex, check_group, read_header
+from broker_native.pages import CHANNELS, table_items
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,7 +61,9 @@ if TYPE_CHECKING:
     from broker_native.index import GroupHeader
 
 GROUP_LIMIT = 2**64 - 1
+_ROWS = (FILTER_KEY, INDEX_KEY, OLD_DELTA_KEY, SEAL_KEY, *PAGE_KEYS.values())
 NOTHING = "nothing is lost"
+ARCHIVE_NAME = "archive.mdb"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,39 +113,68 @@ class Report:
 
 @dataclass(slots=True)
 class ChannelState:
-    """What the walk knows of a channel: the first sequence that it still has, the next one, and its epoch."""
+    """What the walk knows of a channel: the first sequence that it still has, the next one, and its epoch.
+
+    `archived` is the sequence before which the archive has everything already.
+    """
 
     name: bytes
     next: int = 1
     epoch: int = 0
     first: int = 1
+    archived: int = 1
+    dropped: bool = False
 
 
 class Channels:
-    """The tables as far as density needs them, moved on by entries and chunks in their order."""
+    """The tables as far as density needs them, moved on by entries and chunks in their order.
+
+    What the archive knows is asked for when a channel is met, so that only the journal's are in memory.
+    """
 
     def __init__(self) -> None:
-        self.by_id: dict[int, ChannelState] = {}
+        self.archive: ArchiveTables | None = None
+        self._by_id: dict[int, ChannelState | None] = {}
+
+    def get(self, channel: int) -> ChannelState | None:
+        """Return a channel's state, None when nothing ever created it, or it was removed."""
+        if channel not in self._by_id:
+            row = self.archive.find([channel])[0] if self.archive is not None else None
+            state = None
+            if row is not None:
+                epoch = row.epochs[-1][0] if row.epochs else 0
+                state = ChannelState(row.name, row.next, epoch, row.first, archived=row.next)
+            self._by_id[channel] = state
+        state = self._by_id[channel]
+        return None if state is not None and state.dropped else state
+
+    def put(self, channel: int) -> ChannelState:
+        """Return a channel's state, a new one when there is none."""
+        state = self.get(channel)
+        if state is None:
+            state = self._by_id[channel] = ChannelState(b"")
+        return state
 
     def name(self, channel: int) -> str:
         """Return how a message names a channel: by its name, or else by its id."""
-        state = self.by_id.get(channel)
-        return state.name.decode("ascii", "backslashreplace") if state is not None and state.name else f"(id {channel})"
+        state = self.get(channel)
+        return state.name.decode("ascii", "backslashreplace") if state and state.name else f"(id {channel})"
 
     def take_entry(self, entry: Entry) -> None:
         """Take a state change in; one that concerns no channel changes nothing."""
         if entry.kind == ENTRY_CHANNEL:
             created = channel_entry(entry.body)
             if created is not None:
-                self.by_id.setdefault(created[0], ChannelState(created[1])).name = created[1]
-            return
-        if entry.kind == ENTRY_DROP and (dropped := numbers(entry.body, 1)):
-            self.by_id.pop(dropped[0], None)
+                self.put(created[0]).name = created[1]
+        elif entry.kind == ENTRY_DROP and (dropped := numbers(entry.body, 1)):
+            self.put(dropped[0]).dropped = True
         elif entry.kind == ENTRY_TRIM and (trimmed := numbers(entry.body, 2)):
-            state = self.by_id.setdefault(trimmed[0], ChannelState(b""))
+            state = self.put(trimmed[0])
             state.first = max(state.first, trimmed[1])
         elif entry.kind == ENTRY_EPOCH and (begun := numbers(entry.body, 3)):
-            self.by_id.setdefault(begun[0], ChannelState(b"")).epoch = begun[1]
+            state = self.put(begun[0])
+            # What a slice that was cut short has brought may be newer.
+            state.epoch = max(state.epoch, begun[1]) if begun[2] < state.archived else begun[1]
 
     def sealed_heads(self, entries: bytes) -> Iterator[tuple[int, int, int]]:
         """Yield (channel, epoch, next) of what a table delta states beyond the chunks that were met."""
@@ -137,7 +182,7 @@ class Channels:
             if entry.kind == ENTRY_CHANNEL:
                 self.take_entry(entry)
             elif entry.kind == ENTRY_HEAD and (head := numbers(entry.body, 3)):
-                state = self.by_id.get(head[0])
+                state = self.get(head[0])
                 if state is None or state.next < head[2]:
                     yield head[0], head[1], head[2]
 
@@ -196,7 +241,7 @@ class SegmentCheck:
         number = group_number(row.key)
         self._verifier.advance(len(row.value))
         if number is None:
-            if not row.key.startswith((DELTA_KEY, INDEX_KEY, SEAL_KEY)):
+            if not row.key.startswith(_ROWS):
                 self.tell(f"holds an unknown row {row.key!r}", NOTHING, offset=row.offset, mendable=True)
             self._rows[row.key] = row
         elif number <= limit:
@@ -258,8 +303,8 @@ class SegmentCheck:
         """Report a damaged group, and what of its channels can be told."""
         self.damaged = True
         channels = self._verifier.channels
-        lost = [chunk for chunk in chunks_of(row.value) if not chunk.sound and chunk.channel in channels.by_id]
-        named = channels.name(damage.channel) if damage.channel in channels.by_id else ""
+        lost = [chunk for chunk in chunks_of(row.value) if not chunk.sound and channels.get(chunk.channel)]
+        named = channels.name(damage.channel) if channels.get(damage.channel) else ""
         chunk = lost[0] if len(lost) == 1 and damage.channel == lost[0].channel else None
         self.tell(
             f"{damage.reason} is wrong",
@@ -283,10 +328,10 @@ class SegmentCheck:
         channels, report = self._verifier.channels, self._verifier.report
         report.chunks += 1
         report.records += chunk.sequences
-        state = channels.by_id.get(chunk.channel)
-        if state is None or not state.name:
-            if state is None:
-                state = channels.by_id[chunk.channel] = ChannelState(b"")
+        state = channels.put(chunk.channel)
+        if chunk.first + chunk.sequences <= state.archived:
+            return
+        if not state.name:
             self.tell("a chunk's channel was never created", "its messages cannot be asked for by a name",
                       offset=row.offset + chunk.offset, group=group, channel=channels.name(chunk.channel),
                       epoch=chunk.epoch, first=chunk.first, last=chunk.first + chunk.sequences - 1)  # fmt: skip
@@ -331,30 +376,39 @@ class SegmentCheck:
         if self.damaged or self._groups != seal.groups:
             self._check_sums(seal)
             return
-        expected = self._sealed_rows(self._first)
+        expected = self._sealed_rows(self._first, seal)
         for key in sorted(expected.keys() | self._rows.keys()):
             found = self._rows.get(key)
             if found is None or found.value != expected.get(key):
-                self._tell_row(key.decode("ascii", "replace")[:5], "is not what the groups come to", found)
+                self._tell_row(_kind_of(key), "is not what the groups come to", found)
 
-    def _sealed_rows(self, first: GroupHeader) -> dict[bytes, bytes]:
+    def _sealed_rows(self, first: GroupHeader, seal: Seal) -> dict[bytes, bytes]:
         """Make the rows of the seal once more, as sealing does."""
-        entries, entries_count = self._delta.finish()
-        pages = self._index.pages()
-        seal = Seal(
+        rows, pages = seal_rows(self._index, self._delta)
+        made = Seal(
             first=first.number,
             predecessor=self._before.number,
             previous_chain=self._before.chain,
             first_time_us=first.time_us,
             last=self._verifier.last,
             groups=self._groups,
-            delta_bytes=len(entries),
-            delta_crc=crc32c_of(entries),
-            delta_entries=entries_count,
-            pages=len(pages),
+            id_next=self._delta.id_next,
+            channels_new=self._delta.channels_new,
+            producers_new=self._delta.producers_new,
+            unclean_run=self._delta.unclean_run,
+            pages=pages,
         )
-        rows = {INDEX_KEY + key: page for key, page in pages}
-        return {**rows, DELTA_KEY: entries, SEAL_KEY: seal.pack()}
+        if seal.old is None:
+            return {**dict(rows), SEAL_KEY: made.pack()}
+        # Sealed by an older version: the same index, and a run of entries for which the seal has a checksum.
+        expected = {key: page for key, page in rows if key.startswith(INDEX_KEY)}
+        delta = self._rows[OLD_DELTA_KEY].value if OLD_DELTA_KEY in self._rows else b""
+        if (len(delta), crc32c_of(delta)) == (seal.old.bytes, seal.old.crc):
+            expected[OLD_DELTA_KEY] = delta
+        unknown = {"id_next": 0, "channels_new": 0, "producers_new": 0, "unclean_run": 0, "old": seal.old}
+        if replace(made, **unknown) == seal:  # type: ignore[arg-type]
+            expected[SEAL_KEY] = self._rows[SEAL_KEY].value
+        return expected
 
     def _check_sums(self, seal: Seal) -> None:
         """With groups missing, the seal's table delta still tells which sequences they held."""
@@ -362,19 +416,33 @@ class SegmentCheck:
         if self._groups < seal.groups:
             self.tell(f"{self._groups} groups are good, its seal counts {seal.groups}",
                       "what the others held is lost; it is named as far as it is known")  # fmt: skip
-        row = self._rows.get(DELTA_KEY)
-        if row is None:
-            return
         channels = self._verifier.channels
-        for channel, epoch, after in channels.sealed_heads(row.value):
-            state = channels.by_id.setdefault(channel, ChannelState(b""))
+        for channel, epoch, after in channels.sealed_heads(self._sealed_entries()):
+            state = channels.put(channel)
             self.tell("sequences are missing at the end of this segment", "these messages are lost",
                       channel=channels.name(channel), epoch=epoch, first=state.next, last=after - 1)  # fmt: skip
             state.next, state.epoch = after, epoch
 
+    def _sealed_entries(self) -> bytes:
+        """Return the entries of the seal's table delta, as far as they are sound."""
+        if OLD_DELTA_KEY in self._rows:
+            return self._rows[OLD_DELTA_KEY].value
+        entries, prefix = [], PAGE_KEYS[CHANNELS]
+        for key, row in sorted(self._rows.items()):
+            if key.startswith(prefix):
+                with suppress(GroupDamaged):
+                    items, _ = table_items(CHANNELS, key[len(prefix) :], row.value)
+                    entries += [value for _, value in items]
+        return b"".join(entries)
+
     def _tell_row(self, what: str, wrong: str, row: Row | None) -> None:
         cost = "the groups are whole: it can be made once more from them"
         self.tell(f"{what}: {wrong}", cost, offset=row.offset if row else None, mendable=True)
+
+
+def _kind_of(key: bytes) -> str:
+    """Return what a row of a seal is called."""
+    return next((name.decode() for name in _ROWS if key.startswith(name)), "row")
 
 
 class Verifier:
@@ -384,6 +452,8 @@ class Verifier:
         path: the directory; its lock is held, or nobody else can know of it.
         progress: called with (bytes looked at, bytes in all) now and then.
         on_group: called with the header and the bytes of each good group, in order.
+        on_chunk: called with the channel's id and the bytes of each good chunk of the archive, channel after channel,
+            before the first group.
         backup: it is a backup, which has no format file.
 
     Attributes:
@@ -398,12 +468,14 @@ class Verifier:
         progress: Callable[[int, int], None] = lambda done, total: None,
         on_group: Callable[[GroupHeader, bytes], None] = lambda header, value: None,
         *,
+        on_chunk: Callable[[int, bytes], object] = lambda channel, chunk: None,
         backup: bool = False,
     ) -> None:
         self.report = Report()
         self.channels = Channels()
         self.last = Link()
         self.on_group = on_group
+        self.on_chunk = on_chunk
         self._path = path
         self._progress = progress
         self._backup = backup
@@ -417,13 +489,41 @@ class Verifier:
         """
         if not self._backup:
             self._check_format()
+        archive = self._path / "archive" / ARCHIVE_NAME
         paths = segments_in(self._path / "journal")
-        self.report.files += len(paths)
-        self.report.bytes = sum(path.stat().st_size for path in paths)
+        files = [*paths, *([archive] if archive.exists() else [])]
+        self.report.files += len(files)
+        self.report.bytes = sum(path.stat().st_size for path in files)
+        if archive.exists():
+            archived = self._check_archive(archive)
+            paths = [path for path in paths if int(path.stem, 16) > archived]
         for path, limit in zip(paths, self._limits(paths), strict=True):
             SegmentCheck(self, path).run(limit)
         self._progress(self.report.bytes, self.report.bytes)
         return self.report
+
+    def _check_archive(self, path: Path) -> int:
+        """Judge the archive; return the ordinal of the last segment that is wholly in it."""
+        try:
+            self.channels.archive = ArchiveTables(path)
+            check = ArchiveCheck(self, path, self.channels.archive)
+            check.run()
+            if not self.report.faults:
+                check_pages(path, writable=True)
+        except StorageError as failure:
+            self.tell(path, failure.detail.removeprefix(f"{path}: "), "what is in the archive cannot be read")
+            return 0
+        if check.checkpoint is None:
+            return 0
+        reached = check.checkpoint
+        self.last = Link(reached.group, reached.chain, reached.time_us, reached.term, reached.run, reached.closed_run)
+        self.report.last_group = reached.group
+        return reached.ordinal
+
+    def close(self) -> None:
+        """Let the archive go; `channels` answers only for what was met from then on."""
+        if self.channels.archive is not None:
+            self.channels.archive.close()
 
     def relative(self, path: Path) -> str:
         """Return how a fault names a file."""

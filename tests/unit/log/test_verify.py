@@ -116,8 +116,9 @@ def test_sequences_at_the_end_of_a_segment_are_known_from_its_delta(data: Path) 
     assert {fault.channel for fault in ends} == {f"c.{last * step % 7 + 1}" for step in (1, 2, 5)}
 
 
-@pytest.mark.parametrize(("key", "name"), [(b"delta", "delta"), (b"seal", "seal")])
-def test_a_wrong_row_of_the_seal_can_be_mended(data: Path, key: bytes, name: str) -> None:
+@pytest.mark.parametrize("name", ["filter", "line", "name", "rest", "seal", "table"])
+def test_a_wrong_row_of_the_seal_can_be_mended(data: Path, name: str) -> None:
+    key = name.encode()
     change_row(segment_files(data)[1], key, flip_at(20))
     (fault,) = look(data).faults
     assert fault.file == "journal/0000000000000002.seg"
