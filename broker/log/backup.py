@@ -19,16 +19,17 @@ import os
 import re
 import secrets
 import shutil
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import lmdb
 
 from broker._version import __version__
 from broker.log import durable
+from broker.log.archive_rows import CHECKPOINT_KEY, Checkpoint
 from broker.log.directory import FORMAT, write_identity, write_restored
-from broker.log.environment import create_file, open_lmdb
+from broker.log.environment import close_shared, create_file, open_lmdb, open_shared
 from broker.log.errors import corrupt, failed
 from broker.log.segment import Link, group_key
 from broker.model.errors import error
@@ -46,10 +47,22 @@ if TYPE_CHECKING:
 MANIFEST = "backup.json"
 MANIFEST_FORMAT = 1
 PIECE_BYTES = 4 * 1024 * 1024
+ARCHIVE_NAME = "archive.mdb"
+ARCHIVE_MAP_BYTES = 1 << 42
+OVERTAKEN_MAX = 5
+"""How often the archive may overtake the look at the segments; it takes one segment in about a second."""
+_PAGE_BYTES_AT, _LAST_PAGE_AT, _TRANSACTION_AT, _META_BYTES = 40, 136, 144, 152
 _NAME = re.compile(r"journal/[0-9a-f]{16}\.seg|archive/archive\.mdb")
 RUNS_SKIPPED_MIN, RUNS_SKIPPED_SPREAD = 1 << 10, 1 << 16
 """How far a restored journal's runs are past the backup's. The original may have begun many since, and so may others
 that were restored from the same backup: an epoch is (run, group), and theirs must not meet. Of 2^24 runs there are."""
+
+
+class Source(Protocol):
+    """What is copied, from its beginning to its end."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return at most so many bytes, none at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +169,7 @@ class Copier:
         self._done += size
         self._between(min(self._done, self._total), self._total)
 
-    def copy(self, source: BinaryIO, name: str, expected: tuple[int, str] | None = None) -> None:
+    def copy(self, source: Source, name: str, expected: tuple[int, str] | None = None) -> None:
         """Copy an open file from its beginning, synced.
 
         Args:
@@ -231,16 +244,44 @@ def take_backup(
 def _take_backup(
     directory: Directory, segments: Callable[[], tuple[Segment, ...]], target: Path, map_bytes: int, between: Between
 ) -> Manifest:
-    with ExitStack() as stack:
-        taken = segments()
-        # Open from here on, a sealed segment can be read to its end even when its name goes.
-        sealed = {each: stack.enter_context(each.path.open("rb", buffering=0)) for each in taken if each.sealed}
-        total = sum(os.fstat(file.fileno()).st_size for file in sealed.values())
-        total += sum(each.bytes for each in taken if each not in sealed)
-        copier = stack.enter_context(Copier(target, total, between))
+    for _ in range(OVERTAKEN_MAX):
+        with ExitStack() as stack:
+            taken = segments()
+            # Open from here on, a sealed segment can be read to its end even when it is archived and its name goes.
+            sealed: dict[Segment, BinaryIO] = {}
+            try:
+                for each in taken:
+                    if each.sealed:
+                        sealed[each] = stack.enter_context(each.path.open("rb", buffering=0))
+            except FileNotFoundError:
+                continue  # archived since the look at the segments: look again
+            archive = stack.enter_context(ArchiveCopy.begin(directory.path / "archive" / ARCHIVE_NAME))
+            if archive.ordinal < taken[-1].ordinal:
+                rest = [each for each in taken if each.ordinal > archive.ordinal]
+                return _copy_all(directory, archive, rest, sealed, target, map_bytes, between)
+    raise error("BUSY", f"{directory.path}: got {OVERTAKEN_MAX} archived segments meanwhile, which overtook the copy")
+
+
+def _copy_all(
+    directory: Directory,
+    archive: ArchiveCopy,
+    segments: list[Segment],
+    sealed: dict[Segment, BinaryIO],
+    target: Path,
+    map_bytes: int,
+    between: Between,
+) -> Manifest:
+    """Copy the archive as it was, then what follows it, the active segment up to its last good group of now."""
+    total = archive.size + sum(os.fstat(sealed[each].fileno()).st_size if each in sealed else each.bytes
+                               for each in segments)  # fmt: skip
+    with Copier(target, total, between) as copier:
         folder = copier.folder("journal")
-        last = Link()
-        for segment in taken:
+        if archive.size:
+            durable.sync_path(copier.folder("archive"))
+            copier.copy(archive, f"archive/{ARCHIVE_NAME}")
+            durable.sync_path(target / "archive")
+        last = archive.last
+        for segment in segments:
             name = f"journal/{segment.path.name}"
             if segment in sealed:
                 copier.copy(sealed[segment], name)
@@ -255,6 +296,77 @@ def _take_backup(
         )  # fmt: skip
         durable.write_file(target / MANIFEST, manifest.pack())
     return manifest
+
+
+class ArchiveCopy:
+    """The bytes of an archive as one read transaction sees it, page by page, while others write to it.
+
+    The pages of the snapshot stay as they are for as long as it is held; others may change under the copy, and nothing
+    leads to them. Of the two meta pages the snapshot's is given for both, the other with the number before it, so that
+    whoever opens the copy takes this one.
+
+    Attributes:
+        size: bytes of the copy, 0 when there is no archive.
+        ordinal: the last segment that is in it, 0 for none.
+        last: the last group that is in it.
+    """
+
+    def __init__(self) -> None:
+        self.size = self.ordinal = 0
+        self.last = Link()
+        self._at = 0
+        self._metas = b""
+        self._file: BinaryIO | None = None
+
+    @classmethod
+    @contextmanager
+    def begin(cls, path: Path) -> Iterator[ArchiveCopy]:
+        """Hold a snapshot of an archive, or of none."""
+        copy = cls()
+        if not path.exists():
+            yield copy
+            return
+        environment = open_shared(path, ARCHIVE_MAP_BYTES)
+        try:
+            with path.open("rb", buffering=0) as copy._file, environment.begin(buffers=True) as transaction:
+                value = transaction.get(CHECKPOINT_KEY)
+                found = Checkpoint.unpack(bytes(value) if value is not None else None, path)
+                copy.ordinal = found.ordinal
+                copy.last = Link(found.group, found.chain, found.time_us, found.term, found.run, found.closed_run)
+                copy._find_meta(path, transaction.id())
+                yield copy
+        finally:
+            close_shared(path)
+
+    def _find_meta(self, path: Path, transaction: int) -> None:
+        with path.open("rb") as file:
+            page_bytes = int.from_bytes(file.read(_META_BYTES)[_PAGE_BYTES_AT : _PAGE_BYTES_AT + 4], "little")
+            for slot in (0, 1):
+                file.seek(slot * page_bytes)
+                page = file.read(page_bytes)
+                if int.from_bytes(page[_TRANSACTION_AT : _TRANSACTION_AT + 8], "little") == transaction:
+                    older = (
+                        page[:_TRANSACTION_AT] + (transaction - 1).to_bytes(8, "little") + page[_TRANSACTION_AT + 8 :]
+                    )
+                    metas = [page, older] if transaction % 2 == 0 else [older, page]
+                    # Each page says its own number.
+                    self._metas = b"".join(at.to_bytes(8, "little") + each[8:] for at, each in enumerate(metas))
+                    pages = int.from_bytes(page[_LAST_PAGE_AT : _LAST_PAGE_AT + 8], "little") + 1
+                    self.size = pages * page_bytes
+                    return
+        raise error("BUSY", f"{path}: got transactions newer than {transaction}, which is no longer known")
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes, none at the end; as of a file."""
+        assert self._file is not None
+        size = min(size, self.size - self._at)
+        if self._at < len(self._metas):
+            piece = self._metas[self._at : self._at + size]
+        else:
+            self._file.seek(self._at)
+            piece = self._file.read(size)
+        self._at += len(piece)
+        return piece
 
 
 def _copy_groups(segment: Segment, path: Path, map_bytes: int, copier: Copier) -> Link:
