@@ -18,15 +18,20 @@ if TYPE_CHECKING:
 @click.command("verify")
 @click.argument("path", metavar="DATA", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One object: counts, and a fault each in `faults`.")
+@click.option("--quarantine", is_flag=True, help="Move what is damaged aside, so that the rest opens.")
+@click.option("--yes", is_flag=True, help="With --quarantine: do it though something that was stored is lost.")
 @click.option("--quiet", is_flag=True, help="No progress.")
-def command(path: Path, as_json: bool, quiet: bool) -> int:
+def command(path: Path, as_json: bool, quarantine: bool, yes: bool, quiet: bool) -> int:
     """Prove every page, checksum, chain and index of DATA, a data directory that nobody serves, or a backup.
 
     Every fault is a row: file, offset, group, channel, the positions concerned, what is wrong, and what it costs. It
-    goes on after a fault and names all. Nothing is written.
+    goes on after a fault and names all. Nothing is written, but by --quarantine: then the journal is written anew from
+    what is sound, and the old one is kept in DATA/quarantine. What is lost stands in the log as gone, and every channel
+    begins a new epoch, so that no position ever names two messages. Without --yes nothing that was stored is given up.
 
     \b
     broker verify /var/lib/broker
+    broker verify /var/lib/broker --quarantine
     broker verify /var/lib/broker --json | jq '.faults[] | select(.mendable | not)'
 
     \b
@@ -42,7 +47,25 @@ def command(path: Path, as_json: bool, quiet: bool) -> int:
     else:
         _print_faults(report)
         click.echo(summary(report))
+    if quarantine and not report.sound:
+        return _quarantine(path, report, yes=yes, quiet=quiet)
     return ExitCode.OK if report.sound else ExitCode.WRONG
+
+
+def _quarantine(path: Path, report: Report, *, yes: bool, quiet: bool) -> ExitCode:
+    """Mend what was found, if that loses nothing or may; tell what was done."""
+    from broker.log.care import judge, quarantine
+    from broker.log.mend import loses
+
+    if loses(report) and not yes:
+        click.echo("nothing was done: mending loses what is named above; add --yes to do it all the same", err=True)
+        return ExitCode.WRONG
+    with watched("mending", quiet=quiet) as tell:
+        aside = quarantine(path, report, tell)
+    with watched("verifying", quiet=quiet) as tell:
+        again = judge(path, tell)
+    click.echo(f"the journal as it was is in {aside}; the new one: {summary(again)}", err=True)
+    return ExitCode.OK if again.sound else ExitCode.WRONG
 
 
 def summary(report: Report) -> str:

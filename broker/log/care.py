@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from broker.log.backup import MANIFEST, Manifest, digest_of
 from broker.log.directory import hold
 from broker.log.log import Log
+from broker.log.mend import mend
 from broker.log.verify import Fault, Report, Verifier
 from broker.model.errors import StorageCorrupt, error
 
@@ -66,6 +67,26 @@ def _judge_files(path: Path, verifier: Verifier) -> Report:
         what = f"ends with group {report.last_group}, the manifest says {manifest.group}"
         report.faults.append(Fault(MANIFEST, what, "groups are missing"))
     return report
+
+
+def quarantine(path: Path, report: Report, progress: Progress) -> Path:
+    """Make a damaged journal open again; see `mend`.
+
+    Args:
+        path: the data directory.
+        report: what `judge` has found.
+        progress: called with (bytes looked at, bytes in all).
+
+    Returns:
+        The folder with the journal as it was.
+
+    Raises:
+        StorageError: as `hold` and `mend`.
+    """
+    if (path / MANIFEST).exists():
+        raise error("STORAGE_FORMAT", f"{path}: is a backup", "Take another one; a backup is not mended.")
+    with hold(path):
+        return mend(path, report, progress)
 
 
 def backup(path: Path, target: Path, progress: Progress) -> Manifest:

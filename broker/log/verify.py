@@ -460,6 +460,7 @@ class Verifier:
         report: what was found.
         channels: what is known of the channels at the place that the walk has reached.
         last: the last good group.
+        reached: the last group that is in the archive.
     """
 
     def __init__(
@@ -473,7 +474,7 @@ class Verifier:
     ) -> None:
         self.report = Report()
         self.channels = Channels()
-        self.last = Link()
+        self.last = self.reached = Link()
         self.on_group = on_group
         self.on_chunk = on_chunk
         self._path = path
@@ -516,7 +517,9 @@ class Verifier:
         if check.checkpoint is None:
             return 0
         reached = check.checkpoint
-        self.last = Link(reached.group, reached.chain, reached.time_us, reached.term, reached.run, reached.closed_run)
+        self.last = self.reached = Link(
+            reached.group, reached.chain, reached.time_us, reached.term, reached.run, reached.closed_run
+        )
         self.report.last_group = reached.group
         return reached.ordinal
 
