@@ -19,6 +19,7 @@ import asyncio
 from bisect import bisect_left
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from broker.events import emit
@@ -46,6 +47,8 @@ STEP_US_MAX = 2_000
 """The loop does something else after so long, as it does after the next bound when no clock moves."""
 STEP_NAMES_MAX = 1_024
 WAITING_BYTES_MAX = 64 << 20
+ABSENT_MAX = 65_536
+"""Names known not to be stored: those of frames that wait, and of frames that come next."""
 NAME_BYTES = 256
 """What a name that is waited for costs beside its own bytes, about."""
 LINE = b"\0"
@@ -120,6 +123,8 @@ class Loader:
         self._waiting: dict[bytes, dict[Load, None]] = {}
         self._asked: set[bytes] = set()
         self._found: deque[tuple[bytes, Found]] = deque()
+        self._absent: dict[bytes, None] = {}
+        self._absent_at = 0
         self._job_names = JOB_NAMES_MAX
         self._busy = False
         self._installing = False
@@ -128,6 +133,36 @@ class Loader:
         self.loaded = 0
 
     # -- asking --------------------------------------------------------------------------------------------------------
+
+    def missing(self, names: list[bytes]) -> list[bytes]:
+        """Return those of the channels that have to be looked up before anybody may load or create them."""
+        missing = self._core.missing(names)
+        if not missing:
+            return missing
+        absent = self._known_absent()
+        return [name for name in missing if name not in absent]
+
+    def knows_line(self, producer: bytes) -> bool:
+        """Whether a producer's line is in memory or surely not stored, so that nothing has to be looked up."""
+        return self._core.knows_producer(producer) or LINE + producer in self._known_absent()
+
+    def _known_absent(self) -> dict[bytes, None]:
+        """Keys of which the log has said that they are not stored.
+
+        One that is created after that is in memory, so it can only be stored and not in memory when something has been
+        evicted since.
+        """
+        evicted = self._tails.evicted + self._core.lines.evicted
+        if evicted != self._absent_at:
+            self._absent_at = evicted
+            self._absent.clear()
+        return self._absent
+
+    def _note_absent(self, key: bytes) -> None:
+        absent = self._known_absent()
+        if len(absent) >= ABSENT_MAX:
+            del absent[next(iter(absent))]
+        absent[key] = None
 
     def need(
         self,
@@ -139,7 +174,7 @@ class Loader:
         """Bring channels into memory.
 
         Args:
-            names: Channels that the caller needs together, in memory or not; at least one is not.
+            names: Channels that the caller needs together, in memory or not; at least one is `missing`.
             done: Called once, on the loop, never from within this call: with None when each of them is in memory or
                 known not to be stored, which holds until it returns, or with the reason why one cannot be read. Not
                 called after `leave`.
@@ -175,6 +210,8 @@ class Loader:
     def _add(self, keys: list[bytes], done: Callable[[BrokerError | None], None], owner: object) -> None:
         if self._stopped:
             raise error("GOING_AWAY", "the broker is stopping")
+        if len(keys) > ABSENT_MAX // 2:
+            raise error("BUSY", f"names that one frame needs: got {len(keys)}, limit {ABSENT_MAX // 2}")
         load = Load(self._asker(owner), list(dict.fromkeys(keys)), done)
         if self.waiting_bytes + load.bytes > WAITING_BYTES_MAX:
             self._forget_idle(load.asker)
@@ -211,8 +248,8 @@ class Loader:
     def _unknown(self, keys: list[bytes]) -> list[bytes]:
         """Return the keys of which memory knows nothing."""
         if keys and keys[0].startswith(LINE):
-            return [key for key in keys if not self._core.knows_producer(key[1:])]
-        return self._core.missing(keys)
+            return [key for key in keys if not self.knows_line(key[1:])]
+        return self.missing(keys)
 
     def _queue(self, load: Load, keys: list[bytes]) -> None:
         """Have a load wait for keys; those that it needs come before those that it will."""
@@ -334,10 +371,12 @@ class Loader:
             return found
         assert self._unknown([key]), "somebody brought it into memory without asking here"
         try:
-            if key.startswith(LINE):
-                self._core.install_line(key[1:], found)
+            if not found:
+                self._note_absent(key)
+            elif key.startswith(LINE):
+                self._core.install_line(found)
             else:
-                self._core.install(key, found)
+                self._core.install(found)
         except MemoryError as shortage:
             return self._reason(shortage)
         except ValueError as damage:  # entries whose checksum is right and which make no sense
@@ -346,8 +385,11 @@ class Loader:
         return None
 
     def _hold(self, load: Load, key: bytes) -> None:
-        if not key.startswith(LINE) and self._tails.hold(key):
-            load.held.append(key)
+        if not key.startswith(LINE):
+            # One that is not stored, or is being removed, is nobody's to hold: whoever needs it finds that out.
+            with suppress(KeyError):
+                self._tails.hold(key)
+                load.held.append(key)
 
     def _finish(self, load: Load) -> None:
         """All keys of a load are answered."""

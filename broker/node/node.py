@@ -24,6 +24,7 @@ from broker.log.log import Log
 from broker.model.errors import BrokerError, error
 from broker.node.catchup import CatchUp, Following
 from broker.node.commit import CommitThread, handed_over
+from broker.node.loader import Loader
 from broker.node.time import BrokerTime
 from broker_native.intake import ReadBuffer
 
@@ -88,6 +89,7 @@ class Node:
         core: The sequencer.
         gate: Who may do what.
         limits: Bounds.
+        loader: What is stored and not in memory.
         clock: Broker time.
         buffer: The loop's read buffer.
         run: Number of this run.
@@ -113,6 +115,7 @@ class Node:
         self._held: list[Connection] = []
         self._commit = CommitThread(log, loop, self._done)
         self.catchup = CatchUp(core, log, loop, self.kick, self._lost)
+        self.loader = Loader(core, log, self.clock, loop)
         self._idle: asyncio.Future[None] | None = None
         self._left: asyncio.Future[None] | None = None
         self._reload: Profiles | None = None
@@ -461,6 +464,7 @@ class Node:
             self._idle = self.loop.create_future()
             await self._idle
         self._closed = True
+        self.loader.stop()
         for timer in (self._wait_timer, self._second_timer):
             if timer is not None:
                 timer.cancel()
@@ -472,6 +476,7 @@ class Node:
     def _close_log(self) -> None:
         self._commit.stop()
         self.catchup.close()
+        self.loader.close()
         try:
             if not self.tails.refuse_code and not self._broken:
                 group = self.core.close(self.clock.now_us())

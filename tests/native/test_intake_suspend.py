@@ -7,8 +7,8 @@ import struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.native.test_intake import FRAME_BYTES_MAX, PING, PINGS, Loop, Watched, tokens
-from tests.reference.frames import CHANNEL, SUBSCRIBE, build_frame
+from tests.native.test_intake import FRAME_BYTES_MAX, PINGS, Loop, Watched, tokens
+from tests.reference.frames import CHANNEL, PING, SUBSCRIBE, build_frame
 
 
 class Waiting(Watched):

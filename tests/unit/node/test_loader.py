@@ -10,7 +10,7 @@ import pytest
 
 from broker.model.errors import BrokerError, error
 from broker.node import loader as loader_module
-from broker.node.loader import JOB_NAMES_MAX, JOB_NAMES_MIN, SHARE, Loader
+from broker.node.loader import ABSENT_MAX, JOB_NAMES_MAX, JOB_NAMES_MIN, SHARE, Loader
 from broker_native.intake import Clock
 
 if TYPE_CHECKING:
@@ -44,38 +44,48 @@ class Tables:
     resolve_lines = resolve
 
 
+class Lines:
+    """Lines in memory."""
+
+    evicted = 0
+
+    def __init__(self) -> None:
+        self.known: dict[bytes, bytes] = {}
+
+
+def stored(*names: bytes) -> dict[bytes, bytes]:
+    """Return what the log has of these channels."""
+    return {name: b"entries of " + name for name in names}
+
+
 class Core:
     """What is in memory, and who holds it."""
 
     def __init__(self) -> None:
         self.tails = self
         self.there: dict[bytes, bytes] = {}
-        self.lines: dict[bytes, bytes] = {}
-        self.absent: set[bytes] = set()
+        self.lines = Lines()
+        self.evicted = 0
         self.holders: dict[bytes, int] = {}
 
     def missing(self, names: list[bytes]) -> list[bytes]:
-        return [name for name in names if name not in self.there and name not in self.absent]
+        return [name for name in names if name not in self.there]
 
     def knows_producer(self, producer: bytes) -> bool:
-        return producer in self.lines
+        return producer in self.lines.known
 
-    def install(self, name: bytes, entries: bytes) -> None:
-        if not entries:
-            self.absent.add(name)
-        elif entries == b"nonsense":
+    def install(self, entries: bytes) -> None:
+        if not entries.startswith(b"entries of "):
             raise ValueError("entry of kind 99")
-        else:
-            self.there[name] = entries
+        self.there[entries.removeprefix(b"entries of ")] = entries
 
-    def install_line(self, producer: bytes, entries: bytes) -> None:
-        self.lines[producer] = entries
+    def install_line(self, entries: bytes) -> None:
+        self.lines.known[entries.removeprefix(b"entries of ")] = entries
 
-    def hold(self, name: bytes) -> bool:
+    def hold(self, name: bytes) -> None:
         if name not in self.there:
-            return False
+            raise KeyError(name)
         self.holders[name] = self.holders.get(name, 0) + 1
-        return True
 
     def release(self, name: bytes) -> None:
         self.holders[name] -= 1
@@ -130,7 +140,7 @@ async def station() -> AsyncIterator[Station]:
 
 
 async def test_what_is_stored_is_there_and_held_when_its_waiter_is_told(station: Station) -> None:
-    station.log.stored = {b"a": b"A", b"b": b"B"}
+    station.log.stored = stored(b"a", b"b")
     seen: list[object] = []
 
     def done(failure: BrokerError | None) -> None:
@@ -139,15 +149,15 @@ async def test_what_is_stored_is_there_and_held_when_its_waiter_is_told(station:
 
     station.loader.need([b"a", b"none"], done)
     await station.until(1)
-    assert seen == [(None, {b"a": b"A"}, {b"a": 1})]
-    assert station.core.absent == {b"none"}
+    assert seen == [(None, stored(b"a"), {b"a": 1})]
+    assert station.loader.missing([b"a", b"none", b"other"]) == [b"other"]
     assert station.log.asked == [[b"a", b"none"]]
     assert station.nothing_is_left()
 
 
 async def test_names_in_memory_are_held_with_those_that_are_waited_for(station: Station) -> None:
-    station.core.there[b"here"] = b"H"
-    station.log.stored[b"cold"] = b"C"
+    station.core.there = stored(b"here")
+    station.log.stored = stored(b"cold")
     station.loader.need([b"here", b"cold"], station.told_as("x"))
     assert station.core.holders == {b"here": 1}
     await station.until(1)
@@ -157,7 +167,7 @@ async def test_names_in_memory_are_held_with_those_that_are_waited_for(station: 
 async def test_a_name_is_in_one_job_whoever_waits_for_it(station: Station) -> None:
     station.shut()
     names = [b"n%03d" % number for number in range(100)]
-    station.log.stored = dict.fromkeys(names, b"E")
+    station.log.stored = stored(*names)
     for waiter in range(3_000):
         station.loader.need([names[waiter % 100]], station.told_as(str(waiter)), waiter)
     station.log.gate.set()
@@ -179,7 +189,9 @@ async def test_jobs_are_sorted_and_bounded(station: Station) -> None:
 
 async def test_one_who_names_very_many_delays_others_by_a_job(station: Station) -> None:
     station.shut()
-    station.loader.need([b"z%06d" % number for number in range(100_000)], station.told_as("stranger"), "stranger")
+    for begin in range(0, 100_000, 20_000):
+        names = [b"z%06d" % number for number in range(begin, begin + 20_000)]
+        station.loader.need(names, station.told_as("stranger"), "stranger")
     for guest in range(50):
         station.loader.need([b"guest%d" % guest], station.told_as("guest"), guest)
     station.log.gate.set()
@@ -187,7 +199,7 @@ async def test_one_who_names_very_many_delays_others_by_a_job(station: Station) 
     assert order[:51] == ["shut"] + ["guest"] * 50
     assert {name for name in station.log.asked[1] if name.startswith(b"guest")} == {b"guest%d" % i for i in range(50)}
     assert len(station.log.asked[1]) == JOB_NAMES_MAX
-    await station.until(52)
+    await station.until(56)
     assert station.nothing_is_left()
 
 
@@ -220,7 +232,7 @@ async def test_what_cannot_be_read_fails_those_who_wait_for_it_alone(station: St
     station.shut()
     names = [b"n%04d" % number for number in range(1_000)]
     station.log.damaged = {names[7], names[500]}
-    station.log.stored = dict.fromkeys(names, b"E")
+    station.log.stored = stored(*names)
     for name in names:
         station.loader.need([name], station.told_as(name.decode()), name)
     station.loader.need([names[8], names[500]], station.told_as("both"))
@@ -250,6 +262,17 @@ async def test_a_job_that_fails_is_told_and_the_next_one_goes_on(
     assert station.nothing_is_left()
 
 
+async def test_one_frame_may_not_need_more_than_is_remembered(station: Station) -> None:
+    names = [b"n%d" % number for number in range(ABSENT_MAX // 2 + 1)]
+    with pytest.raises(BrokerError, match=r"BUSY.*one frame"):
+        station.loader.need(names, station.told_as("many"))
+    station.loader.need(names[1:], station.told_as("all"))
+    await station.until(1)
+    assert station.loader.missing(names) == names[:1]
+    station.core.evicted += 1
+    assert station.loader.missing(names) == names
+
+
 async def test_entries_that_make_no_sense_are_damage(station: Station) -> None:
     station.log.stored[b"a"] = b"nonsense"
     station.loader.need([b"a"], station.told_as("a"))
@@ -260,17 +283,16 @@ async def test_entries_that_make_no_sense_are_damage(station: Station) -> None:
 
 async def test_lines_and_channels_of_the_same_bytes_are_two_things(station: Station) -> None:
     producer = b"chat.acme.000042"
-    station.log.stored[producer] = b"E"
+    station.log.stored = stored(producer)
     station.loader.need_line(producer, station.told_as("line"))
     station.loader.need([producer], station.told_as("channel"))
     await station.until(2)
-    assert station.core.lines == {producer: b"E"}
-    assert station.core.there == {producer: b"E"}
+    assert station.core.lines.known == station.core.there == stored(producer)
     assert station.nothing_is_left()
 
 
 async def test_what_comes_next_is_fetched_ahead_and_fails_nobody(station: Station) -> None:
-    station.log.stored = dict.fromkeys([b"a", b"b", b"c"], b"E")
+    station.log.stored = stored(b"a", b"b", b"c")
     station.log.damaged = {b"b"}
     station.loader.need([b"c"], station.told_as("c"), "me", [b"a", b"b", b"c"])
     await station.until(1)
@@ -281,7 +303,7 @@ async def test_what_comes_next_is_fetched_ahead_and_fails_nobody(station: Statio
 
 async def test_one_who_leaves_is_not_told_and_leaves_nothing(station: Station) -> None:
     station.shut()
-    station.log.stored = dict.fromkeys([b"a", b"b", b"shared"], b"E")
+    station.log.stored = stored(b"a", b"b", b"shared")
     station.loader.need([b"a", b"shared"], station.told_as("gone"), "gone", [b"b"])
     station.loader.need([b"shared"], station.told_as("stays"), "stays")
     station.loader.leave("gone")
@@ -295,7 +317,7 @@ async def test_one_who_leaves_is_not_told_and_leaves_nothing(station: Station) -
 
 async def test_one_who_leaves_in_the_middle_of_a_job_has_nothing_installed(station: Station) -> None:
     station.log.gate.clear()
-    station.log.stored = {b"a": b"E", b"b": b"E"}
+    station.log.stored = stored(b"a", b"b")
     station.loader.need([b"a"], station.told_as("gone"), "gone")
     station.loader.need([b"b"], station.told_as("stays"), "stays")
     station.loader.leave("gone")
@@ -354,14 +376,14 @@ async def test_what_was_evicted_while_others_were_awaited_is_looked_up_again(
     station.loader._job_names = 1
     install = station.core.install
 
-    def created_and_evicted(name: bytes, entries: bytes) -> None:
-        install(name, entries)
-        if name in station.core.absent:
-            station.core.absent.remove(name)
-            station.log.stored[name] = b"E"
+    def created_and_evicted(entries: bytes) -> None:
+        install(entries)
+        if not station.core.evicted:
+            station.log.stored |= stored(b"a")
+            station.core.evicted += 1
 
     monkeypatch.setattr(station.core, "install", created_and_evicted)
-    station.log.stored[b"b"] = b"E"
+    station.log.stored = stored(b"b")
     station.loader.need([b"a", b"b"], station.told_as("x"))
     await station.until(1)
     assert station.log.asked == [[b"a"], [b"b"], [b"a"]]
