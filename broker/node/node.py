@@ -24,6 +24,7 @@ from broker.log.log import Log
 from broker.model.errors import BrokerError, error
 from broker.node.catchup import CatchUp, Following
 from broker.node.commit import CommitThread, handed_over
+from broker.node.eviction import Eviction
 from broker.node.loader import Loader
 from broker.node.time import BrokerTime
 from broker_native.intake import ReadBuffer
@@ -116,6 +117,7 @@ class Node:
         self._commit = CommitThread(log, loop, self._done)
         self.catchup = CatchUp(core, log, loop, self.kick, self._lost)
         self.loader = Loader(core, log, self.clock, loop)
+        self._eviction = Eviction(core, log, self.clock, loop)
         self._idle: asyncio.Future[None] | None = None
         self._left: asyncio.Future[None] | None = None
         self._reload: Profiles | None = None
@@ -431,6 +433,7 @@ class Node:
     def _look_around(self) -> None:
         self._seconds += 1
         self._time.steer()
+        self._eviction.sweep()
         now_us = self.clock.steady_us()
         if self._seconds % max(1, round(self.limits.ping_interval_s / 3)) == 0:
             for connection in list(self.connections):
@@ -465,6 +468,7 @@ class Node:
             await self._idle
         self._closed = True
         self.loader.stop()
+        self._eviction.stop()
         for timer in (self._wait_timer, self._second_timer):
             if timer is not None:
                 timer.cancel()
@@ -494,7 +498,11 @@ class Node:
             "cpu_s": time.process_time(),
             "rss_anon_bytes": anonymous_bytes(),
             "connections": len(self.connections),
-            "channels": len(self.tails),
+            "channels": self.core.channels,
+            "channels_in_memory": len(self.tails),
+            "channels_evicted": self.tails.evicted,
+            "channels_loaded": self.loader.loaded,
+            "load_backlog_bytes": self.loader.waiting_bytes,
             "producers": len(self.core.lines),
             "records_in": self.tails.records,
             "record_bytes_in": self.tails.record_bytes,
