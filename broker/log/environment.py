@@ -18,6 +18,7 @@ import os
 import struct
 import threading
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import lmdb
@@ -26,6 +27,7 @@ from broker.log import durable
 from broker.log.errors import corrupt, failed
 from broker.model.errors import error
 from broker_native.btree import TreeDamaged, check_tree, find_row
+from broker_native.tree import MappedFile, TreeReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,21 +84,73 @@ def _allocate_lock_file(path: Path) -> None:
     """Give LMDB's lock file all its bytes before LMDB maps it.
 
     LMDB would only set its size and then write through the map: on a full disk the first touch of a page that has no
-    block yet kills the process with SIGBUS. Written here, the same want of room is an error. What the file holds does
-    not matter, since LMDB fills it anew when it is the only one to open it, and the directory's owner always is.
+    block yet kills the process with SIGBUS. Written here, the same want of room is an error. What the bytes are does
+    not matter to the first who opens the file, as LMDB fills it anew; another process may be in it by then, so bytes
+    that are there are left alone.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, durable.FILE_MODE)
     try:
-        done = os.pwrite(descriptor, bytes(LOCK_FILE_BYTES), 0)
+        size = os.fstat(descriptor).st_size
+        done = os.pwrite(descriptor, bytes(max(0, LOCK_FILE_BYTES - size)), size)
     finally:
         os.close(descriptor)
-    if done != LOCK_FILE_BYTES:
-        raise OSError(errno.ENOSPC, f"{done} of {LOCK_FILE_BYTES} bytes written", str(path))
+    if size + done < LOCK_FILE_BYTES:
+        raise OSError(errno.ENOSPC, f"{size + done} of {LOCK_FILE_BYTES} bytes written", str(path))
 
 
 def lock_path(path: Path) -> Path:
     """Return the name of the lock file that LMDB keeps beside a file."""
     return path.with_name(path.name + "-lock")
+
+
+@dataclass(slots=True)
+class _Shared:
+    """An environment that several of this process use."""
+
+    environment: lmdb.Environment
+    inode: int
+    users: int = 0
+
+
+_shared: dict[str, _Shared] = {}
+_shared_lock = threading.Lock()
+
+
+def open_shared(path: Path, map_bytes: int) -> lmdb.Environment:
+    """Open a file for reading and writing, or join those of this process who have it open; `close_shared` ends it.
+
+    Args:
+        path: the file; it is there.
+        map_bytes: the address space to reserve for it, the same for all who join.
+
+    Raises:
+        ValueError: those who have it open have another file, over which this one was renamed.
+        OSError: there is no room for the lock file. lmdb.Error: the file cannot be opened.
+
+    Any thread.
+    """
+    with _shared_lock:
+        inode = path.stat().st_ino
+        shared = _shared.get(str(path))
+        if shared is None:
+            environment = open_lmdb(path, map_bytes)
+            # Readers of a process that was killed hold pages back until somebody looks.
+            environment.reader_check()
+            shared = _shared[str(path)] = _Shared(environment, inode)
+        if shared.inode != inode:
+            raise ValueError(f"{path}: another file has the name now, and the former one is still open")
+        shared.users += 1
+        return shared.environment
+
+
+def close_shared(path: Path) -> None:
+    """Leave a file that `open_shared` opened; the last one closes it, when none of its transactions is open."""
+    with _shared_lock:
+        shared = _shared[str(path)]
+        shared.users -= 1
+        if shared.users == 0:
+            del _shared[str(path)]
+            shared.environment.close()
 
 
 def create_file(path: Path, map_bytes: int) -> int:
@@ -132,6 +186,11 @@ def check_file(path: Path) -> int:
         StorageError: STORAGE_CORRUPT when it is cut or its meta pages cannot be right, STORAGE_FORMAT when another
             version of LMDB wrote it, STORAGE_FAILED when it cannot be read.
     """
+    return _newer_meta(path)[0]
+
+
+def _newer_meta(path: Path) -> tuple[int, int]:
+    """Return where the newer meta page begins and the number of its transaction; see `check_file`."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -148,11 +207,12 @@ def check_file(path: Path) -> int:
         raise error("STORAGE_FORMAT", f"{path}: got LMDB data format {first.version}, expected {_META_VERSION}", hint)
     if second is None or second.page_bytes != first.page_bytes or second.version != first.version:
         raise corrupt(path, "its two meta pages disagree")
-    return _check_metas(path, size, first, second)
+    newer = _check_metas(path, size, first, second)
+    return 0 if newer is first else first.page_bytes, newer.transaction
 
 
-def _check_metas(path: Path, size: int, first: _Meta, second: _Meta) -> int:
-    """Check that the transactions of the metas can follow each other and that the newer one's pages are there."""
+def _check_metas(path: Path, size: int, first: _Meta, second: _Meta) -> _Meta:
+    """Return the newer meta; their transactions can follow each other, and its pages are there."""
     newest = max(first.transaction, second.transaction)
     # Transaction n is written to meta n mod 2, so they are neighbours, or both 0 in a file without a commit.
     if newest > 0 and (abs(first.transaction - second.transaction) != 1 or first.transaction % 2 != 0):
@@ -161,7 +221,7 @@ def _check_metas(path: Path, size: int, first: _Meta, second: _Meta) -> int:
     need = (newer.last_page + 1) * newer.page_bytes
     if size < need:
         raise corrupt(path, f"is cut: {size} bytes are there, its pages need {need}")
-    return 0 if newer is first else first.page_bytes
+    return newer
 
 
 @contextmanager
@@ -194,6 +254,28 @@ def read_row(path: Path, key: bytes) -> bytes | None:
         except TreeDamaged as damage:
             raise corrupt(path, str(damage)) from damage
         return None if found is None else content[found[0] : found[0] + found[1]]
+
+
+@contextmanager
+def reading_tree(path: Path) -> Iterator[TreeReader]:
+    """Hold a file that nobody writes to any more mapped, to be read row by row without LMDB.
+
+    Only what is looked up is read and proved. No environment is opened, and none has to be closed for it.
+
+    Raises:
+        StorageError: STORAGE_CORRUPT when a page on the way is damaged, or the system refuses.
+    """
+    _, transaction = _newer_meta(path)
+    try:
+        mapped = MappedFile(str(path), path.stat().st_size)
+    except OSError as cause:
+        raise failed(path, cause) from cause
+    try:
+        yield TreeReader(mapped, transaction)
+    except (TreeDamaged, LookupError) as damage:
+        raise corrupt(path, f"a page of its tree is wrong: {damage}") from damage
+    finally:
+        mapped.close()
 
 
 class _Meta:

@@ -23,8 +23,9 @@ from broker.log.reader import sequence_at
 from broker.log.recovery import Recovery
 from broker.model.errors import BY_NAME
 from broker.node.commit import RECOVERY_INTERVAL_S, CommitThread, Work
+from broker_native.delta import TableDelta
 from broker_native.groups import chunk_head, chunks_in, chunks_of, chunks_start
-from broker_native.index import TableDelta, check_group
+from broker_native.index import check_group
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
@@ -222,7 +223,7 @@ class SimulatedLog:
             delta = TableDelta()
             for group in good[:sealed]:
                 delta.add(group.value)
-            applier.apply_entries(delta.finish()[0])
+            applier.apply_entries(delta.finish())
         for group in good[sealed:]:
             applier.apply_group(group.value)
         disk.kernel.note("recover", len(good), sealed)
