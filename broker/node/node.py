@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 from broker.access.gate import Gate
 from broker.core.sequencer import Sequencer
 from broker.events import emit
-from broker.log.log import Log
+from broker.log.log import ArchiveBy, Log
 from broker.model.errors import BrokerError, error
 from broker.node.catchup import CatchUp, Following
 from broker.node.commit import CommitThread, handed_over
@@ -53,6 +53,7 @@ not read until it takes them: what it asks costs more to answer than to send."""
 DUPLICATES_MAX = 65_536
 """Repeated publishes that wait for the commit of what they repeat."""
 STORAGE_FAILURES_PER_MIN_MAX = 3
+COUNTED_AT_ONCE = 4_096
 
 
 class Connection(Protocol):
@@ -144,6 +145,8 @@ class Node:
         limits: Limits,
         segment_bytes: int,
         reserve_bytes: int,
+        backlog_bytes_max: int = 4 << 30,
+        archive_by: ArchiveBy = ArchiveBy.THREAD,
     ) -> Node:
         """Open a data directory and bring it to where it can serve.
 
@@ -153,6 +156,8 @@ class Node:
             limits: Bounds.
             segment_bytes: Size of a journal segment, bytes.
             reserve_bytes: Free space below which publishes are refused, bytes.
+            backlog_bytes_max: What may wait for the archive before publishes are refused, bytes.
+            archive_by: Who moves what is stored into the archive.
 
         Raises:
             StorageError: STORAGE_IN_USE, STORAGE_FORMAT, STORAGE_CORRUPT, STORAGE_FULL.
@@ -166,19 +171,28 @@ class Node:
                 segment_bytes=segment_bytes,
                 reserve_bytes=reserve_bytes,
                 group_bytes_max=limits.group_bytes_max,
+                backlog_bytes_max=backlog_bytes_max,
+                archive_by=archive_by,
             )
             try:
                 core = Sequencer(profiles, limits, int.from_bytes(os.urandom(8), "little"), log.journal_id)
-                recovered = log.recover_into(core)
+                recovered = log.recover()
                 broker_time = BrokerTime(recovered.time_us)
                 fence = core.begin(
                     recovered.run + 1,
                     clean=recovered.clean,
+                    unclean_run=recovered.unclean_run,
                     number=recovered.group,
                     chain=recovered.chain,
                     term=recovered.term + 1,
                     time_us=broker_time.clock.now_us(),
+                    id_next=recovered.id_next,
+                    channels=recovered.channels,
+                    producers=recovered.producers,
+                    complete=recovered.empty,
                 )
+                if any(profile.channels_max for profile in profiles):
+                    count_channels(core, log)
                 log.append(fence.number, fence.value)
             except BaseException as cause:
                 log.close()
@@ -520,6 +534,14 @@ class Node:
             "time_us": self.clock.now_us(),
             **self._log.stats(),
         }
+
+
+def count_channels(core: Sequencer, log: Log) -> None:
+    """Tell the core of all stored channels, for profiles that bound how many they have."""
+    names = log.names(b"", b"", COUNTED_AT_ONCE)
+    while names:
+        core.count_stored(names)
+        names = log.names(b"", names[-1], COUNTED_AT_ONCE)
 
 
 def no_memory(what: str) -> BrokerError:
