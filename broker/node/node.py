@@ -25,9 +25,9 @@ from broker.model.errors import BrokerError, error
 from broker.node.catchup import CatchUp, Following
 from broker.node.commit import CommitThread, handed_over
 from broker.node.eviction import Eviction
-from broker.node.loader import Loader
 from broker.node.history import HistoryReader
 from broker.node.listing import Listing
+from broker.node.loader import Loader
 from broker.node.time import BrokerTime
 from broker_native.intake import ReadBuffer
 
