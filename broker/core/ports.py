@@ -43,8 +43,21 @@ class Journal(Protocol):
 class Reader(Protocol):
     """Committed groups, read back. On any thread; each call is bounded and holds nothing after it."""
 
-    def read_channel(self, channel_id: int, after_sequence: int, bytes_max: int) -> list[tuple[int, int, bytes]]:
-        """Chunks of a channel that go past a sequence, as (group, index, chunk), at least one if there is one."""
+    def read_channel(
+        self, channel_id: int, after_sequence: int, bytes_max: int, before_sequence: int = ...
+    ) -> list[tuple[int, int, bytes]]:
+        """Chunks of a channel that go past a sequence, as (group, index, chunk), at least one if there is one.
+
+        Only those that begin before `before_sequence`, if it is given.
+        """
+
+    def read_channel_back(
+        self, channel_id: int, before_sequence: int, count: int, bytes_max: int
+    ) -> list[tuple[int, int, bytes]]:
+        """The newest chunks that begin before a sequence, ascending, back to `count` sequences before it."""
+
+    def sequence_at(self, channel_id: int, first: int, next_sequence: int, time_us: int) -> int:
+        """The first sequence from `first` on whose record is of a time or later; `next_sequence` if none is."""
 
     def read_groups(
         self, after_group: int, after_index: int, bytes_max: int, wanted: Container[int] | None
@@ -53,6 +66,35 @@ class Reader(Protocol):
 
     def time_to_group(self, time_us: int) -> int:
         """Number of the first group whose time is not below `time_us`; past the last one if there is none."""
+
+    def names_of(self, ids: list[int]) -> list[bytes | None]:
+        """The names of stored channels, None for an id that no channel has.
+
+        Raises:
+            StorageError: one of them cannot be read.
+        """
+
+
+class Stored(Protocol):
+    """What is stored of names that memory does not know. On any thread; each call holds nothing after it."""
+
+    @property
+    def settled_group(self) -> int:
+        """The last group that is found without what memory has: what has not changed since may be evicted."""
+
+    def resolve(self, names: list[bytes]) -> list[bytes]:
+        """The entries of each channel, for `install`; b"" where there is no such channel. `names` are sorted.
+
+        Raises:
+            StorageError: one of them cannot be read.
+        """
+
+    def resolve_lines(self, producers: list[bytes]) -> list[bytes]:
+        """The entry of each producer's line; b"" where there is none. `producers` are sorted.
+
+        Raises:
+            StorageError: one of them cannot be read.
+        """
 
 
 class Clock(Protocol):

@@ -275,6 +275,8 @@ def _copy_all(
     total = archive.size + sum(os.fstat(sealed[each].fileno()).st_size if each in sealed else each.bytes
                                for each in segments)  # fmt: skip
     with Copier(target, total, between) as copier:
+        # First: what has the beginning of a manifest passes for no data directory, however little is there.
+        (target / (MANIFEST + durable.ASIDE_SUFFIX)).touch(durable.FILE_MODE)
         folder = copier.folder("journal")
         if archive.size:
             durable.sync_path(copier.folder("archive"))

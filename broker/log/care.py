@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from broker.log.backup import MANIFEST, Manifest, digest_of
 from broker.log.directory import hold
-from broker.log.log import Log
+from broker.log.log import ArchiveBy, Log
 from broker.log.mend import mend
 from broker.log.verify import Fault, Report, Verifier
 from broker.model.errors import StorageCorrupt, error
@@ -16,17 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from broker.log.archiver import CompactResult
+
     Progress = Callable[[int, int], None]
-
-
-class Nobody:
-    """An applier for who wants to know where a journal ends and nothing else."""
-
-    def apply_entries(self, entries: object) -> None:
-        """Pass them over."""
-
-    def apply_group(self, group: bytes) -> None:
-        """Pass it over."""
 
 
 def judge(path: Path, progress: Progress) -> Report:
@@ -89,6 +81,26 @@ def quarantine(path: Path, report: Report, progress: Progress) -> Path:
         return mend(path, report, progress)
 
 
+def compact(path: Path, progress: Progress) -> CompactResult:
+    """Archive everything that is stored, and rebuild the archive without what was taken out of it.
+
+    Args:
+        path: a data directory that nobody serves.
+        progress: called with (0, 0) now and then.
+
+    Raises:
+        StorageError: as `Log.open`, `Log.recover` and `Log.compact`.
+    """
+    if not (path / "format").is_file():
+        raise error("STORAGE_FORMAT", f"{path}: not a broker's data directory", "Name one, or a broker's URL.")
+    log = Log.open(path, archive_by=ArchiveBy.THREAD)
+    try:
+        log.recover()
+        return log.compact(progress)
+    finally:
+        log.close()
+
+
 def backup(path: Path, target: Path, progress: Progress) -> Manifest:
     """Take a backup of a data directory that nobody serves.
 
@@ -98,13 +110,13 @@ def backup(path: Path, target: Path, progress: Progress) -> Manifest:
         progress: called with (bytes done, bytes in all).
 
     Raises:
-        StorageError: as `Log.open`, `Log.recover_into` and `Log.backup`.
+        StorageError: as `Log.open`, `Log.recover` and `Log.backup`.
     """
     if not (path / "format").is_file():
         raise error("STORAGE_FORMAT", f"{path}: not a broker's data directory", "Name one, or a broker's URL.")
     log = Log.open(path)
     try:
-        log.recover_into(Nobody())
+        log.recover()
         return log.backup(target, progress)
     finally:
         log.close()

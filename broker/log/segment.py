@@ -165,10 +165,16 @@ class Seal:
         ) = _SEAL_BEGIN.unpack_from(value)  # fmt: skip
         link = Link(last, chain, last_time_us, term, run, closed_run)
         if form == SEAL_FORMAT:
-            *counts, pages, _ = _SEAL.unpack(value)[13:]
-            return cls(first, predecessor, previous_chain, first_time_us, link, groups, *counts, pages)
-        *delta, pages, _ = _OLD_SEAL.unpack(value)[13:]
-        return cls(first, predecessor, previous_chain, first_time_us, link, groups, 0, 0, 0, 0, pages, OldDelta(*delta))
+            id_next, channels_new, producers_new, unclean_run, pages, _ = _SEAL.unpack(value)[13:]
+            old = None
+        else:
+            *delta, pages, _ = _OLD_SEAL.unpack(value)[13:]
+            id_next = channels_new = producers_new = unclean_run = 0
+            old = OldDelta(*delta)
+        return cls(
+            first, predecessor, previous_chain, first_time_us, link, groups,
+            id_next, channels_new, producers_new, unclean_run, pages, old,
+        )  # fmt: skip
 
 
 class Segment:
@@ -185,6 +191,7 @@ class Segment:
         seal: what it says of itself; None until it is sealed.
         tables: what it changed in the tables; None while that is in the memory of who appends to it alone.
         tables_last: the last group that `tables` knows of, 0 while there are none.
+        gone: whether it is in the archive and its file is being removed: whoever fails to read it looks there.
 
     Groups are appended by the commit thread alone, which then moves `last`: readers never look past it. All else is
     set before the segment is shared, or by the sealer when it is sealed.
@@ -206,6 +213,7 @@ class Segment:
         self.seal: Seal | None = None
         self.tables: SegmentTables | None = None
         self.tables_last = 0
+        self.gone = False
 
     @property
     def sealed(self) -> bool:
@@ -355,23 +363,26 @@ class Segment:
             raise AssertionError(f"{self.path} is not sealed")
         return self.tables
 
-    def find(self, channel: int, after_sequence: int, bytes_max: int) -> list[Place]:
+    def find(
+        self, channel: int, after_sequence: int, bytes_max: int, before_sequence: int = SEQUENCE_MAX
+    ) -> list[Place]:
         """Return where the chunks of a channel stand whose last sequence is past `after_sequence`.
 
         Args:
             channel: its id.
             after_sequence: 0 for all of them.
             bytes_max: as of `SegmentIndex.find`: at least one is returned if there is any.
+            before_sequence: only chunks that begin before it.
         """
         # Sealing sets `index` to None at any time; what was taken before stays right.
         index = self.index
         if index is not None:
-            return index.find(channel, after_sequence, bytes_max)
+            return index.find(channel, after_sequence, bytes_max, before_sequence)
         places: list[Place] = []
         with self.file.reading() as transaction:
             for page in self._pages_from(transaction, channel, after_sequence):
                 try:
-                    found, more = find_in_page(page, channel, after_sequence, max(bytes_max, 0))
+                    found, more = find_in_page(page, channel, after_sequence, max(bytes_max, 0), before_sequence)
                 except GroupDamaged as damage:
                     raise corrupt(self.path, f"an index page of channel {channel}: its checksum is wrong") from damage
                 for place in found:

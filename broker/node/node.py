@@ -20,11 +20,15 @@ from typing import TYPE_CHECKING, Protocol
 from broker.access.gate import Gate
 from broker.core.sequencer import Sequencer
 from broker.events import emit
-from broker.log.log import Log
+from broker.log.log import ArchiveBy, Log
 from broker.model.errors import BrokerError, error
 from broker.node.catchup import CatchUp, Following
 from broker.node.commit import CommitThread, handed_over
+from broker.node.eviction import Eviction
+from broker.node.history import HistoryReader
 from broker.node.housekeeping import Housekeeping
+from broker.node.listing import Listing
+from broker.node.loader import Loader
 from broker.node.time import BrokerTime
 from broker_native.intake import ReadBuffer
 
@@ -50,6 +54,7 @@ not read until it takes them: what it asks costs more to answer than to send."""
 DUPLICATES_MAX = 65_536
 """Repeated publishes that wait for the commit of what they repeat."""
 STORAGE_FAILURES_PER_MIN_MAX = 3
+COUNTED_AT_ONCE = 4_096
 
 
 class Connection(Protocol):
@@ -89,6 +94,7 @@ class Node:
         core: The sequencer.
         gate: Who may do what.
         limits: Bounds.
+        loader: What is stored and not in memory.
         clock: Broker time.
         buffer: The loop's read buffer.
         run: Number of this run.
@@ -115,6 +121,10 @@ class Node:
         self._held: list[Connection] = []
         self._commit = CommitThread(log, loop, self._done)
         self.catchup = CatchUp(core, log, loop, self.kick, self._lost)
+        self.loader = Loader(core, log, self.clock, loop)
+        self._eviction = Eviction(core, log, self.clock, loop)
+        self.history = HistoryReader(core, log, self.catchup.submit, self.kick)
+        self.listing = Listing(core, loop, self.kick)
         self._idle: asyncio.Future[None] | None = None
         self._left: asyncio.Future[None] | None = None
         self._reload: Profiles | None = None
@@ -137,6 +147,8 @@ class Node:
         limits: Limits,
         segment_bytes: int,
         reserve_bytes: int,
+        backlog_bytes_max: int = 4 << 30,
+        archive_by: ArchiveBy = ArchiveBy.THREAD,
     ) -> Node:
         """Open a data directory and bring it to where it can serve.
 
@@ -146,6 +158,8 @@ class Node:
             limits: Bounds.
             segment_bytes: Size of a journal segment, bytes.
             reserve_bytes: Free space below which publishes are refused, bytes.
+            backlog_bytes_max: What may wait for the archive before publishes are refused, bytes.
+            archive_by: Who moves what is stored into the archive.
 
         Raises:
             StorageError: STORAGE_IN_USE, STORAGE_FORMAT, STORAGE_CORRUPT, STORAGE_FULL.
@@ -159,20 +173,29 @@ class Node:
                 segment_bytes=segment_bytes,
                 reserve_bytes=reserve_bytes,
                 group_bytes_max=limits.group_bytes_max,
+                backlog_bytes_max=backlog_bytes_max,
+                archive_by=archive_by,
             )
             try:
                 core = Sequencer(profiles, limits, int.from_bytes(os.urandom(8), "little"), log.journal_id)
-                recovered = log.recover_into(core)
+                recovered = log.recover()
                 broker_time = BrokerTime(recovered.time_us)
                 fence = core.begin(
                     max(recovered.run, log.restored_run) + 1,
                     clean=recovered.clean,
+                    unclean_run=recovered.unclean_run,
                     number=recovered.group,
                     chain=recovered.chain,
                     term=recovered.term + 1,
                     time_us=broker_time.clock.now_us(),
                     restored_run=log.restored_run,
+                    id_next=recovered.id_next,
+                    channels=recovered.channels,
+                    producers=recovered.producers,
+                    complete=recovered.empty,
                 )
+                if any(profile.channels_max for profile in profiles):
+                    count_channels(core, log)
                 log.append(fence.number, fence.value)
             except BaseException as cause:
                 log.close()
@@ -263,6 +286,7 @@ class Node:
         if self.fanout.slow:
             self._cut_slow()
         self.catchup.flushed()
+        self.history.flushed()
 
     def _cut_slow(self) -> None:
         slow, self.fanout.slow = self.fanout.slow, []
@@ -319,6 +343,7 @@ class Node:
         self.core.end_turn(self.tails.now_us)
         self._start_commit()
         self.core.deliver(group)
+        self.history.settled()
         self._flush()
         self._release()
 
@@ -342,6 +367,7 @@ class Node:
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
         self._commit.recover(self.core.fence(self.clock.now_us()), abandon=lost)
+        self.history.settled()
         self._flush()
         self._release()
 
@@ -406,6 +432,19 @@ class Node:
 
         return self.housekeeping.start("backup", work)
 
+    def compact(self) -> int:
+        """Begin to rebuild the archive without what was taken out of it; returns the task's id.
+
+        Raises:
+            Unavailable: BUSY; another task is running.
+        """
+
+        def work(between: Callable[[int, int], None]) -> str:
+            result = self._log.compact(between)
+            return f"the archive had {result.bytes_before} bytes and has {result.bytes_after}"
+
+        return self.housekeeping.start("compact", work)
+
     def _lost(self, subscription: Subscription, failure: BaseException) -> None:
         if isinstance(failure, MemoryError):
             subscription.outbox.owner.on_exhausted()
@@ -444,6 +483,7 @@ class Node:
     def _look_around(self) -> None:
         self._seconds += 1
         self._time.steer()
+        self._eviction.sweep()
         now_us = self.clock.steady_us()
         if self._seconds % max(1, round(self.limits.ping_interval_s / 3)) == 0:
             for connection in list(self.connections):
@@ -477,6 +517,8 @@ class Node:
             self._idle = self.loop.create_future()
             await self._idle
         self._closed = True
+        self.loader.stop()
+        self._eviction.stop()
         for timer in (self._wait_timer, self._second_timer):
             if timer is not None:
                 timer.cancel()
@@ -489,6 +531,7 @@ class Node:
         self._commit.stop()
         self.housekeeping.close()
         self.catchup.close()
+        self.loader.close()
         try:
             if not self.tails.refuse_code and not self._broken:
                 group = self.core.close(self.clock.now_us())
@@ -506,7 +549,11 @@ class Node:
             "cpu_s": time.process_time(),
             "rss_anon_bytes": anonymous_bytes(),
             "connections": len(self.connections),
-            "channels": len(self.tails),
+            "channels": self.core.channels,
+            "channels_in_memory": len(self.tails),
+            "channels_evicted": self.tails.evicted,
+            "channels_loaded": self.loader.loaded,
+            "load_backlog_bytes": self.loader.waiting_bytes,
             "producers": len(self.core.lines),
             "records_in": self.tails.records,
             "record_bytes_in": self.tails.record_bytes,
@@ -517,6 +564,14 @@ class Node:
             "time_us": self.clock.now_us(),
             **self._log.stats(),
         }
+
+
+def count_channels(core: Sequencer, log: Log) -> None:
+    """Tell the core of all stored channels, for profiles that bound how many they have."""
+    names = log.names(b"", b"", COUNTED_AT_ONCE)
+    while names:
+        core.count_stored(names)
+        names = log.names(b"", names[-1], COUNTED_AT_ONCE)
 
 
 def no_memory(what: str) -> BrokerError:

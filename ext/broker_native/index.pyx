@@ -24,7 +24,7 @@ from cpython.pythread cimport (
     PyThread_free_lock,
     PyThread_release_lock,
 )
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport qsort
 from libc.string cimport memcpy, memset
 
@@ -677,13 +677,15 @@ cdef class SegmentIndex:
         if reason != DAMAGE_NONE:
             raise damage_error(&damage)
 
-    def find(self, uint64_t channel, uint64_t after_sequence, uint64_t bytes_max):
+    def find(self, uint64_t channel, uint64_t after_sequence, uint64_t bytes_max,
+             uint64_t before_sequence=UINT64_MAX):
         """Return where the chunks of a channel stand whose last sequence is past `after_sequence`.
 
         Args:
             channel: its id.
             after_sequence: 0 for all of them.
             bytes_max: stop before the chunk that would carry the sum of sizes past this; at least one is returned.
+            before_sequence: only chunks that begin before it.
 
         Returns:
             A list of (group, index, offset, size, first, count) in the order of sequences; empty when there is none.
@@ -691,7 +693,7 @@ cdef class SegmentIndex:
         cdef ChunkPlace* places = NULL
         cdef uint32_t count
         PyThread_acquire_lock(self.lock, WAIT_LOCK)
-        count = index_copy(self, channel, after_sequence, bytes_max, &places)
+        count = index_copy(self, channel, after_sequence, bytes_max, before_sequence, &places)
         PyThread_release_lock(self.lock)
         if count > 0 and places == NULL:
             raise MemoryError
@@ -734,7 +736,8 @@ cdef class SegmentIndex:
 
 
 cdef uint32_t index_copy(
-    SegmentIndex self, uint64_t channel, uint64_t after_sequence, uint64_t bytes_max, ChunkPlace** places
+    SegmentIndex self, uint64_t channel, uint64_t after_sequence, uint64_t bytes_max, uint64_t before_sequence,
+    ChunkPlace** places
 ) noexcept nogil:
     """Copy the places that `find` returns; a count without places means that there is no memory."""
     cdef uint32_t found = table_find(&self.table, channel)
@@ -745,7 +748,8 @@ cdef uint32_t index_copy(
         return 0
     row = &(<const ChannelRow*>self.table.items)[found - 1]
     begin = end = row_find(row, after_sequence)
-    while end < row.count and (end == begin or taken + row.places[end].size <= bytes_max):
+    while (end < row.count and row.places[end].first < before_sequence
+           and (end == begin or taken + row.places[end].size <= bytes_max)):
         taken += row.places[end].size
         end += 1
     if end > begin:
@@ -820,14 +824,15 @@ cdef uint32_t page_find(const uint8_t* entries, uint32_t count, uint64_t channel
     return low
 
 
-def find_in_page(page, uint64_t channel, uint64_t after_sequence, uint64_t bytes_max):
+def find_in_page(page, uint64_t channel, uint64_t after_sequence, uint64_t bytes_max,
+                 uint64_t before_sequence=UINT64_MAX):
     """Look a channel up in one page of a sealed segment's index.
 
     Args:
         page: the stored value; borrowed for the call.
         channel: the channel's id.
         after_sequence: 0 for all of its chunks.
-        bytes_max: as in `SegmentIndex.find`.
+        bytes_max, before_sequence: as in `SegmentIndex.find`.
 
     Returns:
         (places as `SegmentIndex.find` returns them, whether the next page may hold more of them).
@@ -852,7 +857,8 @@ def find_in_page(page, uint64_t channel, uint64_t after_sequence, uint64_t bytes
         at = page_find(entries, count, channel, after_sequence)
         while at < count:
             entry = entries + at * PAGE_ENTRY_BYTES
-            if load_u64(entry) != channel or (places and taken + load_u32(entry + 36) > bytes_max):
+            if (load_u64(entry) != channel or load_u64(entry + 8) >= before_sequence
+                    or (places and taken + load_u32(entry + 36) > bytes_max)):
                 return places, False
             places.append((
                 load_u64(entry + 16), load_u32(entry + 28), load_u32(entry + 32),

@@ -106,3 +106,36 @@ def test_a_running_server_is_backed_up_and_restored(program: Program, room: str,
     assert b"not an empty folder" in program.run("restore", str(tmp_path / "backup"), str(tmp_path / "data"), status=6)
     program.run("backup", str(tmp_path / "data"), str(tmp_path / "offline"))
     assert program.run("verify", str(tmp_path / "offline")).startswith(b"good: ")
+
+
+def test_what_was_removed_is_in_no_file_after_compacting(program: Program, room: str, tmp_path: Path) -> None:
+    """A canary, in a channel that is removed; its neighbour stays."""
+    data, canary = tmp_path / "data", b"canary-" + room.encode()
+
+    async def fill() -> None:
+        async with Broker.open(data, reserve_bytes=0) as bus:
+            await bus.publish("s.gone", canary)
+            await bus.publish("s.kept", b"kept")
+
+    async def remove() -> None:
+        # By a bus that does not publish to it.
+        async with Broker.open(data, reserve_bytes=0) as bus:
+            await bus.remove("s.gone")
+
+    asyncio.run(fill())
+    asyncio.run(remove())
+    assert canary in every_byte(data)
+    program.run("compact", str(data))
+    assert canary not in every_byte(data)
+    assert program.run("verify", str(data)).startswith(b"good: ")
+    assert [line["channel"] for line in dumped(program, data)] == ["s.kept"]
+
+
+def every_byte(path: Path) -> bytes:
+    return b"".join(file.read_bytes() for file in path.rglob("*") if file.is_file())
+
+
+def test_a_running_server_compacts_itself(program: Program, room: str) -> None:
+    program.run("pub", f"s.{room}", "kept")
+    assert b"bytes and has" in program.run_telling("compact", program.url)
+    assert program.run("sub", f"s.{room}", "--start", "start", "--count", "1", "--timeout", "10") == b"kept\n"

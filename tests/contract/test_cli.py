@@ -39,6 +39,13 @@ class Program:
         assert b"Traceback" not in complaints
         return printed if status == 0 else complaints
 
+    def run_telling(self, *arguments: str) -> bytes:
+        """Run to a good end; return what it told on stderr."""
+        with self.start(*arguments) as process:
+            _, told = process.communicate(timeout=30)
+        assert process.returncode == 0, told.decode()
+        return told
+
 
 @pytest.fixture
 def program(shared_server: Server) -> Program:

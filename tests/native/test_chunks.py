@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_native.chunks import chunk_expire, merge_chunks
+from broker_native.chunks import chunk_expire, chunk_sequence_at, merge_chunks
 from tests.native.starve import refusals
 from tests.reference import chunks as twin
 from tests.reference.frames import Record, build_record
@@ -89,6 +89,14 @@ def test_what_has_expired_is_gone(made: list[bytes], seconds: int) -> None:
         assert chunk_expire(chunk, now_s) == twin.expire(chunk, now_s)
 
 
+@given(histories(), st.integers(-2, 3_000_001))
+def test_the_sequence_of_a_time(made: list[bytes], after_us: int) -> None:
+    for chunk in made:
+        times = {item.time_us for item in twin.items_of(chunk)}
+        for time_us in {TIME_US + after_us, *(time_us + by for time_us in times for by in (-1, 0, 1))}:
+            assert chunk_sequence_at(chunk, time_us) == twin.sequence_at(chunk, time_us)
+
+
 def test_a_chunk_in_which_nothing_has_expired_is_itself() -> None:
     chunk = chunk_of(1, 1, TIME_US, [Record(b"x", expiry_s=5), Record(b"y")])
     assert chunk_expire(chunk, TIME_US // 1_000_000 + 4) is chunk
@@ -122,6 +130,20 @@ def test_what_is_no_chunk_is_refused(chunk: bytes) -> None:
         merge_chunks([chunk], 1 << 20)
     with pytest.raises(ValueError, match="chunk"):
         chunk_expire(chunk, 2)
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        b"",
+        chunk_of(1, 1, TIME_US, [Record(b"x")])[:-1],
+        build_chunk(Chunk(CHANNEL, 1, 1, 2, build_record(Record(b"x")), TIME_US, 1)),
+        build_chunk(Chunk(CHANNEL, 1, 1, 1, build_record(Record(gone=(1, 2))), TIME_US, 1)),
+    ],
+)
+def test_no_time_is_looked_for_in_what_is_no_chunk(chunk: bytes) -> None:
+    with pytest.raises(ValueError, match="chunk"):
+        chunk_sequence_at(chunk, 1 << 62)
 
 
 def test_fields_that_overrun_their_record_never_expire() -> None:

@@ -64,6 +64,7 @@ def test_help_names_every_verb_and_imports_none() -> None:
         "config show",
         "backup",
         "restore",
+        "compact",
         "dump",
         "load",
         "verify",

@@ -14,6 +14,7 @@ from broker.cli.main import main
 from broker.log.care import judge, quarantine
 from broker.log.directory import read_identity, read_restored
 from broker.log.dump import dump
+from broker.log.log import ArchiveBy, Log
 from broker.log.mend import loses
 from broker.log.parts import GONE_LOST
 from broker.log.segment import SEAL_KEY, group_key
@@ -42,10 +43,13 @@ async def fill(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("mend") / "data"
-    asyncio.run(fill(path))
-    # A second run seals what the first one filled.
-    asyncio.run(fill(path))
+    """A directory whose journal is all there: nobody archives it."""
+    path, open_log = tmp_path_factory.mktemp("mend") / "data", Log.open
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Log, "open", lambda path, **options: open_log(path, **options | {"archive_by": ArchiveBy.NOBODY}))
+        asyncio.run(fill(path))
+        # A second run seals what the first one filled.
+        asyncio.run(fill(path))
     return path
 
 
@@ -160,7 +164,6 @@ def test_nothing_is_given_up_without_a_yes(data: Path, capsys: pytest.CaptureFix
 
 
 def test_a_damaged_archive_is_not_mended(data: Path) -> None:
-    (data / "archive").mkdir()
     (data / "archive" / "archive.mdb").write_bytes(bytes(8192))
     with pytest.raises(BrokerError, match="STORAGE_CORRUPT"):
         mended(data)

@@ -44,10 +44,29 @@ class GatedLog:
         self.gate.set()
         self.failure: BaseException | None = None
         self.asked: list[tuple[int, ...]] = []
+        self.names: dict[int, bytes] = {}
+        self.named: list[list[int]] = []
 
-    def read_channel(self, channel_id: int, after_sequence: int, bytes_max: int) -> list[tuple[int, int, bytes]]:
+    def names_of(self, ids: list[int]) -> list[bytes | None]:
+        self._pass()
+        self.named.append(ids)
+        return [self.names.get(channel) for channel in ids]
+
+    def read_channel(
+        self, channel_id: int, after_sequence: int, bytes_max: int, before_sequence: int = 0
+    ) -> list[tuple[int, int, bytes]]:
         self._pass(channel_id, after_sequence, bytes_max)
-        return self.journal.read_channel(channel_id, after_sequence, bytes_max)
+        return self.journal.read_channel(channel_id, after_sequence, bytes_max, before_sequence)
+
+    def read_channel_back(
+        self, channel_id: int, before_sequence: int, count: int, bytes_max: int
+    ) -> list[tuple[int, int, bytes]]:
+        self._pass(channel_id, before_sequence, count, bytes_max)
+        return self.journal.read_channel_back(channel_id, before_sequence, count, bytes_max)
+
+    def sequence_at(self, channel_id: int, first: int, next_sequence: int, time_us: int) -> int:
+        self._pass(channel_id, first, next_sequence, time_us)
+        return self.journal.sequence_at(channel_id, first, next_sequence, time_us)
 
     def read_groups(
         self, after_group: int, after_index: int, bytes_max: int, wanted: Container[int] | None
@@ -474,6 +493,10 @@ def test_reader_remembers_no_more_channels_than_its_bound() -> None:
 
     wanted = Wanted(Core(), [b"a.7"], [])  # type: ignore[arg-type]
     assert [channel for channel in range(3 * KNOWN_MAX) if channel in wanted] == [7]
-    assert len(wanted._known) <= KNOWN_MAX
+    assert len(wanted._unwanted) <= KNOWN_MAX
     assert 7 in wanted
-    assert Core.tails.asked == 3 * KNOWN_MAX + 1
+    assert Core.tails.asked == 3 * KNOWN_MAX
+    every = Wanted(Core(), [], [b">"])  # type: ignore[arg-type]
+    assert all(channel in every for channel in range(3 * KNOWN_MAX))
+    every.forget()
+    assert len(every._names) == 0
