@@ -25,9 +25,9 @@ from broker.model.errors import BrokerError, error
 from broker.node.catchup import CatchUp, Following
 from broker.node.commit import CommitThread, handed_over
 from broker.node.eviction import Eviction
-from broker.node.loader import Loader
 from broker.node.history import HistoryReader
 from broker.node.listing import Listing
+from broker.node.loader import Loader
 from broker.node.time import BrokerTime
 from broker_native.intake import ReadBuffer
 
@@ -122,7 +122,7 @@ class Node:
         self.loader = Loader(core, log, self.clock, loop)
         self._eviction = Eviction(core, log, self.clock, loop)
         self.history = HistoryReader(core, log, self.catchup.submit, self.kick)
-        self.listing = Listing(core, loop, self.kick)
+        self.listing = Listing(core, log, loop, self.catchup.submit, self.kick)
         self._idle: asyncio.Future[None] | None = None
         self._left: asyncio.Future[None] | None = None
         self._reload: Profiles | None = None
