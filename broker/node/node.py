@@ -124,7 +124,7 @@ class Node:
         self.loader = Loader(core, log, self.clock, loop)
         self._eviction = Eviction(core, log, self.clock, loop)
         self.history = HistoryReader(core, log, self.catchup.submit, self.kick)
-        self.listing = Listing(core, loop, self.kick)
+        self.listing = Listing(core, log, loop, self.catchup.submit, self.kick)
         self._idle: asyncio.Future[None] | None = None
         self._left: asyncio.Future[None] | None = None
         self._reload: Profiles | None = None
