@@ -133,6 +133,9 @@ class Pages:
         size = low | high << 16
         value_at = node_at + 8 + len(key)
         room = page_at + self._page_bytes - value_at
+        if not key:
+            self._tell(node_at, "a row has no key: it cannot be found")
+            return None
         if key <= self._last_key:
             self._tell(node_at, "a key is not greater than the one before it")
         self._last_key = key

@@ -1,6 +1,6 @@
-"""Bits that flip in a journal at rest: every one is an error that says where, or changes nothing.
+"""Bits that flip in a journal and its archive at rest: every one is an error that says where, or changes nothing.
 
-A small journal is made, with sealed segments and an active one. Again and again one bit anywhere in its files flips,
+A small journal is made, with an archive, sealed segments and an active one. Again and again one bit anywhere in its files flips,
 then it is verified, a log opens it, replays it, reads all of it in both orders, and the bit flips back. Bytes that are
 not what was written, a process that dies, and a fault of the log that the verification has not named, are what must
 never be.
@@ -26,6 +26,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from broker.log.archiver import ArchiveWriter, archive_path
+from broker.log.environment import remove_file
 from broker.log.verify import Verifier
 from broker.model.errors import StorageError
 from tests.fault.harness import ROOT
@@ -38,9 +40,9 @@ FLIPS = 10_000
 PAGE_BITS = 4096 * 8
 HEADER_BITS = 64 * 8
 """The first bytes of a page, which LMDB trusts; half of the flips go there."""
-GROUPS = 40
+GROUPS = 60
 RESTARTS_MAX = 20
-PLACE = re.compile(r"(\.seg|/format): .+")
+PLACE = re.compile(r"(\.seg|/format|\.mdb): .+")
 """What an error says: the file, and what is wrong in it."""
 
 
@@ -87,13 +89,18 @@ class Verdict:
 
 
 def make(path: Path) -> None:
-    """Make a journal of sealed segments and an active one."""
+    """Make an archive of the first half, and a journal of sealed segments and an active one behind it."""
     with opened(path) as one:
         chain = Chain()
         named = [entry for channel in range(1, 8) for entry in birth(channel)]
         one.append(chain, entries=named)
         one.fill(chain, GROUPS, payload_bytes=900)
         assert one.log.wait_sealed(10)
+    first = segment_files(path)[0]
+    writer = ArchiveWriter(archive_path(path))
+    writer.archive([first], lambda: None)
+    writer.close()
+    remove_file(first)
     assert len(segment_files(path)) >= 3
 
 
@@ -137,7 +144,7 @@ def work(folder: Path, first: int, step: int, until: int) -> None:
         # A log that opens writes to its directory; what it must find is the same each time.
         shutil.rmtree(copy)
         shutil.copytree(whole, copy)
-        files = [path for path in segment_files(copy) if path.stat().st_size > 2 * 4096]
+        files = [path for path in [*segment_files(copy), archive_path(copy)] if path.stat().st_size > 2 * 4096]
         file = chance.choice([*files, copy / "format"] if number % 50 == 0 else files)
         bit = pick_bit(chance, file.stat().st_size)
         flip(file, bit)
