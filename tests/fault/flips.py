@@ -1,9 +1,9 @@
 """Bits that flip in a journal and its archive at rest: every one is an error that says where, or changes nothing.
 
-A small journal is made, with an archive, sealed segments and an active one. Again and again one bit anywhere in its files flips,
-then it is verified, a log opens it, replays it, reads all of it in both orders, and the bit flips back. Bytes that are
-not what was written, a process that dies, and a fault of the log that the verification has not named, are what must
-never be.
+A small journal is made, with an archive, sealed segments and an active one. Again and again one bit anywhere in its
+files flips, then it is verified, a log opens it, replays it, reads all of it in both orders, and the bit flips back.
+Bytes that are not what was written, a process that dies, and a fault of the log that the verification has not named,
+are what must never be.
 
 `python -m tests.fault.flips` flips 10,000 bits on every core and prints the figures.
 """
