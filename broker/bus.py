@@ -350,6 +350,21 @@ class Bus(ABC):
         """
 
     @abstractmethod
+    async def backup(self, path: str, on_progress: Callable[[int, int], object] | None = None) -> str:
+        """Copy everything that is stored at this moment, while the broker serves on.
+
+        Args:
+            path: An absolute path on the broker's machine, of a folder that is missing or empty.
+            on_progress: Called with (bytes done, bytes in all) now and then, on the loop.
+
+        Returns:
+            What came of it, for people.
+
+        Raises:
+            BrokerError: BUSY, other long work is under way; DENIED; STORAGE_FAILED, with what went wrong.
+        """
+
+    @abstractmethod
     def history(
         self,
         channel: str,
@@ -396,6 +411,46 @@ class Bus(ABC):
 
         Raises:
             BrokerError: From the iteration: DENIED, a storage error.
+        """
+
+    @abstractmethod
+    async def trim(self, name: str, first: int) -> int:
+        """Take the messages before a sequence out of a channel, for good.
+
+        Args:
+            name: The channel's name.
+            first: The oldest sequence to keep, from 1 to one past the newest; at or below the oldest there is, nothing
+                happens. What is not committed yet stays.
+
+        Returns:
+            The oldest sequence that the channel has now. It is committed.
+
+        Raises:
+            BrokerError: DENIED, INVALID_POSITION (past one behind the newest, or there is no such channel), or a
+                storage error.
+        """
+
+    @abstractmethod
+    async def remove(self, name: str) -> None:
+        """Remove a channel and all that it holds, for good; it is committed on return.
+
+        Raises:
+            BrokerError: BUSY while anybody publishes to it or reads it by its name; DENIED, INVALID_CHANNEL, or a
+                storage error.
+        """
+
+    @abstractmethod
+    async def compact(self, on_progress: Callable[[int, int], object] | None = None) -> str:
+        """Give the disk back what was trimmed, expired or removed, so that no file holds it any more.
+
+        Args:
+            on_progress: Called with (bytes done, bytes in all), zeros while they are not known, on the loop.
+
+        Returns:
+            What came of it, for people.
+
+        Raises:
+            BrokerError: BUSY, other long work is under way; DENIED; STORAGE_FAILED, with what went wrong.
         """
 
     @abstractmethod

@@ -23,7 +23,7 @@ from broker.client.subscription import ClientSubscription
 from broker.client.transport import tcp_connector, unix_connector
 from broker.events import emit
 from broker.model.errors import BrokerError, error
-from broker.model.history import NAMES_MAX, NamesQuery
+from broker.model.history import NAMES_MAX, NamesQuery, Trim
 from broker.model.levels import Level
 from broker.model.names import check_channel
 from broker.model.positions import BusPosition, Position
@@ -53,6 +53,8 @@ DRAIN_BYTES_SEND: Final = 64 * 1024
 """`drain` sends at once when so much has gathered in this turn of the loop."""
 BLOCK_BYTES: Final = 256 * 1024
 CONNECT_TIMEOUT_S: Final = 10.0
+TASK_POLL_S_MIN: Final = 0.01
+TASK_POLL_S_MAX: Final = 0.5
 
 # What becomes of a publish that is refused, see PublishBuffer.refuse.
 FOR_GOOD, FOR_ITS_NUMBER, FOR_ONE_RECORD = 0, 1, 2
@@ -86,6 +88,8 @@ class Client(Bus):
         unanswered_bytes_max: Bytes of publishes that may be unanswered; past it `post` raises BUSY.
         token: What the server's gate wants to know us by.
         name: What the server's log calls us.
+        producer: 16 bytes, whose line the publishes are numbered on; None draws one. A program that comes back with the
+            same one goes on after `highest`, and one connection at a time has it.
     """
 
     def __init__(
@@ -97,12 +101,13 @@ class Client(Bus):
         unanswered_bytes_max: int = UNANSWERED_BYTES_MAX,
         token: str | None = None,
         name: str = f"broker-py {__version__}",
+        producer: bytes | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self._connector = connector
         self._connect_timeout_s = connect_timeout_s
         self._backoff = Backoff(backoff or BackoffPolicy(), random.random)
-        self._hello = control.encode_hello(name, secrets.token_bytes(PRODUCER_BYTES), token)
+        self._hello = control.encode_hello(name, producer or secrets.token_bytes(PRODUCER_BYTES), token)
         self._buffer = PublishBuffer(
             self.loop,
             error=error,
@@ -140,6 +145,11 @@ class Client(Bus):
         await self._connect()
         self._supervisor = asyncio.create_task(self._supervise(), name="broker client")
         return self
+
+    @property
+    def highest(self) -> int:
+        """The highest number of the producer's line that the broker had when the bus was last connected."""
+        return self._welcome.highest if self._welcome is not None else 0
 
     # .. publishing ..
 
@@ -269,6 +279,29 @@ class Client(Bus):
         fields = await self.ask("channel", {"name": name})
         return ChannelInfo(fields["epoch"], fields["first"], fields["head"], Level(fields["level"]))
 
+    async def backup(self, path: str, on_progress: Callable[[int, int], object] | None = None) -> str:
+        return await self._finish("backup", {"path": path}, on_progress)
+
+    async def compact(self, on_progress: Callable[[int, int], object] | None = None) -> str:
+        return await self._finish("compact", {}, on_progress)
+
+    async def _finish(
+        self, operation: str, arguments: Mapping[str, object], on_progress: Callable[[int, int], object] | None
+    ) -> str:
+        """Begin long work and ask how far it is until it has ended."""
+        begun = await self.ask(operation, arguments)
+        pause_s = TASK_POLL_S_MIN
+        while True:
+            task = await self.ask("task", {"id": begun["id"]})
+            if on_progress is not None:
+                on_progress(task["done"], task["total"])
+            if task["state"] == "done":
+                return str(task["detail"])
+            if task["state"] != "running":
+                raise error("STORAGE_FAILED", f"{operation}: {task['detail']}")
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, TASK_POLL_S_MAX)
+
     def history(
         self,
         channel: str,
@@ -294,6 +327,14 @@ class Client(Bus):
                 return
             left = None if left is None else left - len(part.channels)
             query = replace(query, after=part.channels[-1].name)
+
+    async def trim(self, name: str, first: int) -> int:
+        check_channel(name)
+        return control.take_int(await self.ask("trim", requests.pack_query(Trim(name, first))), "first")
+
+    async def remove(self, name: str) -> None:
+        check_channel(name)
+        await self.ask("remove", {"name": name})
 
     @property
     def journal(self) -> bytes:

@@ -4,6 +4,7 @@
     <data>/format            `broker data 2`, newline, `journal <32 hex digits>`, newline
     <data>/journal/          the segments
     <data>/archive/          archive.mdb, and the lock of the process that writes it
+    <data>/restored          `run`, space, a number, newline; there when the data once went back to an older state
 
 The lock is the open file's, never a process id's: it ends with its holder however that dies. `format` is written last,
 so a directory without one is either empty, or the beginning of a creation that was cut short, or not ours, and only
@@ -25,10 +26,11 @@ from typing import TYPE_CHECKING
 
 from broker.log import durable
 from broker.log.archive import create_archive
-from broker.log.errors import failed
+from broker.log.errors import corrupt, failed
 from broker.model.errors import error
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from broker.model.errors import BrokerError
@@ -52,10 +54,13 @@ class Directory:
         journal_path: the folder of the segments.
         archive_path: the archive's file.
         journal_id: the journal's identity, 16 random bytes drawn at creation.
+        restored_run: what was stored in runs up to this one went back to an older state after readers had seen more,
+            whatever its durability; 0 when that has never happened.
     """
 
     def __init__(self, path: Path, journal_id: bytes, descriptor: int) -> None:
         self.path = path
+        self.restored_run = read_restored(path)
         self.journal_path = path / "journal"
         self.archive_path = path / "archive" / ARCHIVE_NAME
         self.journal_id = journal_id
@@ -150,13 +155,76 @@ def _lock(path: Path) -> int:
     return descriptor
 
 
+def write_identity(path: Path, data_format: int, journal_id: bytes) -> None:
+    """Write a directory's format file, which makes it one that opens; durable.
+
+    Args:
+        path: the directory.
+        data_format: of what is in it, at most `FORMAT`.
+        journal_id: 16 bytes.
+    """
+    durable.write_file(path / "format", f"{_MAGIC}{data_format}\njournal {journal_id.hex()}\n".encode())
+
+
+def write_restored(path: Path, run: int) -> None:
+    """Note that what was stored in runs up to this one is an older state than readers may have seen; durable."""
+    durable.write_file(path / "restored", f"run {run}\n".encode())
+
+
+def read_restored(path: Path) -> int:
+    """Return the run that `write_restored` noted, 0 for none.
+
+    Raises:
+        StorageError: STORAGE_CORRUPT; the note is unreadable.
+    """
+    try:
+        text = (path / "restored").read_bytes()[:_FORMAT_BYTES_MAX].decode("utf-8", "replace")
+    except FileNotFoundError:
+        return 0
+    run = text.removeprefix("run ").removesuffix("\n")
+    if not text.startswith("run ") or not run.isascii() or not run.isdecimal():
+        raise corrupt(path / "restored", "expected `run` and a number")
+    return int(run)
+
+
+@contextlib.contextmanager
+def hold(path: Path) -> Iterator[None]:
+    """Hold a directory's lock for care of its data, whatever state the data is in; nothing else is written.
+
+    Args:
+        path: a directory that is there.
+
+    Raises:
+        StorageError: STORAGE_IN_USE with the owner; STORAGE_FORMAT when there is no journal in it; STORAGE_FAILED.
+    """
+    if not (path / "journal").is_dir():
+        raise error("STORAGE_FORMAT", f"{path}: not a broker's data directory: it has no journal", _FOREIGN_HINT)
+    try:
+        descriptor = _lock(path)
+    except OSError as cause:
+        raise failed(path, cause) from cause
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def read_identity(path: Path) -> bytes:
+    """Return the journal's identity from a format file.
+
+    Raises:
+        StorageError: STORAGE_FORMAT, STORAGE_CORRUPT. FileNotFoundError: there is none.
+    """
+    return _read_format(path)[1]
+
+
 def _load(path: Path) -> bytes:
     """Return the journal's identity, completing the creation of the directory if there is none yet."""
     if (path / "format").exists():
         version, journal_id = _read_format(path / "format")
         if version < FORMAT:
             _make_archive(path)
-            _write_format(path, journal_id)
+            write_identity(path, FORMAT, journal_id)
         return journal_id
     # The directory was there already, for instance made by hand: from now on it is ours.
     path.chmod(durable.FOLDER_MODE)
@@ -164,7 +232,7 @@ def _load(path: Path) -> bytes:
         durable.make_folder(path / "journal")
     _make_archive(path)
     journal_id = secrets.token_bytes(16)
-    _write_format(path, journal_id)
+    write_identity(path, FORMAT, journal_id)
     return journal_id
 
 
@@ -174,10 +242,6 @@ def _make_archive(path: Path) -> None:
         durable.make_folder(path / "archive")
     if not (path / "archive" / ARCHIVE_NAME).exists():
         create_archive(path / "archive" / ARCHIVE_NAME)
-
-
-def _write_format(path: Path, journal_id: bytes) -> None:
-    durable.write_file(path / "format", f"{_MAGIC}{FORMAT}\njournal {journal_id.hex()}\n".encode())
 
 
 def _read_format(path: Path) -> tuple[int, bytes]:

@@ -234,6 +234,27 @@ def _mapped(path: Path) -> Iterator[mmap.mmap]:
         raise failed(path, cause) from cause
 
 
+def check_pages(path: Path, *, writable: bool) -> None:
+    """Prove that a file's pages may be handed to LMDB.
+
+    Args:
+        path: the file; nobody writes to it meanwhile.
+        writable: whether it will be written to, so that the list of free pages must be right as well.
+
+    Raises:
+        StorageError: the file is damaged, or the system refuses.
+    """
+    _prove_pages(path, check_file(path), writable=writable)
+
+
+def _prove_pages(path: Path, meta_at: int, *, writable: bool) -> None:
+    with _mapped(path) as content:
+        try:
+            check_tree(content, meta_at, writable)
+        except TreeDamaged as damage:
+            raise corrupt(path, str(damage)) from damage
+
+
 def read_row(path: Path, key: bytes) -> bytes | None:
     """Return one row of a file that nobody writes to, without LMDB and without opening an environment.
 
@@ -412,11 +433,7 @@ class EnvironmentFile:
         meta_at = check_file(self.path)
         # A file that nobody writes to needs the proof once, however often it is opened.
         if not (self._readonly and self._proved):
-            with _mapped(self.path) as content:
-                try:
-                    check_tree(content, meta_at, not self._readonly)
-                except TreeDamaged as damage:
-                    raise corrupt(self.path, str(damage)) from damage
+            _prove_pages(self.path, meta_at, writable=not self._readonly)
             self._proved = self._readonly
         try:
             return open_lmdb(self.path, self._map_bytes, locks=not self._readonly, readonly=self._readonly)

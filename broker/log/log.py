@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from broker.log.archive import Archive, Checkpoint
 from broker.log.archiving import Archiving
 from broker.log.backlog import Backlog
+from broker.log.backup import Manifest, take_backup
 from broker.log.directory import Directory
 from broker.log.environment import SYNCS_PER_COMMIT, OpenFiles
 from broker.log.journal import Journal
@@ -29,8 +30,9 @@ from broker.log.view import View
 from broker.model.errors import error
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Callable, Container
 
+    from broker.log.archiver import CompactResult
     from broker.log.segment import Segment
     from broker_native.crc32c import Buffer
 
@@ -38,6 +40,7 @@ __all__ = ["Applier", "ArchiveBy", "Log"]
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
+COMPACT_POLL_S = 0.05
 OPEN_SEALED_MAX = 64
 """Sealed segments that are open at once, one file descriptor each: half of the open files that a server keeps from its
 connections."""
@@ -126,6 +129,11 @@ class Log:
     def journal_id(self) -> bytes:
         """The journal's identity, 16 bytes drawn when it was created."""
         return self._directory.journal_id
+
+    @property
+    def restored_run(self) -> int:
+        """Runs up to this one are of a past that was restored, see `Directory.restored_run`; 0 when there is none."""
+        return self._directory.restored_run
 
     @property
     def last_group(self) -> int:
@@ -382,6 +390,48 @@ class Log:
         journal = self._ready()
         found = self._view.time_to_group(time_us)
         return journal.last.number + 1 if found is None else found
+
+    def compact(self, between: Callable[[int, int], None]) -> CompactResult:
+        """Rebuild the archive without what was taken out of it, once all that is stored now is in it; any thread.
+
+        Args:
+            between: called with (0, 0) several times a second; what it raises ends the waiting, while a rebuild that
+                has begun goes on.
+
+        Returns:
+            The archive's bytes before and after it.
+
+        Raises:
+            StorageError: as `rotate`, or the rebuild failed and the archive is as it was. Unavailable: UNAVAILABLE,
+                nobody archives.
+        """
+        archiving, last = self._archiving, self._ready().last.number
+        if archiving is None:
+            raise error("UNAVAILABLE", f"{self._directory.path}: nobody archives what is stored")
+        # What was taken out is gone for good when no segment has it either.
+        self.rotate()
+        while self.archived_group < last:
+            time.sleep(COMPACT_POLL_S)
+            between(0, 0)
+        rebuilt = archiving.compact()
+        while True:
+            try:
+                return rebuilt.result(COMPACT_POLL_S)
+            except TimeoutError:
+                between(0, 0)
+
+    def backup(self, target: Path, between: Callable[[int, int], None]) -> Manifest:
+        """Copy everything up to the last good group of this moment; any thread, while commits go on.
+
+        Args:
+            target: a folder that is missing or empty; on failure it is left as it was.
+            between: called with (bytes done, bytes in all) between small steps; what it raises ends the backup.
+
+        Raises:
+            StorageError: as `take_backup`.
+        """
+        journal = self._ready()
+        return take_backup(self._directory, lambda: journal.segments, target, self._map_bytes, between)
 
     def stats(self) -> dict[str, int | float]:
         """Return counts since the log was recovered; any thread.

@@ -196,6 +196,14 @@ EVENTS: tuple[Event, ...] = (
         (_ERROR,),
     ),
     Event(
+        "load_failed",
+        Severity.ERROR,
+        "node",
+        "looking channels up in the log failed by a mistake of the broker; whoever waits for them is refused",
+        "Report it with its traceback.",
+        (_ERROR,),
+    ),
+    Event(
         "history_failed",
         Severity.ERROR,
         "node",
@@ -251,6 +259,14 @@ EVENTS: tuple[Event, ...] = (
         "the thread that seals segments ended by a mistake of the broker; publishing fails from the next segment on",
         "Restart the server, and report it with its traceback.",
         (_ERROR,),
+    ),
+    Event(
+        "task_failed",
+        Severity.ERROR,
+        "node",
+        "long work on the data, such as a backup, ended by a mistake of the broker; serving goes on",
+        "Ask for it again, and report it with its traceback.",
+        (_text("op", "what the task did"), _ERROR),
     ),
     Event(
         "segment_damaged",

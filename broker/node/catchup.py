@@ -4,6 +4,10 @@ A reader reads literals each by its own position, or everything by bus position.
 bounded in bytes and by the subscription's credit, and handed to the loop. When the log has no more, what is still
 missing comes from memory (recent groups, then chunks that were delivered early), in the same loop step in which the
 subscription is attached: that is the seam, without gap or duplicate.
+
+The literals of a subscription stay in memory from its admission to its end; what else a reader by bus position meets
+may have been evicted, and then the reader thread asks the log for its name. What retention took before a reader came to
+it is told to the subscriber.
 """
 
 from __future__ import annotations
@@ -46,29 +50,85 @@ Place = tuple[int, int]
 class Wanted(Container[int]):
     """The channel ids that a subscription's filters reach. Used on the reader thread too.
 
+    The loop asks no disk: an id that memory does not know is not in it, and stands in `unknown` until `learn`.
+
     Args:
-        core: Knows the names.
+        core: Knows the names of channels in memory.
         literals, patterns: The filters.
+
+    Attributes:
+        unknown: Ids of which nobody can tell without asking the log.
     """
 
     def __init__(self, core: Sequencer, literals: list[bytes], patterns: list[bytes]) -> None:
         self._tails = core.tails
         self._literals = frozenset(literals)
         self._patterns = patterns
-        self._known: dict[int, bool] = {}
+        self._names: dict[int, bytes] = {}
+        self._unwanted: set[int] = set()
+        self.unknown: set[int] = set()
 
     def __contains__(self, channel: object) -> bool:
         assert isinstance(channel, int)
-        known = self._known.get(channel)
-        if known is None:
-            if len(self._known) >= KNOWN_MAX:
-                self._known.clear()
-            name = self._tails.name_of(channel)
-            known = name is not None and (
-                name in self._literals or any(matches(pattern, name) for pattern in self._patterns)
-            )
-            self._known[channel] = known
-        return known
+        if channel in self._names:
+            return True
+        if channel in self._unwanted:
+            return False
+        name = self._tails.name_of(channel)
+        if name is None:
+            self.unknown.add(channel)
+            return False
+        return self._note(channel, name)
+
+    def name_of(self, channel: int) -> bytes | None:
+        """Return the name of a channel that is in it, in memory or not."""
+        return self._names.get(channel)
+
+    def forget(self) -> None:
+        """Keep no more than a bounded part of what is known; of chunks that were found all must have been handed on."""
+        if len(self._names) > KNOWN_MAX:
+            self._names.clear()
+
+    def learn(self, log: LogReader) -> None:
+        """Have the log say what `unknown` is; on the reader thread, while the loop leaves this alone.
+
+        Raises:
+            StorageError: One of them cannot be read.
+        """
+        ids = sorted(self.unknown)
+        for channel, name in zip(ids, log.names_of(ids), strict=True):
+            self._note(channel, name)
+        self.unknown.clear()
+
+    def _note(self, channel: int, name: bytes | None) -> bool:
+        if name is not None and (name in self._literals or any(matches(pattern, name) for pattern in self._patterns)):
+            self._names[channel] = name
+            return True
+        if len(self._unwanted) >= KNOWN_MAX:
+            self._unwanted.clear()
+        self._unwanted.add(channel)
+        return False
+
+
+class WantedThere(Container[int]):
+    """The same on the reader thread, which asks the log at once.
+
+    Args:
+        wanted: What the filters reach.
+        log: Knows the names of all stored channels.
+    """
+
+    def __init__(self, wanted: Wanted, log: LogReader) -> None:
+        self._wanted = wanted
+        self._log = log
+
+    def __contains__(self, channel: object) -> bool:
+        if channel in self._wanted:
+            return True
+        if not self._wanted.unknown:
+            return False
+        self._wanted.learn(self._log)
+        return channel in self._wanted
 
 
 class Following:
@@ -151,6 +211,8 @@ class CatchUp:
         """Begin: literals in `after` catch up and the others are live, or everything by `place`."""
         following.subscription.state = following
         following.subscription.behind = True
+        for name in following.literals:
+            self._core.tails.hold(name)
         if following.place is None:
             for name in following.literals:
                 if name not in following.after:
@@ -164,6 +226,7 @@ class CatchUp:
         subscription.slow = True
         for name in following.literals:
             self._fanout.detach(subscription, name)
+            self._core.tails.release(name)
         for pattern in following.patterns:
             self._fanout.detach_pattern(subscription, pattern)
 
@@ -219,6 +282,8 @@ class CatchUp:
             name, after = next(iter(following.after.items()))
             info = self._core.tails.info(name)
             assert info is not None
+            self._pass_trimmed(following, name, info[3])
+            after = following.after[name]
             following.asked = info[4]
             future = self._pool.submit(self._read_channel, name, self._core.tails.stored_id(name), after, bytes_max)
         else:
@@ -247,7 +312,12 @@ class CatchUp:
         self, following: Following, bytes_max: int
     ) -> tuple[bytes | None, list[tuple[int, int, bytes]], Place | None]:
         assert following.place is not None
-        chunks, place = self._log.read_groups(*following.place, bytes_max, following.wanted)
+        assert following.wanted is not None
+        following.wanted.forget()
+        if following.wanted.unknown:
+            following.wanted.learn(self._log)
+        wanted = WantedThere(following.wanted, self._log)
+        chunks, place = self._log.read_groups(*following.place, bytes_max, wanted)
         return None, chunks, place
 
     def _have(
@@ -295,11 +365,14 @@ class CatchUp:
             place = (applied, INDEX_END)
         if name is not None:
             self._queue_channel(following, name, chunks)
+            info = self._core.tails.info(name)
+            assert info is not None
+            self._pass_trimmed(following, name, info[3])
             following.exhausted = following.after[name] + 1 >= following.asked
         else:
             assert place is not None
             for group, index, chunk in chunks:
-                self._fanout.deliver_one(following.subscription, chunk, group, index)
+                self._deliver_wanted(following, chunk, group, index)
             following.place = place
             following.exhausted = place[0] >= following.asked
 
@@ -307,10 +380,21 @@ class CatchUp:
         after = following.after[name]
         for group, index, chunk in chunks:
             _, _, first, count = chunk_head(chunk)
+            self._pass_trimmed(following, name, first)
             whole = chunk if first > after else chunk_cut(chunk, after)
             self._fanout.deliver_one(following.subscription, whole, group, index)
-            after = first + count - 1
-        following.after[name] = after
+            after = following.after[name] = first + count - 1
+
+    def _deliver_wanted(self, following: Following, chunk: bytes, group: int, index: int, flags: int = 0) -> None:
+        assert following.wanted is not None
+        name = following.wanted.name_of(chunk_head(chunk)[0])
+        self._fanout.deliver_one(following.subscription, chunk, group, index, flags, name)
+
+    def _pass_trimmed(self, following: Following, name: bytes, first: int) -> None:
+        """Tell a subscriber that what would have come next is there no more, if so: `first` is what comes instead."""
+        if first > following.after[name] + 1:
+            following.after[name] = first - 1
+            following.subscription.outbox.owner.on_trimmed(following.subscription, name, first)
 
     # -- the seam ------------------------------------------------------------------------------------------------------
 
@@ -380,7 +464,7 @@ class CatchUp:
         if not following.exhausted and following.place[0] < self._core.applied_number:
             return False
         committed = self._core.recent.after(*following.place, following.wanted)
-        if committed is None:
+        if committed is None or following.wanted.unknown:
             following.exhausted = False
             return False
         missing = [(group, index, chunk, 0) for group, index, chunk in committed]
@@ -388,11 +472,11 @@ class CatchUp:
             missing += [
                 (number, index + at, chunk, DELIVER_FLAG_EARLY) for at, chunk in chunks_in(value, 0, following.wanted)
             ]
-        if not self._affordable(following, missing):
+        if following.wanted.unknown or not self._affordable(following, missing):
             following.exhausted = False
             return False
         for group, index, chunk, flags in missing:
-            self._fanout.deliver_one(following.subscription, chunk, group, index, flags)
+            self._deliver_wanted(following, chunk, group, index, flags)
         for name in following.literals:
             self._fanout.attach(following.subscription, name)
         for pattern in following.patterns:

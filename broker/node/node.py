@@ -24,8 +24,11 @@ from broker.log.log import ArchiveBy, Log
 from broker.model.errors import BrokerError, error
 from broker.node.catchup import CatchUp, Following
 from broker.node.commit import CommitThread, handed_over
+from broker.node.eviction import Eviction
 from broker.node.history import HistoryReader
+from broker.node.housekeeping import Housekeeping
 from broker.node.listing import Listing
+from broker.node.loader import Loader
 from broker.node.time import BrokerTime
 from broker_native.intake import ReadBuffer
 
@@ -51,6 +54,7 @@ not read until it takes them: what it asks costs more to answer than to send."""
 DUPLICATES_MAX = 65_536
 """Repeated publishes that wait for the commit of what they repeat."""
 STORAGE_FAILURES_PER_MIN_MAX = 3
+COUNTED_AT_ONCE = 4_096
 
 
 class Connection(Protocol):
@@ -90,6 +94,7 @@ class Node:
         core: The sequencer.
         gate: Who may do what.
         limits: Bounds.
+        loader: What is stored and not in memory.
         clock: Broker time.
         buffer: The loop's read buffer.
         run: Number of this run.
@@ -112,11 +117,14 @@ class Node:
         self.draining = False
         self._time = broker_time
         self._log = log
+        self.housekeeping = Housekeeping()
         self._held: list[Connection] = []
         self._commit = CommitThread(log, loop, self._done)
         self.catchup = CatchUp(core, log, loop, self.kick, self._lost)
+        self.loader = Loader(core, log, self.clock, loop)
+        self._eviction = Eviction(core, log, self.clock, loop)
         self.history = HistoryReader(core, log, self.catchup.submit, self.kick)
-        self.listing = Listing(core, loop, self.kick)
+        self.listing = Listing(core, log, loop, self.catchup.submit, self.kick)
         self._idle: asyncio.Future[None] | None = None
         self._left: asyncio.Future[None] | None = None
         self._reload: Profiles | None = None
@@ -171,17 +179,23 @@ class Node:
             try:
                 core = Sequencer(profiles, limits, int.from_bytes(os.urandom(8), "little"), log.journal_id)
                 recovered = log.recover()
-                log.load_all(core)
                 broker_time = BrokerTime(recovered.time_us)
                 fence = core.begin(
-                    recovered.run + 1,
+                    max(recovered.run, log.restored_run) + 1,
                     clean=recovered.clean,
                     unclean_run=recovered.unclean_run,
                     number=recovered.group,
                     chain=recovered.chain,
                     term=recovered.term + 1,
                     time_us=broker_time.clock.now_us(),
+                    restored_run=log.restored_run,
+                    id_next=recovered.id_next,
+                    channels=recovered.channels,
+                    producers=recovered.producers,
+                    complete=recovered.empty,
                 )
+                if any(profile.channels_max for profile in profiles):
+                    count_channels(core, log)
                 log.append(fence.number, fence.value)
             except BaseException as cause:
                 log.close()
@@ -405,6 +419,32 @@ class Node:
         """Find the first group whose time is not below `time_us`, on the reader thread; `found` hears of it here."""
         self.catchup.locate_time(time_us, found)
 
+    def backup(self, target: Path) -> int:
+        """Begin to copy everything that is stored at this moment into an empty folder; returns the task's id.
+
+        Raises:
+            Unavailable: BUSY; another task is running.
+        """
+
+        def work(between: Callable[[int, int], None]) -> str:
+            manifest = self._log.backup(target, between)
+            return f"{target}: backed up to group {manifest.group}"
+
+        return self.housekeeping.start("backup", work)
+
+    def compact(self) -> int:
+        """Begin to rebuild the archive without what was taken out of it; returns the task's id.
+
+        Raises:
+            Unavailable: BUSY; another task is running.
+        """
+
+        def work(between: Callable[[int, int], None]) -> str:
+            result = self._log.compact(between)
+            return f"the archive had {result.bytes_before} bytes and has {result.bytes_after}"
+
+        return self.housekeeping.start("compact", work)
+
     def _lost(self, subscription: Subscription, failure: BaseException) -> None:
         if isinstance(failure, MemoryError):
             subscription.outbox.owner.on_exhausted()
@@ -443,6 +483,7 @@ class Node:
     def _look_around(self) -> None:
         self._seconds += 1
         self._time.steer()
+        self._eviction.sweep()
         now_us = self.clock.steady_us()
         if self._seconds % max(1, round(self.limits.ping_interval_s / 3)) == 0:
             for connection in list(self.connections):
@@ -476,6 +517,8 @@ class Node:
             self._idle = self.loop.create_future()
             await self._idle
         self._closed = True
+        self.loader.stop()
+        self._eviction.stop()
         for timer in (self._wait_timer, self._second_timer):
             if timer is not None:
                 timer.cancel()
@@ -486,7 +529,9 @@ class Node:
 
     def _close_log(self) -> None:
         self._commit.stop()
+        self.housekeeping.close()
         self.catchup.close()
+        self.loader.close()
         try:
             if not self.tails.refuse_code and not self._broken:
                 group = self.core.close(self.clock.now_us())
@@ -504,7 +549,11 @@ class Node:
             "cpu_s": time.process_time(),
             "rss_anon_bytes": anonymous_bytes(),
             "connections": len(self.connections),
-            "channels": len(self.tails),
+            "channels": self.core.channels,
+            "channels_in_memory": len(self.tails),
+            "channels_evicted": self.tails.evicted,
+            "channels_loaded": self.loader.loaded,
+            "load_backlog_bytes": self.loader.waiting_bytes,
             "producers": len(self.core.lines),
             "records_in": self.tails.records,
             "record_bytes_in": self.tails.record_bytes,
@@ -515,6 +564,14 @@ class Node:
             "time_us": self.clock.now_us(),
             **self._log.stats(),
         }
+
+
+def count_channels(core: Sequencer, log: Log) -> None:
+    """Tell the core of all stored channels, for profiles that bound how many they have."""
+    names = log.names(b"", b"", COUNTED_AT_ONCE)
+    while names:
+        core.count_stored(names)
+        names = log.names(b"", names[-1], COUNTED_AT_ONCE)
 
 
 def no_memory(what: str) -> BrokerError:

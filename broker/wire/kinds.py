@@ -97,6 +97,7 @@ class GoneReason(IntEnum):
     REVOKED = 3
     ERASED = 4
     DROPPED = 5
+    LOST = 6
 
 
 class Priority(IntEnum):

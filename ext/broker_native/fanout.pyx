@@ -16,7 +16,17 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 from broker_native.layout cimport *
-from broker_native.tails cimport Channel, Tails, bytes_append, bytes_release, bytes_reserve, bytes_take
+from broker_native.slots cimport SEGMENT_SLOTS, Segment, table_after, table_segment
+from broker_native.tails cimport (
+    BATCH,
+    Channel,
+    Tails,
+    bytes_append,
+    bytes_release,
+    bytes_reserve,
+    bytes_take,
+    channel_name,
+)
 
 cdef extern from "Python.h":
     void Py_XDECREF(PyObject* object)
@@ -218,18 +228,21 @@ cdef class Subscription:
             slot = (slot + 1) & self.told_mask
         self.told[slot] = id
 
-    cdef int push(self, Channel* channel, const uint8_t* chunk, uint32_t size, object shared, uint64_t group,
-                  uint32_t index, uint8_t flags) except -1:
-        """Queue one chunk: copied when `shared` is None, else by reference. After a MemoryError, lose its outbox."""
+    cdef int push(self, uint64_t id, const char* name, uint8_t name_bytes, const uint8_t* chunk, uint32_t size,
+                  object shared, uint64_t group, uint32_t index, uint8_t flags) except -1:
+        """Queue one chunk of the channel with this id and name: copied when `shared` is None, else by reference.
+
+        After a MemoryError, lose its outbox.
+        """
         cdef Outbox outbox = self.outbox
         cdef uint32_t name_size = 0
         cdef uint32_t prefix = FRAME_HEADER_BYTES + DELIVER_HEADER_BYTES
         cdef uint8_t* at
         if outbox.lost:
             return 0
-        if self.tells_names and self.tell(channel.id):
+        if self.tells_names and self.tell(id):
             flags |= DELIVER_FLAG_NAME
-            name_size = 1 + <uint32_t>channel.name_size
+            name_size = 1 + <uint32_t>name_bytes
         bytes_reserve(&outbox.small, prefix + name_size + (size if shared is None else 0))
         at = outbox.small.data + outbox.small.used
         frame_header(at, DELIVER_HEADER_BYTES + name_size + size, KIND_DELIVER, flags)
@@ -238,8 +251,8 @@ cdef class Subscription:
         store_u64(at + 16, group)
         at += prefix
         if name_size:
-            at[0] = channel.name_size
-            memcpy(at + 1, channel.name, channel.name_size)
+            at[0] = name_bytes
+            memcpy(at + 1, name, name_bytes)
             at += name_size
         outbox.small.used += prefix + name_size
         outbox.queued += prefix + name_size + size
@@ -309,16 +322,23 @@ cdef class Fanout:
     def close(self):
         """Forget every reader, at the end: what a channel knows of them no garbage collector sees."""
         cdef Channel* channel
-        cdef uint64_t slot
-        for slot in range(self.tails.table_mask + 1):
-            channel = self.tails.table[slot]
-            if channel != NULL:
-                self.forget_readers(channel)
-                Py_XDECREF(<PyObject*>channel.exact)
-                channel.exact = NULL
+        cdef Segment* segment
+        cdef uint64_t key = 0
+        cdef uint32_t slot
+        while True:
+            segment = table_segment(&self.tails.by_name, key)
+            for slot in range(<uint32_t>SEGMENT_SLOTS):
+                channel = <Channel*>segment.slots[slot].item
+                if channel != NULL:
+                    self.forget_readers(channel)
+                    Py_XDECREF(<PyObject*>channel.exact)
+                    channel.exact = NULL
+            key = table_after(&self.tails.by_name, key)
+            if not key:
+                return
 
     cdef Channel* channel(self, bytes name) except NULL:
-        cdef Channel* channel = self.tails.find(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+        cdef Channel* channel = self.tails.find_here(name)
         if channel == NULL:
             raise KeyError(name)
         return channel
@@ -334,7 +354,7 @@ cdef class Fanout:
         if channel.readers_version == self.version:
             return <list>channel.readers if channel.readers != NULL else None
         self.forget_readers(channel)
-        found = self.trie.match_into(channel.name, channel.name_size)
+        found = self.trie.match_into(channel_name(channel), channel.name_size)
         if channel.exact != NULL:
             if found:
                 found = list(dict.fromkeys(<list>channel.exact + found))
@@ -361,18 +381,21 @@ cdef class Fanout:
         cdef const uint8_t* base = <const uint8_t*>PyBytes_AS_STRING(value)
         cdef const uint8_t* at = base + start
         cdef const uint8_t* end = base + PyBytes_GET_SIZE(value)
-        cdef Channel* channel
+        cdef Channel* found[BATCH]
+        cdef const uint8_t* after
         cdef list readers
-        cdef uint32_t size
+        cdef uint32_t size, count, chunk
         while at < end:
-            size = load_u32(at)
-            channel = self.tails.by_channel_id(load_u64(at + CHUNK_CHANNEL))
-            if channel != NULL:
-                readers = self.readers(channel)
-                if readers is not None:
-                    self.deliver_chunk(readers, channel, value, at, size, group, index, flags)
-            index += 1
-            at += size
+            after = self.tails.find_chunks(at, end, found, &count)
+            for chunk in range(count):
+                size = load_u32(at)
+                if found[chunk] != NULL:
+                    readers = self.readers(found[chunk])
+                    if readers is not None:
+                        self.deliver_chunk(readers, found[chunk], value, at, size, group, index, flags)
+                index += 1
+                at += size
+            at = after
 
     cdef int deliver_chunk(self, list readers, Channel* channel, bytes value, const uint8_t* chunk, uint32_t size,
                            uint64_t group, uint32_t index, uint8_t flags) except -1:
@@ -403,7 +426,8 @@ cdef class Fanout:
                     self.slow.append(subscription)
                     subscription.slow = True
                 else:
-                    subscription.push(channel, chunk, size, shared, group, index, flags)
+                    subscription.push(channel.id, channel_name(channel), channel.name_size, chunk, size, shared, group,
+                                      index, flags)
                     self.chunks_out += 1
                     self.bytes_out += size
                     self.records_out += load_u32(chunk + CHUNK_COUNT)
@@ -411,15 +435,35 @@ cdef class Fanout:
         return 0
 
     def deliver_one(self, Subscription subscription not None, bytes chunk, uint64_t group, uint32_t index,
-                    uint8_t flags=0):
-        """Queue one chunk, an object of its own, to one subscription (catching up)."""
+                    uint8_t flags=0, bytes name=None):
+        """Queue one chunk, an object of its own, to one subscription (catching up).
+
+        Args:
+            subscription: The subscription.
+            chunk: The chunk.
+            group, index, flags: As of `deliver`.
+            name: Of a channel that is not in memory.
+
+        Raises:
+            KeyError: The channel is not in memory, and no name is given.
+        """
         cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(chunk)
         cdef uint32_t size = <uint32_t>PyBytes_GET_SIZE(chunk)
-        cdef Channel* channel = self.tails.by_channel_id(load_u64(at + CHUNK_CHANNEL))
-        if channel == NULL:
-            raise KeyError(load_u64(at + CHUNK_CHANNEL))
+        cdef uint64_t id = load_u64(at + CHUNK_CHANNEL)
+        cdef Channel* channel = self.tails.by_channel_id(id)
+        cdef const char* its_name
+        cdef uint8_t name_bytes
+        if channel != NULL:
+            its_name = channel_name(channel)
+            name_bytes = channel.name_size
+        elif name is not None and PyBytes_GET_SIZE(name) <= 255:
+            its_name = PyBytes_AS_STRING(name)
+            name_bytes = <uint8_t>PyBytes_GET_SIZE(name)
+        else:
+            raise KeyError(id)
         try:
-            subscription.push(channel, at, size, chunk if size > COPY_BYTES_MAX else None, group, index, flags)
+            subscription.push(id, its_name, name_bytes, at, size, chunk if size > COPY_BYTES_MAX else None, group,
+                              index, flags)
         except MemoryError:
             subscription.outbox.lose()
             return

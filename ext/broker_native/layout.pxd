@@ -117,4 +117,5 @@ cdef enum:
     GONE_REVOKED = 3
     GONE_ERASED = 4
     GONE_DROPPED = 5
+    GONE_LOST = 6
     GONE_RECORD_BYTES = 20        # header, u8 reason, 3 zero, u32 run

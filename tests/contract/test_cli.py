@@ -23,6 +23,7 @@ class Program:
     """The command line against one server."""
 
     def __init__(self, server: Server) -> None:
+        self.url = server.unix_url
         self._environment = {**Server.environment(), "BROKER_URL": server.unix_url}
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
@@ -37,6 +38,13 @@ class Program:
         assert process.returncode == status, complaints.decode()
         assert b"Traceback" not in complaints
         return printed if status == 0 else complaints
+
+    def run_telling(self, *arguments: str) -> bytes:
+        """Run to a good end; return what it told on stderr."""
+        with self.start(*arguments) as process:
+            _, told = process.communicate(timeout=30)
+        assert process.returncode == 0, told.decode()
+        return told
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
-"""Bits that flip in a journal at rest: every one is an error that says where, or changes nothing.
+"""Bits that flip in a journal and its archive at rest: every one is an error that says where, or changes nothing.
 
-A small journal is made, with sealed segments and an active one. Again and again one bit anywhere in its files flips,
-then a log opens it, replays it, reads all of it in both orders, and the bit flips back. Bytes that are not what was
-written, and a process that dies, are what must never be.
+A small journal is made, with an archive, sealed segments and an active one. Again and again one bit anywhere in its
+files flips, then it is verified, a log opens it, replays it, reads all of it in both orders, and the bit flips back.
+Bytes that are not what was written, a process that dies, and a fault of the log that the verification has not named,
+are what must never be.
 
 `python -m tests.fault.flips` flips 10,000 bits on every core and prints the figures.
 """
@@ -25,19 +26,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from broker.log.archiver import ArchiveWriter, archive_path
+from broker.log.environment import remove_file
+from broker.log.verify import Verifier
 from broker.model.errors import StorageError
 from tests.fault.harness import ROOT
 from tests.fault.nth import PARTS, memory_folder
-from tests.reference.chains import Chain
+from tests.reference.chains import EPOCH, Chain
+from tests.reference.groups import Entry, channel_entry, epoch_entry
 from tests.unit.log.support import opened, segment_files
 
 FLIPS = 10_000
 PAGE_BITS = 4096 * 8
 HEADER_BITS = 64 * 8
 """The first bytes of a page, which LMDB trusts; half of the flips go there."""
-GROUPS = 40
+GROUPS = 60
 RESTARTS_MAX = 20
-PLACE = re.compile(r"\.seg: .+")
+PLACE = re.compile(r"(\.seg|/format|\.mdb): .+")
 """What an error says: the file, and what is wrong in it."""
 
 
@@ -84,11 +89,24 @@ class Verdict:
 
 
 def make(path: Path) -> None:
-    """Make a journal of sealed segments and an active one."""
+    """Make an archive of the first half, and a journal of sealed segments and an active one behind it."""
     with opened(path) as one:
-        one.fill(Chain(), GROUPS, payload_bytes=900)
+        chain = Chain()
+        named = [entry for channel in range(1, 8) for entry in birth(channel)]
+        one.append(chain, entries=named)
+        one.fill(chain, GROUPS, payload_bytes=900)
         assert one.log.wait_sealed(10)
+    first = segment_files(path)[0]
+    writer = ArchiveWriter(archive_path(path))
+    writer.archive([first], lambda: None)
+    writer.close()
+    remove_file(first)
     assert len(segment_files(path)) >= 3
+
+
+def birth(channel: int) -> list[Entry]:
+    """Return the entries with which a channel begins."""
+    return [channel_entry(channel, f"c.{channel}"), epoch_entry(channel, EPOCH, 1)]
 
 
 def read(path: Path) -> object:
@@ -102,7 +120,7 @@ def pick_bit(chance: random.Random, size: int) -> int:
     bit = chance.randrange(size * 8)
     if chance.random() < 0.5:
         bit = bit // PAGE_BITS * PAGE_BITS + chance.randrange(HEADER_BITS)
-    return bit
+    return min(bit, size * 8 - 1)
 
 
 def flip(path: Path, bit: int) -> None:
@@ -126,17 +144,26 @@ def work(folder: Path, first: int, step: int, until: int) -> None:
         # A log that opens writes to its directory; what it must find is the same each time.
         shutil.rmtree(copy)
         shutil.copytree(whole, copy)
-        file = chance.choice([path for path in segment_files(copy) if path.stat().st_size > 2 * 4096])
+        files = [path for path in [*segment_files(copy), archive_path(copy)] if path.stat().st_size > 2 * 4096]
+        file = chance.choice([*files, copy / "format"] if number % 50 == 0 else files)
         bit = pick_bit(chance, file.stat().st_size)
         flip(file, bit)
         print(json.dumps([number, f"flip {number}: {file.name} bit {bit}"]), flush=True)
+        print(json.dumps(judge(copy, expected)), flush=True)
+
+
+def judge(path: Path, expected: object) -> str:
+    """Say what came of a flip: `same`, the name of the error that names it, or what is wrong."""
+    try:
+        named = not Verifier(path).run().sound
         try:
-            outcome = "same" if read(copy) == expected else "other bytes"
+            return "same" if read(path) == expected else "other bytes"
         except StorageError as failure:
-            outcome = failure.name if PLACE.search(failure.detail) else f"names no place: {failure}"
-        except Exception as failure:
-            outcome = f"nobody handles {failure!r}"
-        print(json.dumps(outcome), flush=True)
+            if not PLACE.search(failure.detail):
+                return f"names no place: {failure}"
+            return failure.name if named else f"verify does not name {failure}"
+    except Exception as failure:
+        return f"nobody handles {failure!r}"
 
 
 def run_part(folder: Path, part: int, parts: int, flips: int) -> Verdict:

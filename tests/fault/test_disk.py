@@ -223,7 +223,7 @@ def test_a_full_disk_at_start(disk: SmallDisk) -> None:
         check(one, chain)
 
 
-FLIPS = 400
+FLIPS = 250
 
 
 def test_flipped_bits_anywhere() -> None:

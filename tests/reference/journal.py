@@ -36,6 +36,9 @@ class Fate(Enum):
 class MemoryJournal:
     """Groups in segments, in memory."""
 
+    # Nothing of it is found but by replaying it.
+    settled_group = 0
+
     def __init__(self) -> None:
         self.segments: list[list[bytes]] = [[]]
         self.good: list[bytes] = []

@@ -55,7 +55,23 @@ def test_help_names_every_verb_and_imports_none() -> None:
     assert "_BROKER_COMPLETE=bash_source" in ran.stdout
 
 
-@pytest.mark.parametrize("name", ["serve", "config", "config check", "config show", "errors", "events"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "serve",
+        "config",
+        "config check",
+        "config show",
+        "backup",
+        "restore",
+        "compact",
+        "dump",
+        "load",
+        "verify",
+        "errors",
+        "events",
+    ],
+)
 def test_verb_has_help_with_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*name.split(), "--help"]) == 0
     out = capsys.readouterr().out
@@ -148,7 +164,7 @@ def test_module_is_the_command() -> None:
 @pytest.mark.parametrize(
     ("words", "completed"),
     [
-        ("broker ver", ["version"]),
+        ("broker ver", ["verify", "version"]),
         ("broker e", ["errors", "events"]),
         ("broker con", ["config"]),
         ("broker config ch", ["check"]),
