@@ -1,8 +1,8 @@
 """What the groups of one segment change in the tables, gathered and looked up.
 
 `TableDelta` takes groups in their order and keeps the last value of each row: of a channel its newest CHANNEL entry,
-its epochs, its head and what was trimmed, or that it was dropped; of a producer its line; of a name its channel. It answers
-by key while it is in memory, and emits itself as the sorted pages of `pages.pxd` when its segment is sealed.
+its epochs, its head and what was trimmed, or that it was dropped; of a producer its line; of a name its channel. It
+answers by key while it is in memory, and emits itself as the sorted pages of `pages.pxd` when its segment is sealed.
 
 It is filled by one thread. After that it does not change, and any thread may ask it.
 """
