@@ -378,6 +378,9 @@ class Segment:
         index = self.index
         if index is not None:
             return index.find(channel, after_sequence, bytes_max, before_sequence)
+        # Most segments have nothing of most channels: that much is known without opening and proving the file.
+        if isinstance(self.tables, SealedTables) and not self.tables.filter.has_channel(channel):
+            return []
         places: list[Place] = []
         with self.file.reading() as transaction:
             for page in self._pages_from(transaction, channel, after_sequence):

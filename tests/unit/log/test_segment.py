@@ -131,3 +131,18 @@ def test_appending_backwards_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(AssertionError):
         segment.append(1, chain.build())
     segment.file.close()
+
+
+def test_what_a_segment_has_nothing_of_is_told_without_opening_it(tmp_path: Path) -> None:
+    chain = Chain()
+    filled(tmp_path / "0000000000000001.seg", chain, [[1, 2, 3]]).file.close()
+    segment = Segment(1, tmp_path / "0000000000000001.seg", MAP_BYTES, OpenFiles(4))
+    for value in chain.values.values():
+        segment.extend(segment.last, check_group(value), value)
+    seal_segment(segment, lambda: None)
+    segment.file.close()
+    assert segment.find(10**9, 0, 10**9) == []
+    assert segment.file._environment is None
+    assert len(segment.find(1, 0, 10**9)) == 1
+    assert segment.file._environment is not None
+    segment.file.close()
