@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from tests.reference.frames import (
     published_of,
     records_of,
 )
+from tests.reference.journal import MemoryJournal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,6 +58,7 @@ class Pair:
 
     def __init__(self, run: int = 1) -> None:
         self.native = native.Tails(run, 4770)
+        self.native.begin_run(run, 1)
         self.twin = twin.Tails(run)
         self.lines = Lines()
         self.twin_lines: dict[bytes, twin.Line] = {}
@@ -70,6 +73,7 @@ class Pair:
         self.values: list[bytes] = []
         self.in_commit: tuple[bytes, int] | None = None
         self.number = self.chain = 0
+        self.journal = MemoryJournal()
         for slot, name in SLOTS.items():
             self.load(name, NAMES[name])
             for publisher, other in zip(self.publishers, self.twins, strict=True):
@@ -128,6 +132,7 @@ class Pair:
         group = groups.parse_group(value)
         self.number, self.chain = group.number, group.chain
         self.values.append(value)
+        self.journal.good.append(value)
         self.check()
         return value
 
@@ -144,6 +149,64 @@ class Pair:
         self.check()
         return [entry for _, answers in refused for entry in published_of(answers)]
 
+    # .. channels come and go ..
+
+    def bind(self, who: int, slot: int) -> None:
+        """Name a channel for a number, as a connection does: looked up and loaded if need be."""
+        name = SLOTS[slot]
+        if self.native.leaving(name):
+            return
+        self.come(name)
+        self.publishers[who].bind(slot, name)
+        self.twins[who].bind(slot, name)
+        self.check()
+
+    def come(self, name: bytes) -> None:
+        """Have a channel in memory that may have been evicted."""
+        for missing in self.native.absent([name]):
+            (entries,) = self.journal.resolve([missing])
+            assert self.native.apply_entries(entries, self.lines.__getitem__) == []
+            assert (entries == b"") is (missing not in self.twin.channels)
+        if not self.native.ready(name):
+            self.load(name, NAMES[name])
+        self.check()
+
+    def unbind(self, who: int, slot: int) -> None:
+        self.publishers[who].bind(slot, None)
+        self.twins[who].bind(slot, None)
+        self.check()
+
+    def evict(self, settled_group: int, used_before_s: int) -> set[bytes]:
+        """Look at every channel once or twice; exactly those go that nobody would miss."""
+        before = set(self.native.names())
+        settled = min(settled_group, self.number)
+        expected = {name for name in before if self.twin.evictable(name, settled, used_before_s)}
+        self.native.evict(settled_group, used_before_s, 2 * self.native.slots)
+        gone = before - set(self.native.names())
+        assert gone == expected
+        for name in gone:
+            if not self.twin.channels[name].applied_level:
+                self.twin.forget(name)
+        self.check()
+        return gone
+
+    def trim(self, name: bytes, first: int) -> None:
+        if name not in self.native.names():
+            return
+        assert self.native.trim(name, first, 2) is self.twin.trim(name, first, 2)
+        self.check()
+
+    def drop(self, name: bytes) -> None:
+        """Drop the channel if it may be dropped now."""
+        if self.native.info(name) is None or self.native.leaving(name):
+            return
+        if self.native.held(name) or self.native.pending(name):
+            with pytest.raises(RuntimeError, match="dropped"):
+                self.native.drop(name)
+            return
+        assert self.native.drop(name) is self.twin.drop(name)
+        self.check()
+
     def check_answers(self, got: list[tuple[native.Publisher, bytes]], expected: dict[twin.Publisher, bytes]) -> None:
         answers = {index: b"" for index in range(len(PRODUCERS))}
         for publisher, entries in got:
@@ -152,9 +215,20 @@ class Pair:
 
     def check(self) -> None:
         """Compare everything that can be asked, and the invariants of both."""
+        here = set(self.native.names())
+        assert len(self.native) == len(here)
+        assert self.native.unborn == sum(not self.twin.channels[name].applied_level for name in here)
+        assert self.native.stored == sum(bool(channel.applied_level) for channel in self.twin.channels.values())
         for name in NAMES:
+            if name not in here:
+                # Evicted, and then it is stored, or known nowhere.
+                assert self.native.info(name) is None
+                assert name not in self.twin.channels or self.twin.channels[name].applied_level
+                continue
             assert self.native.info(name) == self.twin.info(name), name
             channel = self.twin.channels[name]
+            assert self.native.held(name) is (channel.holders > 0)
+            assert self.native.leaving(name) is channel.leaving
             assert channel.applied_next <= channel.closed_next <= channel.next or channel.level == EPHEMERAL
             assert channel.seen_next <= channel.next
         assert b"".join(self.native.early_values) == b"".join(self.twin.early)
@@ -170,14 +244,14 @@ class Pair:
         for value in self.values:
             replayed.apply_group(value, lines.__getitem__)
         for name in NAMES:
-            channel = self.twin.channels[name]
-            if not channel.applied_level:
+            channel = self.twin.channels.get(name)
+            if channel is None or not channel.applied_level:
                 assert replayed.info(name) is None
                 continue
             after = channel.applied_next
             epoch = channel.epochs[-1][0]
             assert replayed.info(name) == (
-                channel.stored_id, channel.applied_level, epoch, 1, after, after, after, channel.epochs,
+                channel.stored_id, channel.applied_level, epoch, channel.first, after, after, after, channel.epochs,
             )  # fmt: skip
         for producer, line in self.lines.items():
             last = line.applied_next - 1
@@ -247,6 +321,81 @@ def test_same_as_twin(steps: list[tuple[Any, ...]]) -> None:
     if pair.in_commit is not None:
         pair.commit()
     pair.check_replay()
+
+
+WEIGHTS = {
+    "publish": 30, "bind": 6, "unbind": 6, "leave": 6, "everybody leaves": 2, "turn": 8, "close": 8, "commit": 8,
+    "fail": 1.5, "unknown": 1, "wait": 1, "no wait": 2, "later": 3, "settle": 4, "evict": 10, "trim": 6, "drop": 8,
+}  # fmt: skip
+
+
+def lively_step(chance: random.Random) -> tuple[Any, ...]:
+    """Draw one step of a life in which channels come and go."""
+    (kind,) = chance.choices(list(WEIGHTS), list(WEIGHTS.values()))
+    slot = chance.randrange(len(SLOTS))
+    match kind:
+        case "publish":
+            return kind, chance.randrange(3), slot, [Record(b"x")] * chance.randint(1, 3)
+        case "bind" | "unbind" | "trim" | "drop" | "leave":
+            return kind, chance.randrange(3), slot
+        case "evict":
+            return kind, chance.choice([0, 0, 1, 9]), chance.choice([0, 1, 1, 1])
+    return (kind,)
+
+
+def take_lively_step(pair: Pair, step: tuple[Any, ...]) -> None:
+    match step:
+        case "publish", who, slot, _ if pair.twins[who].slots[slot] is None:
+            pair.bind(who, slot)
+        case "bind", who, slot:
+            pair.bind(who, slot)
+        case "unbind", who, slot:
+            pair.unbind(who, slot)
+        case "leave", _, slot:
+            for who in range(3):
+                pair.unbind(who, slot)
+        case ("everybody leaves",):
+            for who, slot in itertools.product(range(3), SLOTS):
+                pair.unbind(who, slot)
+        case ("settle",):
+            for _ in range(2):
+                if pair.in_commit is not None:
+                    pair.commit()
+                pair.close_group()
+            pair.commit()
+        case "trim", back, slot:
+            name = SLOTS[slot]
+            if name in pair.twin.channels:
+                pair.trim(name, max(pair.twin.channels[name].next - back, 0))
+        case "drop", _, slot:
+            pair.drop(SLOTS[slot])
+        case "evict", back, later:
+            pair.evict(max(pair.number - back, 0) if back < 9 else 2**63, pair.twin.now_s + later)
+        case _:
+            take_step(pair, step)
+
+
+def live(seed: int) -> None:
+    chance, pair = random.Random(seed), Pair()
+    pair.set_now(1_700_000_000_000_000)
+    for _ in range(150):
+        take_lively_step(pair, lively_step(chance))
+    if pair.in_commit is not None:
+        pair.commit()
+    for name in NAMES:
+        if not pair.native.leaving(name):
+            pair.come(name)
+    pair.check_replay()
+
+
+@pytest.mark.parametrize("first", range(0, 200, 50))
+def test_what_was_evicted_comes_back_as_it_was(first: int) -> None:
+    for seed in range(first, first + 50):
+        try:
+            live(seed)
+        except BaseException as failure:
+            failure.add_note(f"seed {seed}: live({seed})")
+            raise
 
 
 # --- Records -------------------------------------------------------------------------------------------------------
