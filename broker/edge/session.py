@@ -106,6 +106,9 @@ class Session(Intake):
             if subscription.state is not None:
                 self.node.catchup.leave(subscription.state)
         self.subscriptions = None
+        if self.publisher is not None:
+            # Or its channels would be held until a collector comes to this connection.
+            self.publisher.close()
         if self.publisher is not None and self.publisher.line.holder is self:
             self.publisher.line.holder = None
             if self._producer is not None:

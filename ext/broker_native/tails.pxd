@@ -93,7 +93,7 @@ cdef struct ChunkMark:          # a channel's open chunk before a frame's record
     uint32_t closed             # how many chunks of its class were closed
 
 cdef struct ChunkPool:          # buffers of chunks that are not open, by size class, the last used first
-    uint8_t* idle[9]
+    uint8_t* idle[7]
     size_t idle_bytes
 
 cdef struct ProfileCounts:
@@ -232,6 +232,7 @@ cdef class Publisher:
     cdef bint in_group
 
     cdef void let_go(self, uint32_t number) noexcept
+    cdef void let_all_go(self) noexcept
     cdef int publish(self, const uint8_t* body, uint32_t size) except -1
     cdef int out_of_line(self, uint64_t number, uint32_t count) except -1
     cdef int check_records(self, Channel* channel, const uint8_t* at, uint32_t size, uint32_t count) except -1

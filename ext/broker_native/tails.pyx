@@ -49,7 +49,7 @@ cdef extern from "Python.h":
 cdef enum:
     SLOT_MAX = (1 << 24) - 1            # the largest number that a connection may give to a channel
     CHUNK_CAPACITY_MIN = 256            # of a class of buffers; each next one is twice as large
-    CHUNK_CLASSES = 9                   # the last one holds a full chunk
+    CHUNK_CLASSES = 7                   # up to 16 KiB; larger ones are few, and the C library keeps them as well
     POOL_IDLE_BYTES_MAX = 32 << 20
     AHEAD = 8                           # how many channels a loop over them fetches ahead
     LINE_RUNS_KEPT = 4096               # when a group's runs of one line grow past this, the oldest are dropped
@@ -187,8 +187,9 @@ cdef uint8_t* buffer_take(ChunkPool* pool, uint32_t need, uint32_t* capacity) no
     cdef int size_class = chunk_class_of(need)
     cdef uint8_t* data
     if size_class == CHUNK_CLASSES:
-        capacity[0] = need
-        return <uint8_t*>malloc(need)
+        # All at once what a full chunk takes: it would be copied as often as it grows.
+        capacity[0] = max(need, <uint32_t>CHUNK_BYTES_CLOSE)
+        return <uint8_t*>malloc(capacity[0])
     capacity[0] = <uint32_t>CHUNK_CAPACITY_MIN << size_class
     data = pool.idle[size_class]
     if data == NULL:
@@ -1651,9 +1652,7 @@ cdef class Publisher:
         self.headers_bytes_max = headers_bytes_max
 
     def __dealloc__(self):
-        cdef uint32_t number
-        for number in range(self.slots_count):
-            self.let_go(number)
+        self.let_all_go()
         free(self.slots)
         free(self.turn_answers.data)
         free(self.group_answers.data)
@@ -1683,6 +1682,21 @@ cdef class Publisher:
             channel.holders += 1
         self.let_go(number)
         self.slots[number] = channel
+
+    def close(self):
+        """Let go of every channel: the connection is over. What it has published stays and is answered.
+
+        The end of the object does the same, and may come much later.
+        """
+        self.let_all_go()
+
+    cdef void let_all_go(self) noexcept:
+        cdef uint32_t number
+        for number in range(self.slots_count):
+            if number + AHEAD < self.slots_count and self.slots[number + AHEAD] != NULL:
+                memory_prefetch(&self.slots[number + AHEAD].holders)
+            self.let_go(number)
+            self.slots[number] = NULL
 
     cdef void let_go(self, uint32_t number) noexcept:
         """The number's channel is not held by it any more."""

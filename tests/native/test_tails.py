@@ -1236,6 +1236,223 @@ def test_many_channels_are_found_by_name_and_id() -> None:
     assert tails.info(b"nobody") is None
 
 
+# --- Eviction ------------------------------------------------------------------------------------------------------
+
+
+def stored_entries(first: int, count: int) -> bytes:
+    """What is stored of channels whose ids follow one another, as a look-up tells it."""
+    return b"".join(
+        groups.build_entry(entry)
+        for channel in range(first, first + count)
+        for entry in (
+            groups.channel_entry(channel, f"chat.room.{channel:014d}"),
+            groups.epoch_entry(channel, 1 << 40 | 1, 1),
+            groups.head_entry(channel, 1 << 40 | 1, 9, 1),
+        )
+    )
+
+
+def test_memory_of_channels_comes_and_goes() -> None:
+    tails, count = native.Tails(1, 1), 50_000
+    tails.begin_run(2, 10)
+    empty = tails.memory_bytes
+    for round_ in range(2):
+        tails.apply_entries(stored_entries(1, count), native.Line)
+        assert len(tails) == count
+        assert tails.stored_id(b"chat.room.00000000000777") == 777
+        assert (tails.memory_bytes - empty) / count <= 400
+        assert tails.evict(9, 1, 2 * tails.slots) == count
+        assert tails.evicted == count * (round_ + 1)
+        assert tails.memory_bytes <= empty + (1 << 20)
+    assert tails.stored == 0, "what was looked up was counted when it was stored"
+
+
+def test_an_id_far_ahead_costs_nothing() -> None:
+    tails = native.Tails(1, 1)
+    empty = tails.memory_bytes
+    tails.apply_entries(groups.build_entry(groups.channel_entry((1 << 62) - 2, "far")), native.Line)
+    assert tails.name_of((1 << 62) - 2) == b"far"
+    assert tails.id_next == (1 << 62) - 1
+    assert tails.memory_bytes <= empty + 65_536
+    with pytest.raises(ValueError, match="another channel"):
+        tails.apply_entries(groups.build_entry(groups.channel_entry((1 << 62) - 2, "other")), native.Line)
+
+
+def test_an_eviction_goes_on_where_it_stopped() -> None:
+    tails = native.Tails(1, 1)
+    for index in range(3_000):
+        tails.load(b"room.%d" % index, SYNCED, 2, 10)
+    tails.hold(b"room.7")
+    freed, calls = 0, 0
+    while len(tails) > 1:
+        freed += tails.evict(0, 1, 100)
+        calls += 1
+    assert freed == 2_999
+    assert calls <= 2 * tails.slots // 100 + 100
+    assert tails.names() == [b"room.7"]
+    tails.release(b"room.7")
+    assert tails.evict(0, 1, 2 * tails.slots) == 1
+    assert tails.evicted == 0, "none of them was stored"
+
+
+def test_holds_are_counted_and_end() -> None:
+    tails = native.Tails(1, 1)
+    tails.load(b"s.x", SYNCED, 2, 10)
+    for use in (tails.hold, tails.hold, tails.release):
+        use(b"s.x")
+        assert tails.held(b"s.x")
+    tails.release(b"s.x")
+    assert not tails.held(b"s.x")
+    for use in (tails.hold, tails.release):
+        with pytest.raises(KeyError):
+            use(b"nobody")
+    with pytest.raises(KeyError):
+        tails.release(b"s.x")
+    assert not tails.held(b"nobody")
+    assert not tails.pending(b"nobody")
+    assert not tails.leaving(b"nobody")
+
+
+def test_what_is_used_again_stays_for_a_while() -> None:
+    tails = native.Tails(1, 1)
+    tails.now_us = 100_000_000
+    tails.load(b"s.x", SYNCED, 2, 10)
+    tails.now_us = 105_000_000
+    tails.hold(b"s.x")
+    tails.release(b"s.x")
+    assert tails.evict(0, 105, 2 * tails.slots) == 0
+    assert tails.evict(0, 106, 2 * tails.slots) == 1
+
+
+def test_a_publisher_lets_its_channels_go_when_it_ends() -> None:
+    tails = native.Tails(1, 1)
+    tails.load(b"s.x", SYNCED, 2, 10)
+    publishers = [native.Publisher(tails, native.Line(), None, 0) for _ in range(2)]
+    for publisher in publishers:
+        for slot in range(20):
+            publisher.bind(slot, b"s.x")
+    publishers[0].close()
+    assert publishers[0].publish_frame(publish_body(0, 1, [build_record(Record())])) == twin.INVALID_CHANNEL
+    assert tails.held(b"s.x")
+    publishers.clear()
+    del publisher
+    assert not tails.held(b"s.x")
+
+
+def test_a_dropped_name_is_nobodys_until_then_and_anothers_afterwards() -> None:
+    pair = Pair()
+    name, producer = b"s.x", 0
+    pair.publish(producer, 4, [Record()])
+    pair.group()
+    for who in range(3):
+        pair.unbind(who, 4)
+    pair.drop(name)
+    assert pair.native.leaving(name)
+    assert not pair.native.ready(name)
+    for refused in (pair.native.hold, pair.native.drop):
+        with pytest.raises(KeyError):
+            refused(name)
+    with pytest.raises(KeyError):
+        pair.publishers[0].bind(9, name)
+    with pytest.raises(RuntimeError, match="between groups"):
+        pair.native.load(name, SYNCED, 2, 1)
+    assert not pair.native.trim(name, 2)
+    pair.group()
+    assert pair.native.info(name) is None
+    assert pair.native.absent([name, b"s.never", name, b"s.never"]) == [b"s.never"], "nobody needs to look it up"
+    assert pair.native.name_of(1) is None
+    pair.bind(0, 4)
+    pair.publish(producer, 4, [Record()])
+    (chunk,) = pair.group().chunks
+    assert (chunk.channel, chunk.first) == (2, 1), "an id is not given twice"
+    pair.check_replay()
+
+
+def test_a_dropped_name_is_looked_up_once_that_tells_of_the_drop() -> None:
+    pair = Pair()
+    pair.publish(0, 4, [Record()])
+    pair.group()
+    for who in range(3):
+        pair.unbind(who, 4)
+    pair.drop(b"s.x")
+    pair.group()
+    assert pair.native.stored == 0
+    pair.native.evict(pair.number - 1, 1 << 31, 2 * pair.native.slots)
+    assert pair.native.absent([b"s.x"]) == []
+    pair.native.evict(pair.number, 1 << 31, 2 * pair.native.slots)
+    assert pair.native.absent([b"s.x"]) == [b"s.x"]
+
+
+def test_a_head_does_not_overtake_what_is_pending() -> None:
+    pair = Pair()
+    pair.publish(0, 4, [Record()])
+    pair.group()
+    pair.publish(0, 4, [Record()])
+    with pytest.raises(ValueError, match="pending"):
+        pair.native.apply_entries(groups.build_entry(groups.head_entry(1, 1 << 40 | 1, 2, 1)), native.Line)
+
+
+def test_a_drop_of_what_is_in_use_is_an_error() -> None:
+    pair = Pair()
+    pair.publish(0, 4, [Record()])
+    pair.group()
+    with pytest.raises(ValueError, match="in use"):
+        pair.native.apply_entries(groups.build_entry(groups.drop_entry(1)), native.Line)
+
+
+def test_ephemeral_records_outlive_a_trim_that_failed() -> None:
+    """What was stored of a channel that is ephemeral now may be trimmed; its records are not that group's."""
+    pair = Pair()
+    pair.publish(0, 4, [Record(), Record(), Record()])
+    pair.group()
+    pair.load(b"s.x", EPHEMERAL)
+    pair.publish(0, 4, [Record()])
+    pair.close_turn()
+    pair.trim(b"s.x", 3)
+    pair.close_group()
+    pair.undo()
+    pair.group(flags=1)
+    pair.publish(0, 4, [Record()])
+    ephemeral, _ = pair.close_turn()
+    assert ephemeral is not None
+    assert chunks_of(ephemeral)[0].first == 5
+    pair.trim(b"s.x", 3)
+    pair.group()
+    info = pair.native.info(b"s.x")
+    assert info is not None
+    assert info[3] == 3
+
+
+def test_profiles_are_counted() -> None:
+    pair = Pair()
+    tails = pair.native
+    tails.load(b"new", SYNCED, 2, 10, 3)
+    assert [tails.count(profile) for profile in (3, 4)] == [1, 0]
+    publisher = native.Publisher(tails, native.Line(), None, 0)
+    publisher.bind(0, b"new")
+    publisher.publish_frame(publish_body(0, 1, [build_record(Record())]))
+    publisher.close()
+    tails.load(b"other", SYNCED, 2, 10, 3)
+    assert tails.count(3) == 2
+    value, _ = tails.close_group(0, 0, 0, 0, 0)
+    tails.take_answers()
+    tails.apply_group(value, native.Line)
+    assert tails.evict(1, 1, 2 * tails.slots) == 2
+    assert tails.count(3) == 1, "what is stored counts wherever it is"
+    pair.journal.good.append(value)
+    tails.apply_entries(*pair.journal.resolve([b"new"]), native.Line)
+    tails.load(b"new", SYNCED, 2, 10, 3)
+    assert tails.count(3) == 1
+    tails.load(b"new", SYNCED, 2, 10, 4)
+    assert [tails.count(profile) for profile in (3, 4)] == [0, 1]
+    tails.count_stored(4, 5)
+    assert tails.count(4) == 6
+    assert tails.drop(b"new")
+    value, _ = tails.close_group(1, 0, 0, 0, 0)
+    tails.apply_group(value, native.Line)
+    assert tails.count(4) == 5
+
+
 # --- Carried and ignored -------------------------------------------------------------------------------------------
 
 
