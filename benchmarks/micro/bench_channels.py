@@ -73,11 +73,10 @@ def measure(channels: int, groups: int) -> Cost:
         bodies = []
         for pick in picks:
             publisher = publishers[pick // SLOTS_MAX]
-            bodies.append((publisher.publish_frame, pick % SLOTS_MAX))
+            bodies.append((publisher, pick % SLOTS_MAX))
         times = [time.perf_counter()]
-        for publish, slot in bodies:
-            line = publish.__self__.line
-            assert publish(struct.pack("<IIQ", slot, 1, line.next) + RECORD) == 0
+        for publisher, slot in bodies:
+            assert publisher.publish_frame(struct.pack("<IIQ", slot, 1, publisher.line.next) + RECORD) == 0
         times.append(time.perf_counter())
         value, _ = tails.close_group(number, chain, 1, 1, 1)
         tails.take_answers()
@@ -90,7 +89,7 @@ def measure(channels: int, groups: int) -> Cost:
         if turn >= len(order):
             spent = [total + end - start for total, start, end in zip(spent, times, times[1:], strict=False)]
     taken = tails.memory_bytes
-    del publishers, publisher, bodies, publish
+    del publishers, publisher, bodies
     begun = time.perf_counter()
     freed = 0
     while len(tails):
@@ -101,7 +100,10 @@ def measure(channels: int, groups: int) -> Cost:
     return Cost(
         channels,
         load_s / channels * 1e9,
-        *per,
+        per[0],
+        per[1],
+        per[2],
+        per[3],
         evict_s / channels * 1e9,
         worst * 1e6,
         taken / channels,

@@ -423,7 +423,8 @@ cdef class Fanout:
                     self.slow.append(subscription)
                     subscription.slow = True
                 else:
-                    subscription.push(channel_name(channel), channel.name_size, chunk, size, shared, group, index, flags)
+                    subscription.push(channel_name(channel), channel.name_size, chunk, size, shared, group, index,
+                                      flags)
                     self.chunks_out += 1
                     self.bytes_out += size
                     self.records_out += load_u32(chunk + CHUNK_COUNT)

@@ -1440,7 +1440,7 @@ def test_profiles_are_counted() -> None:
     assert tails.evict(1, 1, 2 * tails.slots) == 2
     assert tails.count(3) == 1, "what is stored counts wherever it is"
     pair.journal.good.append(value)
-    tails.apply_entries(*pair.journal.resolve([b"new"]), native.Line)
+    tails.apply_entries(pair.journal.resolve([b"new"])[0], native.Line)
     tails.load(b"new", SYNCED, 2, 10, 3)
     assert tails.count(3) == 1
     tails.load(b"new", SYNCED, 2, 10, 4)

@@ -43,6 +43,7 @@ class MemoryJournal:
         self.fate = Fate.STORED
         self._failed = False
         self._attempted = 0
+        self.settled_group = 2**64
         self._tables = groups.Tables()
         self._folded = 0
 
@@ -91,6 +92,7 @@ class MemoryJournal:
             kept.insert(0, found)
         self.good = [value for segment in kept for value in segment]
         self._tables, self._folded = groups.Tables(), 0
+        self.settled_group = 2**64
         self._failed = False
         self._attempted = parse_group(self.good[-1]).number if self.good else 0
         self.fate = Fate.STORED
@@ -104,11 +106,27 @@ class MemoryJournal:
 
     @property
     def tables(self) -> groups.Tables:
-        """What the good groups amount to."""
-        for value in self.good[self._folded :]:
-            self._tables.apply_group(value)
-        self._folded = len(self.good)
+        """What the settled groups amount to: only those can be looked up."""
+        while self._folded < len(self.good) and parse_group(self.good[self._folded]).number <= self.settled_group:
+            self._tables.apply_group(self.good[self._folded])
+            self._folded += 1
         return self._tables
+
+    @property
+    def ids(self) -> set[int]:
+        """Every id that a channel ever had, dropped ones too."""
+        return {
+            int.from_bytes(entry.body[:8], "little")
+            for value in self.good
+            for entry in parse_group(value).entries
+            if entry.kind == groups.CHANNEL
+        }
+
+    @property
+    def runs(self) -> list[tuple[int, bool]]:
+        """Each run, and whether the one before it ended in good order."""
+        found = [body for kind, body in self.tables.runs if kind == groups.RUN]
+        return [(int.from_bytes(body[:8], "little"), bool(body[8])) for body in found]
 
     def resolve(self, names: list[bytes]) -> list[bytes]:
         """Return the entries to apply for each name, nothing for a channel that is not stored."""
@@ -121,6 +139,11 @@ class MemoryJournal:
         entries += [groups.epoch_entry(channel, *mark) for mark in tables.epochs.get(channel, [])]
         entries.append(groups.head_entry(channel, *tables.heads[channel]))
         return b"".join(map(groups.build_entry, entries))
+
+    def names_of(self, ids: list[int]) -> list[bytes | None]:
+        """Return the names of stored channels, None for an id that no channel has."""
+        bodies = [self.tables.channels.get(channel) for channel in ids]
+        return [None if body is None else body[4 : 4 + body[2]] for body in bodies]
 
     def resolve_lines(self, producers: list[bytes]) -> list[bytes]:
         """Return the entry to apply for each producer's line, nothing for one that is not stored."""

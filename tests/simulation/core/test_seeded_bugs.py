@@ -32,6 +32,12 @@ BUGS: list[Callable[[bugs.Patch], None]] = [
     bugs.join_without_early_chunks,
     bugs.join_one_chunk_late,
     bugs.read_groups_that_are_not_applied,
+    bugs.evict_what_is_not_settled,
+    bugs.evict_lines_that_are_in_use,
+    bugs.forget_an_epoch_of_what_comes_back,
+    bugs.give_an_id_again,
+    bugs.forget_crashes_before_the_last_run,
+    bugs.create_what_was_evicted_anew,
 ]
 
 
