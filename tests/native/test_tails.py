@@ -1423,6 +1423,30 @@ def test_ephemeral_records_outlive_a_trim_that_failed() -> None:
     assert info[3] == 3
 
 
+def test_ephemeral_records_of_a_stored_channel_keep_it_in_memory() -> None:
+    """Nobody else knows that readers saw sequences which a stored record gets again; with one of those it is known."""
+    pair = Pair()
+    for who in range(3):
+        pair.unbind(who, 4)
+    pair.bind(0, 4)
+    pair.publish(0, 4, [Record()])
+    pair.group()
+    pair.load(b"s.x", EPHEMERAL)
+    pair.publish(0, 4, [Record()])
+    pair.close_turn()
+    pair.unbind(0, 4)
+    assert b"s.x" not in pair.evict(pair.number, 1 << 31)
+    pair.load(b"s.x", SYNCED)
+    assert b"s.x" not in pair.evict(pair.number, 1 << 31)
+    pair.bind(0, 4)
+    pair.publish(0, 4, [Record()])
+    pair.group()
+    pair.unbind(0, 4)
+    assert b"s.x" in pair.evict(pair.number, 1 << 31)
+    pair.bind(0, 4)
+    assert pair.native.info(b"s.x") == pair.twin.info(b"s.x")
+
+
 def test_profiles_are_counted() -> None:
     pair = Pair()
     tails = pair.native
