@@ -93,7 +93,7 @@ cdef struct ChunkMark:          # a channel's open chunk before a frame's record
     uint32_t closed             # how many chunks of its class were closed
 
 cdef struct ChunkPool:          # buffers of chunks that are not open, by size class, the last used first
-    uint8_t* idle[9]
+    uint8_t* idle[7]
     size_t idle_bytes
 
 cdef struct ProfileCounts:

@@ -49,7 +49,7 @@ cdef extern from "Python.h":
 cdef enum:
     SLOT_MAX = (1 << 24) - 1            # the largest number that a connection may give to a channel
     CHUNK_CAPACITY_MIN = 256            # of a class of buffers; each next one is twice as large
-    CHUNK_CLASSES = 9                   # the last one holds a full chunk
+    CHUNK_CLASSES = 7                   # up to 16 KiB; larger ones are few, and the C library keeps them as well
     POOL_IDLE_BYTES_MAX = 32 << 20
     AHEAD = 8                           # how many channels a loop over them fetches ahead
     LINE_RUNS_KEPT = 4096               # when a group's runs of one line grow past this, the oldest are dropped
@@ -187,8 +187,9 @@ cdef uint8_t* buffer_take(ChunkPool* pool, uint32_t need, uint32_t* capacity) no
     cdef int size_class = chunk_class_of(need)
     cdef uint8_t* data
     if size_class == CHUNK_CLASSES:
-        capacity[0] = need
-        return <uint8_t*>malloc(need)
+        # All at once what a full chunk takes: it would be copied as often as it grows.
+        capacity[0] = max(need, <uint32_t>CHUNK_BYTES_CLOSE)
+        return <uint8_t*>malloc(capacity[0])
     capacity[0] = <uint32_t>CHUNK_CAPACITY_MIN << size_class
     data = pool.idle[size_class]
     if data == NULL:
@@ -1730,6 +1731,8 @@ cdef class Publisher:
         """The connection is gone: hold no channel any more. Answers that are under way may keep the publisher."""
         cdef uint32_t number
         for number in range(self.slots_count):
+            if number + AHEAD < self.slots_count and self.slots[number + AHEAD] != NULL:
+                memory_prefetch(&self.slots[number + AHEAD].holders)
             self.let_go(number)
             self.slots[number] = NULL
 

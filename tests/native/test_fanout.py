@@ -564,3 +564,50 @@ def test_a_connection_that_closed_while_it_was_paused_holds_nothing_back() -> No
     house.fanout.deliver(value, 0, 0, 0, 0)
     streams[0][0].close()
     assert house.fanout.flush() == [streams[1][0]]
+
+
+# --- Channels that were evicted ------------------------------------------------------------------------------------
+
+
+def evict(house: House) -> int:
+    house.publisher.leave()
+    return house.tails.evict(1 << 62, 1, 2 * house.tails.slots)
+
+
+def test_a_channel_that_is_read_by_its_name_stays() -> None:
+    house = House(b"a.b", b"a.c")
+    outbox, _ = house.connect()
+    subscription = house.subscribe(outbox, b"a.b")
+    assert evict(house) == 1
+    assert house.tails.names() == [b"a.b"]
+    house.fanout.detach(subscription, b"a.b")
+    assert evict(house) == 1
+
+
+def test_a_pattern_matches_a_channel_that_came_back() -> None:
+    house = House(b"a.b")
+    outbox, transport = house.connect()
+    house.subscribe(outbox, b"a.*", tells_names=True)
+    house.deliver((b"a.b", b"before"))
+    assert evict(house) == 1
+    assert len(house.tails) == 0
+    house.load(b"a.b")
+    house.deliver((b"a.b", b"after"))
+    deliveries = deliveries_of(transport.take())
+    assert payloads_of(deliveries) == [b"before", b"after"]
+    assert [delivery.name for delivery in deliveries] == [b"a.b", b"a.b"], "under another id, and told again"
+
+
+def test_a_chunk_of_an_evicted_channel_is_delivered_under_the_name_that_is_given() -> None:
+    house = House(b"a.b")
+    outbox, transport = house.connect()
+    subscription = Subscription(outbox, 1, PLENTY, 0, True)
+    chunk = house.value((b"a.b", b"x"))
+    evict(house)
+    with pytest.raises(KeyError):
+        house.fanout.deliver_one(subscription, chunk, 5, 0)
+    house.fanout.deliver_one(subscription, chunk, 5, 0, name=b"a.b")
+    house.fanout.flush()
+    (delivery,) = deliveries_of(transport.take())
+    assert delivery.name == b"a.b"
+    assert delivery.chunk == chunks_of(chunk)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from tests.reference.frames import (
     published_of,
     records_of,
 )
+from tests.reference.journal import MemoryJournal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,6 +58,7 @@ class Pair:
 
     def __init__(self, run: int = 1) -> None:
         self.native = native.Tails(run, 4770)
+        self.native.begin_run(run, 1)
         self.twin = twin.Tails(run)
         self.lines = Lines()
         self.twin_lines: dict[bytes, twin.Line] = {}
@@ -70,6 +73,7 @@ class Pair:
         self.values: list[bytes] = []
         self.in_commit: tuple[bytes, int] | None = None
         self.number = self.chain = 0
+        self.journal = MemoryJournal()
         for slot, name in SLOTS.items():
             self.load(name, NAMES[name])
             for publisher, other in zip(self.publishers, self.twins, strict=True):
@@ -128,6 +132,7 @@ class Pair:
         group = groups.parse_group(value)
         self.number, self.chain = group.number, group.chain
         self.values.append(value)
+        self.journal.good.append(value)
         self.check()
         return value
 
@@ -144,6 +149,64 @@ class Pair:
         self.check()
         return [entry for _, answers in refused for entry in published_of(answers)]
 
+    # .. channels come and go ..
+
+    def bind(self, who: int, slot: int) -> None:
+        """Name a channel for a number, as a connection does: looked up and loaded if need be."""
+        name = SLOTS[slot]
+        if self.native.leaving(name):
+            return
+        self.come(name)
+        self.publishers[who].bind(slot, name)
+        self.twins[who].bind(slot, name)
+        self.check()
+
+    def come(self, name: bytes) -> None:
+        """Have a channel in memory that may have been evicted."""
+        for missing in self.native.absent([name]):
+            (entries,) = self.journal.resolve([missing])
+            assert self.native.apply_entries(entries, self.lines.__getitem__) == []
+            assert (entries == b"") is (missing not in self.twin.channels)
+        if not self.native.ready(name):
+            self.load(name, NAMES[name])
+        self.check()
+
+    def unbind(self, who: int, slot: int) -> None:
+        self.publishers[who].bind(slot, None)
+        self.twins[who].bind(slot, None)
+        self.check()
+
+    def evict(self, settled_group: int, used_before_s: int) -> set[bytes]:
+        """Look at every channel once or twice; exactly those go that nobody would miss."""
+        before = set(self.native.names())
+        settled = min(settled_group, self.number)
+        expected = {name for name in before if self.twin.evictable(name, settled, used_before_s)}
+        self.native.evict(settled_group, used_before_s, 2 * self.native.slots)
+        gone = before - set(self.native.names())
+        assert gone == expected
+        for name in gone:
+            if not self.twin.channels[name].applied_level:
+                self.twin.forget(name)
+        self.check()
+        return gone
+
+    def trim(self, name: bytes, first: int) -> None:
+        if name not in self.native.names():
+            return
+        assert self.native.trim(name, first, 2) is self.twin.trim(name, first, 2)
+        self.check()
+
+    def drop(self, name: bytes) -> None:
+        """Drop the channel if it may be dropped now."""
+        if self.native.info(name) is None or self.native.leaving(name):
+            return
+        if self.native.held(name) or self.native.pending(name):
+            with pytest.raises(RuntimeError, match="dropped"):
+                self.native.drop(name)
+            return
+        assert self.native.drop(name) is self.twin.drop(name)
+        self.check()
+
     def check_answers(self, got: list[tuple[native.Publisher, bytes]], expected: dict[twin.Publisher, bytes]) -> None:
         answers = {index: b"" for index in range(len(PRODUCERS))}
         for publisher, entries in got:
@@ -152,9 +215,20 @@ class Pair:
 
     def check(self) -> None:
         """Compare everything that can be asked, and the invariants of both."""
+        here = set(self.native.names())
+        assert len(self.native) == len(here)
+        assert self.native.unborn == sum(not self.twin.channels[name].applied_level for name in here)
+        assert self.native.stored == sum(bool(channel.applied_level) for channel in self.twin.channels.values())
         for name in NAMES:
+            if name not in here:
+                # Evicted, and then it is stored, or known nowhere.
+                assert self.native.info(name) is None
+                assert name not in self.twin.channels or self.twin.channels[name].applied_level
+                continue
             assert self.native.info(name) == self.twin.info(name), name
             channel = self.twin.channels[name]
+            assert self.native.held(name) is (channel.holders > 0)
+            assert self.native.leaving(name) is channel.leaving
             assert channel.applied_next <= channel.closed_next <= channel.next or channel.level == EPHEMERAL
             assert channel.seen_next <= channel.next
         assert b"".join(self.native.early_values) == b"".join(self.twin.early)
@@ -170,14 +244,14 @@ class Pair:
         for value in self.values:
             replayed.apply_group(value, lines.__getitem__)
         for name in NAMES:
-            channel = self.twin.channels[name]
-            if not channel.applied_level:
+            channel = self.twin.channels.get(name)
+            if channel is None or not channel.applied_level:
                 assert replayed.info(name) is None
                 continue
             after = channel.applied_next
             epoch = channel.epochs[-1][0]
             assert replayed.info(name) == (
-                channel.stored_id, channel.applied_level, epoch, 1, after, after, after, channel.epochs,
+                channel.stored_id, channel.applied_level, epoch, channel.first, after, after, after, channel.epochs,
             )  # fmt: skip
         for producer, line in self.lines.items():
             last = line.applied_next - 1
@@ -247,6 +321,81 @@ def test_same_as_twin(steps: list[tuple[Any, ...]]) -> None:
     if pair.in_commit is not None:
         pair.commit()
     pair.check_replay()
+
+
+WEIGHTS = {
+    "publish": 30, "bind": 6, "unbind": 6, "leave": 6, "everybody leaves": 2, "turn": 8, "close": 8, "commit": 8,
+    "fail": 1.5, "unknown": 1, "wait": 1, "no wait": 2, "later": 3, "settle": 4, "evict": 10, "trim": 6, "drop": 8,
+}  # fmt: skip
+
+
+def lively_step(chance: random.Random) -> tuple[Any, ...]:
+    """Draw one step of a life in which channels come and go."""
+    (kind,) = chance.choices(list(WEIGHTS), list(WEIGHTS.values()))
+    slot = chance.randrange(len(SLOTS))
+    match kind:
+        case "publish":
+            return kind, chance.randrange(3), slot, [Record(b"x")] * chance.randint(1, 3)
+        case "bind" | "unbind" | "trim" | "drop" | "leave":
+            return kind, chance.randrange(3), slot
+        case "evict":
+            return kind, chance.choice([0, 0, 1, 9]), chance.choice([0, 1, 1, 1])
+    return (kind,)
+
+
+def take_lively_step(pair: Pair, step: tuple[Any, ...]) -> None:
+    match step:
+        case "publish", who, slot, _ if pair.twins[who].slots[slot] is None:
+            pair.bind(who, slot)
+        case "bind", who, slot:
+            pair.bind(who, slot)
+        case "unbind", who, slot:
+            pair.unbind(who, slot)
+        case "leave", _, slot:
+            for who in range(3):
+                pair.unbind(who, slot)
+        case ("everybody leaves",):
+            for who, slot in itertools.product(range(3), SLOTS):
+                pair.unbind(who, slot)
+        case ("settle",):
+            for _ in range(2):
+                if pair.in_commit is not None:
+                    pair.commit()
+                pair.close_group()
+            pair.commit()
+        case "trim", back, slot:
+            name = SLOTS[slot]
+            if name in pair.twin.channels:
+                pair.trim(name, max(pair.twin.channels[name].next - back, 0))
+        case "drop", _, slot:
+            pair.drop(SLOTS[slot])
+        case "evict", back, later:
+            pair.evict(max(pair.number - back, 0) if back < 9 else 2**63, pair.twin.now_s + later)
+        case _:
+            take_step(pair, step)
+
+
+def live(seed: int) -> None:
+    chance, pair = random.Random(seed), Pair()
+    pair.set_now(1_700_000_000_000_000)
+    for _ in range(150):
+        take_lively_step(pair, lively_step(chance))
+    if pair.in_commit is not None:
+        pair.commit()
+    for name in NAMES:
+        if not pair.native.leaving(name):
+            pair.come(name)
+    pair.check_replay()
+
+
+@pytest.mark.parametrize("first", range(0, 200, 50))
+def test_what_was_evicted_comes_back_as_it_was(first: int) -> None:
+    for seed in range(first, first + 50):
+        try:
+            live(seed)
+        except BaseException as failure:
+            failure.add_note(f"seed {seed}: live({seed})")
+            raise
 
 
 # --- Records -------------------------------------------------------------------------------------------------------
@@ -1085,6 +1234,247 @@ def test_many_channels_are_found_by_name_and_id() -> None:
         assert info is not None
         assert tails.name_of(info[0]) == name
     assert tails.info(b"nobody") is None
+
+
+# --- Eviction ------------------------------------------------------------------------------------------------------
+
+
+def stored_entries(first: int, count: int) -> bytes:
+    """What is stored of channels whose ids follow one another, as a look-up tells it."""
+    return b"".join(
+        groups.build_entry(entry)
+        for channel in range(first, first + count)
+        for entry in (
+            groups.channel_entry(channel, f"chat.room.{channel:014d}"),
+            groups.epoch_entry(channel, 1 << 40 | 1, 1),
+            groups.head_entry(channel, 1 << 40 | 1, 9, 1),
+        )
+    )
+
+
+def test_memory_of_channels_comes_and_goes() -> None:
+    tails, count = native.Tails(1, 1), 50_000
+    tails.begin_run(2, 10)
+    empty = tails.memory_bytes
+    for round_ in range(2):
+        tails.apply_entries(stored_entries(1, count), native.Line)
+        assert len(tails) == count
+        assert tails.stored_id(b"chat.room.00000000000777") == 777
+        assert (tails.memory_bytes - empty) / count <= 400
+        assert tails.evict(9, 1, 2 * tails.slots) == count
+        assert tails.evicted == count * (round_ + 1)
+        assert tails.memory_bytes <= empty + (1 << 20)
+    assert tails.stored == 0, "what was looked up was counted when it was stored"
+
+
+def test_an_id_far_ahead_costs_nothing() -> None:
+    tails = native.Tails(1, 1)
+    empty = tails.memory_bytes
+    tails.apply_entries(groups.build_entry(groups.channel_entry((1 << 62) - 2, "far")), native.Line)
+    assert tails.name_of((1 << 62) - 2) == b"far"
+    assert tails.id_next == (1 << 62) - 1
+    assert tails.memory_bytes <= empty + 65_536
+    with pytest.raises(ValueError, match="another channel"):
+        tails.apply_entries(groups.build_entry(groups.channel_entry((1 << 62) - 2, "other")), native.Line)
+
+
+def test_an_eviction_goes_on_where_it_stopped() -> None:
+    tails = native.Tails(1, 1)
+    for index in range(3_000):
+        tails.load(b"room.%d" % index, SYNCED, 2, 10)
+    tails.hold(b"room.7")
+    freed, calls = 0, 0
+    while len(tails) > 1:
+        freed += tails.evict(0, 1, 100)
+        calls += 1
+    assert freed == 2_999
+    assert calls <= 2 * tails.slots // 100 + 100
+    assert tails.names() == [b"room.7"]
+    tails.release(b"room.7")
+    assert tails.evict(0, 1, 2 * tails.slots) == 1
+    assert tails.evicted == 0, "none of them was stored"
+
+
+def test_holds_are_counted_and_end() -> None:
+    tails = native.Tails(1, 1)
+    tails.load(b"s.x", SYNCED, 2, 10)
+    for use in (tails.hold, tails.hold, tails.release):
+        use(b"s.x")
+        assert tails.held(b"s.x")
+    tails.release(b"s.x")
+    assert not tails.held(b"s.x")
+    for use in (tails.hold, tails.release):
+        with pytest.raises(KeyError):
+            use(b"nobody")
+    with pytest.raises(KeyError):
+        tails.release(b"s.x")
+    assert not tails.held(b"nobody")
+    assert not tails.pending(b"nobody")
+    assert not tails.leaving(b"nobody")
+
+
+def test_what_is_used_again_stays_for_a_while() -> None:
+    tails = native.Tails(1, 1)
+    tails.now_us = 100_000_000
+    tails.load(b"s.x", SYNCED, 2, 10)
+    tails.now_us = 105_000_000
+    tails.hold(b"s.x")
+    tails.release(b"s.x")
+    assert tails.evict(0, 105, 2 * tails.slots) == 0
+    assert tails.evict(0, 106, 2 * tails.slots) == 1
+
+
+def test_a_publisher_lets_its_channels_go_when_it_ends() -> None:
+    tails = native.Tails(1, 1)
+    tails.load(b"s.x", SYNCED, 2, 10)
+    publishers = [native.Publisher(tails, native.Line(), None, 0) for _ in range(2)]
+    for publisher in publishers:
+        for slot in range(20):
+            publisher.bind(slot, b"s.x")
+    publishers[0].close()
+    assert publishers[0].publish_frame(publish_body(0, 1, [build_record(Record())])) == twin.INVALID_CHANNEL
+    assert tails.held(b"s.x")
+    publishers.clear()
+    del publisher
+    assert not tails.held(b"s.x")
+
+
+def test_a_dropped_name_is_nobodys_until_then_and_anothers_afterwards() -> None:
+    pair = Pair()
+    name, producer = b"s.x", 0
+    pair.publish(producer, 4, [Record()])
+    pair.group()
+    for who in range(3):
+        pair.unbind(who, 4)
+    pair.drop(name)
+    assert pair.native.leaving(name)
+    assert not pair.native.ready(name)
+    for refused in (pair.native.hold, pair.native.drop):
+        with pytest.raises(KeyError):
+            refused(name)
+    with pytest.raises(KeyError):
+        pair.publishers[0].bind(9, name)
+    with pytest.raises(RuntimeError, match="between groups"):
+        pair.native.load(name, SYNCED, 2, 1)
+    assert not pair.native.trim(name, 2)
+    pair.group()
+    assert pair.native.info(name) is None
+    assert pair.native.absent([name, b"s.never", name, b"s.never"]) == [b"s.never"], "nobody needs to look it up"
+    assert pair.native.name_of(1) is None
+    pair.bind(0, 4)
+    pair.publish(producer, 4, [Record()])
+    (chunk,) = pair.group().chunks
+    assert (chunk.channel, chunk.first) == (2, 1), "an id is not given twice"
+    pair.check_replay()
+
+
+def test_a_dropped_name_is_looked_up_once_that_tells_of_the_drop() -> None:
+    pair = Pair()
+    pair.publish(0, 4, [Record()])
+    pair.group()
+    for who in range(3):
+        pair.unbind(who, 4)
+    pair.drop(b"s.x")
+    pair.group()
+    assert pair.native.stored == 0
+    pair.native.evict(pair.number - 1, 1 << 31, 2 * pair.native.slots)
+    assert pair.native.absent([b"s.x"]) == []
+    pair.native.evict(pair.number, 1 << 31, 2 * pair.native.slots)
+    assert pair.native.absent([b"s.x"]) == [b"s.x"]
+
+
+def test_a_head_does_not_overtake_what_is_pending() -> None:
+    pair = Pair()
+    pair.publish(0, 4, [Record()])
+    pair.group()
+    pair.publish(0, 4, [Record()])
+    with pytest.raises(ValueError, match="pending"):
+        pair.native.apply_entries(groups.build_entry(groups.head_entry(1, 1 << 40 | 1, 2, 1)), native.Line)
+
+
+def test_a_drop_of_what_is_in_use_is_an_error() -> None:
+    pair = Pair()
+    pair.publish(0, 4, [Record()])
+    pair.group()
+    with pytest.raises(ValueError, match="in use"):
+        pair.native.apply_entries(groups.build_entry(groups.drop_entry(1)), native.Line)
+
+
+def test_ephemeral_records_outlive_a_trim_that_failed() -> None:
+    """What was stored of a channel that is ephemeral now may be trimmed; its records are not that group's."""
+    pair = Pair()
+    pair.publish(0, 4, [Record(), Record(), Record()])
+    pair.group()
+    pair.load(b"s.x", EPHEMERAL)
+    pair.publish(0, 4, [Record()])
+    pair.close_turn()
+    pair.trim(b"s.x", 3)
+    pair.close_group()
+    pair.undo()
+    pair.group(flags=1)
+    pair.publish(0, 4, [Record()])
+    ephemeral, _ = pair.close_turn()
+    assert ephemeral is not None
+    assert chunks_of(ephemeral)[0].first == 5
+    pair.trim(b"s.x", 3)
+    pair.group()
+    info = pair.native.info(b"s.x")
+    assert info is not None
+    assert info[3] == 3
+
+
+def test_ephemeral_records_of_a_stored_channel_keep_it_in_memory() -> None:
+    """Nobody else knows that readers saw sequences which a stored record gets again; with one of those it is known."""
+    pair = Pair()
+    for who in range(3):
+        pair.unbind(who, 4)
+    pair.bind(0, 4)
+    pair.publish(0, 4, [Record()])
+    pair.group()
+    pair.load(b"s.x", EPHEMERAL)
+    pair.publish(0, 4, [Record()])
+    pair.close_turn()
+    pair.unbind(0, 4)
+    assert b"s.x" not in pair.evict(pair.number, 1 << 31)
+    pair.load(b"s.x", SYNCED)
+    assert b"s.x" not in pair.evict(pair.number, 1 << 31)
+    pair.bind(0, 4)
+    pair.publish(0, 4, [Record()])
+    pair.group()
+    pair.unbind(0, 4)
+    assert b"s.x" in pair.evict(pair.number, 1 << 31)
+    pair.bind(0, 4)
+    assert pair.native.info(b"s.x") == pair.twin.info(b"s.x")
+
+
+def test_profiles_are_counted() -> None:
+    pair = Pair()
+    tails = pair.native
+    tails.load(b"new", SYNCED, 2, 10, 3)
+    assert [tails.count(profile) for profile in (3, 4)] == [1, 0]
+    publisher = native.Publisher(tails, native.Line(), None, 0)
+    publisher.bind(0, b"new")
+    publisher.publish_frame(publish_body(0, 1, [build_record(Record())]))
+    publisher.leave()
+    tails.load(b"other", SYNCED, 2, 10, 3)
+    assert tails.count(3) == 2
+    value, _ = tails.close_group(0, 0, 0, 0, 0)
+    tails.take_answers()
+    tails.apply_group(value, native.Line)
+    assert tails.evict(1, 1, 2 * tails.slots) == 2
+    assert tails.count(3) == 1, "what is stored counts wherever it is"
+    pair.journal.good.append(value)
+    tails.apply_entries(pair.journal.resolve([b"new"])[0], native.Line)
+    tails.load(b"new", SYNCED, 2, 10, 3)
+    assert tails.count(3) == 1
+    tails.load(b"new", SYNCED, 2, 10, 4)
+    assert [tails.count(profile) for profile in (3, 4)] == [0, 1]
+    tails.count_stored(4, 5)
+    assert tails.count(4) == 6
+    assert tails.drop(b"new")
+    value, _ = tails.close_group(1, 0, 0, 0, 0)
+    tails.apply_group(value, native.Line)
+    assert tails.count(4) == 5
 
 
 # --- Carried and ignored -------------------------------------------------------------------------------------------

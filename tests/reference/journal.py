@@ -4,7 +4,8 @@ It keeps the files' rules without the files: a list of segments, each a list of 
 after it was handed over may be in its segment or not. The next group goes to a fresh segment and names the last good
 one, which makes what stands behind that one in earlier segments void. `replay` follows from the segments alone.
 
-It is the log's two ports at once: `Journal` for the commit thread, `Reader` for readers, who see good groups only.
+It is the log's two ports at once: `Journal` for the commit thread, `Reader` for readers, who see good groups only. What
+it has of channels and of producers' lines, `resolve` and `resolve_lines` find by folding its groups.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from broker.log.errors import AppendError
 from broker.model.errors import BY_NAME
 from broker_native.chunks import chunk_sequence_at
 from broker_native.groups import chunk_head, chunks_in, chunks_of, chunks_start
+from tests.reference import groups
 from tests.reference.groups import Group, parse_group
 
 if TYPE_CHECKING:
@@ -45,6 +47,9 @@ class MemoryJournal:
         self.fate = Fate.STORED
         self._failed = False
         self._attempted = 0
+        self.settled_group = 2**64
+        self._tables = groups.Tables()
+        self._folded = 0
 
     # -- Journal --
 
@@ -90,6 +95,8 @@ class MemoryJournal:
                 limit = min(limit, parse_group(segment[0]).predecessor)
             kept.insert(0, found)
         self.good = [value for segment in kept for value in segment]
+        self._tables, self._folded = groups.Tables(), 0
+        self.settled_group = 2**64
         self._failed = False
         self._attempted = parse_group(self.good[-1]).number if self.good else 0
         self.fate = Fate.STORED
@@ -98,6 +105,65 @@ class MemoryJournal:
             self.segments.pop()
             kept.pop()
         return list(self.good)
+
+    # -- tables --
+
+    @property
+    def tables(self) -> groups.Tables:
+        """What the settled groups amount to: only those can be looked up."""
+        while self._folded < len(self.good) and parse_group(self.good[self._folded]).number <= self.settled_group:
+            self._tables.apply_group(self.good[self._folded])
+            self._folded += 1
+        return self._tables
+
+    @property
+    def ids(self) -> set[int]:
+        """Every id that a channel ever had, dropped ones too."""
+        return {
+            int.from_bytes(entry.body[:8], "little")
+            for value in self.good
+            for entry in parse_group(value).entries
+            if entry.kind == groups.CHANNEL
+        }
+
+    @property
+    def runs(self) -> list[tuple[int, bool]]:
+        """Each run, and whether the one before it ended in good order."""
+        found = [body for kind, body in self.tables.runs if kind == groups.RUN]
+        return [(int.from_bytes(body[:8], "little"), bool(body[8])) for body in found]
+
+    def resolve(self, names: list[bytes]) -> list[bytes]:
+        """Return the entries to apply for each name, nothing for a channel that is not stored."""
+        ids = {body[4 : 4 + body[2]]: channel for channel, body in self.tables.channels.items()}
+        return [self._channel_entries(ids[name]) if name in ids else b"" for name in names]
+
+    def _channel_entries(self, channel: int) -> bytes:
+        tables = self.tables
+        entries = [groups.Entry(groups.CHANNEL, channel.to_bytes(8, "little") + tables.channels[channel])]
+        entries += [groups.epoch_entry(channel, *mark) for mark in tables.epochs.get(channel, [])]
+        entries.append(groups.head_entry(channel, *tables.heads[channel]))
+        return b"".join(map(groups.build_entry, entries))
+
+    def names_of(self, ids: list[int]) -> list[bytes | None]:
+        """Return the names of stored channels, None for an id that no channel has."""
+        bodies = [self.tables.channels.get(channel) for channel in ids]
+        return [None if body is None else body[4 : 4 + body[2]] for body in bodies]
+
+    def resolve_lines(self, producers: list[bytes]) -> list[bytes]:
+        """Return the entry to apply for each producer's line, nothing for one that is not stored."""
+        return [self._line_entry(producer) for producer in producers]
+
+    def _line_entry(self, producer: bytes) -> bytes:
+        line = self.tables.lines.get(producer)
+        if line is None:
+            return b""
+        number = line.highest + 1
+        runs: list[tuple[int, int, int]] = []
+        while number - 1 in line.places:
+            number -= 1
+            runs.insert(0, (*line.places[number], 1))
+        count = line.highest + 1 - number
+        return groups.build_entry(groups.line_entry(producer, number, count, runs, groups.SNAPSHOT))
 
     # -- Reader --
 

@@ -38,6 +38,22 @@ PLENTY = 1 << 30
 UNAVAILABLE = error("UNAVAILABLE", "").code
 
 
+class Resolving(Sequencer):
+    """A sequencer that looks up at once what it does not have in memory: a loader without its thread."""
+
+    resolver: MemoryJournal
+
+    def load(self, name: bytes) -> None:
+        for entries in self.resolver.resolve(self.missing([name])):
+            self.install(entries)
+        super().load(name)
+
+    def load_line(self, producer: bytes) -> None:
+        """Have the producer's line in memory, if there is one."""
+        if not self.knows_producer(producer):
+            self.install_line(*self.resolver.resolve_lines([producer]))
+
+
 class Connection:
     """What the sequencer sees of a session, and what arrives at the other end."""
 
@@ -47,7 +63,10 @@ class Connection:
         self.outbox.transport = self
         self.sent = b""
         self.refused: list[tuple[str, int, int]] = []
+        if producer is not None and isinstance(core, Resolving):
+            core.load_line(producer)
         line = core.lines.line(producer) if producer is not None else Line()
+        line.holders += 1
         self.publisher = Publisher(core.tails, line, self, 1_000)
         self.slots: dict[bytes, int] = {}
 
@@ -60,6 +79,12 @@ class Connection:
         self.refused.append((failure.name, number, count))
 
     # .. what a client does ..
+
+    def close(self) -> None:
+        """The connection is over."""
+        self.outbox.close()
+        self.publisher.close()
+        self.publisher.line.holders -= 1
 
     def slot(self, name: bytes) -> int:
         """Return the number of a channel, which is named first if it has none."""
@@ -117,16 +142,30 @@ class Pipeline:
         self.failure: AppendError | None = None
         self.start()
 
-    def start(self) -> None:
-        """Begin a run on top of what the journal has; whether the last one ended in good order, it says."""
-        self.core = Sequencer(self.profiles, self.limits, 4770, JOURNAL)
+    def start(self, *, cold: bool = False) -> None:
+        """Begin a run on top of what the journal has; whether the last one ended in good order, it says.
+
+        Args:
+            cold: Nothing is applied, and everything is looked up when it is first used.
+        """
+        self.core = core = Resolving(self.profiles, self.limits, 4770, JOURNAL)
+        core.resolver = self.journal
         self.failure = None
         run, closed = 0, 0
         for value in self.journal.replay():
-            self.core.apply_group(value)
+            if not cold:
+                core.apply_group(value)
             group = reference.parse_group(value)
             run = group.run
             closed = run if reference.close_entry(run) in group.entries else closed
+        tables = self.journal.tables
+        stored: dict[str, Any] = {
+            "id_next": max(self.journal.ids, default=0) + 1,
+            "channels": len(tables.channels),
+            "producers": len(tables.lines),
+            "unclean_run": max((run - 1 for run, clean in self.journal.runs if not clean), default=0),
+            "complete": False,
+        }
         last = self.journal.last
         fence = self.core.begin(
             run + 1,
@@ -135,6 +174,7 @@ class Pipeline:
             chain=last.chain if last else 0,
             term=run + 1,
             time_us=self.now_us,
+            **(stored if cold else {}),
         )
         self.journal.append(fence.number, fence.value)
         self.core.committed(self.now_us)

@@ -1,7 +1,9 @@
 """The sequencer's state in plain Python: the twin of `broker_native.tails`.
 
 Channels, their open chunks, producers' lines and the open group, as lists and dicts. It makes the same bytes and gives
-the same answers; nothing about it is fast.
+the same answers; nothing about it is fast. It never evicts what is stored: a channel that the native tails have evicted
+and taken in again must be as if it had been there all the time. Only what is stored nowhere it forgets as well, when a
+test says so (`forget`); `evictable` says what may go.
 """
 
 from __future__ import annotations
@@ -198,6 +200,16 @@ class Channel:
     announced: bool = False
     applied_level: int = 0
     stale: bool = False
+    lost: bool = False  # stale because of what happened in this run
+    leaving: bool = False
+    group: int = 0
+    used_s: int = 0
+    holders: int = 0
+
+    @property
+    def pending(self) -> bool:
+        """Whether records of it are not applied yet."""
+        return self.level != LEVEL_EPHEMERAL and self.next != self.applied_next
 
 
 class Tails:
@@ -266,10 +278,21 @@ class Tails:
             early = channel.level == LEVEL_ACCEPTED and not self.accepted_waits and channel.seen_next == channel.next
             early = early and channel.applied_level in (0, LEVEL_ACCEPTED)
             channel.chunk_class = EARLY if early else GROUP
-            if channel not in self.touched:
-                self.touched.append(channel)
-        channel.stale = False
+            self.touch(channel)
+        channel.stale = channel.lost = False
+        channel.used_s = self.now_s
         self.dirty[channel.chunk_class].append(channel)
+
+    @property
+    def now_s(self) -> int:
+        return self.now_us // 1_000_000
+
+    def touch(self, channel: Channel) -> None:
+        """The open group concerns the channel."""
+        if channel not in self.touched:
+            self.touched.append(channel)
+        channel.group = self.group_number
+        channel.used_s = self.now_s
 
     def announce(self, channel: Channel) -> None:
         if channel.announced:
@@ -344,7 +367,8 @@ class Tails:
             )
         )
         for channel in self.touched:
-            channel.closed_next = channel.next
+            if channel.level != LEVEL_EPHEMERAL:
+                channel.closed_next = channel.next
         self.touched_commit, self.touched = self.touched, []
         self.entries = []
         self.group_number += 1
@@ -405,6 +429,13 @@ class Tails:
                 self.apply_epoch(*struct.unpack("<QQQ", entry.body))
             elif entry.kind == groups.HEAD:
                 self.apply_head(*struct.unpack("<QQQQ", entry.body))
+            elif entry.kind == groups.TRIM:
+                channel_id, first, _ = struct.unpack("<QQB7x", entry.body)
+                channel = self.by_id[channel_id]
+                channel.first = max(channel.first, min(first, channel.applied_next))
+            elif entry.kind == groups.DROP:
+                channel = self.by_id.pop(*struct.unpack("<Q", entry.body))
+                del self.channels[channel.name]
             elif entry.kind == groups.LINE:
                 lines(entry.body[:16]).apply(entry.body, bool(entry.flags & SNAPSHOT))
             else:
@@ -443,7 +474,11 @@ class Tails:
             self.dirty[chunk_class], self.closed[chunk_class] = [], []
         for channel in {id(channel): channel for channel in self.touched_commit + self.touched}.values():
             seen = channel.seen_next > channel.applied_next
-            channel.stale = channel.stale or seen or bool(channel.pending_epochs)
+            channel.leaving = False
+            if channel.level == LEVEL_EPHEMERAL:
+                continue
+            channel.lost = channel.lost or seen or bool(channel.pending_epochs)
+            channel.stale = channel.stale or channel.lost
             channel.announced = channel.level == channel.applied_level
             channel.next = channel.closed_next = channel.seen_next = channel.applied_next
             channel.pending_epochs = []
@@ -463,15 +498,59 @@ class Tails:
         refused = {publisher: publisher.split_stored_answers() for publisher in self.publishers}
         return {publisher: answers for publisher, answers in refused.items() if answers}
 
+    # -- trims, drops, and what nobody would miss --
+
+    def trim(self, name: bytes, first: int, reason: int = 0) -> bool:
+        channel = self.channels.get(name)
+        if channel is None or channel.leaving or not channel.applied_level:
+            return False
+        first = min(first, channel.applied_next if channel.level == LEVEL_EPHEMERAL else channel.closed_next)
+        if first <= channel.first:
+            return False
+        self.touch(channel)
+        self.entries.append(groups.trim_entry(channel.stored_id, first, reason))
+        return True
+
+    def drop(self, name: bytes) -> bool:
+        """The caller sees to it that nobody uses the channel and nothing of it is pending."""
+        channel = self.channels[name]
+        if not channel.applied_level:
+            self.forget(name)
+            return False
+        self.touch(channel)
+        self.entries.append(groups.drop_entry(channel.stored_id))
+        channel.leaving = True
+        return True
+
+    def forget(self, name: bytes) -> None:
+        """Forget a channel of which nothing is stored."""
+        channel = self.channels.pop(name)
+        assert not channel.applied_level
+        self.by_id.pop(channel.id, None)
+
+    def evictable(self, name: bytes, settled_group: int, used_before_s: int) -> bool:
+        """Whether nobody would notice that the channel is not in memory."""
+        channel = self.channels[name]
+        if channel.holders or channel.used_s >= used_before_s or channel.group > settled_group or channel.leaving:
+            return False
+        if channel.chunk_class != NONE or channel in self.touched or channel in self.touched_commit or channel.pending:
+            return False
+        # Stored records that were seen and lost, or ephemeral ones of a stored channel: what is stored tells nothing of
+        # them, and a reader who comes back would be told wrongly.
+        ephemeral_seen = channel.level == LEVEL_EPHEMERAL and channel.epoch != 0
+        return not (channel.applied_level and (channel.lost or ephemeral_seen))
+
     # -- policies and questions --
 
     def load(self, name: bytes, level: int, shard_tokens: int, payload_bytes_max: int) -> bool:
         channel = self.channels.get(name)
         if channel is None:
-            self.channels[name] = Channel(name, level, shard_tokens, payload_bytes_max)
+            self.channels[name] = Channel(name, level, shard_tokens, payload_bytes_max, used_s=self.now_s)
             return True
+        channel.used_s = self.now_s
         if (channel.level == LEVEL_EPHEMERAL) != (level == LEVEL_EPHEMERAL):
             channel.epoch, channel.stale = 0, True
+            channel.lost = channel.lost or channel.level == LEVEL_EPHEMERAL
             if channel.id >= EPHEMERAL_ID:
                 channel.id = channel.stored_id
                 channel.next = channel.closed_next = channel.seen_next = channel.applied_next
@@ -533,7 +612,13 @@ class Publisher:
         tails.publishers.append(self)
 
     def bind(self, number: int, name: bytes | None) -> None:
-        self.slots[number] = None if name is None else self.tails.channels[name]
+        old = self.slots.get(number)
+        self.slots[number] = new = None if name is None else self.tails.channels[name]
+        if new is not None:
+            new.holders += 1
+        if old is not None:
+            old.holders -= 1
+            old.used_s = self.tails.now_s
 
     def publish_frame(self, body: bytes) -> int:
         """Decide one PUBLISH body: 0, DUPLICATE or the code of the refusal."""

@@ -355,3 +355,61 @@ def planted(name: str | None) -> Iterator[None]:
             if bug.__name__ == name:
                 bug(patch)
         yield
+
+
+# -- what leaves memory and comes back ---------------------------------------------------------------------------------
+
+
+def evict_what_is_not_settled(patch: Patch) -> None:
+    """A channel leaves memory before the groups that it was in can be looked up."""
+
+    def evict(self: Sequencer, settled_group: int, used_before_s: int, slots_max: int) -> int:
+        return self.tails.evict(self.applied_number, used_before_s, slots_max)
+
+    patch.setattr(Sequencer, "evict", evict)
+
+
+def evict_lines_that_are_in_use(patch: Patch) -> None:
+    """A producer's line leaves memory although its numbers are pending."""
+    patch.setattr(Lines, "_may_go", staticmethod(lambda line, settled_group, used_before_s: True))
+
+
+def forget_an_epoch_of_what_comes_back(patch: Patch) -> None:
+    """The last of a channel's epochs is not taken in again."""
+    install = Sequencer.install
+
+    def forgetful(self: Sequencer, entries: bytes) -> None:
+        kept, at = [], 0
+        while at < len(entries):
+            size, kind = int.from_bytes(entries[at : at + 4], "little"), entries[at + 4]
+            kept.append((kind, entries[at : at + size]))
+            at += size
+        epochs = [entry for kind, entry in kept if kind == 2]
+        install(self, b"".join(entry for _, entry in kept if entry not in epochs[1:]))
+
+    patch.setattr(Sequencer, "install", forgetful)
+
+
+def give_an_id_again(patch: Patch) -> None:
+    """A run that begins with nothing in memory numbers its channels from 1."""
+    begin = Sequencer.begin
+
+    def forgetful(self: Sequencer, run: int, **how: Any) -> Group:
+        return begin(self, run, **{**how, "id_next": 0})
+
+    patch.setattr(Sequencer, "begin", forgetful)
+
+
+def forget_crashes_before_the_last_run(patch: Patch) -> None:
+    """A run that begins with nothing in memory does not hear that an older one ended badly."""
+    begin = Sequencer.begin
+
+    def forgetful(self: Sequencer, run: int, **how: Any) -> Group:
+        return begin(self, run, **{**how, "unclean_run": 0})
+
+    patch.setattr(Sequencer, "begin", forgetful)
+
+
+def create_what_was_evicted_anew(patch: Patch) -> None:
+    """Nothing is ever missing: what was evicted begins anew."""
+    patch.setattr(Sequencer, "missing", lambda self, names: [])

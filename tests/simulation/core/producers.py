@@ -79,7 +79,7 @@ class Producer:
     def disconnect(self) -> None:
         """What was under way to it is lost."""
         if self.connection is not None:
-            self.connection.outbox.close()
+            self.connection.close()
         self.connection = None
         self._arrived = b""
 

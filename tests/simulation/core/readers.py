@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from broker.model.names import matches
 from broker.node.catchup import INDEX_END, CatchUp, Following, Wanted
 from broker_native.fanout import Subscription
 from tests.reference.frames import DELIVER_EARLY, Delivery, deliveries_of
@@ -17,11 +18,28 @@ if TYPE_CHECKING:
     from random import Random
 
     from broker.core.epochs import Outcome
-    from broker.core.sequencer import Sequencer
+    from tests.reference.pipeline import Resolving
     from tests.simulation.core.model import Model
 
 Belief = list[tuple[int, bytes]]
 """(epoch, payload) of each record, from sequence 1."""
+
+
+class WantedByName(Wanted):
+    """What filters reach, also of channels that memory does not have: the journal knows every name at once."""
+
+    def __contains__(self, channel: object) -> bool:
+        assert isinstance(channel, int)
+        name = self._tails.name_of(channel)
+        if name is None:
+            (name,) = self._core.resolver.names_of([channel])
+        return name is not None and (
+            name in self._literals or any(matches(pattern, name) for pattern in self._patterns)
+        )
+
+    def __init__(self, core: Resolving, literals: list[bytes], patterns: list[bytes]) -> None:
+        super().__init__(core, literals, patterns)
+        self._core = core
 
 
 class Reader:
@@ -41,11 +59,13 @@ class Reader:
 
     # -- connections --
 
-    def connect(self, core: Sequencer, catchup: CatchUp, credit: int) -> None:
+    def connect(self, core: Resolving, catchup: CatchUp, credit: int) -> None:
         """Subscribe: the first time from the very beginning, then from where it stands."""
         self.connection = SessionEnd(core, None)
         for name in self.literals:
             core.load(name)
+            core.tails.hold(name)
+        self._core = core
         self.subscription = Subscription(self.connection.outbox, 1, credit, 0, True)
         following = Following(self.subscription, self.literals, self.patterns)
         self._names = {}
@@ -55,18 +75,20 @@ class Reader:
 
     def disconnect(self, catchup: CatchUp) -> None:
         """What was under way to it is lost."""
-        if self.connection is not None and self.subscription is not None:
-            if self.subscription.state is not None:
-                catchup.leave(self.subscription.state)
-            self.connection.outbox.close()
+        if self.subscription is not None and self.subscription.state is not None:
+            catchup.leave(self.subscription.state)
         self.forget()
 
     def forget(self) -> None:
         """The connection is gone."""
+        if self.connection is not None:
+            self.connection.close()
+            for name in self.literals:
+                self._core.tails.release(name)
         self.connection = self.subscription = None
         self._arrived = b""
 
-    def place(self, core: Sequencer, following: Following) -> None:
+    def place(self, core: Resolving, following: Following) -> None:
         raise AssertionError("each kind of reader has its own way to stand")
 
     # -- deliveries --
@@ -107,9 +129,14 @@ class Reader:
         ]
 
     def append_ephemeral(self, name: bytes, delivery: Delivery) -> None:
-        """Ephemeral records are never read back; once a connection gets them it gets them all."""
+        """Ephemeral records are never read back; once a connection gets them it gets them all.
+
+        Unless the channel is read by its name it may leave memory, and begins a new epoch when it comes back.
+        """
         chunk = delivery.chunk
         epoch, last = self._ephemeral.get(name, (chunk.epoch, chunk.first - 1))
+        if chunk.epoch > epoch and name not in self.literals:
+            epoch, last = chunk.epoch, 0
         assert chunk.epoch == epoch
         assert chunk.first == last + 1, f"{name!r}: ephemeral sequence {chunk.first} after {last}"
         self.model.see_chunk(name, chunk, early=True)
@@ -131,7 +158,7 @@ class Reader:
 class LiteralReader(Reader):
     """Stands in each channel by its position."""
 
-    def place(self, core: Sequencer, following: Following) -> None:
+    def place(self, core: Resolving, following: Following) -> None:
         for name in self.literals:
             belief = self.beliefs.get(name, [])
             epoch = belief[-1][0] if belief else 0
@@ -161,15 +188,15 @@ class BusReader(Reader):
 
     stands: tuple[int, int] = (0, 0)
 
-    def connect(self, core: Sequencer, catchup: CatchUp, credit: int) -> None:
+    def connect(self, core: Resolving, catchup: CatchUp, credit: int) -> None:
         self._last = (0, -1)
         self._fresh: set[bytes] = set()
         super().connect(core, catchup, credit)
 
-    def place(self, core: Sequencer, following: Following) -> None:
+    def place(self, core: Resolving, following: Following) -> None:
         assert self.stands[0] <= core.applied_number, "it stands only where everything was committed"
         following.place = self.stands
-        following.wanted = Wanted(core, self.literals, self.patterns)
+        following.wanted = WantedByName(core, self.literals, self.patterns)
 
     def deliver(self, name: bytes, delivery: Delivery) -> None:
         if delivery.flags & DELIVER_EARLY:

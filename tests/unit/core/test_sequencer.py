@@ -432,3 +432,150 @@ def test_term_and_writer_are_carried() -> None:
     assert (group.term, group.writer) == (2**64 - 1, 77)
     pipeline.start()
     assert pipeline.core.tails.info(b"s.x") is not None
+
+
+# -- what is in memory -------------------------------------------------------------------------------------------------
+
+
+def evict_all(pipeline: Pipeline) -> int:
+    return pipeline.core.evict(1 << 62, 1 << 31, 1 << 16)
+
+
+def test_nothing_is_missing_until_something_was_evicted() -> None:
+    pipeline = Pipeline()
+    connection = Connection(pipeline.core)
+    connection.publish(b"s.x", b"1")
+    pipeline.commit()
+    assert pipeline.core.complete
+    assert pipeline.core.missing([b"s.new"]) == []
+    assert pipeline.core.knows_producer(b"n" * 16)
+    connection.close()
+    assert evict_all(pipeline) == 2, "the channel and the line"
+    assert not pipeline.core.complete
+    assert pipeline.core.missing([b"s.x", b"s.new", b"s.x"]) == [b"s.x", b"s.new"]
+    assert not pipeline.core.knows_producer(PRODUCER)
+    assert pipeline.core.channels == 1
+    assert len(pipeline.core.lines) == 1
+
+
+def test_what_was_evicted_goes_on_where_it_was() -> None:
+    pipeline = Pipeline()
+    connection = Connection(pipeline.core)
+    connection.publish(b"s.x", b"1", b"2")
+    pipeline.commit()
+    connection.close()
+    evict_all(pipeline)
+    again = Connection(pipeline.core)
+    assert again.publisher.line.next == 3
+    assert len(pipeline.core.lines) == 1
+    again.publish(b"s.x", b"3")
+    pipeline.commit()
+    (answer,) = again.answers()
+    assert (answer.number, answer.first) == (3, 3)
+    again.publish(b"s.x", b"2", number=2)
+    (answer,) = again.answers()
+    assert answer.first == 2, "the place of a number that was published before the eviction"
+
+
+def test_a_cold_start_counts_what_it_has_not_read() -> None:
+    pipeline = Pipeline(limits=Limits(channels_max=3))
+    connection = Connection(pipeline.core)
+    for name in (b"s.x", b"s.y"):
+        connection.publish(name, b"1")
+    pipeline.commit()
+    pipeline.start(cold=True)
+    core = pipeline.core
+    assert (core.complete, core.channels, len(core.lines), len(core.tails)) == (False, 2, 1, 0)
+    core.load(b"s.x")
+    core.load(b"s.z")
+    assert core.channels == 3
+    with pytest.raises(BrokerError, match="TOO_MANY_CHANNELS"):
+        core.load(b"s.w")
+    assert core.tails.id_next == 3
+
+
+def test_profiles_count_what_they_are_told_of() -> None:
+    profiles = Profiles([Profile(b"s.>", channels_max=3)])
+    pipeline = Pipeline(profiles)
+    connection = Connection(pipeline.core)
+    connection.publish(b"s.x", b"1")
+    pipeline.commit()
+    pipeline.start()
+    pipeline.core.count_stored([b"s.told", b"nobodys"])
+    pipeline.core.load(b"s.new")
+    with pytest.raises(BrokerError, match="TOO_MANY_CHANNELS"):
+        pipeline.core.load(b"s.one.more")
+
+
+def test_a_trim_is_answered_when_it_is_applied() -> None:
+    pipeline = Pipeline()
+    Connection(pipeline.core).publish(b"s.x", b"1", b"2", b"3")
+    pipeline.commit()
+    told: list[object] = []
+    pipeline.core.trim(b"s.x", 3, told.append)
+    assert told == []
+    pipeline.commit()
+    assert told == [None]
+    info = pipeline.core.tails.info(b"s.x")
+    assert info is not None
+    assert info[3] == 3
+    pipeline.core.trim(b"s.x", 2, told.append)
+    assert told == [None, None], "there is nothing to trim"
+    assert pipeline.core.idle
+
+
+def test_a_drop_frees_the_name_for_another_channel() -> None:
+    pipeline = Pipeline()
+    connection = Connection(pipeline.core)
+    connection.publish(b"s.x", b"1")
+    told: list[BrokerError | None] = []
+    pipeline.core.drop(b"s.x", told.append)
+    pipeline.commit()
+    pipeline.core.drop(b"s.x", told.append)
+    assert [failure and failure.name for failure in told] == ["BUSY", "BUSY"]
+    connection.close()
+    pipeline.core.drop(b"s.x", told.append)
+    with pytest.raises(BrokerError, match="BUSY"):
+        pipeline.core.load(b"s.x")
+    pipeline.commit()
+    assert told[2:] == [None]
+    assert pipeline.core.channels == 0
+    again = Connection(pipeline.core, None)
+    again.publish(b"s.x", b"anew")
+    pipeline.commit()
+    (answer,) = again.answers()
+    assert answer.first == 1
+    assert pipeline.core.tails.stored_id(b"s.x") == 2
+    pipeline.core.drop(b"s.never", told.append)
+    pipeline.core.load(b"s.named")
+    pipeline.core.drop(b"s.named", told.append)
+    assert told[3:] == [None, None]
+    assert pipeline.core.tails.info(b"s.named") is None
+
+
+@pytest.mark.parametrize("fate", [Fate.REFUSED, Fate.LOST])
+def test_a_request_whose_commit_fails_has_not_happened(fate: Fate) -> None:
+    pipeline = Pipeline()
+    connection = Connection(pipeline.core)
+    connection.publish(b"s.x", b"1", b"2")
+    connection.publish(b"s.y", b"1")
+    pipeline.commit()
+    connection.close()
+    told: list[BrokerError | None] = []
+    pipeline.core.trim(b"s.x", 2, told.append)
+    pipeline.close_group()
+    pipeline.core.drop(b"s.y", told.append)
+    pipeline.fail(fate)
+    assert [failure and failure.name for failure in told] == [
+        "COMMIT_UNKNOWN" if fate is Fate.LOST else "COMMIT_REFUSED",
+        "COMMIT_REFUSED",
+    ]
+    pipeline.core.trim(b"s.x", 2, told.append)
+    pipeline.core.drop(b"s.y", told.append)
+    assert [failure and failure.name for failure in told[2:]] == ["UNAVAILABLE", "UNAVAILABLE"]
+    pipeline.recover()
+    info = pipeline.core.tails.info(b"s.x")
+    assert info is not None
+    assert info[3] == 1
+    assert pipeline.core.tails.ready(b"s.y")
+    assert pipeline.core.channels == 2
