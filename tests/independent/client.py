@@ -467,6 +467,22 @@ class Client:
             raise Ended(None, "the connection was lost with the answer")
         return reply.fields
 
+    def history(self, channel: str, **bounds: object) -> list[frames.Chunk]:
+        """Read a channel back, answer by answer (§13); backwards the newest chunk comes first.
+
+        Raises:
+            Refused: by the server.
+        """
+        chunks: list[frames.Chunk] = []
+        going_on: dict[str, object] = {key: bounds[key] for key in ("reverse", "bytes", "limit") if key in bounds}
+        while True:
+            fields = self.request("history", channel=channel, **bounds)
+            page = frames.chunks(fields["chunks"])
+            chunks += reversed(page) if bounds.get("reverse") else page
+            if not fields["more"]:
+                return chunks
+            bounds = {**going_on, "after": fields["after"], "before": fields["before"]}
+
     def _answered(self, number: int, answer: Reply | Error) -> None:
         if number not in self._replies:
             raise Malformed(f"an answer to request {number}, which was not made")

@@ -475,6 +475,24 @@ def _deliver(flags: int, body: bytes) -> Deliver:
     return Deliver(subscription, index, group, name, bool(flags & 2), chunk(body[at:]))
 
 
+def chunks(data: object) -> list[Chunk]:
+    """Decode chunks that stand one behind the other.
+
+    Raises:
+        Malformed: one of them is cut short, or fails a check.
+    """
+    if not isinstance(data, bytes):
+        raise Malformed("chunks that are no bytes")
+    found: list[Chunk] = []
+    while data:
+        size = int.from_bytes(data[:4], "little")
+        if size < _CHUNK.size:
+            raise Malformed(f"a chunk of size {size}")
+        found.append(chunk(data[:size]))
+        data = data[size:]
+    return found
+
+
 def chunk(data: bytes) -> Chunk:
     """Decode and check a chunk that fills `data`.
 

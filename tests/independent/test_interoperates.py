@@ -203,6 +203,34 @@ def test_starts(place: Place, dial: Dial, room: str, profile: str) -> None:
         subscription.close()
 
 
+def test_what_is_stored_is_read_back(place: Place, dial: Dial, room: str) -> None:
+    """Whole, by bounds, in answers of every size, both ways; and names are listed."""
+    client = dial(place.address)
+    channel = f"s.{room}"
+    for begin in (0, 3, 4):
+        client.wait(*(client.publish(channel, payload) for payload in numbered(3, begin * 3)))
+    payloads = [*numbered(3), *numbered(3, 9), *numbered(3, 12)]
+
+    def read(**bounds: object) -> list[tuple[int, bytes]]:
+        found = [
+            (chunk.first + at, record.payload)
+            for chunk in client.history(channel, **bounds)
+            for at, record in enumerate(chunk.records)
+        ]
+        return sorted(found)
+
+    stored = list(enumerate(payloads, 1))
+    for size in (1, 200, 1 << 20):
+        for limit in (1, 4, 100):
+            assert read(bytes=size, limit=limit) == stored
+            assert read(bytes=size, limit=limit, reverse=True) == stored
+    assert read(after=2, before=6) == stored[2:5]
+    assert read(last=4, before=8) == stored[3:7]
+    fields = client.request("channels", prefix=f"s.{room}", details=True)
+    assert fields["channels"] == [[channel, client.request("channel", name=channel)["epoch"], 1, 9, 3]]
+    assert fields["more"] is False
+
+
 def test_a_start_goes_on_with_what_is_new(place: Place, dial: Dial, room: str) -> None:
     channel = f"s.{room}"
     client = dial(place.address)

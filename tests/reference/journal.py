@@ -38,8 +38,8 @@ class Fate(Enum):
 class MemoryJournal:
     """Groups in segments, in memory."""
 
-    # Nothing of it is found but by replaying it.
     settled_group = 0
+    """Nothing of it is found without what memory has."""
 
     def __init__(self) -> None:
         self.segments: list[list[bytes]] = [[]]
