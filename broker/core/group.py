@@ -36,6 +36,7 @@ class Group:
         opened_us: Broker time of its oldest record.
         answers: (publisher, PUBLISHED entries) to send after the commit.
         duplicates: Publishes to answer after the commit.
+        late_s: When it was committed, seconds, if that took so long that records of it may have expired; else 0.
     """
 
     number: int
@@ -47,6 +48,7 @@ class Group:
     opened_us: int
     answers: list[tuple[Publisher, bytes]] = field(default_factory=list)
     duplicates: list[Duplicate] = field(default_factory=list)
+    late_s: int = 0
 
     def offset(self, index: int) -> int:
         """Return where the chunk with this index begins in the value, bytes."""

@@ -334,6 +334,39 @@ def merge_chunks(list chunks not None, uint32_t bytes_max, uint64_t after=0, uin
     return merged
 
 
+def chunks_expire(bytes value not None, size_t offset, uint64_t now_s):
+    """The chunks that stand in `value` from `offset` on, one behind the other, each as `chunk_expire` makes it.
+
+    Args:
+        value: Whole chunks from `offset` on, of this process's making.
+        offset: Where the first begins, bytes.
+        now_s: Broker time, seconds since 1970, rounded down.
+
+    Returns:
+        As many chunks.
+
+    Raises:
+        ValueError: They are no chunks.
+    """
+    cdef size_t size = <size_t>PyBytes_GET_SIZE(value)
+    cdef size_t begin = offset
+    cdef uint32_t chunk_size
+    cdef const uint8_t* at
+    cdef list parts = []
+    while offset < size:
+        at = <const uint8_t*>PyBytes_AS_STRING(value) + offset
+        chunk_size = load_u32(at) if size - offset >= CHUNK_HEADER_BYTES else 0
+        if chunk_size < CHUNK_HEADER_BYTES or chunk_size > size - offset:
+            raise ValueError(f"chunks: none stands at offset {offset} of {size} bytes")
+        if 0 < load_u64(at + CHUNK_EXPIRY) <= now_s:
+            parts.append(value[begin:offset])
+            parts.append(chunk_expire(value[offset:offset + chunk_size], now_s))
+            begin = offset + chunk_size
+        offset += chunk_size
+    parts.append(value[begin:])
+    return b"".join(parts)
+
+
 def chunk_keys(bytes chunk not None):
     """The records of a chunk that have a key: a list of (key, sequence, time in microseconds, whether it deletes it).
 

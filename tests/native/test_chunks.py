@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker_native.chunks import chunk_compact, chunk_expire, chunk_keys, merge_chunks
+from broker_native.chunks import chunk_compact, chunk_expire, chunk_keys, chunks_expire, merge_chunks
 from tests.native.starve import refusals
 from tests.reference import chunks as twin
 from tests.reference.frames import Record, build_record
@@ -108,6 +108,20 @@ def test_a_run_of_what_has_expired_ends_at_what_has_not() -> None:
     assert [(item.sequence, item.record.gone or item.record.payload) for item in items] == [
         (7, (1, 2)), (9, b"c"), (10, (1, 1)), (11, (1, 5)), (16, b"e"),
     ]  # fmt: skip
+
+
+@settings(max_examples=30)
+@given(histories(), st.integers(0, 20), st.binary(max_size=9))
+def test_expired_one_behind_the_other(made: list[bytes], seconds: int, before: bytes) -> None:
+    now_s = TIME_US // 1_000_000 + seconds
+    value = before + b"".join(made)
+    assert chunks_expire(value, len(before), now_s) == b"".join(twin.expire(chunk, now_s) for chunk in made)
+
+
+@pytest.mark.parametrize("value", [b"x", bytes(56), chunk_of(1, 1, TIME_US, [Record(b"x")])[:-1]])
+def test_what_are_no_chunks_is_refused(value: bytes) -> None:
+    with pytest.raises(ValueError, match="chunks: none stands at offset 0"):
+        chunks_expire(value, 0, 1)
 
 
 # -- by key ------------------------------------------------------------------------------------------------------------
