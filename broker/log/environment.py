@@ -18,6 +18,7 @@ import os
 import struct
 import threading
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import lmdb
@@ -82,21 +83,73 @@ def _allocate_lock_file(path: Path) -> None:
     """Give LMDB's lock file all its bytes before LMDB maps it.
 
     LMDB would only set its size and then write through the map: on a full disk the first touch of a page that has no
-    block yet kills the process with SIGBUS. Written here, the same want of room is an error. What the file holds does
-    not matter, since LMDB fills it anew when it is the only one to open it, and the directory's owner always is.
+    block yet kills the process with SIGBUS. Written here, the same want of room is an error. What the bytes are does
+    not matter to the first who opens the file, as LMDB fills it anew; another process may be in it by then, so bytes
+    that are there are left alone.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, durable.FILE_MODE)
     try:
-        done = os.pwrite(descriptor, bytes(LOCK_FILE_BYTES), 0)
+        size = os.fstat(descriptor).st_size
+        done = os.pwrite(descriptor, bytes(max(0, LOCK_FILE_BYTES - size)), size)
     finally:
         os.close(descriptor)
-    if done != LOCK_FILE_BYTES:
-        raise OSError(errno.ENOSPC, f"{done} of {LOCK_FILE_BYTES} bytes written", str(path))
+    if size + done < LOCK_FILE_BYTES:
+        raise OSError(errno.ENOSPC, f"{size + done} of {LOCK_FILE_BYTES} bytes written", str(path))
 
 
 def lock_path(path: Path) -> Path:
     """Return the name of the lock file that LMDB keeps beside a file."""
     return path.with_name(path.name + "-lock")
+
+
+@dataclass(slots=True)
+class _Shared:
+    """An environment that several of this process use."""
+
+    environment: lmdb.Environment
+    inode: int
+    users: int = 0
+
+
+_shared: dict[str, _Shared] = {}
+_shared_lock = threading.Lock()
+
+
+def open_shared(path: Path, map_bytes: int) -> lmdb.Environment:
+    """Open a file for reading and writing, or join those of this process who have it open; `close_shared` ends it.
+
+    Args:
+        path: the file; it is there.
+        map_bytes: the address space to reserve for it, the same for all who join.
+
+    Raises:
+        ValueError: those who have it open have another file, over which this one was renamed.
+        OSError: there is no room for the lock file. lmdb.Error: the file cannot be opened.
+
+    Any thread.
+    """
+    with _shared_lock:
+        inode = path.stat().st_ino
+        shared = _shared.get(str(path))
+        if shared is None:
+            environment = open_lmdb(path, map_bytes)
+            # Readers of a process that was killed hold pages back until somebody looks.
+            environment.reader_check()
+            shared = _shared[str(path)] = _Shared(environment, inode)
+        if shared.inode != inode:
+            raise ValueError(f"{path}: another file has the name now, and the former one is still open")
+        shared.users += 1
+        return shared.environment
+
+
+def close_shared(path: Path) -> None:
+    """Leave a file that `open_shared` opened; the last one closes it, when none of its transactions is open."""
+    with _shared_lock:
+        shared = _shared[str(path)]
+        shared.users -= 1
+        if shared.users == 0:
+            del _shared[str(path)]
+            shared.environment.close()
 
 
 def create_file(path: Path, map_bytes: int) -> int:

@@ -2,14 +2,13 @@
 #
 # MappedFile   a file in memory, read-only, mapped once with room to grow.
 # TreeReader   the main tree of one snapshot. Whoever uses one holds an LMDB read transaction with the same id for as
-#              long, so that no page of it is written over.
+#              long, so that no page of it is written over. Its meta page is written over by the second commit after
+#              it, whoever reads: what is needed of it is taken once.
 # TreeCursor   a place in that tree; plain memory, no lock, no Python. Keys and values are borrowed from the map.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from broker_native.btree cimport DEPTH_MAX, Span, TreeWalk
-
-ctypedef bint (*RowCheck)(const Span* key, const Span* value) noexcept nogil
 
 cdef enum:
     CURSOR_DAMAGED = -1           # `walk.damage` says where
@@ -18,8 +17,8 @@ cdef enum:
 
 cdef struct TreeCursor:
     TreeWalk walk
-    const uint8_t* tree           # the root's description in the meta page
-    RowCheck check                # proves each row of a leaf that is entered whose value stands in the leaf; NULL: none
+    uint64_t meta_at              # where the snapshot's meta page is
+    uint64_t root                 # the number of the root's page
     uint32_t depth                # levels; 0 for an empty tree
     const uint8_t* pages[DEPTH_MAX]
     uint32_t indexes[DEPTH_MAX]   # which node of the page, from the root (0) down
@@ -41,9 +40,13 @@ cdef class MappedFile:
 
 cdef class TreeReader:
     cdef MappedFile mapped
+    cdef TreeWalk walk
     cdef uint64_t meta_at
-    cdef uint64_t file_bytes
+    cdef uint64_t root
+    cdef uint32_t depth
 
-    cdef int begin(self, TreeCursor* cursor, RowCheck check) except -1
+    cdef int take_meta(self, uint64_t transaction) except -1
+    cdef int prove_meta_untouched(self, uint64_t transaction) except -1
+    cdef int begin(self, TreeCursor* cursor) except -1
     cdef object damage(self, const TreeCursor* cursor)
     cdef list collect(self, TreeCursor* cursor, int state, bytes end, uint64_t count_max, uint64_t bytes_max, int step)

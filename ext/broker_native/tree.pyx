@@ -2,13 +2,16 @@
 
 LMDB trusts every byte of its pages and ends the process when one is wrong; proving a file of many gigabytes before
 LMDB may see it takes minutes. So an archive is read by this walk instead. It checks each page on the way: its number,
-kind and bounds, that a leaf's keys ascend and lie between the keys of the branches that led to it, that values lie
-within the file. A caller that gives a check of rows has every row of a leaf proved whose value stands in it, the wanted
-one and its neighbours alike: only then does "no such row" mean that there is none, and not that its key was changed.
+kind and bounds, that its nodes fill what it says is filled, that a leaf's keys ascend and lie between the keys of the
+branches that led to it, that values lie within the file. So no row can be hidden but by a change of its own key, within
+its neighbours' keys: who finds no row proves the two rows between which it would stand, by what it knows of rows.
 
 A snapshot is the tree under one of the two meta pages, by its transaction's number. The caller holds an LMDB read
-transaction of that number for as long as it reads, and nothing of it is written over meanwhile. The map is longer than
-the file: what the newest meta page does not account for is never touched.
+transaction of that number for as long as it reads, and no page of the tree is written over meanwhile; the meta page may
+be, by the second commit after it, so it is taken once. The map is longer than the file: what the meta page does not
+account for is never touched.
+
+What this cannot find out: a page's number that a flip turns into that of an older copy of the same page.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -25,6 +28,8 @@ from broker_native.btree cimport (
     META_MAIN_TREE,
     META_PAGE_BYTES,
     NODE_FLAGS,
+    NODE_HEADER_BYTES,
+    PAGE_UPPER,
     TREE_DEPTH,
     TREE_ROOT,
     node_at,
@@ -52,9 +57,11 @@ cdef extern from *:
     #include <stdint.h>
     static const uint32_t META_MAGIC = 0xBEEFC0DEu;
     #define OPEN_FLAGS (O_RDONLY | O_CLOEXEC)
+    static inline void acquire_fence(void) { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
     """
     const uint32_t META_MAGIC
     const int OPEN_FLAGS
+    void acquire_fence() noexcept nogil
 
 
 # -- the file ----------------------------------------------------------------------------------------------------------
@@ -121,8 +128,28 @@ cdef inline int damaged(TreeCursor* cursor, const uint8_t* at) noexcept nogil:
     return CURSOR_DAMAGED
 
 
+cdef int page_filled(TreeCursor* cursor, const uint8_t* page, bint leaf) noexcept nogil:
+    """Check that a page's nodes are all that is in it: LMDB leaves no holes, so a node that is missing shows."""
+    cdef const uint8_t* node
+    cdef Span key
+    cdef uint64_t filled = 0
+    cdef uint64_t size
+    cdef uint32_t index
+    for index in range(page_count(page)):
+        node = node_at(&cursor.walk, page, index, &key)
+        if node == NULL:
+            return damaged(cursor, page)
+        size = NODE_HEADER_BYTES + key.size
+        if leaf:
+            size += 8 if load_u16(node + NODE_FLAGS) else load_u32(node)
+        filled += (size + 1) & ~<uint64_t>1
+    if filled != cursor.walk.page_bytes - load_u16(page + PAGE_UPPER):
+        return damaged(cursor, page)
+    return CURSOR_ROW
+
+
 cdef int leaf_prove(TreeCursor* cursor, const Span* low, const Span* high) noexcept nogil:
-    """Check a leaf that is entered: keys ascend between the branches' keys, and each row in it is right."""
+    """Check a leaf that is entered: keys ascend between the branches' keys, and values are within the file."""
     cdef const uint8_t* page = cursor.pages[cursor.depth - 1]
     cdef const uint8_t* node
     cdef Span before, key, value
@@ -134,12 +161,10 @@ cdef int leaf_prove(TreeCursor* cursor, const Span* low, const Span* high) noexc
             return damaged(cursor, page)
         if key.size == 0 or (before.at != NULL and span_compare(&before, &key) > (0 if index == 0 else -1)):
             return damaged(cursor, node)
-        if cursor.check != NULL and load_u16(node + NODE_FLAGS) == 0 and not cursor.check(&key, &value):
-            return damaged(cursor, node)
         before = key
     if high.at != NULL and span_compare(&before, high) >= 0:
         return damaged(cursor, page)
-    return CURSOR_ROW
+    return page_filled(cursor, page, True)
 
 
 cdef int cursor_descend(TreeCursor* cursor, uint32_t level, uint64_t number, const Span* wanted,
@@ -155,10 +180,12 @@ cdef int cursor_descend(TreeCursor* cursor, uint32_t level, uint64_t number, con
     while True:
         page = page_at(&cursor.walk, number, level == cursor.depth - 1)
         if page == NULL:
-            return damaged(cursor, cursor.tree)
+            return damaged(cursor, cursor.walk.file + cursor.meta_at)
         cursor.pages[level] = page
         if level == cursor.depth - 1:
             break
+        if page_filled(cursor, page, False) != CURSOR_ROW:
+            return CURSOR_DAMAGED
         first = 0
         last = page_count(page) - 1
         if wanted == NULL:
@@ -241,7 +268,7 @@ cdef int cursor_seek(TreeCursor* cursor, const Span* wanted) noexcept nogil:
         return CURSOR_END
     if not leaf_holds(cursor, wanted):
         cursor.key.at = NULL
-        state = cursor_descend(cursor, 0, load_u64(cursor.tree + TREE_ROOT), wanted, 0)
+        state = cursor_descend(cursor, 0, cursor.root, wanted, 0)
         if state != CURSOR_ROW:
             return state
     if leaf_search(cursor, wanted) != CURSOR_ROW:
@@ -262,7 +289,7 @@ cdef int cursor_last(TreeCursor* cursor) noexcept nogil:
     if cursor.depth == 0:
         return CURSOR_END
     cursor.key.at = NULL
-    state = cursor_descend(cursor, 0, load_u64(cursor.tree + TREE_ROOT), NULL, 1)
+    state = cursor_descend(cursor, 0, cursor.root, NULL, 1)
     if state != CURSOR_ROW:
         return state
     cursor.indexes[cursor.depth - 1] = page_count(cursor.pages[cursor.depth - 1]) - 1
@@ -331,46 +358,61 @@ cdef class TreeReader:
         transaction: The number of the transaction that wrote the snapshot.
 
     Raises:
-        LookupError: Neither meta page is of that transaction: the snapshot is too old, and a newer one is there.
+        LookupError: The meta page is of another transaction by now, or may soon be: begin anew with a newer one.
         TreeDamaged: The meta pages cannot be right.
     """
 
     def __cinit__(self, MappedFile mapped not None, uint64_t transaction):
-        cdef uint64_t at
+        cdef uint64_t file_bytes = mapped.file_bytes()
         cdef uint32_t page_bytes
-        cdef TreeWalk walk
         self.mapped = mapped
-        self.file_bytes = mapped.file_bytes()
-        if self.file_bytes < META_BYTES:
+        if file_bytes < META_BYTES:
             raise TreeDamaged(0)
         page_bytes = load_u32(mapped.data + META_PAGE_BYTES)
-        if page_bytes < 512 or page_bytes > 65536 or self.file_bytes < 2 * <uint64_t>page_bytes:
+        if page_bytes < 512 or page_bytes > 65536 or file_bytes < 2 * <uint64_t>page_bytes:
             raise TreeDamaged(0)
-        for at in (0, page_bytes):
-            if (load_u32(mapped.data + at + META_MAGIC_AT) != META_MAGIC
-                    or load_u32(mapped.data + at + META_VERSION_AT) != META_VERSION):
-                raise TreeDamaged(at)
-            if load_u64(mapped.data + at + META_TRANSACTION) == transaction:
-                self.meta_at = at
-                break
-        else:
-            raise LookupError(f"{mapped.path}: the snapshot of transaction {transaction} is gone")
-        if not walk_begin_at(&walk, mapped.data, self.file_bytes, self.meta_at):
+        self.meta_at = page_bytes if transaction % 2 else 0
+        self.take_meta(transaction)
+        if not walk_begin_at(&self.walk, mapped.data, file_bytes, self.meta_at):
             raise TreeDamaged(self.meta_at)
+        if self.walk.page_bytes != page_bytes or self.depth > DEPTH_MAX or (
+                (self.depth == 0) != (self.root == <uint64_t><int64_t>PAGE_NONE)):
+            raise TreeDamaged(self.meta_at)
+        self.prove_meta_untouched(transaction)
 
-    cdef int begin(self, TreeCursor* cursor, RowCheck check) except -1:
+    cdef int take_meta(self, uint64_t transaction) except -1:
+        """Read the snapshot's meta page, transaction n's being page n mod 2."""
+        cdef const uint8_t* meta = self.mapped.data + self.meta_at
+        cdef const uint8_t* tree = meta + META_MAIN_TREE
+        if load_u32(meta + META_MAGIC_AT) != META_MAGIC or load_u32(meta + META_VERSION_AT) != META_VERSION:
+            raise TreeDamaged(self.meta_at)
+        if load_u64(meta + META_TRANSACTION) != transaction:
+            raise LookupError(f"{self.mapped.path}: the snapshot of transaction {transaction} is gone")
+        self.depth = load_u16(tree + TREE_DEPTH)
+        self.root = load_u64(tree + TREE_ROOT)
+        return 0
+
+    cdef int prove_meta_untouched(self, uint64_t transaction) except -1:
+        """Make sure that the meta page was not being written over while it was read.
+
+        Only the second commit after the snapshot's does that, and the first one shows in the other page before.
+        """
+        cdef const uint8_t* other = self.mapped.data + (0 if self.meta_at else self.walk.page_bytes)
+        acquire_fence()
+        if (load_u64(other + META_TRANSACTION) > transaction
+                or load_u64(self.mapped.data + self.meta_at + META_TRANSACTION) != transaction):
+            raise LookupError(f"{self.mapped.path}: the snapshot of transaction {transaction} is gone")
+        return 0
+
+    cdef int begin(self, TreeCursor* cursor) except -1:
         """Set up a cursor that is on no row. It is good as long as the snapshot."""
-        cdef uint64_t root
-        memset(cursor, 0, sizeof(TreeCursor))
         if self.mapped.data == NULL:
             raise ValueError(f"{self.mapped.path}: is closed")
-        walk_begin_at(&cursor.walk, self.mapped.data, self.file_bytes, self.meta_at)
-        cursor.tree = self.mapped.data + self.meta_at + META_MAIN_TREE
-        cursor.check = check
-        cursor.depth = load_u16(cursor.tree + TREE_DEPTH)
-        root = load_u64(cursor.tree + TREE_ROOT)
-        if cursor.depth > DEPTH_MAX or (cursor.depth == 0) != (root == <uint64_t><int64_t>PAGE_NONE):
-            raise TreeDamaged(self.meta_at)
+        memset(cursor, 0, sizeof(TreeCursor))
+        cursor.walk = self.walk
+        cursor.meta_at = self.meta_at
+        cursor.root = self.root
+        cursor.depth = self.depth
         return 0
 
     cdef object damage(self, const TreeCursor* cursor):
@@ -391,7 +433,7 @@ cdef class TreeReader:
         cdef bytes key
         cdef list found = []
         cdef int state
-        self.begin(&cursor, NULL)
+        self.begin(&cursor)
         for key in keys:
             wanted.at = <const uint8_t*>PyBytes_AS_STRING(key)
             wanted.size = <uint64_t>PyBytes_GET_SIZE(key)
@@ -415,7 +457,7 @@ cdef class TreeReader:
         cdef TreeCursor cursor
         cdef Span wanted
         cdef int state
-        self.begin(&cursor, NULL)
+        self.begin(&cursor)
         wanted.at = <const uint8_t*>PyBytes_AS_STRING(start)
         wanted.size = <uint64_t>PyBytes_GET_SIZE(start)
         state = cursor_seek(&cursor, &wanted)
@@ -426,7 +468,7 @@ cdef class TreeReader:
         cdef TreeCursor cursor
         cdef Span wanted
         cdef int state
-        self.begin(&cursor, NULL)
+        self.begin(&cursor)
         if PyBytes_GET_SIZE(start) == 0:
             state = cursor_last(&cursor)
         else:
