@@ -75,13 +75,14 @@ class Policies:
         rules: (pattern, policy) in their order; the first that matches wins.
     """
 
-    __slots__ = ("_rules", "ages_us", "bounded", "compacted", "fingerprint")
+    __slots__ = ("_rules", "ages_us", "bounded", "compacted", "fingerprint", "tombstones_us")
 
     def __init__(self, rules: Iterable[tuple[bytes, Policy]] = ()) -> None:
         self._rules = tuple(rules)
         self.ages_us = tuple(sorted({policy.age_us for _, policy in self._rules if policy.age_us}))
         self.bounded = any(policy.bounded for _, policy in self._rules)
         self.compacted = any(policy.latest_per_key for _, policy in self._rules)
+        self.tombstones_us = tuple(sorted({policy.tombstone_us for _, policy in self._rules if policy.latest_per_key}))
         self.fingerprint = crc32c_of(json.dumps(self.pack()).encode())
 
     @classmethod
