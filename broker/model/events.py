@@ -276,6 +276,26 @@ EVENTS: tuple[Event, ...] = (
         "Check the permissions of the data directory if it comes again.",
         (_SEGMENT, _ERROR),
     ),
+    Event(
+        "archiving_delayed",
+        Severity.WARNING,
+        "log",
+        "segments could not be moved to the archive; it is tried again, and they stay where they are until then",
+        "Free space or check the disk if it goes on; if the error names damage, run `broker verify`.",
+        (
+            _text("data", "path of the data directory"),
+            _number("retry_s", "seconds until the next attempt"),
+            _ERROR,
+        ),
+    ),
+    Event(
+        "archiving_stopped",
+        Severity.ERROR,
+        "log",
+        "the thread that moves segments to the archive ended by a mistake of the broker; the journal grows from now on",
+        "Restart the server, and report it with its traceback.",
+        (_text("data", "path of the data directory"), _ERROR),
+    ),
     # -- clients
     Event(
         "reconnecting",

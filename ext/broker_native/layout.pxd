@@ -96,6 +96,10 @@ cdef enum:
     ENTRY_HEAD = 4                # u64 channel, u64 epoch, u64 next, u64 first
     ENTRY_RUN = 5                 # u64 run, u8 clean (the run before it ended by close), 7 zero
     ENTRY_CLOSE = 6               # u64 run: the run ended in good order
+    ENTRY_TRIM = 7                # u64 channel, u64 first: what is below is gone, u8 reason (GONE_*), 7 zero
+    ENTRY_DROP = 8                # u64 channel: it is no more, and its name is free for another id
+    ENTRY_TRIM_BYTES = 32
+    ENTRY_DROP_BYTES = 16
     ENTRY_FLAG_IGNORABLE = 0x0001  # a reader that does not know the kind may pass over it
     ENTRY_FLAG_SNAPSHOT = 0x0002  # the whole state of its row rather than a change to it
 

@@ -1,0 +1,322 @@
+"""The archive's writer: takes slices of sealed segments in, and rebuilds the file without what it lost.
+
+Run as `python -m broker.log.archiver --data PATH` it is the child process of a server: it takes commands as JSON lines
+on its standard input and answers on its standard output (see `serve`), so its work takes no interpreter lock from the
+server's loop and its death loses nothing. Embedded, `ArchiveWriter` runs on a thread.
+
+Every transaction is fully synced, and bounded in what it writes. A kill at any moment leaves the archive as some
+transaction left it, and a slice that was cut short is repeated: it ends at the same rows. A rebuild is a file of its
+own until it is whole and synced and takes the archive's name. The writer removes nothing else: the segments that are
+archived are their owner's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import socket
+import sys
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import lmdb
+
+from broker.log import durable
+from broker.log.archive import create_archive
+from broker.log.archive_rows import CHECKPOINT_KEY, Checkpoint
+from broker.log.environment import OpenFiles, check_file, close_shared, open_shared, remove_file
+from broker.log.errors import corrupt, failed
+from broker.log.segment import Segment
+from broker.log.slice import SLICE_KEY, Begun, Slice, SliceSegment
+from broker.model.errors import BrokerError, error
+from broker_native.btree import TreeDamaged
+from broker_native.tree import MappedFile, TreeReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MIB = 1024 * 1024
+TRANSACTION_BYTES = 16 * MIB
+ARCHIVE_NAME = "archive.mdb"
+MAP_BYTES = 1 << 42
+"""Address space, which costs nothing; a system that refuses is asked for less."""
+MAP_BYTES_MIN = 1 << 30
+NICENESS = 10
+_PR_SET_PDEATHSIG = 1
+
+
+def archive_path(data: Path) -> Path:
+    """Return where a data directory keeps its archive."""
+    return data / "archive" / ARCHIVE_NAME
+
+
+def open_sealed(path: Path) -> Segment:
+    """Return a sealed segment by its file."""
+    return Segment(int(path.stem, 16), path, 0, OpenFiles(1), sealed=True)
+
+
+@dataclass(frozen=True, slots=True)
+class CompactResult:
+    """What a rebuild came to: the file's bytes before and after it."""
+
+    bytes_before: int
+    bytes_after: int
+
+
+class ArchiveWriter:
+    """Writes an archive that this process owns; one thread.
+
+    Attributes:
+        checkpoint: how far the archive goes.
+        begun_ordinal: a slice that was cut short goes up to this segment, and the next one must go as far; 0 for none.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        open_segment: Callable[[Path], Segment] = open_sealed,
+        *,
+        map_bytes: int = MAP_BYTES,
+        transaction_bytes: int = TRANSACTION_BYTES,
+    ) -> None:
+        """Take the archive over, creating it if it is missing.
+
+        Args:
+            path: the archive's file; its folder is created, too.
+            open_segment: gives a sealed segment by its path.
+            map_bytes: the address space to begin with; it grows when it is used up.
+            transaction_bytes: about how many bytes of pages one transaction writes.
+
+        Raises:
+            StorageError: STORAGE_IN_USE naming the owner; STORAGE_CORRUPT, STORAGE_FORMAT, STORAGE_FULL or
+                STORAGE_FAILED.
+        """
+        self.path = path
+        self._open_segment = open_segment
+        self._transaction_bytes = transaction_bytes
+        self._map_bytes = map_bytes
+        self._opened: tuple[lmdb.Environment, MappedFile] | None = None
+        self.written_bytes = 0
+        try:
+            if not path.parent.exists():
+                durable.make_folder(path.parent)
+            self._lock: int | None = _lock(path.parent)
+            remove_file(aside_path(path))
+        except OSError as cause:
+            raise failed(path, cause) from cause
+        try:
+            if not path.exists():
+                create_archive(path)
+            self.checkpoint, self._begun = self._load()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def begun_ordinal(self) -> int:
+        """The last segment of a slice that was cut short, 0 when none was."""
+        return self._begun.ordinal if self._begun is not None else 0
+
+    def archive(self, segments: list[Path], between: Callable[[], None]) -> Checkpoint:
+        """Take a slice in; all of it is durable on return.
+
+        Args:
+            segments: consecutive sealed segments, the first one right behind the checkpoint.
+            between: called between transactions; what it raises ends the slice there, to be repeated later.
+
+        Returns:
+            The new checkpoint.
+
+        Raises:
+            StorageError: STORAGE_CORRUPT naming file, channel and group; STORAGE_FULL or STORAGE_FAILED. The archive
+                is as the last transaction left it; the same slice may be tried again.
+            ValueError: the slice ends before `begun_ordinal`.
+        """
+        opened = [SliceSegment(self._open_segment(path)) for path in segments]
+        work = Slice(self.path, opened, self.checkpoint, self._begun, self._transaction_bytes)
+        while True:
+            found = self._commit(work)
+            if found is not None:
+                self.checkpoint, self._begun = found, None
+                return found
+            between()
+
+    def compact(self, between: Callable[[], None]) -> CompactResult:
+        """Rebuild the file."""
+        raise error("UNAVAILABLE", f"{self.path}: cannot be rebuilt yet")
+
+    def close(self) -> None:
+        """Close the file and give the archive up. Idempotent."""
+        self._shut()
+        if self._lock is not None:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            os.close(self._lock)
+            self._lock = None
+
+    def _commit(self, work: Slice) -> Checkpoint | None:
+        """Make one transaction of a slice durable."""
+        environment, mapped = self._open()
+        try:
+            transaction = environment.begin(write=True)
+            try:
+                found = work.step(transaction, TreeReader(mapped, transaction.id() - 1))
+                transaction.commit()
+            finally:
+                # After a commit, good or bad, there is nothing left to abort, and this does nothing.
+                transaction.abort()
+        except lmdb.Error as cause:
+            # After a failed sync LMDB would go on as if nothing had happened; opened again, the file reads as it is.
+            self._shut()
+            if isinstance(cause, lmdb.MapFullError):
+                self._map_bytes *= 2
+            raise failed(self.path, cause) from cause
+        self._begun = work.begun
+        self.written_bytes += work.dirty_bytes
+        return found
+
+    def _load(self) -> tuple[Checkpoint, Begun | None]:
+        environment, mapped = self._open()
+        try:
+            # A process that was killed inside a commit may have left a meta page that is seen but not on the disk.
+            environment.sync(True)
+            newest = int(environment.info()["last_txnid"])
+            checkpoint, begun = TreeReader(mapped, newest).get_sorted([CHECKPOINT_KEY, SLICE_KEY])
+        except TreeDamaged as damage:
+            raise corrupt(self.path, str(damage)) from damage
+        except lmdb.Error as cause:
+            raise failed(self.path, cause) from cause
+        return Checkpoint.unpack(checkpoint, self.path), None if begun is None else Begun.unpack(begun, self.path)
+
+    def _open(self) -> tuple[lmdb.Environment, MappedFile]:
+        """Open the file if it is not: the first user does, and the next one after a failure or a rebuild."""
+        if self._opened is None:
+            check_file(self.path)
+            while True:
+                try:
+                    environment = open_shared(self.path, self._map_bytes)
+                except (lmdb.Error, OSError, OverflowError) as cause:
+                    if self._map_bytes <= MAP_BYTES_MIN:
+                        raise failed(self.path, cause) from cause
+                    self._map_bytes //= 2
+                else:
+                    break
+            try:
+                self._opened = environment, MappedFile(str(self.path), self._map_bytes)
+            except OSError as cause:
+                close_shared(self.path)
+                raise failed(self.path, cause) from cause
+        return self._opened
+
+    def _shut(self) -> None:
+        if self._opened is not None:
+            self._opened[1].close()
+            self._opened = None
+            close_shared(self.path)
+
+
+def aside_path(path: Path) -> Path:
+    """Return the name that a rebuilt archive has until it is whole."""
+    return path.with_name(path.name + durable.ASIDE_SUFFIX)
+
+
+def _lock(folder: Path) -> int:
+    """Take the lock of the archive's writer, and write the owner's name into it."""
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, durable.FILE_MODE)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(descriptor, 256, 0).decode("utf-8", "replace").strip() or "a process that is just starting"
+        os.close(descriptor)
+        raise error("STORAGE_IN_USE", f"{folder}: the archive's writer is {owner}") from None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    return descriptor
+
+
+# --- The child process ----------------------------------------------------------------------------------------------
+
+
+def serve(writer: ArchiveWriter, commands: TextIO, answers: TextIO) -> None:
+    """Obey the owner until its end of the pipe is closed.
+
+    One JSON object a line. First of all comes `{"state": "ready", "checkpoint": {…}, "begun": ordinal}`. A command is
+    `{"do": "archive", "segments": [path, …]}` or `{"do": "compact"}`. After each transaction `{"state": "step",
+    "bytes": written}` is said, and the owner's `{"do": "go"}` or `{"do": "stop"}` awaited: so it sets the pace. At the
+    end comes `{"state": "archived", "checkpoint": {…}}`, `{"state": "compacted", …}`, `{"state": "stopped"}` or
+    `{"state": "failed", "code": …, "detail": …}`.
+    """
+
+    def say(state: str, **fields: Any) -> None:
+        answers.write(json.dumps({"state": state, **fields}) + "\n")
+        answers.flush()
+
+    def between() -> None:
+        say("step", bytes=writer.written_bytes)
+        line = commands.readline()
+        if not line or json.loads(line)["do"] != "go":
+            raise Stopped
+
+    say("ready", checkpoint=asdict(writer.checkpoint), begun=writer.begun_ordinal)
+    for line in iter(commands.readline, ""):
+        command = json.loads(line)
+        try:
+            if command["do"] == "archive":
+                checkpoint = writer.archive([Path(path) for path in command["segments"]], between)
+                say("archived", checkpoint=asdict(checkpoint), bytes=writer.written_bytes)
+            elif command["do"] == "compact":
+                say("compacted", **asdict(writer.compact(between)))
+            else:
+                raise ValueError(f"no such command: {command['do']}")
+        except Stopped:
+            say("stopped")
+        except BrokerError as failure:
+            say("failed", code=failure.code, detail=failure.detail)
+
+
+class Stopped(Exception):
+    """The owner has asked for an end between two transactions."""
+
+
+def _follow_parent() -> None:
+    """End when the parent does, however it ends, and leave the terminal's interrupt to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform.startswith("linux"):
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            sys.exit(0)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the child process; returns its exit status."""
+    if len(arguments) != 2 or arguments[0] != "--data":
+        print("usage: python -m broker.log.archiver --data PATH", file=sys.stderr)
+        return 2
+    _follow_parent()
+    with suppress(OSError):
+        os.nice(NICENESS)
+    try:
+        writer = ArchiveWriter(archive_path(Path(arguments[1])))
+    except BrokerError as failure:
+        print(json.dumps({"state": "failed", "code": failure.code, "detail": failure.detail}), flush=True)
+        return 1
+    try:
+        serve(writer, sys.stdin, sys.stdout)
+    except BrokenPipeError:
+        # The owner is gone; what it began is repeated by the next one.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:
+        writer.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,372 @@
+"""The owner's side of archiving: which segments go into the archive when, and who does it.
+
+A thread, "broker-log-archiving", takes the sealed segments that wait, oldest first, makes slices of them as wide as the
+backlog is, and has them written: by a child process in a server, by itself when embedded. It paces the writer between
+transactions, starts a killed one again, tries what failed again, and says so in events.
+
+Invariants: a segment is reported archived only after its checkpoint is durable; `queue` and `pace` never wait for the
+disk; nothing here writes to the archive while a child process does.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol
+
+from broker.events import emit
+from broker.log.archive_rows import Checkpoint
+from broker.log.archiver import ArchiveWriter, CompactResult, Stopped, archive_path
+from broker.log.pace import Pace
+from broker.model.errors import BY_CODE, BrokerError, error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from broker.log.segment import Segment
+
+MIB = 1024 * 1024
+SEGMENTS_MIN = 4
+SEGMENTS_MAX = 64
+WAIT_S = 10.0
+BACKLOG_BYTES_MAX = 2048 * MIB
+EMBEDDED_TRANSACTION_BYTES = 2 * MIB
+RETRY_S = 1.0
+RETRY_S_MAX = 60.0
+_CHILD_END_S = 10.0
+
+
+class Writer(Protocol):
+    """Who writes: `ArchiveWriter` itself, or a child process that has one."""
+
+    checkpoint: Checkpoint
+    written_bytes: int
+
+    @property
+    def begun_ordinal(self) -> int:
+        """As of `ArchiveWriter`."""
+        ...
+
+    def archive(self, segments: list[Path], between: Callable[[], None]) -> Checkpoint:
+        """As of `ArchiveWriter`."""
+        ...
+
+    def compact(self, between: Callable[[], None]) -> CompactResult:
+        """As of `ArchiveWriter`."""
+        ...
+
+    def close(self) -> None:
+        """As of `ArchiveWriter`."""
+        ...
+
+
+class ChildDied(Exception):
+    """The child process ended on its own."""
+
+
+class ChildWriter:
+    """An `ArchiveWriter` in a process of its own.
+
+    Args:
+        data: the data directory.
+
+    Raises:
+        StorageError: what the child's writer raises. ChildDied: it ended. OSError: it cannot be started.
+    """
+
+    def __init__(self, data: Path) -> None:
+        self.written_bytes = 0
+        command = [sys.executable, "-m", "broker.log.archiver", "--data", str(data)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            ready = self._hear()
+        except BaseException:
+            self.close()
+            raise
+        self.checkpoint = Checkpoint(**ready["checkpoint"])
+        self.begun_ordinal: int = ready["begun"]
+
+    def archive(self, segments: list[Path], between: Callable[[], None]) -> Checkpoint:
+        """Have a slice taken in; as `ArchiveWriter.archive`."""
+        done = self._do({"do": "archive", "segments": [str(path) for path in segments]}, between)
+        self.checkpoint = Checkpoint(**done["checkpoint"])
+        return self.checkpoint
+
+    def compact(self, between: Callable[[], None]) -> CompactResult:
+        """Have the file rebuilt; as `ArchiveWriter.compact`."""
+        done = self._do({"do": "compact"}, between)
+        del done["state"]
+        return CompactResult(**done)
+
+    def close(self) -> None:
+        """End the child, and wait for it."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with suppress(OSError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(_CHILD_END_S)
+        except subprocess.TimeoutExpired:
+            # It is in the midst of a transaction; a kill undoes that one and nothing else.
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+
+    def _do(self, command: dict[str, Any], between: Callable[[], None]) -> dict[str, Any]:
+        self._say(command)
+        while (answer := self._hear())["state"] == "step":
+            self.written_bytes = answer["bytes"]
+            try:
+                between()
+            except Stopped:
+                self._say({"do": "stop"})
+            else:
+                self._say({"do": "go"})
+        if answer["state"] == "stopped":
+            raise Stopped
+        return answer
+
+    def _say(self, command: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(command) + "\n")
+            self.process.stdin.flush()
+        except OSError as cause:
+            raise ChildDied(f"its pipe is closed: {cause}") from cause
+
+    def _hear(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise ChildDied(f"it ended with status {self.process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        if answer["state"] == "failed":
+            raise _failure(answer)
+        return answer
+
+
+def _failure(answer: dict[str, Any]) -> BrokerError:
+    """Return the error that a child reported."""
+    return error(BY_CODE[answer["code"]].name, answer["detail"])
+
+
+class Archiving:
+    """Archives what is queued, in the background.
+
+    Args:
+        folder: the data directory.
+        in_process: write on the thread itself, in small transactions, instead of in a child process.
+        on_archived: called on the thread with each new checkpoint, when it is durable; it may take its time.
+        on_compacted: called on the thread when another file has the archive's name; the caller reopens its readers.
+        segments_min: a slice waits for so many segments …
+        wait_s: … but no longer than this.
+        segments_max: a slice has no more than these.
+        backlog_bytes_max: with so much to do the writer does not rest.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        in_process: bool,
+        on_archived: Callable[[Checkpoint], None],
+        on_compacted: Callable[[CompactResult], None] = lambda _: None,
+        segments_min: int = SEGMENTS_MIN,
+        wait_s: float = WAIT_S,
+        segments_max: int = SEGMENTS_MAX,
+        backlog_bytes_max: int = BACKLOG_BYTES_MAX,
+    ) -> None:
+        self._folder = folder
+        self._in_process = in_process
+        self._on_archived = on_archived
+        self._on_compacted = on_compacted
+        self._segments_min = segments_min
+        self._wait_s = wait_s
+        self._segments_max = segments_max
+        self._pace = Pace(backlog_bytes_max)
+        self._condition = threading.Condition()
+        self._waiting: deque[tuple[Segment, int, float]] = deque()
+        self._compactions: deque[tuple[Future[CompactResult], int]] = deque()
+        self._closing = False
+        self._writer: Writer | None = None
+        self._failures = 0
+        self._step_began_s = 0.0
+        self._slices = 0
+        self._archive_s = 0.0
+        self._pause_s = 0.0
+        self.backlog_bytes = 0
+        self._thread = threading.Thread(target=self._run, name="broker-log-archiving", daemon=True)
+        self._thread.start()
+
+    # --- Any thread -----------------------------------------------------------------------------------------------
+
+    def queue(self, segment: Segment) -> None:
+        """Hand over a sealed segment, oldest first; one that the archive has already is reported at once."""
+        size = segment.path.stat().st_size
+        with self._condition:
+            self._waiting.append((segment, size, time.monotonic()))
+            self.backlog_bytes += size
+            self._condition.notify_all()
+
+    def pace(self, commit_s: float) -> None:
+        """Take in how long a commit took; the commit thread only."""
+        self._pace.committed(commit_s)
+
+    def compact(self) -> Future[CompactResult]:
+        """Have the archive rebuilt after what is waiting now is archived; the result comes on the thread."""
+        future: Future[CompactResult] = Future()
+        with self._condition:
+            if self._closing:
+                raise error("CLOSED", f"{self._folder}: archiving has ended")
+            self._compactions.append((future, self._waiting[-1][0].ordinal if self._waiting else 0))
+            self._condition.notify_all()
+        return future
+
+    def stats(self) -> dict[str, int | float]:
+        """Return counts: slices, seconds spent writing and resting, bytes written by this writer, what waits."""
+        writer = self._writer
+        return {
+            "archive_backlog_bytes": self.backlog_bytes,
+            "archive_backlog": len(self._waiting),
+            "archive_slices": self._slices,
+            "archive_s": self._archive_s,
+            "archive_pause_s": self._pause_s,
+            "archive_written_bytes": writer.written_bytes if writer is not None else 0,
+            "archive_failures": self._failures,
+        }
+
+    def close(self) -> None:
+        """End after the transaction that is being written; what waits is archived after the next start. Idempotent."""
+        with self._condition:
+            self._closing = True
+            self._condition.notify_all()
+        self._thread.join()
+
+    # --- The thread -----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception as cause:
+            # A mistake in this program: nothing is lost, but an operator must hear of it.
+            emit("archiving_stopped", data=self._folder, failure=cause)
+        finally:
+            self._drop_writer()
+            with self._condition:
+                self._closing = True
+                ended, self._compactions = self._compactions, deque()
+            for future, _ in ended:
+                future.set_exception(error("CLOSED", f"{self._folder}: archiving has ended"))
+
+    def _serve(self) -> None:
+        retry_s = RETRY_S
+        while True:
+            with self._condition:
+                while not self._closing and (due_s := self._due_in()) > 0:
+                    self._condition.wait(min(due_s, threading.TIMEOUT_MAX))
+                if self._closing:
+                    break
+            try:
+                if not self._work():
+                    # A slice that was cut short needs segments that are not queued yet.
+                    with self._condition:
+                        self._condition.wait_for(lambda: self._closing, RETRY_S)
+                retry_s = RETRY_S
+            except Stopped:
+                continue
+            except (BrokerError, ChildDied, OSError, MemoryError) as cause:
+                self._failures += 1
+                self._drop_writer()
+                emit("archiving_delayed", data=self._folder, retry_s=retry_s, error=cause)
+                with self._condition:
+                    self._condition.wait_for(lambda: self._closing, retry_s)
+                retry_s = min(retry_s * 2, RETRY_S_MAX)
+
+    def _due_in(self) -> float:
+        """Return the seconds until there is something to do."""
+        if self._compactions or len(self._waiting) >= self._segments_min:
+            return 0.0
+        if self._waiting:
+            return max(self._waiting[0][2] + self._wait_s - time.monotonic(), 0.0)
+        return float("inf")
+
+    def _work(self) -> bool:
+        """Write one slice, or rebuild the file; tell whether there was anything to do."""
+        writer = self._writer
+        if writer is None:
+            writer = self._writer = self._start_writer()
+        # What a process before this one archived, and did not live to remove.
+        if self._waiting and self._waiting[0][0].ordinal <= writer.checkpoint.ordinal:
+            self._archived(writer.checkpoint)
+        segments = self._next_slice(writer)
+        compaction = self._next_compaction(writer)
+        if compaction is None and not segments:
+            return not self._waiting
+        began_s = self._step_began_s = time.monotonic()
+        self._pace.begin()
+        try:
+            if compaction is not None:
+                result = writer.compact(self._between)
+                self._on_compacted(result)
+                self._compactions.popleft()
+                compaction.set_result(result)
+            else:
+                self._archived(writer.archive(segments, self._between))
+                self._slices += 1
+        finally:
+            self._pace.end()
+            self._archive_s += time.monotonic() - began_s
+        return True
+
+    def _next_compaction(self, writer: Writer) -> Future[CompactResult] | None:
+        """Return the rebuild that is due, if what waited when it was asked for is archived."""
+        if self._compactions and writer.checkpoint.ordinal >= self._compactions[0][1]:
+            return self._compactions[0][0]
+        return None
+
+    def _start_writer(self) -> Writer:
+        if self._in_process:
+            return ArchiveWriter(archive_path(self._folder), transaction_bytes=EMBEDDED_TRANSACTION_BYTES)
+        return ChildWriter(self._folder)
+
+    def _drop_writer(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+
+    def _next_slice(self, writer: Writer) -> list[Path]:
+        """Return the segments of the next slice: all that wait, up to the bound; none when nothing waits.
+
+        A slice that was cut short has to be repeated as far as it went.
+        """
+        with self._condition:
+            waiting = [segment for segment, _, _ in self._waiting]
+        if not waiting or waiting[-1].ordinal < writer.begun_ordinal:
+            return []
+        begun = sum(segment.ordinal <= writer.begun_ordinal for segment in waiting)
+        return [segment.path for segment in waiting[: max(self._segments_max, begun)]]
+
+    def _archived(self, checkpoint: Checkpoint) -> None:
+        """Let go of what a checkpoint covers, and say so."""
+        with self._condition:
+            while self._waiting and self._waiting[0][0].ordinal <= checkpoint.ordinal:
+                self.backlog_bytes -= self._waiting.popleft()[1]
+        self._on_archived(checkpoint)
+
+    def _between(self) -> None:
+        """Rest between two transactions."""
+        worked_s = time.monotonic() - self._step_began_s
+        pause_s = self._pace.pause_s(worked_s, self.backlog_bytes)
+        if pause_s > 0.0 or self._closing:
+            with self._condition:
+                if self._condition.wait_for(lambda: self._closing, pause_s):
+                    raise Stopped
+            self._pause_s += pause_s
+        self._step_began_s = time.monotonic()
