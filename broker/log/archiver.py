@@ -31,6 +31,8 @@ from broker.log.archive import create_archive
 from broker.log.archive_rows import CHECKPOINT_KEY, Checkpoint
 from broker.log.environment import OpenFiles, check_file, close_shared, open_shared, remove_file
 from broker.log.errors import corrupt, failed
+from broker.log.retaining import retain
+from broker.log.retention import Policies, unpack_cursors
 from broker.log.segment import Segment
 from broker.log.slice import SLICE_KEY, Begun, Slice, SliceSegment
 from broker.model.errors import BrokerError, error
@@ -38,7 +40,9 @@ from broker_native.btree import TreeDamaged
 from broker_native.tree import MappedFile, TreeReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    from broker.log.retention import Step
 
 MIB = 1024 * 1024
 TRANSACTION_BYTES = 16 * MIB
@@ -150,6 +154,37 @@ class ArchiveWriter:
         """Rebuild the file."""
         raise error("UNAVAILABLE", f"{self.path}: cannot be rebuilt yet")
 
+    def retain(self, policies: Policies, cursors: Mapping[bytes, int], now_us: int) -> Step:
+        """Take one step of retention, in one transaction.
+
+        Args:
+            policies: of the channels.
+            cursors: of the last step, if all its proposals are trims in the journal; else empty.
+            now_us: the time by which ages are judged, microseconds since 1970.
+
+        Returns:
+            What to trim, and the cursors to pass on when that is done.
+
+        Raises:
+            StorageError: STORAGE_CORRUPT, STORAGE_FULL or STORAGE_FAILED; the archive is as it was. Unavailable: a
+                slice was cut short, and has to be archived first.
+        """
+        if self._begun is not None:
+            raise error("UNAVAILABLE", f"{self.path}: a slice of segments is not wholly in it")
+        environment, mapped = self._open()
+        try:
+            with environment.begin(write=True) as transaction:
+                reader = TreeReader(mapped, transaction.id() - 1)
+                step = retain(self.path, transaction, reader, policies, cursors, now_us)
+                checkpoint = Checkpoint.unpack(transaction.get(CHECKPOINT_KEY), self.path)
+        except lmdb.Error as cause:
+            self._shut()
+            if isinstance(cause, lmdb.MapFullError):
+                self._map_bytes *= 2
+            raise failed(self.path, cause) from cause
+        self.checkpoint = checkpoint
+        return step
+
     def close(self) -> None:
         """Close the file and give the archive up. Idempotent."""
         self._shut()
@@ -248,10 +283,11 @@ def serve(writer: ArchiveWriter, commands: TextIO, answers: TextIO) -> None:
     """Obey the owner until its end of the pipe is closed.
 
     One JSON object a line. First of all comes `{"state": "ready", "checkpoint": {…}, "begun": ordinal}`. A command is
-    `{"do": "archive", "segments": [path, …]}` or `{"do": "compact"}`. After each transaction `{"state": "step",
-    "bytes": written}` is said, and the owner's `{"do": "go"}` or `{"do": "stop"}` awaited: so it sets the pace. At the
-    end comes `{"state": "archived", "checkpoint": {…}}`, `{"state": "compacted", …}`, `{"state": "stopped"}` or
-    `{"state": "failed", "code": …, "detail": …}`.
+    `{"do": "archive", "segments": [path, …]}`, `{"do": "retain", …}` or `{"do": "compact"}`. After each transaction of
+    a slice or a rebuild `{"state": "step", "bytes": written}` is said, and the owner's `{"do": "go"}` or `{"do":
+    "stop"}` awaited: so it sets the pace. At the end comes `{"state": "archived", "checkpoint": {…}}`, `{"state":
+    "retained", …}`, `{"state": "compacted", …}`, `{"state": "stopped"}` or `{"state": "failed", "code": …, "detail":
+    …}`.
     """
 
     def say(state: str, **fields: Any) -> None:
@@ -271,6 +307,9 @@ def serve(writer: ArchiveWriter, commands: TextIO, answers: TextIO) -> None:
             if command["do"] == "archive":
                 checkpoint = writer.archive([Path(path) for path in command["segments"]], between)
                 say("archived", checkpoint=asdict(checkpoint), bytes=writer.written_bytes)
+            elif command["do"] == "retain":
+                policies, cursors = Policies.unpack(command["policies"]), unpack_cursors(command["cursors"])
+                say("retained", **writer.retain(policies, cursors, command["now_us"]).pack())
             elif command["do"] == "compact":
                 say("compacted", **asdict(writer.compact(between)))
             else:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from broker.log.archive_rows import CHECKPOINT_KEY, LATEST, Checkpoint
 from broker.log.archive_view import ArchiveView, channel_key, chunk_key, cursor_row
+from broker.log.errors import corrupt
 from broker_native.chunks import chunk_compact, chunk_keys
 from broker_native.rows import pack_row, row_body
 
@@ -95,6 +96,8 @@ class LatestStep:
             self._walk_deleted(tombstone_us, now_us - tombstone_us, latest, chunks_max)
         if self._saved:
             checkpoint = Checkpoint.unpack(self._view.reader.get(CHECKPOINT_KEY), self._path)
+            if checkpoint.bytes < self._saved:
+                raise corrupt(self._path, "the checkpoint counts fewer bytes than the chunks have")
             self.puts[CHECKPOINT_KEY] = replace(checkpoint, bytes=checkpoint.bytes - self._saved).pack()
 
     def _walk_latest(self, chunks_max: int) -> int:

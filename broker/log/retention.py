@@ -30,6 +30,7 @@ from broker_native.crc32c import crc32c_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from typing import Any
 
 __all__ = ["ChannelState", "IndexedGroup", "Planner", "Policies", "Policy", "Step", "View", "bounded_first"]
 
@@ -198,6 +199,27 @@ class Step:
     proposals: dict[bytes, int]
     cursors: dict[bytes, int]
     more: bool
+
+    def pack(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold; `unpack` reads them."""
+        proposals = [[name.decode(), first] for name, first in self.proposals.items()]
+        return {"proposals": proposals, "cursors": pack_cursors(self.cursors), "more": self.more}
+
+    @classmethod
+    def unpack(cls, packed: Mapping[str, Any]) -> Step:
+        """Return the step that `pack` wrote."""
+        proposals = {name.encode(): first for name, first in packed["proposals"]}
+        return cls(proposals, unpack_cursors(packed["cursors"]), packed["more"])
+
+
+def pack_cursors(cursors: Mapping[bytes, int]) -> dict[str, int]:
+    """Return cursors as JSON can hold them."""
+    return {name.decode(): group for name, group in cursors.items()}
+
+
+def unpack_cursors(packed: Mapping[str, int]) -> dict[bytes, int]:
+    """Return the cursors that `pack_cursors` wrote."""
+    return {name.encode(): group for name, group in packed.items()}
 
 
 def bounded_first(state: ChannelState, policy: Policy, spans: Iterable[tuple[int, int, int]]) -> int:

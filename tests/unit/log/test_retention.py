@@ -262,6 +262,11 @@ def test_policies_cross_to_another_process() -> None:
     assert (POLICIES == 5) is False
 
 
+def test_a_step_crosses_to_another_process() -> None:
+    step = Step({b"a.b": 4}, {b"age 5 00000000": 1 << 60}, more=True)
+    assert Step.unpack(json.loads(json.dumps(step.pack()))) == step
+
+
 def test_policies_of_profiles() -> None:
     profiles = [
         Profile(b"live.>", Level.EPHEMERAL),
