@@ -20,7 +20,17 @@ from typing import TYPE_CHECKING, Any
 from broker._version import __version__
 
 if TYPE_CHECKING:
-    from broker.bus import Bus, ChannelInfo, Last, Since, Subscription, SubscriptionEvent
+    from broker.bus import (
+        Bus,
+        ChannelInfo,
+        History,
+        Last,
+        ListedChannel,
+        Since,
+        Subscription,
+        SubscriptionEvent,
+        Until,
+    )
     from broker.client.client import Client, connect
     from broker.client.reconnect import BackoffPolicy
     from broker.embedded import Broker
@@ -62,11 +72,13 @@ __all__ = [
     "ConnectionLost",
     "Denied",
     "FrameTooLarge",
+    "History",
     "InvalidChannel",
     "InvalidPattern",
     "Last",
     "Level",
     "LimitExceeded",
+    "ListedChannel",
     "MalformedFrame",
     "Message",
     "Position",
@@ -82,12 +94,23 @@ __all__ = [
     "Subscription",
     "SubscriptionEvent",
     "Unavailable",
+    "Until",
     "__version__",
     "connect",
 ]
 
 _HOMES = {
-    "broker.bus": ("Bus", "ChannelInfo", "Last", "Since", "Subscription", "SubscriptionEvent"),
+    "broker.bus": (
+        "Bus",
+        "ChannelInfo",
+        "History",
+        "Last",
+        "ListedChannel",
+        "Since",
+        "Subscription",
+        "SubscriptionEvent",
+        "Until",
+    ),
     "broker.client.client": ("Client", "connect"),
     "broker.client.reconnect": ("BackoffPolicy",),
     "broker.embedded": ("Broker",),

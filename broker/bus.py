@@ -23,7 +23,21 @@ if TYPE_CHECKING:
     from broker_native.messages import Batch, Message
     from broker_native.posting import Publication, Receipt
 
-__all__ = ["Bus", "ChannelInfo", "Last", "Payload", "Since", "Start", "Subscription", "SubscriptionEvent"]
+__all__ = [
+    "Bus",
+    "ChannelInfo",
+    "History",
+    "HistorySince",
+    "HistoryUntil",
+    "Last",
+    "ListedChannel",
+    "Payload",
+    "Since",
+    "Start",
+    "Subscription",
+    "SubscriptionEvent",
+    "Until",
+]
 
 Payload: TypeAlias = bytes | bytearray | memoryview
 
@@ -46,6 +60,19 @@ Start: TypeAlias = "Literal['new', 'start'] | Position | Mapping[str, Position] 
 """Where a subscription begins: with what comes from now on; with the oldest there is; after a position of its one
 channel, or after those of several (channels that are not in the mapping start new); after a place in the order of the
 whole bus; or as `Last` and `Since` say."""
+
+
+class Until(NamedTuple):
+    """End with what is older than a time, in microseconds since 1970-01-01 UTC."""
+
+    time_us: int
+
+
+HistorySince: TypeAlias = "Position | BusPosition | Since | Last | None"
+"""Where a read of what is stored begins: after a position; after a place of the bus; with a time; so that the last so
+many are read; or with the oldest there is. A position with epoch 0 is a sequence alone, and is not judged."""
+HistoryUntil: TypeAlias = "Position | Until | None"
+"""Where it ends: with a position, before a time, or with the newest that was there when it began."""
 
 
 class SubscriptionEvent(NamedTuple):
@@ -84,6 +111,52 @@ class ChannelInfo(NamedTuple):
     first: int
     head: int
     level: Level
+
+
+class ListedChannel(NamedTuple):
+    """A channel in a listing.
+
+    Attributes:
+        name: its name.
+        info: what it holds, if the listing asked for that.
+    """
+
+    name: str
+    info: ChannelInfo | None
+
+
+class History(ABC):
+    """A read of what is stored, which pages by itself and ends.
+
+    Iterate it, or take `batches()`; they share one place, and leaving an iteration early loses nothing but the rest of
+    its batch. What has expired or was taken out is not there, though it has sequences.
+    """
+
+    events: deque[SubscriptionEvent]
+    """`trimmed` or `diverged`, if the position that was asked for was not simply found; `at` as for a subscription."""
+    info: ChannelInfo | None
+    """What the channel held when the first page was read; None before that, and for a pattern."""
+
+    @abstractmethod
+    def __aiter__(self) -> AsyncIterator[Message]:
+        """Iterate over messages, oldest first, or newest first if it was asked for in reverse.
+
+        Raises:
+            BrokerError: From the iteration: DENIED, NO_PROFILE, a storage error, …
+        """
+
+    @abstractmethod
+    def batches(self) -> AsyncIterator[Batch]:
+        """Iterate over batches: runs of consecutive messages of one channel, each ascending."""
+
+    @abstractmethod
+    async def messages(self) -> list[Message]:
+        """Read all that is left."""
+
+    @property
+    @abstractmethod
+    def bus_position(self) -> BusPosition | None:
+        """Where a read of a pattern goes on: behind all pages so far. None for a channel's, and before it began."""
 
 
 class Subscription(ABC):
@@ -274,6 +347,55 @@ class Bus(ABC):
 
         Raises:
             BrokerError: INVALID_CHANNEL, NO_PROFILE, DENIED.
+        """
+
+    @abstractmethod
+    def history(
+        self,
+        channel: str,
+        *,
+        since: HistorySince = None,
+        until: HistoryUntil = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> History:
+        """Read what is stored of a channel, or of what a pattern selects.
+
+        What was answered before the call is there, whatever its durability, but for ephemeral messages, which are
+        never read back. A read of one channel ends where the channel ended when its first page was read; one of a
+        pattern goes on until it has caught up with what is committed, in the order of the bus.
+
+        Args:
+            channel: The channel's name, or a pattern; a pattern is read from a bus position, a time or the start, and
+                has no other bounds.
+            since, until: The stretch; all that is stored without them.
+            limit: At most so many messages, from 1.
+            reverse: The newest first.
+
+        Returns:
+            The read, to be iterated; nothing is asked for before.
+
+        Raises:
+            InvalidChannel, InvalidPattern: It is no name.
+            RequestError: INVALID_POSITION; the bounds do not fit the name.
+        """
+
+    @abstractmethod
+    def channels(
+        self, prefix: str = "", *, after: str = "", limit: int | None = None, details: bool = False
+    ) -> AsyncIterator[ListedChannel]:
+        """Iterate over the names of stored channels, ascending by bytes; pages by itself.
+
+        A channel that is created or removed meanwhile is listed or not; all others are, once.
+
+        Args:
+            prefix: What the names begin with; any text, whole tokens or not.
+            after: Only names greater than this.
+            limit: At most so many, from 1.
+            details: Say of each what it holds.
+
+        Raises:
+            BrokerError: From the iteration: DENIED, a storage error.
         """
 
     @abstractmethod

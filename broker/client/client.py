@@ -10,30 +10,33 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from broker._version import __version__
-from broker.bus import CREDIT_BYTES_DEFAULT, Bus, ChannelInfo
+from broker.bus import CREDIT_BYTES_DEFAULT, Bus, ChannelInfo, ListedChannel
 from broker.client.address import UnixAddress, parse_url
 from broker.client.connection import Connection
+from broker.client.history import make_history
 from broker.client.reconnect import Backoff, BackoffPolicy, LineKnowledge, is_final
 from broker.client.subscription import ClientSubscription
 from broker.client.transport import tcp_connector, unix_connector
 from broker.events import emit
 from broker.model.errors import BrokerError, error
+from broker.model.history import NAMES_MAX, NamesQuery
 from broker.model.levels import Level
 from broker.model.names import check_channel
 from broker.model.positions import BusPosition, Position
-from broker.wire import control
+from broker.wire import control, requests
 from broker.wire.kinds import PRODUCER_BYTES
 from broker_native.messages import set_types
 from broker_native.posting import PublishBuffer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
     from typing import Self
 
-    from broker.bus import Payload, Start, SubscriptionEvent
+    from broker.bus import History, HistorySince, HistoryUntil, Payload, Start, SubscriptionEvent
     from broker.client.transport import Connector
     from broker_native.posting import Publication, Receipt
 
@@ -257,16 +260,47 @@ class Client(Bus):
     # .. asking ..
 
     async def stats(self) -> dict[str, Any]:
-        fields = await self._ask("stats", {})
+        fields = await self.ask("stats", {})
         figures = fields.get("stats")
         return figures if isinstance(figures, dict) else {}
 
     async def channel(self, name: str) -> ChannelInfo:
         check_channel(name)
-        fields = await self._ask("channel", {"name": name})
+        fields = await self.ask("channel", {"name": name})
         return ChannelInfo(fields["epoch"], fields["first"], fields["head"], Level(fields["level"]))
 
-    async def _ask(self, operation: str, arguments: Mapping[str, object]) -> dict[str, Any]:
+    def history(
+        self,
+        channel: str,
+        *,
+        since: HistorySince = None,
+        until: HistoryUntil = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> History:
+        return make_history(self, channel, since, until, limit, reverse)
+
+    async def channels(
+        self, prefix: str = "", *, after: str = "", limit: int | None = None, details: bool = False
+    ) -> AsyncIterator[ListedChannel]:
+        query = NamesQuery(prefix, after, NAMES_MAX, details)
+        left = limit
+        while left is None or left > 0:
+            query = replace(query, limit=NAMES_MAX if left is None else min(left, NAMES_MAX))
+            part = requests.decode_names_part(await self.ask("channels", requests.pack_query(query)))
+            for name, epoch, first, head, level in part.channels:
+                yield ListedChannel(name, ChannelInfo(epoch, first, head, Level(level)) if level else None)
+            if not part.more or not part.channels:
+                return
+            left = None if left is None else left - len(part.channels)
+            query = replace(query, after=part.channels[-1].name)
+
+    @property
+    def journal(self) -> bytes:
+        """Identity of the journal of the server that we were connected to last."""
+        return self._welcome.journal if self._welcome is not None else b""
+
+    async def ask(self, operation: str, arguments: Mapping[str, object]) -> dict[str, Any]:
         """Send a request and wait for its answer; waits for a connection first."""
         connection = await self._wait_connected()
         self._last_request = self._last_request % 0xFFFFFFFF + 1

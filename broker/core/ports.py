@@ -43,8 +43,21 @@ class Journal(Protocol):
 class Reader(Protocol):
     """Committed groups, read back. On any thread; each call is bounded and holds nothing after it."""
 
-    def read_channel(self, channel_id: int, after_sequence: int, bytes_max: int) -> list[tuple[int, int, bytes]]:
-        """Chunks of a channel that go past a sequence, as (group, index, chunk), at least one if there is one."""
+    def read_channel(
+        self, channel_id: int, after_sequence: int, bytes_max: int, before_sequence: int = ...
+    ) -> list[tuple[int, int, bytes]]:
+        """Chunks of a channel that go past a sequence, as (group, index, chunk), at least one if there is one.
+
+        Only those that begin before `before_sequence`, if it is given.
+        """
+
+    def read_channel_back(
+        self, channel_id: int, before_sequence: int, count: int, bytes_max: int
+    ) -> list[tuple[int, int, bytes]]:
+        """The newest chunks that begin before a sequence, ascending, back to `count` sequences before it."""
+
+    def sequence_at(self, channel_id: int, first: int, next_sequence: int, time_us: int) -> int:
+        """The first sequence from `first` on whose record is of a time or later; `next_sequence` if none is."""
 
     def read_groups(
         self, after_group: int, after_index: int, bytes_max: int, wanted: Container[int] | None

@@ -21,7 +21,9 @@ from broker.model.errors import BrokerError, error
 from broker.model.levels import Level
 from broker.model.names import check_channel, check_pattern, display, is_pattern
 from broker.node.catchup import INDEX_END, Following, Wanted
-from broker.wire import control
+from broker.node.history import ASKS_MAX
+from broker.node.listing import NamesScan
+from broker.wire import control, requests
 from broker.wire.kinds import Kind
 from broker_native.fanout import Subscription
 from broker_native.intake import Intake
@@ -31,12 +33,15 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
+    from broker.model.history import BusPart, BusQuery, HistoryPart, HistoryQuery, NamesPart
     from broker.node.node import Node
 
 __all__ = ["Session"]
 
 HELLO_BYTES_MAX = 16 << 10
 CODE_PAST_CREDIT = 1 << 32
+REPLY_OVERHEAD_BYTES = 4_096
+"""What an answer has besides its chunks, at most, but for the names of channels."""
 LINGER_S = 5.0
 """How long a peer may take to read the farewell of a connection that is over."""
 
@@ -44,6 +49,7 @@ LINGER_S = 5.0
 HELD_BY_GROUP = 1
 HELD_BY_ANSWERS = 2
 HELD_BY_TURN = 4
+HELD_BY_ASKING = 16
 U64 = struct.Struct("<Q")
 
 
@@ -101,6 +107,7 @@ class Session(Intake):
             self._hello_timer.cancel()
             self._hello_timer = None
         self.node.remove(self)
+        self.node.history.leave(self)
         self.outbox.close()
         for subscription in (self.subscriptions or {}).values():
             if subscription.state is not None:
@@ -273,7 +280,7 @@ class Session(Intake):
             if self.transport is not None and now_us - self._ended_us >= LINGER_S * 1e6:
                 self.transport.abort()
             return
-        if self._held_by & (HELD_BY_GROUP | HELD_BY_TURN):
+        if self._held_by & (HELD_BY_GROUP | HELD_BY_TURN | HELD_BY_ASKING):
             # We do not listen: that the peer is not heard says nothing of it.
             self.heard_us = now_us
         quiet_s = (now_us - self.heard_us) / 1e6
@@ -621,12 +628,60 @@ class Session(Intake):
 
     def _request(self, body: bytes) -> None:
         request = control.decode_request(body)
+        question = _QUESTIONS.get(request.op)
         try:
+            if question is not None:
+                question(self, request)
+                return
             reply = self._operate(request)
         except BrokerError as failure:
+            if failure.name == "MALFORMED_FRAME":
+                raise
             self.outbox.frame(control.encode_error(failure, request=request.request))
             return
         self.outbox.frame(control.encode_reply(request.request, reply))
+
+    def _history(self, request: control.Request) -> None:
+        """Read back what is stored of a channel, or of what a pattern selects."""
+        if "pattern" in request.more:
+            self._bus_history(request)
+            return
+        query = requests.decode_history_query(request.more)
+        self.node.gate.check(self.identity, Verb.HISTORY, query.channel.encode())
+        self._read_back(request.request, query, check_channel(query.channel))
+
+    def _bus_history(self, request: control.Request) -> None:
+        query = requests.decode_bus_query(request.more)
+        self.node.gate.check(self.identity, Verb.HISTORY, query.pattern.encode())
+        pattern = check_pattern(query.pattern)
+        self._check_ways(pattern)
+        self._read_back(request.request, query, pattern)
+
+    def _read_back(self, number: int, query: HistoryQuery | BusQuery, name: bytes) -> None:
+        bytes_max = min(query.bytes_max, self.frame_bytes_max - REPLY_OVERHEAD_BYTES)
+        if bytes_max < query.bytes_max:
+            query = replace(query, bytes_max=bytes_max)
+        if self.node.history.ask(self, number, query, name) >= ASKS_MAX:
+            self._read_no_more(HELD_BY_ASKING)
+        self.node.kick()
+
+    def _channels(self, request: control.Request) -> None:
+        """List the names of stored channels."""
+        query = requests.decode_names_query(request.more)
+        prefix, after = query.prefix.encode(), query.after.encode()
+        self.node.gate.check(self.identity, Verb.MANAGE, prefix or b">")
+        names = NamesScan(prefix, after, query.limit)
+        self.node.listing.ask(self, request.request, names, details=query.details)
+        self.node.kick()
+
+    def encode_part(self, number: int, part: HistoryPart | BusPart | NamesPart) -> bytes:
+        return requests.encode_part(number, part)
+
+    def encode_refusal(self, number: int, failure: BrokerError) -> bytes:
+        return control.encode_error(failure, request=number)
+
+    def read_on_asking(self) -> None:
+        self._read_on(HELD_BY_ASKING)
 
     def _operate(self, request: control.Request) -> dict[str, object]:
         if request.op == "stats":
@@ -634,7 +689,8 @@ class Session(Intake):
             return {"stats": self.node.stats()}
         if request.op == "channel":
             return self._describe(request.more.get("name"))
-        raise error("UNKNOWN_OPERATION", f"operation: got {display(request.op.encode())}, known: channel, stats")
+        known = ", ".join(sorted(["channel", "stats", *_QUESTIONS]))
+        raise error("UNKNOWN_OPERATION", f"operation: got {display(request.op.encode())}, known: {known}")
 
     def _describe(self, asked: object) -> dict[str, object]:
         if not isinstance(asked, str):
@@ -670,6 +726,11 @@ class Session(Intake):
 _EXHAUSTED = error("LIMIT", "memory: none is left for what this connection sends or is sent", "reconnect and resume")
 _EXHAUSTED_FRAME = control.encode_error(_EXHAUSTED)
 _FRAME_TOO_LARGE = error("FRAME_TOO_LARGE", "").code
+_QUESTIONS: dict[str, Callable[[Session, control.Request], None]] = {
+    "channels": Session._channels,
+    "history": Session._history,
+}
+"""Operations that answer by themselves, later."""
 _HANDLERS: dict[int, Callable[[Session, bytes], None]] = {
     Kind.PING: Session._ping,
     Kind.PONG: Session._pong,

@@ -27,6 +27,7 @@ from broker.log import durable
 from broker.log.errors import corrupt, failed
 from broker.model.errors import error
 from broker_native.btree import TreeDamaged, check_tree, find_row
+from broker_native.tree import MappedFile, TreeReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -185,6 +186,11 @@ def check_file(path: Path) -> int:
         StorageError: STORAGE_CORRUPT when it is cut or its meta pages cannot be right, STORAGE_FORMAT when another
             version of LMDB wrote it, STORAGE_FAILED when it cannot be read.
     """
+    return _newer_meta(path)[0]
+
+
+def _newer_meta(path: Path) -> tuple[int, int]:
+    """Return where the newer meta page begins and the number of its transaction; see `check_file`."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -201,11 +207,12 @@ def check_file(path: Path) -> int:
         raise error("STORAGE_FORMAT", f"{path}: got LMDB data format {first.version}, expected {_META_VERSION}", hint)
     if second is None or second.page_bytes != first.page_bytes or second.version != first.version:
         raise corrupt(path, "its two meta pages disagree")
-    return _check_metas(path, size, first, second)
+    newer = _check_metas(path, size, first, second)
+    return 0 if newer is first else first.page_bytes, newer.transaction
 
 
-def _check_metas(path: Path, size: int, first: _Meta, second: _Meta) -> int:
-    """Check that the transactions of the metas can follow each other and that the newer one's pages are there."""
+def _check_metas(path: Path, size: int, first: _Meta, second: _Meta) -> _Meta:
+    """Return the newer meta; their transactions can follow each other, and its pages are there."""
     newest = max(first.transaction, second.transaction)
     # Transaction n is written to meta n mod 2, so they are neighbours, or both 0 in a file without a commit.
     if newest > 0 and (abs(first.transaction - second.transaction) != 1 or first.transaction % 2 != 0):
@@ -214,7 +221,7 @@ def _check_metas(path: Path, size: int, first: _Meta, second: _Meta) -> int:
     need = (newer.last_page + 1) * newer.page_bytes
     if size < need:
         raise corrupt(path, f"is cut: {size} bytes are there, its pages need {need}")
-    return 0 if newer is first else first.page_bytes
+    return newer
 
 
 @contextmanager
@@ -247,6 +254,28 @@ def read_row(path: Path, key: bytes) -> bytes | None:
         except TreeDamaged as damage:
             raise corrupt(path, str(damage)) from damage
         return None if found is None else content[found[0] : found[0] + found[1]]
+
+
+@contextmanager
+def reading_tree(path: Path) -> Iterator[TreeReader]:
+    """Hold a file that nobody writes to any more mapped, to be read row by row without LMDB.
+
+    Only what is looked up is read and proved. No environment is opened, and none has to be closed for it.
+
+    Raises:
+        StorageError: STORAGE_CORRUPT when a page on the way is damaged, or the system refuses.
+    """
+    _, transaction = _newer_meta(path)
+    try:
+        mapped = MappedFile(str(path), path.stat().st_size)
+    except OSError as cause:
+        raise failed(path, cause) from cause
+    try:
+        yield TreeReader(mapped, transaction)
+    except (TreeDamaged, LookupError) as damage:
+        raise corrupt(path, f"a page of its tree is wrong: {damage}") from damage
+    finally:
+        mapped.close()
 
 
 class _Meta:

@@ -10,11 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from broker.log.errors import damaged
-from broker.log.segment import Segment, group_key, group_number
+from broker.log.segment import SEQUENCE_MAX, Segment, group_key, group_number
+from broker_native.chunks import chunk_sequence_at
+from broker_native.groups import chunk_head
 from broker_native.index import GroupDamaged, read_header, scan_group
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Callable, Container
 
     import lmdb
 
@@ -37,7 +39,14 @@ class ChannelReader:
     def __init__(self) -> None:
         self._ends: dict[tuple[int, int], int] = {}
 
-    def read(self, segments: tuple[Segment, ...], channel: int, after_sequence: int, bytes_max: int) -> list[Chunk]:
+    def read(
+        self,
+        segments: tuple[Segment, ...],
+        channel: int,
+        after_sequence: int,
+        bytes_max: int,
+        before_sequence: int = SEQUENCE_MAX,
+    ) -> list[Chunk]:
         """Return the chunks of a channel whose last sequence is past `after_sequence`; see `Log.read_channel`."""
         ended_in = self._ends.pop((channel, after_sequence), None)
         if ended_in is None:
@@ -47,7 +56,7 @@ class ChannelReader:
             segments = tuple(segment for segment in segments if segment.ordinal >= ended_in)
         chunks: list[Chunk] = []
         for segment in segments:
-            places = segment.find(channel, after_sequence, bytes_max)
+            places = segment.find(channel, after_sequence, bytes_max, before_sequence)
             if not places:
                 continue
             # What does not go on from the last chunk follows others, of the segment before, that had no room.
@@ -83,6 +92,55 @@ def _from_sequence(segments: tuple[Segment, ...], channel: int, after_sequence: 
             if place[4] <= after_sequence + 1:
                 break
     return segments[begin:]
+
+
+def read_back(
+    segments: tuple[Segment, ...], channel: int, before_sequence: int, count: int, bytes_max: int
+) -> list[Chunk]:
+    """Return the newest chunks of a channel before a sequence, ascending; see `Log.read_channel_back`."""
+    after_sequence = max(before_sequence - 1 - count, 0)
+    parts: list[list[Chunk]] = []
+    for segment in reversed(segments):
+        if before_sequence <= after_sequence + 1:
+            break
+        places = segment.find(channel, after_sequence, SEQUENCE_MAX, before_sequence)
+        begin = len(places)
+        while begin and ((not parts and begin == len(places)) or places[begin - 1][3] <= bytes_max):
+            begin -= 1
+            bytes_max -= places[begin][3]
+        if begin < len(places):
+            parts.append(segment.cut(channel, places[begin:]))
+            before_sequence = places[begin][4]
+        if begin:
+            break
+    return [chunk for part in reversed(parts) for chunk in part]
+
+
+def sequence_at(read_one: Callable[[int], list[Chunk]], first: int, next_sequence: int, time_us: int) -> int:
+    """Return the first sequence of a channel whose record is of a time or later, by halving; see `Log.sequence_at`.
+
+    Args:
+        read_one: gets a sequence and returns the chunk that goes past it, or nothing.
+        first, next_sequence: the sequences to look among.
+        time_us: the time.
+    """
+    low, high = first, next_sequence
+    while low < high:
+        middle = low + (high - low) // 2
+        chunks = read_one(middle - 1)
+        if not chunks:
+            high = middle
+            continue
+        chunk = chunks[0][2]
+        _, _, begin, count = chunk_head(chunk)
+        found = chunk_sequence_at(chunk, time_us)
+        if found == begin:
+            high = min(begin, middle)
+        elif found == begin + count:
+            low = found
+        else:
+            return min(max(found, first), next_sequence)
+    return min(max(low, first), next_sequence)
 
 
 class GroupScan:

@@ -1,11 +1,14 @@
-"""What happens at start, before anything is appended: finding the segments, proving the chain, replaying it.
+"""What happens at start, before anything is appended: finding the segments and proving the chain. Nothing is replayed.
 
-Sealed segments are known by their seals and replayed as table deltas, unsealed ones group by group with every checksum
-proved; a seal that was cut short left nothing, since it is one transaction. Damage is an error, never a place to stop
-quietly: with full sync, nothing that was acknowledged can be missing after a loss of power.
+The journal begins where the archive's checkpoint says. Sealed segments are known by their seals alone; unsealed ones are
+walked group by group with every checksum proved, and what they changed in the tables is kept in memory, to be looked up
+as in the others. A seal that was cut short left nothing, since it is one transaction. Damage is an error, never a place
+to stop quietly: with full sync, nothing that was acknowledged can be missing after a loss of power.
 
 A segment may end with a void group: one whose commit failed, after which the chain went on in a later segment from an
-earlier predecessor. So the first group of every segment is looked at before the first one is replayed.
+earlier predecessor. So the first group of every segment is looked at before the first one is walked.
+
+Segments that the archive has are leftovers of a removal that was cut short: they are removed unseen.
 """
 
 from __future__ import annotations
@@ -21,24 +24,24 @@ from broker.log.environment import OpenFiles, create_file, remove_file
 from broker.log.errors import corrupt, damaged, failed
 from broker.log.sealer import segment_path
 from broker.log.segment import SUFFIX, Link, Seal, Segment, group_number
-from broker_native.index import GroupDamaged, check_group, read_header
+from broker.log.tables import MemoryTables
+from broker_native.delta import TableDelta
+from broker_native.index import GroupDamaged, read_header
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from broker.log.archive_rows import Checkpoint
     from broker_native.crc32c import Buffer
 
 _NAME = re.compile(r"([0-9a-f]{16})" + re.escape(SUFFIX))
 
 
 class Applier(Protocol):
-    """Who takes the replayed state; see `Log.recover_into`."""
+    """Who takes what is stored; see `Log.load_all`."""
 
     def apply_entries(self, entries: Buffer) -> object:
-        """Apply the table delta of a sealed segment; the buffer is borrowed for the call."""
-
-    def apply_group(self, group: bytes) -> object:
-        """Apply one group, header and all."""
+        """Apply a run of entries; the buffer is borrowed for the call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,11 @@ class Recovery:
         term: its term.
         run: its run.
         clean: whether its run ended in good order; a new journal's run 0 did.
-        groups: how many groups were replayed one by one.
+        groups: how many groups were proved one by one.
+        unclean_run: the newest run that a later one says did not end in good order, 0 for none.
+        id_next: the next channel's id.
+        channels: how many are stored.
+        producers: how many lines are stored.
     """
 
     group: int
@@ -62,6 +69,15 @@ class Recovery:
     run: int
     clean: bool
     groups: int
+    unclean_run: int = 0
+    id_next: int = 1
+    channels: int = 0
+    producers: int = 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether no channel and no line was ever stored."""
+        return self.id_next == 1 and self.producers == 0
 
 
 @dataclass(slots=True)
@@ -70,38 +86,38 @@ class Found:
 
     Attributes:
         segment: known by its seal if it has one, else without its groups.
-        seal: None for an unsealed one.
         first: the number of the first group in the file, void or not; 0 when there is none.
         predecessor: what that group names.
         limit: greater groups in it are void.
     """
 
     segment: Segment
-    seal: Seal | None
     first: int
     predecessor: int
     limit: int = 2**64 - 1
 
 
 class Survey:
-    """The segments of a folder, looked at but not replayed.
+    """The segments of a folder, looked at and no more.
 
     Args:
         folder: where they are.
         map_bytes: the address space to reserve for each.
         open_files: bounds the sealed ones that are open.
+        archived: the ordinal of the last segment that the archive has.
 
     Attributes:
-        ordinals: of the segments that are there, ascending.
+        ordinals: of the segments that are there and not archived, ascending.
         found: the segments, in the same order.
     """
 
-    def __init__(self, folder: Path, map_bytes: int, open_files: OpenFiles) -> None:
+    def __init__(self, folder: Path, map_bytes: int, open_files: OpenFiles, archived: int) -> None:
         self.ordinals: list[int] = []
         self.found: list[Found] = []
         self._folder = folder
         self._map_bytes = map_bytes
         self._open_files = open_files
+        self._archived = archived
         self._segments: list[Segment] = []
 
     def look(self) -> None:
@@ -129,7 +145,7 @@ class Survey:
     @property
     def next_ordinal(self) -> int:
         """The ordinal of the next segment to be created."""
-        return self.ordinals[-1] + 1 if self.ordinals else 1
+        return self.ordinals[-1] + 1 if self.ordinals else self._archived + 1
 
     def _tidy(self) -> list[int]:
         """Return the ordinals of the segments in order, and remove what a crash left of others."""
@@ -138,7 +154,11 @@ class Survey:
             lost = name.endswith("-lock") and name.removesuffix("-lock") not in names
             if lost or SUFFIX + durable.ASIDE_SUFFIX in name:
                 durable.remove_file(self._folder / name)
-        return sorted(int(match[1], 16) for name in names if (match := _NAME.fullmatch(name)))
+        ordinals = sorted(int(match[1], 16) for name in names if (match := _NAME.fullmatch(name)))
+        for ordinal in ordinals:
+            if ordinal <= self._archived:
+                remove_file(segment_path(self._folder, ordinal))
+        return [ordinal for ordinal in ordinals if ordinal > self._archived]
 
     def _segment(self, ordinal: int, *, sealed: bool) -> Segment:
         path = segment_path(self._folder, ordinal)
@@ -152,9 +172,9 @@ class Survey:
         seal = segment.read_seal()
         if seal is not None:
             segment.adopt_seal(seal)
-            return Found(segment, seal, seal.first, seal.predecessor)
+            return Found(segment, seal.first, seal.predecessor)
         segment = self._segment(ordinal, sealed=False)
-        return Found(segment, None, *_first_group(segment))
+        return Found(segment, *_first_group(segment))
 
 
 def _first_group(segment: Segment) -> tuple[int, int]:
@@ -170,35 +190,53 @@ def _first_group(segment: Segment) -> tuple[int, int]:
             raise damaged(segment.path, number, damage) from damage
 
 
-class Replay:
-    """Walks the chain from its beginning into an applier.
+class Walk:
+    """Walks the chain from the archive's checkpoint to its end.
+
+    Args:
+        checkpoint: where the archive ends.
 
     Attributes:
         last: the place in the chain that has been reached.
-        groups: how many groups were replayed one by one.
+        groups: how many groups were proved one by one.
     """
 
-    def __init__(self, applier: Applier) -> None:
-        self.last = Link()
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.last = Link(
+            checkpoint.group,
+            checkpoint.chain,
+            checkpoint.time_us,
+            checkpoint.term,
+            checkpoint.run,
+            checkpoint.closed_run,
+        )
         self.groups = 0
-        self._applier = applier
+        self._unclean_run = checkpoint.unclean_run
+        self._id_next = checkpoint.id_next
+        self._channels = checkpoint.channels
+        self._producers = checkpoint.producers
 
     def take(self, found: Found) -> None:
-        """Replay one segment.
+        """Walk over one segment.
 
         Raises:
             StorageError: STORAGE_CORRUPT when the chain is broken or bytes are wrong, STORAGE_FORMAT when a newer
                 version wrote them, STORAGE_FAILED when the system refuses.
         """
-        if found.seal is not None:
-            self._take_sealed(found.segment, found.seal)
+        if found.segment.seal is not None:
+            seal = found.segment.seal
+            self._check_link(found.segment, seal.first, seal.predecessor, seal.previous_chain)
+            self.last = seal.last
+            self._count(seal)
         else:
             self._take_groups(found.segment, found.limit)
 
-    def _take_sealed(self, segment: Segment, seal: Seal) -> None:
-        self._check_link(segment, seal.first, seal.predecessor, seal.previous_chain)
-        self._applier.apply_entries(segment.read_delta(seal))
-        self.last = seal.last
+    def _count(self, part: Seal | TableDelta) -> None:
+        """Take in what a segment says of itself."""
+        self._unclean_run = max(self._unclean_run, part.unclean_run)
+        self._id_next = max(self._id_next, part.id_next)
+        self._channels += part.channels_new
+        self._producers += part.producers_new
 
     def _take_groups(self, segment: Segment, limit: int) -> None:
         # A process that was killed inside a commit may have left a meta page that is seen but not yet on the disk.
@@ -208,6 +246,7 @@ class Replay:
                 environment.sync(True)
             except lmdb.Error as cause:
                 raise failed(segment.path, cause) from cause
+        delta = TableDelta()
         rows = 0
         with segment.file.reading() as transaction:
             for key, value in transaction.cursor().iternext(keys=True, values=True):
@@ -216,21 +255,23 @@ class Replay:
                     raise corrupt(segment.path, f"holds an unknown row {bytes(key)!r}")
                 rows += 1
                 if number <= limit:
-                    self._take_group(segment, number, value)
+                    self._take_group(segment, number, value, delta)
             expected = transaction.stat()["entries"]
         if rows != expected:
             raise corrupt(segment.path, f"holds {rows} groups, LMDB counts {expected}")
+        if not segment.empty:
+            segment.tables, segment.tables_last = MemoryTables(delta), segment.last.number
+        self._count(delta)
 
-    def _take_group(self, segment: Segment, number: int, value: memoryview) -> None:
+    def _take_group(self, segment: Segment, number: int, value: memoryview, delta: TableDelta) -> None:
         try:
-            header = check_group(value)
+            header = delta.add(value)
         except GroupDamaged as damage:
             raise damaged(segment.path, number, damage) from damage
         if header.number != number:
             raise corrupt(segment.path, f"group {number} says that it is group {header.number}")
         self._check_link(segment, number, header.predecessor, header.previous_chain)
         segment.extend(self.last, header, value)
-        self._applier.apply_group(bytes(value))
         self.last = segment.last
         self.groups += 1
 
@@ -253,6 +294,10 @@ class Replay:
             run=last.run,
             clean=last.closed_run == last.run,
             groups=self.groups,
+            unclean_run=self._unclean_run,
+            id_next=self._id_next,
+            channels=self._channels,
+            producers=self._producers,
         )
 
 
@@ -277,31 +322,33 @@ class Recovered:
     result: Recovery
 
 
-def recover(folder: Path, map_bytes: int, open_files: OpenFiles, applier: Applier) -> Recovered:
-    """Replay a journal and say what it goes on with.
+def recover(folder: Path, map_bytes: int, open_files: OpenFiles, checkpoint: Checkpoint) -> Recovered:
+    """Find where a journal ends, and say what it goes on with.
 
     Args:
         folder: where the segments are.
         map_bytes: the address space to reserve for each.
         open_files: bounds the sealed ones that are open.
-        applier: takes the state.
+        checkpoint: where the archive ends.
 
     Raises:
-        StorageError: as `Replay.take`; and whatever the applier raises. All files are closed then.
+        StorageError: as `Walk.take`. All files are closed then.
     """
-    survey = Survey(folder, map_bytes, open_files)
+    survey = Survey(folder, map_bytes, open_files, checkpoint.ordinal)
     try:
-        return _recover(survey, folder, map_bytes, open_files, applier)
+        return _recover(survey, folder, map_bytes, open_files, checkpoint)
     except BaseException:
         survey.close()
         raise
 
 
-def _recover(survey: Survey, folder: Path, map_bytes: int, open_files: OpenFiles, applier: Applier) -> Recovered:
+def _recover(
+    survey: Survey, folder: Path, map_bytes: int, open_files: OpenFiles, checkpoint: Checkpoint
+) -> Recovered:
     survey.look()
-    replay = Replay(applier)
+    walk = Walk(checkpoint)
     for found in survey.found:
-        replay.take(found)
+        walk.take(found)
     segments = [found.segment for found in survey.found if not found.segment.empty]
     spare = _spare(survey, segments[-1].ordinal if segments else 0)
     next_ordinal = survey.next_ordinal
@@ -316,9 +363,9 @@ def _recover(survey: Survey, folder: Path, map_bytes: int, open_files: OpenFiles
         segments=segments,
         ready=ready,
         full=[segment for segment in segments[:-1] if not segment.sealed],
-        last=replay.last,
+        last=walk.last,
         next_ordinal=next_ordinal,
-        result=replay.result(),
+        result=walk.result(),
     )
 
 

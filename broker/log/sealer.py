@@ -1,7 +1,7 @@
 """The background thread: keeps the next segment ready, and seals the full ones.
 
 Both happen beside the commits: a fresh segment is created and synced before it is wanted, and a full one gets its
-index, table delta and seal in one synced transaction of its own environment, which no commit shares. Making ready
+index, tables and seal in one synced transaction of its own environment, which no commit shares. Making ready
 comes first, also between two steps of a seal, since an append may be waiting for it.
 
 A seal that fails is tried again; until then, and after a crash, the segment is as good as any unsealed one. A segment
@@ -20,10 +20,10 @@ import lmdb
 from broker.events import emit
 from broker.log.environment import OpenFiles, create_file
 from broker.log.errors import append_error, corrupt, damaged
-from broker.log.segment import SEAL_SYNCS, SUFFIX, Link, Seal, Segment
+from broker.log.segment import SEAL_SYNCS, SUFFIX, Link, Seal, Segment, seal_rows
 from broker.model.errors import StorageCorrupt, StorageError, error
-from broker_native.crc32c import crc32c_of
-from broker_native.index import GroupDamaged, TableDelta
+from broker_native.delta import TableDelta
+from broker_native.index import GroupDamaged
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,8 +61,7 @@ def seal_segment(segment: Segment, turn: Callable[[], None]) -> int:
     last = _collect(segment, delta, turn)
     if (last.number, last.chain) != (segment.last.number, segment.last.chain):
         raise corrupt(segment.path, f"ends with group {last.number}, expected {segment.last.number}")
-    entries, entries_count = delta.finish()
-    pages = index.pages()
+    rows, pages = seal_rows(index, delta)
     seal = Seal(
         first=segment.first,
         predecessor=segment.predecessor.number,
@@ -70,14 +69,15 @@ def seal_segment(segment: Segment, turn: Callable[[], None]) -> int:
         first_time_us=segment.first_time_us,
         last=last,
         groups=segment.groups,
-        delta_bytes=len(entries),
-        delta_crc=crc32c_of(entries),
-        delta_entries=entries_count,
-        pages=len(pages),
+        id_next=delta.id_next,
+        channels_new=delta.channels_new,
+        producers_new=delta.producers_new,
+        unclean_run=delta.unclean_run,
+        pages=pages,
     )
     turn()
-    segment.write_seal(seal, entries, pages)
-    segment.index = None
+    segment.write_seal(seal, rows)
+    segment.adopt_seal(seal)
     segment.file.close(readonly=True)
     return SEAL_SYNCS
 

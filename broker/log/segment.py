@@ -3,53 +3,75 @@
 Rows of a segment, all in LMDB's main database, in the order of their keys:
 
     u64 big-endian group number                      the group
-    "delta"                                          entries of the table delta        ┐ written in one transaction
-    "index" ‖ u64 channel ‖ u64 first, big-endian    an index page                     │ when the segment is sealed
-    "seal"                                           the seal, below                   ┘
+    "filter"                                         which keys it has nothing of     ┐
+    "index" ‖ u64 channel ‖ u64 first, big-endian    an index page                    │
+    "line" ‖ producer                                a page of producers' lines       │ written in one transaction
+    "name" ‖ name                                    a page of names                  │ when the segment is sealed
+    "rest" ‖ u32 number, big-endian                  a page of RUN, CLOSE and others  │
+    "seal"                                           the seal, below                  │
+    "table" ‖ u64 channel, big-endian                a page of channels' entries      ┘
 
-A group's key begins with a zero byte for the next 2^56 groups, so the names sort behind all groups. The seal:
+The pages of lines, names, channels and the rest are table pages (`pages.pxd`): the first of each kind has the kind's
+name alone for its key. A group's key begins with a zero byte for the next 2^56 groups, so the names sort behind all
+groups. The seal:
 
-     0     4        8       16      24            32       36      40          48
+     0     4        8       16      24            32             36            40
      | crc | format | first | last  | predecessor | chain before | chain after | time of first | …
        u32   u32      u64     u64     u64           u32            u32           u64
-    … | time of last | term | run | closed run | groups | delta bytes | delta crc | delta entries | pages | 0
-        u64            u64    u64   u64          u64      u64           u32         u32             u32     u32
+    48             56     64    72           80       88        96             104             112
+    … time of last | term | run | closed run | groups | id next | channels new | producers new | unclean run | …
+      u64            u64    u64   u64          u64      u64       i64            u64             u64
+    120     124
+    … pages | 0
+      u32     u32
 
 `crc` is the CRC-32C of everything after it. `first` and `last` bound the groups that are good: a segment that was
-given up after a failed commit may hold one more, which is void. `closed run` is the run that the last group ended.
+given up after a failed commit may hold one more, which is void. `closed run` is the run that the last group ended,
+`unclean run` the newest of which a RUN entry says that it did not end in good order. `id next` is past the greatest id
+of a CHANNEL entry, 0 when there is none; `channels new` are those that were created less those that were dropped.
+
+In a segment of seal format 1 one row "delta" stands for the pages of tables: a run of entries, whose size, checksum and
+count are in the seal in place of `id next` and what follows. Its tables are made of that when they are asked for.
 """
 
 from __future__ import annotations
 
+import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import lmdb
 
 from broker.log.environment import SYNCS_PER_COMMIT, EnvironmentFile, OpenFiles, read_row
 from broker.log.errors import append_error, corrupt, damaged
+from broker.log.tables import FILTER_KEY, PAGE_KEYS, MemoryTables, SealedTables
 from broker.model.errors import error
 from broker_native.crc32c import crc32c_of
+from broker_native.delta import TableDelta
 from broker_native.index import GroupDamaged, SegmentIndex, cut_chunk, find_in_page, page_key
+from broker_native.pages import CHANNELS, LINES, REST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from broker.log.tables import SegmentTables
     from broker_native.crc32c import Buffer
     from broker_native.index import GroupHeader, Place
 
-DELTA_KEY = b"delta"
+OLD_DELTA_KEY = b"delta"
 INDEX_KEY = b"index"
 SEAL_KEY = b"seal"
-SEAL_FORMAT = 1
+SEAL_FORMAT = 2
 SEAL_SYNCS = SYNCS_PER_COMMIT + 1
 GROUP_KEY_BYTES = 8
 SEQUENCE_MAX = 2**64 - 1
 SUFFIX = ".seg"
 
-_SEAL = struct.Struct("<IIQQQIIQQQQQQQIIII")
+_SEAL_BEGIN = struct.Struct("<IIQQQIIQQQQQQ")
+_SEAL = struct.Struct(_SEAL_BEGIN.format + "QqQQII")
+_OLD_SEAL = struct.Struct(_SEAL_BEGIN.format + "QIIII")
 
 
 def group_key(number: int) -> bytes:
@@ -86,8 +108,20 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class OldDelta:
+    """What a seal of format 1 says of the table delta that its segment keeps."""
+
+    bytes: int
+    crc: int
+    entries: int
+
+
+@dataclass(frozen=True, slots=True)
 class Seal:
-    """What a sealed segment says of itself. `first` and `last` are group numbers, `last` the last good one."""
+    """What a sealed segment says of itself. `first` and `last` are group numbers, `last` the last good one.
+
+    `old` is set for a seal of format 1 alone, which knows nothing of what stands before it from `id_next` on.
+    """
 
     first: int
     predecessor: int
@@ -95,17 +129,19 @@ class Seal:
     first_time_us: int
     last: Link
     groups: int
-    delta_bytes: int
-    delta_crc: int
-    delta_entries: int
+    id_next: int
+    channels_new: int
+    producers_new: int
+    unclean_run: int
     pages: int
+    old: OldDelta | None = None
 
     def pack(self) -> bytes:
         """Return the value of the seal's row."""
         packed = _SEAL.pack(
             0, SEAL_FORMAT, self.first, self.last.number, self.predecessor, self.previous_chain, self.last.chain,
             self.first_time_us, self.last.time_us, self.last.term, self.last.run, self.last.closed_run, self.groups,
-            self.delta_bytes, self.delta_crc, self.delta_entries, self.pages, 0,
+            self.id_next, self.channels_new, self.producers_new, self.unclean_run, self.pages, 0,
         )  # fmt: skip
         return struct.pack("<I", crc32c_of(packed[4:])) + packed[4:]
 
@@ -116,20 +152,23 @@ class Seal:
         Raises:
             StorageError: STORAGE_CORRUPT when it is damaged, STORAGE_FORMAT when a newer version wrote it.
         """
-        if len(value) != _SEAL.size or int.from_bytes(value[:4], "little") != crc32c_of(value[4:]):
+        if len(value) < _SEAL_BEGIN.size or int.from_bytes(value[:4], "little") != crc32c_of(value[4:]):
+            raise corrupt(path, "its seal's checksum or size is wrong")
+        form = int.from_bytes(value[4:8], "little")
+        if form not in (1, SEAL_FORMAT):
+            raise error("STORAGE_FORMAT", f"{path}: got seal format {form}, this version knows {SEAL_FORMAT}")
+        if len(value) != (_SEAL if form == SEAL_FORMAT else _OLD_SEAL).size:
             raise corrupt(path, "its seal's checksum or size is wrong")
         (
-            _, form, first, last, predecessor, previous_chain, chain,
+            _, _, first, last, predecessor, previous_chain, chain,
             first_time_us, last_time_us, term, run, closed_run, groups,
-            delta_bytes, delta_crc, delta_entries, pages, _,
-        ) = _SEAL.unpack(value)  # fmt: skip
-        if form != SEAL_FORMAT:
-            raise error("STORAGE_FORMAT", f"{path}: got seal format {form}, this version knows {SEAL_FORMAT}")
-        return cls(
-            first, predecessor, previous_chain, first_time_us,
-            Link(last, chain, last_time_us, term, run, closed_run),
-            groups, delta_bytes, delta_crc, delta_entries, pages,
-        )  # fmt: skip
+        ) = _SEAL_BEGIN.unpack_from(value)  # fmt: skip
+        link = Link(last, chain, last_time_us, term, run, closed_run)
+        if form == SEAL_FORMAT:
+            *counts, pages, _ = _SEAL.unpack(value)[13:]
+            return cls(first, predecessor, previous_chain, first_time_us, link, groups, *counts, pages)
+        *delta, pages, _ = _OLD_SEAL.unpack(value)[13:]
+        return cls(first, predecessor, previous_chain, first_time_us, link, groups, 0, 0, 0, 0, pages, OldDelta(*delta))
 
 
 class Segment:
@@ -142,7 +181,11 @@ class Segment:
         first: the number of its first good group, 0 while it has none.
         last: the place in the chain after its last good group; greater groups in the file are void.
         index: where its chunks stand; None once it is sealed, and its index is in its pages.
-        bytes: the sum of its groups' sizes.
+        bytes: the sum of its groups' sizes; 0 when it was sealed before this process began.
+        seal: what it says of itself; None until it is sealed.
+        tables: what it changed in the tables; None while that is in the memory of who appends to it alone.
+        tables_last: the last group that `tables` knows of, 0 while there are none.
+        gone: whether it is in the archive and its file is being removed: whoever fails to read it looks there.
 
     Groups are appended by the commit thread alone, which then moves `last`: readers never look past it. All else is
     set before the segment is shared, or by the sealer when it is sealed.
@@ -161,6 +204,10 @@ class Segment:
         self.groups = 0
         self.bytes = 0
         self.index: SegmentIndex | None = None if sealed else SegmentIndex()
+        self.seal: Seal | None = None
+        self.tables: SegmentTables | None = None
+        self.tables_last = 0
+        self.gone = False
 
     @property
     def sealed(self) -> bool:
@@ -221,8 +268,8 @@ class Segment:
         self.bytes += len(value)
         self.last = last
 
-    def write_seal(self, seal: Seal, delta: bytes, pages: list[tuple[bytes, bytes]]) -> None:
-        """Store index, table delta and seal, synced, in one transaction; whole or not at all.
+    def write_seal(self, seal: Seal, rows: list[tuple[bytes, bytes]]) -> None:
+        """Store the seal and its rows, synced, in one transaction; whole or not at all.
 
         What the file holds is synced first. After a failed commit the disk may have either of two meta pages, and this
         transaction would write over pages that the failed one leads to: a loss of power in the midst of it would leave
@@ -235,13 +282,29 @@ class Segment:
         with self.file.writing() as environment:
             environment.sync(True)
             with environment.begin(write=True) as transaction:
-                transaction.put(DELTA_KEY, delta, append=True)
-                for key, page in pages:
-                    transaction.put(INDEX_KEY + key, page, append=True)
-                transaction.put(SEAL_KEY, seal.pack(), append=True)
+                for key, row in sorted([*rows, (SEAL_KEY, seal.pack())]):
+                    transaction.put(key, row, append=True)
 
     def adopt_seal(self, seal: Seal) -> None:
-        """Know the segment by its seal, as start-up does."""
+        """Know the segment by its seal, as start-up does.
+
+        Raises:
+            StorageError: STORAGE_CORRUPT when the table delta of a seal of format 1 is not what was written.
+        """
+        if seal.old is not None:
+            delta = self._old_delta(seal.old)
+            self.tables = MemoryTables(delta)
+            seal = replace(
+                seal,
+                id_next=delta.id_next,
+                channels_new=delta.channels_new,
+                producers_new=delta.producers_new,
+                unclean_run=delta.unclean_run,
+            )
+        else:
+            self.tables = SealedTables(self.path)
+        self.seal = seal
+        self.tables_last = seal.last.number
         self.first = seal.first
         self.first_time_us = seal.first_time_us
         self.predecessor = Link(seal.predecessor, seal.previous_chain)
@@ -256,34 +319,64 @@ class Segment:
         value = read_row(self.path, SEAL_KEY)
         return None if value is None else Seal.unpack(value, self.path)
 
-    def read_delta(self, seal: Seal) -> bytes:
-        """Return the table delta of a sealed segment.
-
-        Raises:
-            StorageError: STORAGE_CORRUPT when it is not what was written.
-        """
-        delta = read_row(self.path, DELTA_KEY)
-        if delta is None or len(delta) != seal.delta_bytes or crc32c_of(delta) != seal.delta_crc:
+    def _old_delta(self, said: OldDelta) -> TableDelta:
+        """Return the table delta that a segment of seal format 1 keeps in one row."""
+        entries = read_row(self.path, OLD_DELTA_KEY)
+        if entries is None or len(entries) != said.bytes or crc32c_of(entries) != said.crc:
             raise corrupt(self.path, "its table delta's checksum or size is wrong")
+        delta = TableDelta()
+        try:
+            delta.add_entries(entries)
+        except GroupDamaged as damage:
+            raise corrupt(self.path, f"its table delta: {damage.reason}: offset {damage.offset}") from damage
         return delta
 
-    def find(self, channel: int, after_sequence: int, bytes_max: int) -> list[Place]:
+    def table_entries(self) -> Iterator[tuple[int, bytes]]:
+        """Yield (channel, its entries) in the order of ids, for every channel that the segment changed.
+
+        Entries are whole: CHANNEL if it was announced here, EPOCH for each that began here, then HEAD, or TRIM when
+        there is nothing else; or DROP alone.
+
+        Raises:
+            StorageError: STORAGE_CORRUPT when a page is not what was written.
+        """
+        for key, entries in self._known_tables().items(CHANNELS):
+            yield int.from_bytes(key, "big"), entries
+
+    def line_entries(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield (producer, its LINE entry) in the order of producers; as `table_entries`."""
+        yield from self._known_tables().items(LINES)
+
+    def rest_entries(self) -> Iterator[bytes]:
+        """Yield RUN, CLOSE and the entries of kinds that are not known, in the order of their groups."""
+        for _, entry in self._known_tables().items(REST):
+            yield entry
+
+    def _known_tables(self) -> SegmentTables:
+        if self.tables is None:
+            raise AssertionError(f"{self.path} is not sealed")
+        return self.tables
+
+    def find(
+        self, channel: int, after_sequence: int, bytes_max: int, before_sequence: int = SEQUENCE_MAX
+    ) -> list[Place]:
         """Return where the chunks of a channel stand whose last sequence is past `after_sequence`.
 
         Args:
             channel: its id.
             after_sequence: 0 for all of them.
             bytes_max: as of `SegmentIndex.find`: at least one is returned if there is any.
+            before_sequence: only chunks that begin before it.
         """
         # Sealing sets `index` to None at any time; what was taken before stays right.
         index = self.index
         if index is not None:
-            return index.find(channel, after_sequence, bytes_max)
+            return index.find(channel, after_sequence, bytes_max, before_sequence)
         places: list[Place] = []
         with self.file.reading() as transaction:
             for page in self._pages_from(transaction, channel, after_sequence):
                 try:
-                    found, more = find_in_page(page, channel, after_sequence, max(bytes_max, 0))
+                    found, more = find_in_page(page, channel, after_sequence, max(bytes_max, 0), before_sequence)
                 except GroupDamaged as damage:
                     raise corrupt(self.path, f"an index page of channel {channel}: its checksum is wrong") from damage
                 for place in found:
@@ -351,3 +444,32 @@ class Segment:
             if found is None or found > self.last.number:
                 return
             yield found, value
+
+
+def seal_rows(index: SegmentIndex, delta: TableDelta) -> tuple[list[tuple[bytes, bytes]], int]:
+    """Return the rows that a seal stands for, in no order, and how many of them are index pages."""
+    pages = index.pages()
+    rows = [(INDEX_KEY + key, page) for key, page in pages]
+    rows += [(PAGE_KEYS[kind] + low, page) for kind, low, page in delta.pages()]
+    return [*rows, (FILTER_KEY, delta.filter())], len(pages)
+
+
+def open_segment(path: Path, map_bytes: int = 1 << 30) -> Segment:
+    """Open a sealed segment to read it, in whichever process.
+
+    Args:
+        path: its file.
+        map_bytes: the address space to reserve for it, at least its size.
+
+    Raises:
+        StorageError: STORAGE_CORRUPT when it is not sealed or damaged, STORAGE_FORMAT when a newer version wrote it.
+    """
+    match = re.fullmatch(r"([0-9a-f]{16})" + re.escape(SUFFIX), path.name)
+    if match is None:
+        raise corrupt(path, "its name is no segment's")
+    segment = Segment(int(match[1], 16), path, map_bytes, OpenFiles(1), sealed=True)
+    seal = segment.read_seal()
+    if seal is None:
+        raise corrupt(path, "it has no seal")
+    segment.adopt_seal(seal)
+    return segment

@@ -196,6 +196,14 @@ EVENTS: tuple[Event, ...] = (
         (_ERROR,),
     ),
     Event(
+        "history_failed",
+        Severity.ERROR,
+        "node",
+        "reading history failed by a mistake of the broker; those who asked are refused",
+        "Report it with its traceback.",
+        (_ERROR,),
+    ),
+    Event(
         "catchup_failed",
         Severity.ERROR,
         "node",

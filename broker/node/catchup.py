@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Container
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from broker.core.recent import INDEX_END
 from broker.core.sequencer import DELIVER_FLAG_EARLY, Sequencer
@@ -19,6 +19,7 @@ from broker.events import emit
 from broker.model.errors import BrokerError, error
 from broker.model.levels import Level
 from broker.model.names import matches
+from broker_native.chunks import chunk_expire
 from broker_native.groups import chunk_cut, chunk_head, chunks_in, chunks_of
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ QUEUED_SHARE = 4
 
 KNOWN_MAX = 4_096
 """Channels of which a reader by bus position remembers whether it wants them."""
+
+_Read = TypeVar("_Read")
 
 Place = tuple[int, int]
 """(group, index): a bus position in this journal."""
@@ -137,6 +140,10 @@ class CatchUp:
     def close(self) -> None:
         """End the reader thread; blocks until its slice is read."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def submit(self, work: Callable[..., _Read], *arguments: object) -> asyncio.Future[_Read]:
+        """Have the reader thread do a bounded piece of reading, behind what it was given before."""
+        return asyncio.wrap_future(self._pool.submit(work, *arguments), loop=self._loop)
 
     # -- start and stop ------------------------------------------------------------------------------------------------
 
@@ -282,7 +289,8 @@ class CatchUp:
     ) -> None:
         # A group may be on the disk before this thread has applied it. It will be delivered like any other.
         applied = self._core.applied_number
-        chunks = [chunk for chunk in chunks if chunk[0] <= applied]
+        now_s = self._core.tails.now_us // 1_000_000
+        chunks = [(group, at, chunk_expire(chunk, now_s)) for group, at, chunk in chunks if group <= applied]
         if place is not None and place[0] > applied:
             place = (applied, INDEX_END)
         if name is not None:

@@ -24,6 +24,8 @@ from broker.log.log import Log
 from broker.model.errors import BrokerError, error
 from broker.node.catchup import CatchUp, Following
 from broker.node.commit import CommitThread, handed_over
+from broker.node.history import HistoryReader
+from broker.node.listing import Listing
 from broker.node.time import BrokerTime
 from broker_native.intake import ReadBuffer
 
@@ -113,6 +115,8 @@ class Node:
         self._held: list[Connection] = []
         self._commit = CommitThread(log, loop, self._done)
         self.catchup = CatchUp(core, log, loop, self.kick, self._lost)
+        self.history = HistoryReader(core, log, self.catchup.submit, self.kick)
+        self.listing = Listing(core, loop, self.kick)
         self._idle: asyncio.Future[None] | None = None
         self._left: asyncio.Future[None] | None = None
         self._reload: Profiles | None = None
@@ -260,6 +264,7 @@ class Node:
         if self.fanout.slow:
             self._cut_slow()
         self.catchup.flushed()
+        self.history.flushed()
 
     def _cut_slow(self) -> None:
         slow, self.fanout.slow = self.fanout.slow, []
@@ -316,6 +321,7 @@ class Node:
         self.core.end_turn(self.tails.now_us)
         self._start_commit()
         self.core.deliver(group)
+        self.history.settled()
         self._flush()
         self._release()
 
@@ -339,6 +345,7 @@ class Node:
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
         self._commit.recover(self.core.fence(self.clock.now_us()), abandon=lost)
+        self.history.settled()
         self._flush()
         self._release()
 

@@ -507,3 +507,31 @@ def chunk_expire(bytes chunk not None, uint64_t now_s):
         return builder_bytes(&builder)
     finally:
         builder_free(&builder)
+
+
+def chunk_sequence_at(bytes chunk not None, uint64_t time_us):
+    """The first sequence of a chunk whose record is of a time or later; the one after its last when none is.
+
+    Args:
+        chunk: A whole chunk with a proved checksum. The times of its records do not go back.
+        time_us: Broker time.
+
+    Raises:
+        ValueError: Its records do not cover its sequences.
+    """
+    cdef const uint8_t* base = chunk_bytes(chunk)
+    cdef const uint8_t* at = base + CHUNK_HEADER_BYTES
+    cdef const uint8_t* end = base + PyBytes_GET_SIZE(chunk)
+    cdef uint64_t begin_us = load_u64(base + CHUNK_TIME)
+    cdef uint64_t sequence = load_u64(base + CHUNK_FIRST)
+    cdef uint64_t next_first = sequence + load_u32(base + CHUNK_COUNT)
+    cdef uint32_t run
+    while sequence < next_first:
+        run = record_run(at, end)
+        if run == 0 or run > next_first - sequence:
+            raise_unless_taken(TAKE_DAMAGED)
+        if begin_us + load_u32(at + RECORD_TIME) >= time_us:
+            break
+        sequence += run
+        at += load_u32(at)
+    return sequence

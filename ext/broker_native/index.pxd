@@ -1,9 +1,8 @@
-# What native code must know of a segment's index: the structs, and which lock protects what.
+# What native code must know of groups and of a segment's index: the structs, and which lock protects what.
 #
 # SegmentIndex   channel id -> its chunks, of one segment that is not sealed. The commit thread adds, any thread looks
 #                up; `lock` protects rows and table. Whoever holds `lock` never needs the interpreter lock before it
 #                lets go, so a thread may wait for `lock` while it holds the interpreter lock.
-# TableDelta     what the groups of one segment change in the tables; used by one thread.
 #
 # An index page (the value of one row of a sealed segment):
 #
@@ -15,6 +14,7 @@
 #
 # `crc` is the CRC-32C of bytes 8 to `size`. The key of a page is its first entry's (channel, first), big-endian.
 
+from cpython.buffer cimport Py_buffer
 from cpython.pythread cimport PyThread_type_lock
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -33,11 +33,6 @@ cdef struct IndexTable:           # u64 key -> an item of an array; open address
     void* items                   # in the order in which their keys came
     uint32_t items_capacity
 
-cdef struct ByteBuffer:           # grows, owned by whoever declares it
-    uint8_t* data
-    size_t size
-    size_t capacity
-
 cdef struct ChunkPlace:           # where one chunk stands
     uint64_t first                # its first sequence
     uint64_t group
@@ -52,27 +47,21 @@ cdef struct ChannelRow:
     uint32_t count
     uint32_t capacity
 
-cdef struct Head:
-    uint64_t channel
-    uint64_t epoch
-    uint64_t next
-    uint64_t first
-
-cdef struct LineRun:              # `count` consecutive numbers and the positions they got
-    uint64_t channel
-    uint64_t first
-    uint32_t count
-
-cdef struct Line:
-    uint8_t producer[16]
-    uint64_t number               # the first number that this segment has of it
-    uint64_t highest
-    uint64_t covered              # numbers that `runs` covers; they end at `highest`
-    LineRun* runs
-    uint32_t runs_begin           # runs before it are forgotten
-    uint32_t runs_end
-    uint32_t runs_capacity
-    bint whole                    # what stands here replaces the line's state instead of going on from it
+cdef enum:
+    DAMAGE_NONE = 0
+    DAMAGE_HEADER = 1             # too short for a header, or no magic
+    DAMAGE_FORMAT = 2             # a format that this build does not know
+    DAMAGE_SIZE = 3               # the header's size is not the value's
+    DAMAGE_ENTRIES = 4            # entries do not add up
+    DAMAGE_CHUNK = 5              # a chunk's size, count or first cannot be
+    DAMAGE_CRC = 6                # a chunk's checksum is wrong
+    DAMAGE_CHAIN = 7              # the group's checksum is wrong
+    DAMAGE_ORDER = 8              # a channel's chunks are not in the order of their sequences
+    DAMAGE_UNKNOWN_ENTRY = 9      # an entry of a newer version that must not be passed over
+    DAMAGE_PLACE = 10             # no such chunk where the index says
+    DAMAGE_PAGE = 11              # an index page's checksum or bounds are wrong
+    DAMAGE_TABLE = 12             # a table page's checksum, bounds or order are wrong
+    DAMAGE_MEMORY = 13            # not damage: no memory
 
 cdef struct Damage:               # what a walk found wrong
     int reason                    # DAMAGE_*
@@ -84,9 +73,17 @@ cdef class SegmentIndex:
     cdef IndexTable table         # channel id -> ChannelRow
     cdef uint64_t places_count
 
-cdef class TableDelta:
-    cdef IndexTable heads         # channel id -> Head
-    cdef IndexTable lines         # the producer, mixed -> Line
-    cdef ByteBuffer early         # CHANNEL, EPOCH and what is unknown but ignorable, as they were
-    cdef ByteBuffer late          # RUN and CLOSE, as they were
-    cdef uint64_t entries_count
+cdef class GroupHeader:
+    cdef readonly uint64_t number, predecessor, term, writer, run, time_us, size, closed_run
+    cdef readonly uint32_t chain, previous_chain, entries, chunks, flags
+
+cdef object damage_error(const Damage* damage)
+cdef int damaged(Damage* damage, int reason, uint64_t offset, uint64_t channel) noexcept nogil
+cdef int view_check(const Py_buffer* view, uint64_t* closed_run, Damage* damage) noexcept
+cdef GroupHeader header_of(const uint8_t* at, uint64_t closed_run)
+
+cdef void* array_grow(void* items, uint32_t* capacity, uint32_t initial, size_t item_bytes) noexcept nogil
+cdef uint64_t key_mix(uint64_t key) noexcept nogil
+cdef uint32_t table_find(const IndexTable* table, uint64_t key) noexcept nogil
+cdef void* table_add(IndexTable* table, uint64_t key, uint32_t initial, size_t item_bytes) noexcept nogil
+cdef void table_free(IndexTable* table) noexcept nogil

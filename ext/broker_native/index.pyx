@@ -1,12 +1,13 @@
 """Everything of the journal that is done per chunk: checking groups, indexing segments, cutting chunks out.
 
-Four things over the layouts of `layout.pxd`:
+Three things over the layouts of `layout.pxd`:
 
 - `check_group` and `read_header` tell what a stored group says of itself, with and without proof;
 - `SegmentIndex` knows where each channel's chunks stand in a segment, and emits that as sorted pages, which
   `find_in_page` looks up in again;
-- `cut_chunk` and `scan_group` copy chunks out of a group, and never hand out one whose checksum is wrong;
-- `TableDelta` gathers what the groups of a segment change in the tables, the last value of each row.
+- `cut_chunk` and `scan_group` copy chunks out of a group, and never hand out one whose checksum is wrong.
+
+What the groups of a segment change in the tables is `tables.pyx`'s business.
 
 Buffers are borrowed for the length of one call; nothing returned points into them. Nothing here knows of LMDB, files
 or the broker's errors: damage is `GroupDamaged`, which says what and where, and the caller adds the file's name.
@@ -23,26 +24,22 @@ from cpython.pythread cimport (
     PyThread_free_lock,
     PyThread_release_lock,
 )
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport qsort
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
 
 from broker_native.crc32c cimport crc32c
 from broker_native.layout cimport (
     CHUNK_CHANNEL,
     CHUNK_COUNT,
     CHUNK_CRC,
-    CHUNK_EPOCH,
     CHUNK_FIRST,
     CHUNK_HEADER_BYTES,
     ENTRY_CHANNEL,
     ENTRY_CLOSE,
+    ENTRY_DROP,
     ENTRY_FLAG_IGNORABLE,
-    ENTRY_FLAG_SNAPSHOT,
-    ENTRY_HEAD,
     ENTRY_HEADER_BYTES,
-    ENTRY_LINE,
-    ENTRY_RUN,
     GROUP_CHAIN,
     GROUP_CHUNKS_COUNT,
     GROUP_ENTRIES_BYTES,
@@ -61,36 +58,17 @@ from broker_native.layout cimport (
     GROUP_TERM,
     GROUP_TIME,
     GROUP_WRITER,
-    LINE_HEADER_BYTES,
-    LINE_RUN_BYTES,
-    LINE_WINDOW,
     load_u16,
     load_u32,
     load_u64,
-    store_u16,
     store_u32,
     store_u64,
 )
 
 cdef enum:
-    DAMAGE_NONE = 0
-    DAMAGE_HEADER = 1             # too short for a header, or no magic
-    DAMAGE_FORMAT = 2             # a format that this build does not know
-    DAMAGE_SIZE = 3               # the header's size is not the value's
-    DAMAGE_ENTRIES = 4            # entries do not add up
-    DAMAGE_CHUNK = 5              # a chunk's size, count or first cannot be
-    DAMAGE_CRC = 6                # a chunk's checksum is wrong
-    DAMAGE_CHAIN = 7              # the group's checksum is wrong
-    DAMAGE_ORDER = 8              # a channel's chunks are not in the order of their sequences
-    DAMAGE_UNKNOWN_ENTRY = 9      # an entry of a newer version that must not be passed over
-    DAMAGE_PLACE = 10             # no such chunk where the index says
-    DAMAGE_PAGE = 11              # an index page's checksum or bounds are wrong
-    DAMAGE_MEMORY = 12            # not damage: no memory
-
     # Up to here a walk takes less than giving the interpreter lock away and getting it back beside a busy thread.
     CHUNKS_HELD_MAX = 512
     BYTES_HELD_MAX = 262144
-    HEAD_BYTES = 40
     GROUP_CHAIN_HEADER_BYTES = 80
 
 PAGE_BYTES_MAX = PAGE_HEADER_BYTES + PAGE_ENTRIES_MAX * PAGE_ENTRY_BYTES
@@ -107,6 +85,7 @@ _REASONS = {
     DAMAGE_UNKNOWN_ENTRY: "unknown entry",
     DAMAGE_PLACE: "chunk place",
     DAMAGE_PAGE: "index page",
+    DAMAGE_TABLE: "table page",
 }
 
 
@@ -116,7 +95,7 @@ class GroupDamaged(ValueError):
     Attributes:
         reason: "format" and "unknown entry" mean that a newer version wrote it; all others that it is damaged:
             "header", "size", "entries", "chunk bounds", "chunk checksum", "chain checksum", "sequence order",
-            "chunk place", "index page".
+            "chunk place", "index page", "table page".
         offset: where, in bytes from the beginning of the group or page.
         channel: the id of the channel concerned, 0 when none is.
     """
@@ -134,7 +113,7 @@ cdef object damage_error(const Damage* damage):
     return GroupDamaged(_REASONS[damage.reason], damage.offset, damage.channel)
 
 
-cdef inline int damaged(Damage* damage, int reason, uint64_t offset, uint64_t channel) noexcept nogil:
+cdef int damaged(Damage* damage, int reason, uint64_t offset, uint64_t channel) noexcept nogil:
     damage.reason = reason
     damage.offset = offset
     damage.channel = channel
@@ -157,23 +136,7 @@ cdef void* array_grow(void* items, uint32_t* capacity, uint32_t initial, size_t 
     return moved
 
 
-cdef bint buffer_append(ByteBuffer* buffer, const uint8_t* data, size_t size) noexcept nogil:
-    cdef size_t capacity = buffer.capacity if buffer.capacity else 4096
-    cdef void* moved
-    while capacity - buffer.size < size:
-        capacity *= 2
-    if capacity != buffer.capacity:
-        moved = PyMem_RawRealloc(buffer.data, capacity)
-        if moved == NULL:
-            return False
-        buffer.data = <uint8_t*>moved
-        buffer.capacity = capacity
-    memcpy(buffer.data + buffer.size, data, size)
-    buffer.size += size
-    return True
-
-
-cdef inline uint64_t key_mix(uint64_t key) noexcept nogil:
+cdef uint64_t key_mix(uint64_t key) noexcept nogil:
     # The finalizer of MurmurHash3: channel ids count up, and neighbours must not share places.
     key ^= key >> 33
     key *= <uint64_t>0xff51afd7ed558ccd
@@ -279,7 +242,7 @@ cdef int group_check_entries(const uint8_t* at, uint64_t* closed_run, Damage* da
         if size < ENTRY_HEADER_BYTES or size > end - offset:
             return damaged(damage, DAMAGE_ENTRIES, offset, 0)
         kind = load_u16(at + offset + 4)
-        if kind - ENTRY_CHANNEL > ENTRY_CLOSE - ENTRY_CHANNEL and not load_u16(at + offset + 6) & ENTRY_FLAG_IGNORABLE:
+        if kind - ENTRY_CHANNEL > ENTRY_DROP - ENTRY_CHANNEL and not load_u16(at + offset + 6) & ENTRY_FLAG_IGNORABLE:
             return damaged(damage, DAMAGE_UNKNOWN_ENTRY, offset, 0)
         if kind == ENTRY_CLOSE and size >= ENTRY_HEADER_BYTES + 8:
             closed_run[0] = load_u64(at + offset + ENTRY_HEADER_BYTES)
@@ -362,10 +325,6 @@ cdef class GroupHeader:
         size: bytes of the whole group.
         closed_run: the run that a CLOSE entry of the group ends, 0 when it has none; always 0 from `read_header`.
     """
-
-    cdef readonly uint64_t number, predecessor, term, writer, run, time_us, size, closed_run
-    cdef readonly uint32_t chain, previous_chain, entries, chunks, flags
-
 
 cdef GroupHeader header_of(const uint8_t* at, uint64_t closed_run):
     cdef GroupHeader header = GroupHeader.__new__(GroupHeader)
@@ -718,13 +677,15 @@ cdef class SegmentIndex:
         if reason != DAMAGE_NONE:
             raise damage_error(&damage)
 
-    def find(self, uint64_t channel, uint64_t after_sequence, uint64_t bytes_max):
+    def find(self, uint64_t channel, uint64_t after_sequence, uint64_t bytes_max,
+             uint64_t before_sequence=UINT64_MAX):
         """Return where the chunks of a channel stand whose last sequence is past `after_sequence`.
 
         Args:
             channel: its id.
             after_sequence: 0 for all of them.
             bytes_max: stop before the chunk that would carry the sum of sizes past this; at least one is returned.
+            before_sequence: only chunks that begin before it.
 
         Returns:
             A list of (group, index, offset, size, first, count) in the order of sequences; empty when there is none.
@@ -732,7 +693,7 @@ cdef class SegmentIndex:
         cdef ChunkPlace* places = NULL
         cdef uint32_t count
         PyThread_acquire_lock(self.lock, WAIT_LOCK)
-        count = index_copy(self, channel, after_sequence, bytes_max, &places)
+        count = index_copy(self, channel, after_sequence, bytes_max, before_sequence, &places)
         PyThread_release_lock(self.lock)
         if count > 0 and places == NULL:
             raise MemoryError
@@ -775,7 +736,8 @@ cdef class SegmentIndex:
 
 
 cdef uint32_t index_copy(
-    SegmentIndex self, uint64_t channel, uint64_t after_sequence, uint64_t bytes_max, ChunkPlace** places
+    SegmentIndex self, uint64_t channel, uint64_t after_sequence, uint64_t bytes_max, uint64_t before_sequence,
+    ChunkPlace** places
 ) noexcept nogil:
     """Copy the places that `find` returns; a count without places means that there is no memory."""
     cdef uint32_t found = table_find(&self.table, channel)
@@ -786,7 +748,8 @@ cdef uint32_t index_copy(
         return 0
     row = &(<const ChannelRow*>self.table.items)[found - 1]
     begin = end = row_find(row, after_sequence)
-    while end < row.count and (end == begin or taken + row.places[end].size <= bytes_max):
+    while (end < row.count and row.places[end].first < before_sequence
+           and (end == begin or taken + row.places[end].size <= bytes_max)):
         taken += row.places[end].size
         end += 1
     if end > begin:
@@ -861,14 +824,15 @@ cdef uint32_t page_find(const uint8_t* entries, uint32_t count, uint64_t channel
     return low
 
 
-def find_in_page(page, uint64_t channel, uint64_t after_sequence, uint64_t bytes_max):
+def find_in_page(page, uint64_t channel, uint64_t after_sequence, uint64_t bytes_max,
+                 uint64_t before_sequence=UINT64_MAX):
     """Look a channel up in one page of a sealed segment's index.
 
     Args:
         page: the stored value; borrowed for the call.
         channel: the channel's id.
         after_sequence: 0 for all of its chunks.
-        bytes_max: as in `SegmentIndex.find`.
+        bytes_max, before_sequence: as in `SegmentIndex.find`.
 
     Returns:
         (places as `SegmentIndex.find` returns them, whether the next page may hold more of them).
@@ -893,7 +857,8 @@ def find_in_page(page, uint64_t channel, uint64_t after_sequence, uint64_t bytes
         at = page_find(entries, count, channel, after_sequence)
         while at < count:
             entry = entries + at * PAGE_ENTRY_BYTES
-            if load_u64(entry) != channel or (places and taken + load_u32(entry + 36) > bytes_max):
+            if (load_u64(entry) != channel or load_u64(entry + 8) >= before_sequence
+                    or (places and taken + load_u32(entry + 36) > bytes_max)):
                 return places, False
             places.append((
                 load_u64(entry + 16), load_u32(entry + 28), load_u32(entry + 32),
@@ -904,282 +869,3 @@ def find_in_page(page, uint64_t channel, uint64_t after_sequence, uint64_t bytes
         return places, True
     finally:
         PyBuffer_Release(&view)
-
-
-# --- The table delta of a segment ---------------------------------------------------------------------------------
-
-cdef Head* delta_head(TableDelta self, uint64_t channel) noexcept nogil:
-    """Return the head of a channel, a new one if need be; NULL when there is no memory."""
-    cdef uint32_t found = table_find(&self.heads, channel)
-    cdef Head* head
-    if found != 0:
-        return &(<Head*>self.heads.items)[found - 1]
-    head = <Head*>table_add(&self.heads, channel, 64, sizeof(Head))
-    if head != NULL:
-        head.channel = channel
-        head.next = 1
-        head.first = 1
-    return head
-
-
-cdef Line* delta_line(TableDelta self, const uint8_t* producer) noexcept nogil:
-    """Return the line of a producer; a new one has `number` 0. NULL when there is no memory."""
-    cdef uint64_t key = load_u64(producer) ^ key_mix(load_u64(producer + 8))
-    cdef uint32_t found = table_find(&self.lines, key)
-    cdef Line* line
-    # Two producers may mix to one key; the later one then goes by the next key that is free.
-    while found != 0:
-        line = &(<Line*>self.lines.items)[found - 1]
-        if memcmp(line.producer, producer, 16) == 0:
-            return line
-        key += 1
-        found = table_find(&self.lines, key)
-    line = <Line*>table_add(&self.lines, key, 16, sizeof(Line))
-    if line != NULL:
-        memcpy(line.producer, producer, 16)
-    return line
-
-
-cdef bint line_add_run(Line* line, uint64_t channel, uint64_t first, uint32_t count) noexcept nogil:
-    """Remember the positions of the numbers that follow those remembered, and forget what is past the window."""
-    cdef LineRun* last
-    cdef void* moved
-    cdef uint64_t surplus
-    last = &line.runs[line.runs_end - 1] if line.runs_end > line.runs_begin else NULL
-    if last != NULL and last.channel == channel and last.first + last.count == first and last.count + count >= count:
-        last.count += count
-    else:
-        if line.runs_begin > 64 and line.runs_begin * 2 > line.runs_end:
-            line.runs_end -= line.runs_begin
-            memcpy(line.runs, line.runs + line.runs_begin, line.runs_end * sizeof(LineRun))
-            line.runs_begin = 0
-        if line.runs_end == line.runs_capacity:
-            moved = array_grow(line.runs, &line.runs_capacity, 4, sizeof(LineRun))
-            if moved == NULL:
-                return False
-            line.runs = <LineRun*>moved
-        line.runs[line.runs_end].channel = channel
-        line.runs[line.runs_end].first = first
-        line.runs[line.runs_end].count = count
-        line.runs_end += 1
-    line.covered += count
-    while line.covered > LINE_WINDOW:
-        surplus = line.covered - LINE_WINDOW
-        if line.runs[line.runs_begin].count > surplus:
-            line.runs[line.runs_begin].first += surplus
-            line.runs[line.runs_begin].count -= <uint32_t>surplus
-            line.covered -= surplus
-        else:
-            line.covered -= line.runs[line.runs_begin].count
-            line.runs_begin += 1
-    return True
-
-
-cdef int delta_add_line(
-    TableDelta self, const uint8_t* at, uint64_t offset, uint32_t size, Damage* damage
-) noexcept nogil:
-    cdef const uint8_t* body = at + offset + ENTRY_HEADER_BYTES
-    cdef uint64_t number, count, covered = 0
-    cdef uint32_t runs, run
-    cdef const uint8_t* item
-    cdef Line* line
-    if size < ENTRY_HEADER_BYTES + LINE_HEADER_BYTES:
-        return damaged(damage, DAMAGE_ENTRIES, offset, 0)
-    number = load_u64(body + 16)
-    count = load_u64(body + 24)
-    runs = load_u32(body + 32)
-    if <uint64_t>runs * LINE_RUN_BYTES != size - ENTRY_HEADER_BYTES - LINE_HEADER_BYTES:
-        return damaged(damage, DAMAGE_ENTRIES, offset, 0)
-    for run in range(runs):
-        covered += load_u32(body + LINE_HEADER_BYTES + run * LINE_RUN_BYTES + 16)
-    if count == 0 or number == 0 or covered > count:
-        return damaged(damage, DAMAGE_ENTRIES, offset, 0)
-    line = delta_line(self, body)
-    if line == NULL:
-        return damaged(damage, DAMAGE_MEMORY, 0, 0)
-    line_begin(line, number, count, covered, load_u16(at + offset + 6))
-    for run in range(runs):
-        item = body + LINE_HEADER_BYTES + run * LINE_RUN_BYTES
-        if not line_add_run(line, load_u64(item), load_u64(item + 8), load_u32(item + 16)):
-            return damaged(damage, DAMAGE_MEMORY, 0, 0)
-    line.highest = number + count - 1
-    return DAMAGE_NONE
-
-
-cdef void line_begin(Line* line, uint64_t number, uint64_t count, uint64_t covered, uint16_t flags) noexcept nogil:
-    """Decide whether an entry goes on from what is remembered, or makes it worthless."""
-    cdef bint first_seen = line.number == 0
-    cdef bint replaces = (flags & ENTRY_FLAG_SNAPSHOT) != 0 or (not first_seen and number != line.highest + 1)
-    if first_seen or replaces:
-        line.number = number
-    if replaces:
-        line.whole = True
-    # Runs cover the last numbers without a hole, so what an entry does not cover separates it from all before it.
-    if replaces or covered < count:
-        line.runs_begin = line.runs_end = 0
-        line.covered = 0
-
-
-cdef int delta_add_entry(TableDelta self, const uint8_t* at, uint64_t offset, Damage* damage) noexcept nogil:
-    cdef uint32_t size = load_u32(at + offset)
-    cdef uint16_t kind = load_u16(at + offset + 4)
-    cdef const uint8_t* body = at + offset + ENTRY_HEADER_BYTES
-    cdef Head* head
-    if kind == ENTRY_LINE:
-        return delta_add_line(self, at, offset, size, damage)
-    if kind == ENTRY_HEAD:
-        if size < HEAD_BYTES:
-            return damaged(damage, DAMAGE_ENTRIES, offset, 0)
-        head = delta_head(self, load_u64(body))
-        if head == NULL:
-            return damaged(damage, DAMAGE_MEMORY, 0, 0)
-        head.epoch = load_u64(body + 8)
-        head.next = load_u64(body + 16)
-        head.first = load_u64(body + 24)
-        return DAMAGE_NONE
-    if kind == ENTRY_RUN or kind == ENTRY_CLOSE:
-        self.entries_count += 1
-        if not buffer_append(&self.late, at + offset, size):
-            return damaged(damage, DAMAGE_MEMORY, 0, 0)
-        return DAMAGE_NONE
-    # CHANNEL, EPOCH, or an unknown kind that may be passed over: the check of the group has refused all others.
-    self.entries_count += 1
-    if not buffer_append(&self.early, at + offset, size):
-        return damaged(damage, DAMAGE_MEMORY, 0, 0)
-    return DAMAGE_NONE
-
-
-cdef int delta_add(TableDelta self, const uint8_t* at, size_t size, Damage* damage) noexcept nogil:
-    """Take in one group: its entries, then the heads of its chunks. The whole group is checked."""
-    cdef uint64_t offset = GROUP_HEADER_BYTES
-    cdef uint64_t end = offset + load_u32(at + GROUP_ENTRIES_BYTES)
-    cdef Head* head
-    while offset < end:
-        if delta_add_entry(self, at, offset, damage) != DAMAGE_NONE:
-            return damage.reason
-        offset += load_u32(at + offset)
-    while offset < size:
-        head = delta_head(self, load_u64(at + offset + CHUNK_CHANNEL))
-        if head == NULL:
-            return damaged(damage, DAMAGE_MEMORY, 0, 0)
-        head.epoch = load_u64(at + offset + CHUNK_EPOCH)
-        head.next = load_u64(at + offset + CHUNK_FIRST) + load_u32(at + offset + CHUNK_COUNT)
-        offset += load_u32(at + offset)
-    return DAMAGE_NONE
-
-
-cdef class TableDelta:
-    """What the groups of one segment change in the tables, the last value of each row. One thread at a time.
-
-    Emitted in this order: CHANNEL, EPOCH and unknown ignorable entries as they were; one HEAD for each channel that
-    has chunks or a HEAD entry; one LINE for each producer; RUN and CLOSE as they were.
-
-    A HEAD's `first` is a lower bound: the segment's own if a HEAD entry said it, else 1; an applier takes the greater
-    of it and its own. A LINE carries ENTRY_FLAG_SNAPSHOT when it is the whole state of its row, that is when it
-    remembers a full window, begins at number 1, or does not go on from the line's earlier numbers; otherwise it
-    goes on from what earlier segments left, exactly as its groups did.
-    """
-
-    def __dealloc__(self):
-        cdef Line* lines = <Line*>self.lines.items
-        cdef uint32_t line
-        for line in range(self.lines.count):
-            PyMem_RawFree(lines[line].runs)
-        PyMem_RawFree(self.early.data)
-        PyMem_RawFree(self.late.data)
-        table_free(&self.heads)
-        table_free(&self.lines)
-
-    def add(self, group):
-        """Check a group wholly and take in what it changes.
-
-        Args:
-            group: the whole stored value; borrowed for the call. Groups come in the order of their numbers.
-
-        Returns:
-            The group's `GroupHeader`.
-
-        Raises:
-            GroupDamaged: it is not as it was written, or (reason "unknown entry") a newer version wrote it.
-            MemoryError: the delta is incomplete and must be thrown away.
-        """
-        cdef Py_buffer view
-        cdef Damage damage
-        cdef uint64_t closed_run = 0
-        cdef int reason
-        cdef GroupHeader header
-        PyObject_GetBuffer(group, &view, PyBUF_SIMPLE)
-        try:
-            reason = view_check(&view, &closed_run, &damage)
-            if reason == DAMAGE_NONE:
-                reason = delta_add(self, <const uint8_t*>view.buf, <size_t>view.len, &damage)
-            if reason != DAMAGE_NONE:
-                raise damage_error(&damage)
-            header = header_of(<const uint8_t*>view.buf, closed_run)
-        finally:
-            PyBuffer_Release(&view)
-        return header
-
-    def finish(self):
-        """Return (the entries as bytes, their count); the delta stays as it is."""
-        cdef size_t size = self.early.size + self.late.size + <size_t>self.heads.count * HEAD_BYTES
-        cdef const Line* lines = <const Line*>self.lines.items
-        cdef uint32_t line
-        cdef bytes entries
-        cdef uint8_t* at
-        for line in range(self.lines.count):
-            size += line_entry_bytes(&lines[line])
-        entries = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size)
-        at = <uint8_t*>PyBytes_AS_STRING(entries)
-        with nogil:
-            delta_write(self, at)
-        return entries, self.entries_count + self.heads.count + self.lines.count
-
-
-cdef size_t line_entry_bytes(const Line* line) noexcept nogil:
-    return ENTRY_HEADER_BYTES + LINE_HEADER_BYTES + <size_t>(line.runs_end - line.runs_begin) * LINE_RUN_BYTES
-
-
-cdef void delta_write(TableDelta self, uint8_t* at) noexcept nogil:
-    cdef const Head* heads = <const Head*>self.heads.items
-    cdef const Line* lines = <const Line*>self.lines.items
-    cdef uint32_t row
-    # memcpy from NULL is undefined even for no bytes, so empty buffers are passed over.
-    if self.early.size:
-        memcpy(at, self.early.data, self.early.size)
-        at += self.early.size
-    for row in range(self.heads.count):
-        store_u32(at, HEAD_BYTES)
-        store_u16(at + 4, ENTRY_HEAD)
-        store_u16(at + 6, 0)
-        store_u64(at + 8, heads[row].channel)
-        store_u64(at + 16, heads[row].epoch)
-        store_u64(at + 24, heads[row].next)
-        store_u64(at + 32, heads[row].first)
-        at += HEAD_BYTES
-    for row in range(self.lines.count):
-        at += line_write(&lines[row], at)
-    if self.late.size:
-        memcpy(at, self.late.data, self.late.size)
-
-
-cdef size_t line_write(const Line* line, uint8_t* at) noexcept nogil:
-    cdef size_t size = line_entry_bytes(line)
-    cdef uint32_t run
-    cdef uint8_t* body = at + ENTRY_HEADER_BYTES
-    cdef uint8_t* item = body + LINE_HEADER_BYTES
-    cdef bint whole = line.whole or line.number == 1 or line.covered == LINE_WINDOW
-    store_u32(at, <uint32_t>size)
-    store_u16(at + 4, ENTRY_LINE)
-    store_u16(at + 6, ENTRY_FLAG_SNAPSHOT if whole else 0)
-    memcpy(body, line.producer, 16)
-    store_u64(body + 16, line.number)
-    store_u64(body + 24, line.highest - line.number + 1)
-    store_u32(body + 32, line.runs_end - line.runs_begin)
-    store_u32(body + 36, 0)
-    for run in range(line.runs_begin, line.runs_end):
-        store_u64(item, line.runs[run].channel)
-        store_u64(item + 8, line.runs[run].first)
-        store_u32(item + 16, line.runs[run].count)
-        item += LINE_RUN_BYTES
-    return size

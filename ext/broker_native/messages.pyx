@@ -555,6 +555,37 @@ cdef class FrameReader:
             raise self.malformed(f"channel {channel} was never named")
         return name
 
+    def chunks(self, bytes data not None, str channel not None, uint64_t group=0, uint32_t index=0):
+        """Check and parse whole chunks that a reply brought.
+
+        Args:
+            data: Chunks of one channel, one behind the other.
+            channel: The channel's name, which chunks do not say.
+            group, index: Their place on the bus where it is known; 0 and 0 where it is not.
+
+        Returns:
+            A list of `Batch`.
+
+        Raises:
+            MalformedFrame: They are no such chunks.
+        """
+        cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(data)
+        cdef const uint8_t* end = at + len(data)
+        cdef uint32_t size
+        cdef Batch batch
+        cdef list found = []
+        while at < end:
+            size = load_u32(at) if end - at >= CHUNK_HEADER_BYTES else 0
+            if size < CHUNK_HEADER_BYTES or size > end - at:
+                raise self.error("MALFORMED_FRAME", "REPLY: a chunk is cut short")
+            batch = self.parse_chunk(at, at + size)
+            batch.channel = channel
+            batch.group = group
+            batch.index = index
+            found.append(batch)
+            at += size
+        return found
+
     cdef Batch parse_chunk(self, const uint8_t* chunk, const uint8_t* end):
         """Check a chunk wholly and copy it."""
         cdef size_t size = end - chunk

@@ -1103,6 +1103,45 @@ cdef class Tails:
                 found.append(PyBytes_FromStringAndSize(self.table[slot].name, self.table[slot].name_size))
         return found
 
+    @property
+    def table_slots(self):
+        """How many slots the name table has: where `names_between` ends, and another number once it was rehashed."""
+        return self.table_mask + 1
+
+    def names_between(self, uint64_t slot, uint64_t slots_max, bytes prefix not None, bytes after not None,
+                      bytes before):
+        """Stored names in a stretch of the name table, in no order.
+
+        Args:
+            slot: Where to begin, 0 to `table_slots`.
+            slots_max: How many slots to look at.
+            prefix: What the names begin with.
+            after: They are greater than this.
+            before: They are smaller than this, if it is not None.
+
+        O(slots_max); a walk over all names in steps makes an object only of those that are wanted.
+        """
+        cdef uint64_t end = min(slot + slots_max, self.table_mask + 1)
+        cdef size_t prefix_size = <size_t>PyBytes_GET_SIZE(prefix)
+        cdef Channel* channel
+        cdef list found = []
+        for slot in range(slot, end):
+            channel = self.table[slot]
+            if (channel == NULL or channel.stored_id == 0 or channel.name_size < prefix_size
+                    or memcmp(channel.name, PyBytes_AS_STRING(prefix), prefix_size) != 0
+                    or name_compare(channel, after) <= 0
+                    or (before is not None and name_compare(channel, before) >= 0)):
+                continue
+            found.append(PyBytes_FromStringAndSize(channel.name, channel.name_size))
+        return found
+
+
+cdef int name_compare(const Channel* channel, bytes other) noexcept:
+    """Order a channel's name and another, as bytes: below 0, 0 or above 0."""
+    cdef size_t size = <size_t>PyBytes_GET_SIZE(other)
+    cdef int order = memcmp(channel.name, PyBytes_AS_STRING(other), min(<size_t>channel.name_size, size))
+    return order if order else (channel.name_size > size) - (channel.name_size < size)
+
 
 cdef void channel_free(Channel* channel) noexcept:
     free(channel.chunk)

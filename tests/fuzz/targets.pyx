@@ -38,7 +38,7 @@ from tests.fuzz.engine cimport (
     random_below,
 )
 
-from broker_native import btree, groups, index
+from broker_native import btree, delta as deltas, groups, index
 from broker_native.messages import FrameReader
 from broker_native.posting import PublishBuffer
 
@@ -631,7 +631,7 @@ cdef class GroupTarget(Target):
 
     cdef int look_up(self, group) except -1:
         segment = index.SegmentIndex()
-        delta = index.TableDelta()
+        delta = deltas.TableDelta()
         try:
             segment.add(group)
             delta.add(group)

@@ -562,6 +562,62 @@ def drain() -> Trace:
     return script.trace
 
 
+def history() -> Trace:
+    """REQUESTs that read back, each bound once, and names."""
+    script = Script("REQUEST history and channels")
+    note, act, send = script.note, script.act, script.send
+
+    def ask(request: int, op: str, **arguments: object) -> None:
+        send("client", control.encode_request(request, op, arguments))
+
+    opened(script)
+    send("client", encode_channel(0, b"s.x"), encode_channel(1, b"a.x"), encode_channel(2, b"e.x"))
+    send("client", publish(0, 1, b"one", b"two", b"three"))
+    act("wait 1000")
+    send("client", publish(0, 4, b"four", Record(b"of use for a second", expiry_s=1)), publish(1, 6, b"x"))
+    act("wait 1000")
+    note("All of a channel: two chunks, joined to one.")
+    ask(1, "history", channel="s.x")
+    note("Bounds by sequence, the last two of them, and the newest one of these.")
+    ask(2, "history", channel="s.x", after=1, before=5, last=2, limit=1, reverse=True)
+    note("What is left, as that answer says.")
+    ask(3, "history", channel="s.x", after=2, before=4, reverse=True)
+    note("A position that is good, one that nobody has seen, and one past the head.")
+    ask(4, "history", channel="s.x", after=4, after_epoch=EPOCH)
+    ask(5, "history", channel="s.x", after=9, after_epoch=EPOCH)
+    ask(6, "history", channel="s.x", after=9)
+    note("By time: up to, and from, the second group on.")
+    ask(7, "history", channel="s.x", until_us=TIME_US + 500)
+    ask(8, "history", channel="s.x", from_us=TIME_US + 500)
+    note("Time is over for the fifth record.")
+    act("wait 2000000")
+    ask(9, "history", channel="s.x", after=3)
+    note("A channel that is not there, one that is ephemeral, one that cannot be, and a key of the wrong type.")
+    ask(10, "history", channel="s.none")
+    send("client", publish(2, 7, b"gone"))
+    ask(11, "history", channel="e.x", last=5)
+    ask(12, "history", channel="no..name")
+    note("A pattern, in the order of the bus, in one answer and from where it goes on.")
+    ask(13, "history", pattern=">")
+    ask(14, "history", pattern="s.*", bus=[JOURNAL, 2, 0])
+    ask(15, "history", pattern=">", bus=[bytes(16), 2, 0])
+    ask(16, "history", pattern="a..b")
+    note("Accepted and not committed: the answer waits for the commit.")
+    act("hold")
+    send("client", publish(1, 8, b"soon"))
+    ask(17, "history", channel="a.x", after=1)
+    act("release STORED")
+    note("Names: all, with details, a page, and those of the broker.")
+    ask(18, "channels")
+    ask(19, "channels", details=True)
+    ask(20, "channels", limit=1, prefix="a")
+    ask(21, "channels", after="a.x")
+    ask(22, "channels", prefix="$")
+    note("A limit of nothing is no limit.")
+    ask(23, "history", channel="s.x", limit=0)
+    return script.trace
+
+
 def closing() -> Trace:
     """Every frame that ends an open connection."""
     script = Script("Frames that end a connection")
@@ -633,6 +689,7 @@ CONVERSATIONS: dict[str, Callable[[], Trace]] = {
     build.__name__: build
     for build in (
         specification, handshake, durability, line, refusals, starts, patterns, early, failures, taken_back, credit,
-        slow, subscriptions, requests, drain, closing, publishing,
+        slow, subscriptions, requests, history, drain, closing,
+        publishing,
     )
 }  # fmt: skip

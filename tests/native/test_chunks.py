@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker_native.chunks import chunk_compact, chunk_expire, chunk_keys, chunks_expire, merge_chunks
+from broker_native.chunks import (
+    chunk_compact,
+    chunk_expire,
+    chunk_keys,
+    chunk_sequence_at,
+    chunks_expire,
+    merge_chunks,
+)
 from tests.native.starve import refusals
 from tests.reference import chunks as twin
 from tests.reference.frames import Record, build_record
@@ -208,6 +215,12 @@ def test_fields_that_overrun_their_record_have_no_key() -> None:
     for payload in (b"\1\0a", b"\1\0a\1", b"\1\0a\4\0abc"):
         chunk = build_chunk(Chunk(CHANNEL, 1, 1, 1, build_record(Record(payload), flags=0x30), TIME_US))
         assert chunk_keys(chunk) == [(b"a", 1, TIME_US, False)]
+@given(histories(), st.integers(-2, 3_000_001))
+def test_the_sequence_of_a_time(made: list[bytes], after_us: int) -> None:
+    for chunk in made:
+        times = {item.time_us for item in twin.items_of(chunk)}
+        for time_us in {TIME_US + after_us, *(time_us + by for time_us in times for by in (-1, 0, 1))}:
+            assert chunk_sequence_at(chunk, time_us) == twin.sequence_at(chunk, time_us)
 
 
 def test_a_chunk_in_which_nothing_has_expired_is_itself() -> None:
@@ -247,6 +260,20 @@ def test_what_is_no_chunk_is_refused(chunk: bytes) -> None:
         chunk_compact(chunk, {})
     with pytest.raises(ValueError, match="chunk"):
         chunk_keys(chunk)
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        b"",
+        chunk_of(1, 1, TIME_US, [Record(b"x")])[:-1],
+        build_chunk(Chunk(CHANNEL, 1, 1, 2, build_record(Record(b"x")), TIME_US, 1)),
+        build_chunk(Chunk(CHANNEL, 1, 1, 1, build_record(Record(gone=(1, 2))), TIME_US, 1)),
+    ],
+)
+def test_no_time_is_looked_for_in_what_is_no_chunk(chunk: bytes) -> None:
+    with pytest.raises(ValueError, match="chunk"):
+        chunk_sequence_at(chunk, 1 << 62)
 
 
 def test_fields_that_overrun_their_record_never_expire() -> None:

@@ -91,6 +91,12 @@ def fits(channel: int, items: list[Item], item: Item, bytes_max: int) -> bool:
     )
 
 
+def sequence_at(chunk: bytes, time_us: int) -> int:
+    """Twin of `chunk_sequence_at`."""
+    items = items_of(chunk)
+    return next((item.sequence for item in items if item.time_us >= time_us), items[-1].next_sequence)
+
+
 def expire(chunk: bytes, now_s: int) -> bytes:
     """Twin of `chunk_expire`."""
     items: list[Item] = []

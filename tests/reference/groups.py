@@ -28,7 +28,8 @@ GROUP_MAGIC = 0x50524742
 GROUP_FORMAT = 1
 FLAG_FENCE = 1
 
-CHANNEL, EPOCH, LINE, HEAD, RUN, CLOSE = range(1, 7)
+CHANNEL, EPOCH, LINE, HEAD, RUN, CLOSE, TRIM, DROP = range(1, 9)
+GONE_COMPACTED = 2
 IGNORABLE, SNAPSHOT = 1, 2
 LINE_WINDOW = 1024
 
@@ -180,6 +181,16 @@ def close_entry(run: int) -> Entry:
     return Entry(CLOSE, struct.pack("<Q", run))
 
 
+def trim_entry(channel: int, first: int, reason: int = GONE_COMPACTED) -> Entry:
+    """Return the entry that takes away what a channel has below a sequence."""
+    return Entry(TRIM, struct.pack("<QQB7x", channel, first, reason))
+
+
+def drop_entry(channel: int) -> Entry:
+    """Return the entry that removes a channel."""
+    return Entry(DROP, struct.pack("<Q", channel))
+
+
 # --- Parsing ------------------------------------------------------------------------------------------------------
 
 
@@ -319,5 +330,13 @@ class Tables:
             self.heads[channel] = (epoch, next_sequence, first)
         elif entry.kind == LINE:
             self.lines.setdefault(entry.body[:16], Line()).apply(entry)
+        elif entry.kind == TRIM:
+            channel, first, _ = struct.unpack("<QQB7x", entry.body)
+            epoch, next_sequence, known = self.heads[channel]
+            self.heads[channel] = (epoch, next_sequence, max(first, known))
+        elif entry.kind == DROP:
+            (channel,) = struct.unpack("<Q", entry.body)
+            for rows in (self.channels, self.epochs, self.heads):
+                rows.pop(channel, None)  # type: ignore[attr-defined]
         elif entry.kind in (RUN, CLOSE):
             self.runs.append((entry.kind, entry.body))

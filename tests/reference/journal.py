@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from broker.log.errors import AppendError
 from broker.model.errors import BY_NAME
-from broker_native.groups import chunks_in, chunks_of, chunks_start
+from broker_native.chunks import chunk_sequence_at
+from broker_native.groups import chunk_head, chunks_in, chunks_of, chunks_start
 from tests.reference.groups import Group, parse_group
 
 if TYPE_CHECKING:
@@ -97,16 +98,34 @@ class MemoryJournal:
 
     # -- Reader --
 
-    def read_channel(self, channel_id: int, after_sequence: int, bytes_max: int) -> list[PlacedChunk]:
+    def read_channel(
+        self, channel_id: int, after_sequence: int, bytes_max: int, before_sequence: int = 0
+    ) -> list[PlacedChunk]:
         """Return chunks of a channel past a sequence, at least one if there is one."""
         found: list[PlacedChunk] = []
         for number, value in self._numbered():
             for index, chunk in chunks_of(value, chunks_start(value), channel_id, after_sequence):
-                if found and bytes_max < len(chunk):
+                if (found and bytes_max < len(chunk)) or (before_sequence and chunk_head(chunk)[2] >= before_sequence):
                     return found
                 found.append((number, index, chunk))
                 bytes_max -= len(chunk)
         return found
+
+    def read_channel_back(self, channel_id: int, before_sequence: int, count: int, bytes_max: int) -> list[PlacedChunk]:
+        """Return the newest chunks before a sequence, back to `count` sequences before it, at least one."""
+        after = max(before_sequence - 1 - count, 0)
+        found = self.read_channel(channel_id, after, 1 << 62, before_sequence)
+        while len(found) > 1 and sum(len(chunk) for _, _, chunk in found) > bytes_max:
+            del found[0]
+        return found
+
+    def sequence_at(self, channel_id: int, first: int, next_sequence: int, time_us: int) -> int:
+        """Return the first sequence whose record is of a time or later, by looking at them all."""
+        for _, _, chunk in self.read_channel(channel_id, first - 1, 1 << 62, next_sequence):
+            found = chunk_sequence_at(chunk, time_us)
+            if found < sum(chunk_head(chunk)[2:]):
+                return max(found, first)
+        return next_sequence
 
     def read_groups(
         self, after_group: int, after_index: int, bytes_max: int, wanted: Container[int] | None

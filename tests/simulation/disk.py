@@ -19,11 +19,13 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from broker.log.errors import AppendError, append_full
+from broker.log.reader import sequence_at
 from broker.log.recovery import Recovery
 from broker.model.errors import BY_NAME
 from broker.node.commit import RECOVERY_INTERVAL_S, CommitThread, Work
+from broker_native.delta import TableDelta
 from broker_native.groups import chunk_head, chunks_in, chunks_of, chunks_start
-from broker_native.index import TableDelta, check_group
+from broker_native.index import check_group
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
@@ -221,7 +223,7 @@ class SimulatedLog:
             delta = TableDelta()
             for group in good[:sealed]:
                 delta.add(group.value)
-            applier.apply_entries(delta.finish()[0])
+            applier.apply_entries(delta.finish())
         for group in good[sealed:]:
             applier.apply_group(group.value)
         disk.kernel.note("recover", len(good), sealed)
@@ -252,16 +254,31 @@ class SimulatedLog:
 
     # -- reading --
 
-    def read_channel(self, channel_id: int, after_sequence: int, bytes_max: int) -> list[PlacedChunk]:
+    def read_channel(
+        self, channel_id: int, after_sequence: int, bytes_max: int, before_sequence: int = 0
+    ) -> list[PlacedChunk]:
         """Return chunks of a channel past a sequence, at least one if there is one."""
         found: list[PlacedChunk] = []
         for header, value in self._disk.good:
             for index, chunk in chunks_of(value, chunks_start(value), channel_id, after_sequence):
-                if found and bytes_max < len(chunk):
+                if (found and bytes_max < len(chunk)) or (before_sequence and chunk_head(chunk)[2] >= before_sequence):
                     return found
                 found.append((header.number, index, chunk))
                 bytes_max -= len(chunk)
         return found
+
+    def read_channel_back(self, channel_id: int, before_sequence: int, count: int, bytes_max: int) -> list[PlacedChunk]:
+        """Return the newest chunks before a sequence, back to `count` sequences before it, at least one."""
+        found = self.read_channel(channel_id, max(before_sequence - 1 - count, 0), 1 << 62, before_sequence)
+        while len(found) > 1 and sum(len(chunk) for _, _, chunk in found) > bytes_max:
+            del found[0]
+        return found
+
+    def sequence_at(self, channel_id: int, first: int, next_sequence: int, time_us: int) -> int:
+        """Return the first sequence whose record is of a time or later."""
+        return sequence_at(
+            lambda after: self.read_channel(channel_id, after, 0, next_sequence), first, next_sequence, time_us
+        )
 
     def read_groups(
         self, after_group: int, after_index: int, bytes_max: int, wanted: Container[int] | None

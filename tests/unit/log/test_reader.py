@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from broker.log import reader
-from broker.log.segment import Segment
+from broker.log.segment import SEQUENCE_MAX, Segment
 from tests.reference.chains import Chain
 from tests.reference.groups import parse_chunk
 from tests.unit.log.support import KIB, Opened, last_sequence, opened
@@ -52,6 +52,48 @@ def test_channel_slices(stored: tuple[Opened, Chain], channel: int, after: int, 
         assert taken + len(expected[len(found)][2]) > size
 
 
+@given(
+    channel=st.sampled_from([1, 2, 7, 100, 101, 999]),
+    before=st.integers(1, 700),
+    count=st.integers(0, 400),
+    size=st.integers(0, 60 * KIB),
+)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_channel_slices_backwards(
+    stored: tuple[Opened, Chain], channel: int, before: int, count: int, size: int
+) -> None:
+    one, chain = stored
+    wanted = [found for found in chain.channel(channel, max(before - 1 - count, 0)) if first_of(found) < before]
+    wanted = wanted if count else []
+    found = one.log.read_channel_back(channel, before, count, size)
+    assert found == wanted[len(wanted) - len(found) :]
+    assert bool(found) == bool(wanted)
+    taken = sum(len(chunk) for _, _, chunk in found)
+    assert len(found) <= 1 or taken <= size
+    assert len(found) == len(wanted) or taken + len(wanted[-len(found) - 1][2]) > size
+    ahead = one.log.read_channel(channel, max(before - 1 - count, 0), UNLIMITED, before)
+    assert ahead == [found for found in chain.channel(channel, max(before - 1 - count, 0)) if first_of(found) < before]
+
+
+def first_of(found: tuple[int, int, bytes]) -> int:
+    return parse_chunk(found[2]).first
+
+
+@given(channel=st.sampled_from([1, 7, 100, 101]), at=st.integers(0, 1 << 30), by=st.integers(-1, 1))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_sequences_by_time(stored: tuple[Opened, Chain], channel: int, at: int, by: int) -> None:
+    one, chain = stored
+    chunks = [parse_chunk(chunk) for _, _, chunk in chain.channel(channel)]
+    time_us = chunks[at % len(chunks)].time_us + by
+    end = chunks[-1].last + 1
+    expected = next((chunk.first for chunk in chunks if chunk.time_us >= time_us), end)
+    assert one.log.sequence_at(channel, 1, end, time_us) == expected
+    assert one.log.sequence_at(channel, end, end, time_us) == end
+    half = end // 2
+    assert one.log.sequence_at(channel, half, end, time_us) == max(expected, half)
+    assert one.log.sequence_at(channel, 1, half, time_us) == min(expected, half)
+
+
 def test_a_whole_channel_crosses_the_seam(stored: tuple[Opened, Chain]) -> None:
     one, chain = stored
     for channel in (1, 5, 100, 101):
@@ -80,9 +122,9 @@ def test_slices_that_go_on_look_at_no_segment_before(
     looked: list[int] = []
     find = Segment.find
 
-    def count(self: Segment, channel: int, after: int, bytes_max: int) -> object:
+    def count(self: Segment, channel: int, after: int, bytes_max: int, before: int = SEQUENCE_MAX) -> object:
         looked.append(self.ordinal)
-        return find(self, channel, after, bytes_max)
+        return find(self, channel, after, bytes_max, before)
 
     monkeypatch.setattr(Segment, "find", count)
     first = one.log.read_channel(2, 0, 3 * KIB)
@@ -107,9 +149,9 @@ def test_a_reader_near_the_head_looks_at_few_segments(
     looked: list[int] = []
     find = Segment.find
 
-    def count(self: Segment, channel: int, after: int, bytes_max: int) -> object:
+    def count(self: Segment, channel: int, after: int, bytes_max: int, before: int = SEQUENCE_MAX) -> object:
         looked.append(self.ordinal)
-        return find(self, channel, after, bytes_max)
+        return find(self, channel, after, bytes_max, before)
 
     monkeypatch.setattr(Segment, "find", count)
     assert len(one.log.read_channel(1, parse_chunk(head).last - 1, KIB)) == 1

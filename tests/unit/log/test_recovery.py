@@ -10,7 +10,7 @@ import pytest
 
 from broker.log import Log, sealer
 from broker.log.environment import create_file, open_lmdb
-from broker.log.segment import DELTA_KEY, INDEX_KEY, SEAL_KEY, group_key
+from broker.log.segment import INDEX_KEY, SEAL_KEY, group_key
 from broker.model.errors import StorageError
 from tests.reference.chains import Chain
 from tests.reference.groups import Entry, Tables, close_entry, run_entry
@@ -275,13 +275,12 @@ def test_a_group_under_another_number(tmp_path: Path) -> None:
     assert "says that it is group" in error.detail
 
 
-@pytest.mark.parametrize("key", [SEAL_KEY, DELTA_KEY])
-def test_a_damaged_seal_or_delta(tmp_path: Path, key: bytes) -> None:
+def test_a_damaged_seal(tmp_path: Path) -> None:
     filled(tmp_path)
     file = segment_files(tmp_path)[0]
-    value = bytearray(row(file, key))
+    value = bytearray(row(file, SEAL_KEY))
     value[len(value) // 2] ^= 1
-    edit(file, key, bytes(value))
+    edit(file, SEAL_KEY, bytes(value))
     error = refusal(tmp_path)
     assert error.name == "STORAGE_CORRUPT"
     assert str(file) in error.detail

@@ -13,7 +13,7 @@ import pytest
 from broker.log import AppendError, AppendFull, sealer
 from broker.log.environment import OpenFiles, create_file
 from broker.log.sealer import Sealer, seal_segment, segment_path
-from broker.log.segment import DELTA_KEY, Segment
+from broker.log.segment import Segment
 from broker.model.errors import BrokerError
 from broker_native.index import check_group
 from tests.reference.chains import Chain
@@ -85,17 +85,17 @@ def test_a_ready_one_is_used_first(tmp_path: Path, thread: Sealer) -> None:
     taken.file.close()
 
 
-def test_a_seal_holds_the_table_delta(tmp_path: Path, thread: Sealer) -> None:
+def test_a_seal_holds_the_tables(tmp_path: Path, thread: Sealer) -> None:
     chain = Chain()
     segment = full_segment(tmp_path, chain)
     thread.start(None, 1, [segment])
     assert thread.wait_sealed(WAIT_S)
     assert segment.sealed
     tables = Tables()
-    with segment.file.reading() as transaction:
-        delta = transaction.get(DELTA_KEY)
-        assert delta is not None
-        tables.apply_entries(delta)
+    for _, entries in (*segment.table_entries(), *segment.line_entries()):
+        tables.apply_entries(entries)
+    for entry in segment.rest_entries():
+        tables.apply_entries(entry)
     assert tables == chain.tables()
     stats = thread.stats()
     assert (stats["seals"], stats["seal_backlog"]) == (1, 0)

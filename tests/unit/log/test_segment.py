@@ -26,10 +26,11 @@ SEAL = Seal(
     first_time_us=4,
     last=Link(5, 6, 7, 8, 9, 10),
     groups=4,
-    delta_bytes=11,
-    delta_crc=12,
-    delta_entries=13,
-    pages=14,
+    id_next=11,
+    channels_new=-12,
+    producers_new=13,
+    unclean_run=14,
+    pages=15,
 )
 
 
@@ -37,7 +38,7 @@ SEAL = Seal(
 def test_keys_sort_as_numbers_and_before_names(number: int) -> None:
     key = group_key(number)
     assert group_number(key) == number
-    assert group_key(number - 1) < key < b"delta" < b"index" < b"seal"
+    assert group_key(number - 1) < key < b"filter" < b"index" < b"seal" < b"table"
     assert group_number(b"index678") is None
     assert group_number(b"seal") is None
 
@@ -56,7 +57,7 @@ def test_seal_round_trip_and_damage(tmp_path: Path) -> None:
 
 
 def test_a_newer_seal_is_refused(tmp_path: Path) -> None:
-    newer = struct.pack("<I", 2) + SEAL.pack()[8:]
+    newer = struct.pack("<I", 3) + SEAL.pack()[8:]
     with pytest.raises(StorageError) as caught:
         Seal.unpack(struct.pack("<I", crc32c_of(newer)) + newer, tmp_path)
     assert caught.value.name == "STORAGE_FORMAT"

@@ -45,9 +45,21 @@ class GatedLog:
         self.failure: BaseException | None = None
         self.asked: list[tuple[int, ...]] = []
 
-    def read_channel(self, channel_id: int, after_sequence: int, bytes_max: int) -> list[tuple[int, int, bytes]]:
+    def read_channel(
+        self, channel_id: int, after_sequence: int, bytes_max: int, before_sequence: int = 0
+    ) -> list[tuple[int, int, bytes]]:
         self._pass(channel_id, after_sequence, bytes_max)
-        return self.journal.read_channel(channel_id, after_sequence, bytes_max)
+        return self.journal.read_channel(channel_id, after_sequence, bytes_max, before_sequence)
+
+    def read_channel_back(
+        self, channel_id: int, before_sequence: int, count: int, bytes_max: int
+    ) -> list[tuple[int, int, bytes]]:
+        self._pass(channel_id, before_sequence, count, bytes_max)
+        return self.journal.read_channel_back(channel_id, before_sequence, count, bytes_max)
+
+    def sequence_at(self, channel_id: int, first: int, next_sequence: int, time_us: int) -> int:
+        self._pass(channel_id, first, next_sequence, time_us)
+        return self.journal.sequence_at(channel_id, first, next_sequence, time_us)
 
     def read_groups(
         self, after_group: int, after_index: int, bytes_max: int, wanted: Container[int] | None

@@ -20,10 +20,13 @@ from broker.core import sequencer
 from broker.core.recent import INDEX_END
 from broker.edge import session
 from broker.model.errors import BY_CODE, BY_NAME, ERROR_CODES, BrokerError, Remedy, error
+from broker.model.history import HISTORY_BYTES_DEFAULT, HISTORY_BYTES_MAX, NAMES_MAX, PLACES_MAX
 from broker.model.levels import Level
 from broker.model.limits import FRAME_OVERHEAD_BYTES, Limits
 from broker.model.names import NAME_BYTES_MAX, TOKEN_BYTES_MAX, check_channel
 from broker.model.settings import settings_of
+from broker.node.history import ASKS_MAX
+from broker.node.stretch import SEQUENCES_MAX
 from broker.wire import control, kinds
 from broker.wire.kinds import Kind
 from broker_native.crc32c import crc32c_of
@@ -407,6 +410,10 @@ def check_fixed_limits(document: Document) -> None:
         "numbers of a line whose positions are known": kinds.LINE_WINDOW,
         "chunk of more than one record, bytes": kinds.CHUNK_BYTES_CLOSE,
         "credit of a subscription, bytes": 1 << 40,
+        "chunks of one answer to `history`, bytes": HISTORY_BYTES_MAX,
+        "chunks of one answer to `history` of a pattern": PLACES_MAX,
+        "channels of one answer to `channels`": NAMES_MAX,
+        "requests of a connection that wait for their answers": ASKS_MAX,
         "items of a map or array in a control body": control.ITEMS_MAX,
         "containers inside one another": control.DEPTH_MAX,
         "values of a control body": control.ITEMS_TOTAL_MAX,
@@ -415,6 +422,13 @@ def check_fixed_limits(document: Document) -> None:
     for what, limit in known.items():
         assert fixed[what][0] == f"{limit:,}", what
     assert set(fixed) == {*known, "body of any server's frame, bytes"}
+    prose = document.prose(13)
+    assert f"{HISTORY_BYTES_DEFAULT:,} unless said; a chunk that is larger comes alone" in document.text
+    assert f"counts larger `bytes` as {HISTORY_BYTES_MAX:,}" in prose
+    assert f"covers {SEQUENCES_MAX:,} sequences at most" in prose
+    assert f"at most {PLACES_MAX:,} `[channel, group" in prose
+    assert f"at most `limit` of them, {NAMES_MAX:,} unless said" in prose
+    assert f"A server that has {ASKS_MAX:,} of a connection's requests" in prose
     assert f"within the last {kinds.LINE_WINDOW:,} numbers of the line" in document.prose(8)
     limits = Limits()
     assert f"within {limits.hello_timeout_s:g} seconds (`limits.hello_timeout_s`)" in document.prose(5)
@@ -962,6 +976,12 @@ CLAIMS = [
     (13, "`epoch`: uint, 0 when it has had no record;"),
     (13, "1 when there is none; `head`: uint, the newest, 0 when there is none;"),
     (13, "It looks at this every `ping_s` / 3 or so"),
+    (13, f"`limit`: uint, 1 to {NAMES_MAX:,}, optional; `details`"),
+    (13, "with it and above 0, (`after_epoch`, `after`) is a position"),
+    (13, "| `limit` | uint, from 1, optional |"),
+    (13, "| `bytes` | uint, from 1, optional | at most"),
+    (13, "| `bytes` | uint, from 1, optional | as above |"),
+    (13, "or a code of 4xxx. **`channels`**"),
     (13, "carry a u64 token"),
     (13, "is treated as the codes of 2xxx are"),
     (15, "duplicate with epoch 0 |"),

@@ -1,0 +1,240 @@
+"""What is stored of channels and producers, over all layers: the archive, and the segments that are not in it yet.
+
+A layer that is newer has the last word on a name and on where a channel ends, and a dropped channel is hidden in all
+that is older; epochs, levels and trims add up. So layers are asked from the newest to the oldest, and of what is known
+by then no more than can still add to it.
+
+Segments are taken before the archive's snapshot, and those that the snapshot has are left out: a segment may be in both
+for a while, and in none never.
+
+Any thread may ask; a question is bounded by its keys. Sorted ones are answered fastest.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from broker.log.tables import CLOSED, HEADED, channel_key
+from broker.model.errors import StorageError
+from broker_native.pages import CHANNELS, LINES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from broker.log.archive import Archive, Snapshot
+    from broker.log.recovery import Applier
+    from broker.log.segment import Segment
+    from broker.log.tables import SegmentTables
+
+Result = TypeVar("Result")
+
+BATCH = 4096
+"""Keys that are looked up at once when everything is."""
+_ENTRY_HEADER_BYTES = 8
+_CHANNEL, _HEAD, _DROP = 1, 4, 8
+_SNAPSHOT = 0x0002
+_NAME_SIZE_AT, _NAME_AT = 18, 20
+
+
+def entries_of(entries: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield (kind, flags, offset) of each entry of a run."""
+    at = 0
+    while at < len(entries):
+        yield int.from_bytes(entries[at + 4 : at + 6], "little"), int.from_bytes(entries[at + 6 : at + 8], "little"), at
+        at += max(int.from_bytes(entries[at : at + 4], "little"), _ENTRY_HEADER_BYTES)
+
+
+def read_again(segments: Callable[[], tuple[Segment, ...]], read: Callable[[tuple[Segment, ...]], Result]) -> Result:
+    """Read from the segments that there are; again, if one of them went to the archive and was removed meanwhile.
+
+    Args:
+        segments: what there is now.
+        read: takes them; it looks at the archive after that.
+    """
+    while True:
+        taken = segments()
+        try:
+            return read(taken)
+        except StorageError:
+            if not any(segment.gone for segment in taken):
+                raise
+
+
+class Layers:
+    """All layers at one instant, the segments from the newest to the oldest."""
+
+    def __init__(self, snapshot: Snapshot, segments: list[SegmentTables]) -> None:
+        self._snapshot = snapshot
+        self._segments = segments
+
+    def ids(self, names: list[bytes]) -> list[int]:
+        """Return the channels of ascending names, 0 for each that has none."""
+        ids = [0] * len(names)
+        known = bytearray(len(names))
+        for tables in self._segments:
+            for at, channel in tables.find_names(names, known):
+                ids[at] = max(channel, 0)
+                known[at] = True
+        open_names = [at for at in range(len(names)) if not known[at]]
+        for at, channel in zip(open_names, self._snapshot.ids([names[at] for at in open_names]), strict=True):
+            ids[at] = channel
+        return ids
+
+    def channels(self, ids: list[int]) -> list[bytes]:
+        """Return the entries of ascending channels, b"" for each that is not there."""
+        keys = [channel_key(channel) for channel in ids]
+        state = bytearray(len(ids))
+        parts: list[list[bytes]] = [[] for _ in ids]
+        for tables in self._segments:
+            for at, entries in tables.find_channels(keys, state):
+                kinds = {kind for kind, _, _ in entries_of(entries)}
+                if _DROP in kinds:
+                    state[at] = CLOSED
+                    continue
+                parts[at].append(entries)
+                if _HEAD in kinds:
+                    state[at] = HEADED
+        live = [at for at in range(len(ids)) if state[at] != CLOSED]
+        for at, entries in zip(live, self._snapshot.channels([ids[at] for at in live]), strict=True):
+            parts[at].append(entries)
+        return [b"".join(reversed(part)) for part in parts]
+
+    def lines(self, producers: list[bytes]) -> list[bytes]:
+        """Return the LINE entries of ascending producers, b"" for each that is not there."""
+        whole = bytearray(len(producers))
+        parts: list[list[bytes]] = [[] for _ in producers]
+        for tables in self._segments:
+            for at, entry in tables.find_lines(producers, whole):
+                parts[at].append(entry)
+                whole[at] = bool(int.from_bytes(entry[6:8], "little") & _SNAPSHOT)
+        live = [at for at in range(len(producers)) if not whole[at]]
+        for at, entry in zip(live, self._snapshot.lines([producers[at] for at in live]), strict=True):
+            parts[at].append(entry)
+        return [b"".join(reversed(part)) for part in parts]
+
+    def names(self, prefix: bytes, after: bytes, count_max: int) -> tuple[list[bytes], bytes | None]:
+        """Return names with a prefix that follow another one, and the last that was looked at, None for all."""
+        given: dict[bytes, int] = {}
+        bound: bytes | None = None
+        for layer in (*self._segments, self._snapshot):
+            rows = layer.names(prefix, after, count_max)
+            for name, channel in rows:
+                given.setdefault(name, channel)
+            if len(rows) == count_max:
+                # Past its last name this layer has more, so others' names there may not be the next ones.
+                bound = min(bound, rows[-1][0]) if bound is not None else rows[-1][0]
+        names = sorted(name for name in given if bound is None or name <= bound)
+        ids = sorted({given[name] for name in names})
+        live = {channel for channel, entries in zip(ids, self.channels(ids), strict=True) if entries}
+        return [name for name in names if given[name] in live], bound
+
+    def all_ids(self) -> list[int]:
+        """Return every channel that any layer has, ascending."""
+        found = {int.from_bytes(key, "big") for tables in self._segments for key, _ in tables.items(CHANNELS)}
+        rows = self._snapshot.names(b"", b"", BATCH)
+        while rows:
+            found.update(channel for _, channel in rows)
+            rows = self._snapshot.names(b"", rows[-1][0], BATCH)
+        return sorted(found)
+
+    def all_producers(self) -> list[bytes]:
+        """Return every producer that any layer has, ascending."""
+        found = {key for tables in self._segments for key, _ in tables.items(LINES)}
+        rows = self._snapshot.producers(b"", BATCH)
+        while rows:
+            found.update(producer for producer, _ in rows)
+            rows = self._snapshot.producers(rows[-1][0], BATCH)
+        return sorted(found)
+
+
+class Tables:
+    """Answers for everything that is stored.
+
+    Args:
+        archive: the archive.
+        segments: the segments that there are now, oldest first.
+    """
+
+    def __init__(self, archive: Archive, segments: Callable[[], tuple[Segment, ...]]) -> None:
+        self._archive = archive
+        self._segments = segments
+
+    def resolve(self, names: list[bytes]) -> list[bytes]:
+        """Return for each name the entries of its channel, b"" when there is none; see `Log.resolve`."""
+
+        def read(layers: Layers) -> dict[bytes, bytes]:
+            wanted = sorted(set(names))
+            ids = layers.ids(wanted)
+            known = sorted(set(ids) - {0})
+            entries = dict(zip(known, layers.channels(known), strict=True))
+            return {name: entries.get(channel, b"") for name, channel in zip(wanted, ids, strict=True)}
+
+        found = self._read(read)
+        return [found[name] for name in names]
+
+    def resolve_lines(self, producers: list[bytes]) -> list[bytes]:
+        """Return for each producer its LINE entries, b"" when there is none; see `Log.resolve_lines`."""
+
+        def read(layers: Layers) -> dict[bytes, bytes]:
+            wanted = sorted(set(producers))
+            return dict(zip(wanted, layers.lines(wanted), strict=True))
+
+        found = self._read(read)
+        return [found[producer] for producer in producers]
+
+    def names_of(self, ids: list[int]) -> list[bytes | None]:
+        """Return the name of each channel, None when there is none; see `Log.names_of`."""
+
+        def read(layers: Layers) -> dict[int, bytes | None]:
+            wanted = sorted(set(ids))
+            return {channel: _name(entries) for channel, entries in zip(wanted, layers.channels(wanted), strict=True)}
+
+        found = self._read(read)
+        return [found[channel] for channel in ids]
+
+    def names(self, prefix: bytes, after: bytes, count_max: int) -> list[bytes]:
+        """Return stored channels' names with a prefix that follow another one; see `Log.names`."""
+        found: list[bytes] = []
+        bound: bytes | None = after
+        while bound is not None and len(found) < count_max:
+            begin = bound
+
+            def read(layers: Layers, begin: bytes = begin) -> tuple[list[bytes], bytes | None]:
+                return layers.names(prefix, begin, count_max)
+
+            names, bound = self._read(read)
+            found += names
+        return found[:count_max]
+
+    def load_all(self, applier: Applier) -> None:
+        """Apply the entries of everything that is stored; see `Log.load_all`."""
+        with self._layers(self._segments()) as layers:
+            ids, producers = layers.all_ids(), layers.all_producers()
+            for begin in range(0, len(ids), BATCH):
+                applier.apply_entries(b"".join(layers.channels(ids[begin : begin + BATCH])))
+            for begin in range(0, len(producers), BATCH):
+                applier.apply_entries(b"".join(layers.lines(producers[begin : begin + BATCH])))
+
+    def _read(self, read: Callable[[Layers], Result]) -> Result:
+        def with_layers(segments: tuple[Segment, ...]) -> Result:
+            with self._layers(segments) as layers:
+                return read(layers)
+
+        return read_again(self._segments, with_layers)
+
+    @contextmanager
+    def _layers(self, segments: tuple[Segment, ...]) -> Iterator[Layers]:
+        with self._archive.snapshot() as snapshot:
+            archived = snapshot.checkpoint.ordinal
+            newest = [segment.tables for segment in reversed(segments) if segment.ordinal > archived]
+            yield Layers(snapshot, [tables for tables in newest if tables is not None])
+
+
+def _name(entries: bytes) -> bytes | None:
+    """Return the name that a channel's last CHANNEL entry gives it."""
+    name = None
+    for kind, _, at in entries_of(entries):
+        if kind == _CHANNEL:
+            name = entries[at + _NAME_AT : at + _NAME_AT + entries[at + _NAME_SIZE_AT]]
+    return name

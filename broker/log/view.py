@@ -1,0 +1,146 @@
+"""One view of all that is stored: the archive, then the segments that are not in it yet, sealed and active alike.
+
+A reader takes the segments that there are and the archive's snapshot after them. Between the two more may come to the
+archive, so a chunk may be seen in both; it is never in neither. The archive may also be ahead of its own checkpoint,
+while a slice is being written to it. So the sequence is the seam: what has been read from the archive is not read again.
+
+Chunks from the archive have no group and no index of their own any more and come with (0, 0); in bus order they do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from broker.log.reader import ChannelReader, GroupScan, read_back, time_to_group
+from broker.log.resolve import read_again
+from broker.log.segment import SEQUENCE_MAX
+from broker_native.groups import chunk_cut, chunk_head
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container
+
+    from broker.log.archive import Archive
+    from broker.log.reader import Chunk
+    from broker.log.segment import Segment
+
+
+class View:
+    """Reads over archive and segments; any thread.
+
+    Args:
+        archive: the archive.
+        segments: the segments that there are now, oldest first.
+    """
+
+    def __init__(self, archive: Archive, segments: Callable[[], tuple[Segment, ...]]) -> None:
+        self._archive = archive
+        self._segments = segments
+        self._channels = ChannelReader()
+
+    def channel(self, channel: int, after_sequence: int, bytes_max: int, before_sequence: int) -> list[Chunk]:
+        """Return chunks of a channel; see `Log.read_channel`."""
+
+        def read(segments: tuple[Segment, ...]) -> list[Chunk]:
+            with self._archive.snapshot() as snapshot:
+                live = _after(segments, snapshot.checkpoint.ordinal)
+                archived = snapshot.chunks(channel, after_sequence, bytes_max, before_sequence)
+            room = bytes_max - sum(map(len, archived))
+            last = _last(archived) or after_sequence
+            before = before_sequence or SEQUENCE_MAX
+            if archived and (room <= 0 or last + 1 >= before):
+                return _placed(archived)
+            rest = self._channels.read(live, channel, last, room, before)
+            if not archived:
+                return rest
+            # What does not go on from the archive's last chunk follows others there that had no room.
+            if not rest or len(rest[0][2]) > room or _first(rest[0][2]) > last + 1:
+                return _placed(archived)
+            return [*_placed(archived), *_cut(rest, last)]
+
+        return read_again(self._segments, read)
+
+    def channel_back(self, channel: int, before_sequence: int, count: int, bytes_max: int) -> list[Chunk]:
+        """Return the newest chunks of a channel before a sequence; see `Log.read_channel_back`."""
+
+        def read(segments: tuple[Segment, ...]) -> list[Chunk]:
+            with self._archive.snapshot() as snapshot:
+                live = _after(segments, snapshot.checkpoint.ordinal)
+            newest = read_back(live, channel, before_sequence, count, bytes_max)
+            begin = _first(newest[0][2]) if newest else before_sequence
+            missing = count - (before_sequence - begin)
+            room = bytes_max - sum(len(chunk) for _, _, chunk in newest)
+            if newest and (missing <= 0 or begin == 1 or room <= 0):
+                return newest
+            # Segments that were archived meanwhile only add to what a newer snapshot has.
+            with self._archive.snapshot() as snapshot:
+                archived = snapshot.chunks_back(channel, begin, missing, room)
+            if newest and archived and (_last(archived) + 1 < begin or len(archived[-1]) > room):
+                return newest
+            return [*_placed(archived), *_cut(newest, _last(archived))]
+
+        return read_again(self._segments, read)
+
+    def groups(
+        self, after_group: int, after_index: int, bytes_max: int, wanted: Container[int] | None
+    ) -> tuple[list[Chunk], tuple[int, int]]:
+        """Return chunks in bus order after a place; see `Log.read_groups`."""
+
+        def read(segments: tuple[Segment, ...]) -> tuple[list[Chunk], tuple[int, int]]:
+            chunks: list[Chunk] = []
+            place = (after_group, after_index)
+            with self._archive.snapshot() as snapshot:
+                checkpoint = snapshot.checkpoint
+                live = _after(segments, checkpoint.ordinal)
+                if after_group <= checkpoint.group:
+                    chunks, place = snapshot.groups(after_group, after_index, bytes_max, wanted)
+            if place != (after_group, after_index):
+                # The caller goes on from there; a slice has one bound, not one for each layer.
+                return chunks, place
+            scan = GroupScan(after_group, after_index, bytes_max, wanted)
+            scan.walk(live)
+            return scan.chunks, scan.place
+
+        return read_again(self._segments, read)
+
+    def time_to_group(self, time_us: int) -> int | None:
+        """Return the first group of that time or later, None when all are earlier."""
+
+        def read(segments: tuple[Segment, ...]) -> int | None:
+            with self._archive.snapshot() as snapshot:
+                live = _after(segments, snapshot.checkpoint.ordinal)
+                found = snapshot.group_at(time_us) if snapshot.checkpoint.time_us >= time_us else None
+            return time_to_group(live, time_us) if found is None else found
+
+        return read_again(self._segments, read)
+
+
+def _after(segments: tuple[Segment, ...], ordinal: int) -> tuple[Segment, ...]:
+    return tuple(segment for segment in segments if segment.ordinal > ordinal)
+
+
+def _placed(chunks: list[bytes]) -> list[Chunk]:
+    return [(0, 0, chunk) for chunk in chunks]
+
+
+def _first(chunk: bytes) -> int:
+    return chunk_head(chunk)[2]
+
+
+def _last(chunks: list[bytes]) -> int:
+    """Return the last sequence of ascending chunks, 0 when there is none."""
+    if not chunks:
+        return 0
+    _, _, first, count = chunk_head(chunks[-1])
+    return first + count - 1
+
+
+def _cut(chunks: list[Chunk], after_sequence: int) -> list[Chunk]:
+    """Return ascending chunks without the sequences up to one."""
+    rest: list[Chunk] = []
+    for group, index, chunk in chunks:
+        _, _, first, count = chunk_head(chunk)
+        if first > after_sequence:
+            rest.append((group, index, chunk))
+        elif first + count - 1 > after_sequence:
+            rest.append((group, index, chunk_cut(chunk, after_sequence)))
+    return rest

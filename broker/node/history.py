@@ -1,0 +1,282 @@
+"""Questions about what is stored, answered from the reader thread.
+
+What connections ask in one turn of the loop is read in one job, so that a question costs a look-up and not two
+hand-overs between threads. A job takes one question of each connection in turn, ends after about a megabyte of answers,
+and there is one at a time: subscriptions that catch up have the thread in between. A connection that has much to send
+waits until it has sent it, and one that asks faster than it is answered is not read meanwhile.
+
+A question about a channel whose newest records are acknowledged and not yet committed waits for their commit: who asks
+behind a publish finds it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from broker.events import emit
+from broker.model.errors import BrokerError, error
+from broker.model.history import BusPart, BusQuery, HistoryPart, HistoryQuery, NamesPart
+from broker.model.levels import Level
+from broker.node.stretch import Applied, Known, Selected, read_bus, read_stretch
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from broker.core.ports import Reader as LogReader
+    from broker.core.sequencer import Sequencer
+    from broker_native.fanout import Outbox
+
+__all__ = ["ASKS_MAX", "Asker", "HistoryReader"]
+
+ASKS_MAX = 1_024
+"""Questions of one connection that may wait; at this many it is not read, until half of them are answered."""
+JOB_ASKS_MAX = 256
+JOB_BYTES_MAX = 1 << 20
+"""Bytes of answers after which a job ends; the questions that it has not come to are the first of the next one."""
+QUEUED_BYTES_MAX = 2 << 20
+"""A connection that has this much to send waits with its questions."""
+QUEUED_SHARE = 4
+"""Nor may it be more than this part of what ends a connection, however small that bound is set."""
+
+Query: TypeAlias = HistoryQuery | BusQuery
+Part: TypeAlias = HistoryPart | BusPart | NamesPart
+
+
+class Asker(Protocol):
+    """A connection that asks."""
+
+    closed: bool
+
+    @property
+    def outbox(self) -> Outbox:
+        """Where its answers go."""
+
+    def encode_part(self, number: int, part: Part) -> bytes:
+        """The frame of an answer. On the reader thread."""
+
+    def encode_refusal(self, number: int, failure: BrokerError) -> bytes:
+        """The frame that refuses. On the reader thread."""
+
+    def read_on_asking(self) -> None:
+        """Few of its questions are left."""
+
+
+class Ask:
+    """One question.
+
+    Attributes:
+        name: The channel or pattern, checked.
+        level: What the channel would promise if it is not stored.
+        group: It waits until this group is applied.
+        known: What memory knows of the channel, taken when the job is made; None for a pattern.
+    """
+
+    __slots__ = ("asker", "group", "known", "level", "name", "number", "query")
+
+    def __init__(self, asker: Asker, number: int, query: Query, name: bytes) -> None:
+        self.asker = asker
+        self.number = number
+        self.query = query
+        self.name = name
+        self.level = Level.SYNCED
+        self.group = 0
+        self.known: Known | None = None
+
+
+class HistoryReader:
+    """The questions of all connections of one node. On the loop, but for what `_read` does.
+
+    Args:
+        core: Knows the channels in memory.
+        log: What is stored.
+        submit: Has the reader thread call something.
+        kick: Called when something is queued to be sent.
+    """
+
+    def __init__(
+        self,
+        core: Sequencer,
+        log: LogReader,
+        submit: Callable[[Callable[..., list[bytes]], list[Ask], Applied, int], asyncio.Future[list[bytes]]],
+        kick: Callable[[], None],
+    ) -> None:
+        self._core = core
+        self._log = log
+        self._submit = submit
+        self._kick = kick
+        self._waiting: dict[Asker, deque[Ask]] = {}
+        self._crowded: dict[Asker, deque[Ask]] = {}
+        self._uncommitted: list[Ask] = []
+        self._busy = False
+
+    # -- what sessions call --------------------------------------------------------------------------------------------
+
+    def ask(self, asker: Asker, number: int, query: Query, name: bytes) -> int:
+        """Have a question answered.
+
+        Args:
+            asker: Who asks.
+            number: The request's.
+            query: The question.
+            name: Its channel or pattern, checked.
+
+        Returns:
+            How many questions of the connection wait.
+
+        Raises:
+            RequestError: NO_PROFILE; there is no such channel and could be none.
+        """
+        ask = Ask(asker, number, query, name)
+        if isinstance(query, HistoryQuery):
+            info = self._core.tails.info(name)
+            if info is None:
+                ask.level = self._core.profiles.resolve(name).durability
+            elif info[1] != Level.EPHEMERAL and info[6] > info[4]:
+                ask.group = self._pending_group()
+        if ask.group:
+            self._uncommitted.append(ask)
+        else:
+            self._queue(ask)
+        return len(self._waiting.get(asker, ())) + len(self._crowded.get(asker, ())) + len(self._uncommitted)
+
+    def leave(self, asker: Asker) -> None:
+        """Forget the questions of a connection that is gone."""
+        self._waiting.pop(asker, None)
+        self._crowded.pop(asker, None)
+
+    # -- what the node calls -------------------------------------------------------------------------------------------
+
+    def settled(self) -> None:
+        """A group was applied, or failed."""
+        if self._uncommitted:
+            asks, self._uncommitted = self._uncommitted, []
+            for ask in asks:
+                if ask.asker.closed:
+                    continue
+                if ask.group > self._core.applied_number and not self._core.idle:
+                    self._uncommitted.append(ask)
+                else:
+                    self._queue(ask)
+        self.go_on()
+
+    def flushed(self) -> None:
+        """Connections have sent: those that had too much to send may go on. Call it after each flush."""
+        if self._crowded:
+            crowded, self._crowded = self._crowded, {}
+            for asker, asks in crowded.items():
+                self._waiting.setdefault(asker, deque()).extend(asks)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Begin a job if there are questions and none is being read. Called at the end of a turn, so that all of its
+        questions are there."""
+        if self._busy or not self._waiting:
+            return
+        asks = self._take()
+        if asks:
+            self._busy = True
+            applied = Applied(self._core.journal, self._core.applied_number)
+            job = self._submit(self._read, asks, applied, self._core.tails.now_us // 1_000_000)
+            job.add_done_callback(lambda done: self._have(asks, done))
+
+    # -- a job ---------------------------------------------------------------------------------------------------------
+
+    def _queue(self, ask: Ask) -> None:
+        crowded = self._crowded.get(ask.asker)
+        if crowded is not None:
+            crowded.append(ask)
+        else:
+            self._waiting.setdefault(ask.asker, deque()).append(ask)
+
+    def _pending_group(self) -> int:
+        """The newest group that may hold what was answered and is not committed yet."""
+        if not self._core.tails.group_empty or self._core.in_commit is None:
+            return self._core.tails.group_number
+        return self._core.in_commit.number
+
+    def _take(self) -> list[Ask]:
+        """Take questions for a job, one of each connection in turn."""
+        taken: list[Ask] = []
+        room = min(QUEUED_BYTES_MAX, self._core.limits.connection_bytes_max // QUEUED_SHARE)
+        while self._waiting and len(taken) < JOB_ASKS_MAX:
+            asker = next(iter(self._waiting))
+            asks = self._waiting.pop(asker)
+            if asker.outbox.queued > room:
+                self._crowded[asker] = asks
+                continue
+            ask = asks.popleft()
+            if asks:
+                self._waiting[asker] = asks
+            if not asker.closed:
+                ask.known = self._known(ask)
+                taken.append(ask)
+        return taken
+
+    def _known(self, ask: Ask) -> Known | None:
+        """What memory has of the channel that is asked for."""
+        if isinstance(ask.query, BusQuery):
+            return None
+        info = self._core.tails.info(ask.name)
+        if info is None:
+            return Known.nothing(ask.level)
+        _, level, epoch, first, applied_next, _, seen_next, epochs = info
+        if level == Level.EPHEMERAL:
+            # Nothing of it is read back.
+            return Known(0, level, seen_next, seen_next, [(epoch, seen_next)])
+        return Known(self._core.tails.stored_id(ask.name), level, first, applied_next, epochs)
+
+    def _read(self, asks: list[Ask], applied: Applied, now_s: int) -> list[bytes]:
+        """Answer questions, on the reader thread; returns the frames of the first of them, at least one."""
+        frames: list[bytes] = []
+        frames_bytes = 0
+        for ask in asks:
+            if frames_bytes >= JOB_BYTES_MAX:
+                break
+            frame = self._answer(ask, applied, now_s)
+            frames_bytes += len(frame)
+            frames.append(frame)
+        return frames
+
+    def _answer(self, ask: Ask, applied: Applied, now_s: int) -> bytes:
+        try:
+            part: Part
+            if isinstance(ask.query, BusQuery):
+                part = read_bus(self._log, Selected(ask.name, self._core.tails.name_of), ask.query, applied, now_s)
+            else:
+                assert ask.known is not None
+                part = read_stretch(self._log, ask.known, ask.query, now_s)
+            return ask.asker.encode_part(ask.number, part)
+        except BrokerError as refusal:
+            return ask.asker.encode_refusal(ask.number, refusal)
+        except ValueError as damage:  # a chunk whose checksum is right and whose records are not
+            failure = error("STORAGE_CORRUPT", f"history of {ask.name.decode()}: {damage}")
+            return ask.asker.encode_refusal(ask.number, failure)
+
+    def _have(self, asks: list[Ask], done: asyncio.Future[list[bytes]]) -> None:
+        """A job is done: queue its answers, and begin the next one."""
+        self._busy = False
+        if done.cancelled():
+            return
+        failure = done.exception()
+        frames = done.result() if failure is None else self._refuse(asks, failure)
+        for ask, frame in zip(asks, frames, strict=False):
+            if not ask.asker.closed:
+                ask.asker.outbox.frame(frame)
+        for ask in reversed(asks[len(frames) :]):
+            self._waiting.setdefault(ask.asker, deque()).appendleft(ask)
+        for asker in {ask.asker: None for ask in asks}:
+            if len(self._waiting.get(asker, ())) <= ASKS_MAX // 2:
+                asker.read_on_asking()
+        self._kick()
+        self.go_on()
+
+    def _refuse(self, asks: list[Ask], failure: BaseException) -> list[bytes]:
+        """A job failed as a whole: nobody may wait for it in vain."""
+        if isinstance(failure, MemoryError):
+            refusal = error("LIMIT", "memory: none is left to read history", "ask for less at a time")
+        else:
+            emit("history_failed", failure=failure)
+            refusal = error("STORAGE_FAILED", "history: it cannot be read")
+        return [ask.asker.encode_refusal(ask.number, refusal) for ask in asks]
