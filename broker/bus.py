@@ -399,6 +399,32 @@ class Bus(ABC):
         """
 
     @abstractmethod
+    async def trim(self, name: str, first: int) -> int:
+        """Take the messages before a sequence out of a channel, for good.
+
+        Args:
+            name: The channel's name.
+            first: The oldest sequence to keep, from 1 to one past the newest; at or below the oldest there is, nothing
+                happens.
+
+        Returns:
+            The oldest sequence that the channel has now. It is committed.
+
+        Raises:
+            BrokerError: DENIED, INVALID_POSITION (past one behind the newest, or there is no such channel), or a
+                storage error.
+        """
+
+    @abstractmethod
+    async def remove(self, name: str) -> None:
+        """Remove a channel and all that it holds, for good; it is committed on return.
+
+        Raises:
+            BrokerError: CHANNEL_IN_USE while anybody publishes to it or reads it by its name; DENIED,
+                INVALID_CHANNEL, or a storage error.
+        """
+
+    @abstractmethod
     async def close(self, timeout_s: float = 5.0) -> None:
         """Wait until everything posted is answered, then end. Calling it again does nothing.
 

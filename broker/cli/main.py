@@ -29,6 +29,8 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "serve": "Run the server on TCP and a Unix socket.",
         "pub": "Publish lines, a file or length-prefixed bytes.",
         "sub": "Print what arrives on channels.",
+        "history": "Print what is stored of a channel.",
+        "channel": "List channels, trim or remove one.",
         "bench": "Measure the broker and verify every message.",
         "demo": "Publish a corpus, kill the broker, resume, and judge.",
         "config": "Check a configuration, or show the effective one.",

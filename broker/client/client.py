@@ -23,7 +23,7 @@ from broker.client.subscription import ClientSubscription
 from broker.client.transport import tcp_connector, unix_connector
 from broker.events import emit
 from broker.model.errors import BrokerError, error
-from broker.model.history import NAMES_MAX, NamesQuery
+from broker.model.history import NAMES_MAX, NamesQuery, Trim
 from broker.model.levels import Level
 from broker.model.names import check_channel
 from broker.model.positions import BusPosition, Position
@@ -294,6 +294,14 @@ class Client(Bus):
                 return
             left = None if left is None else left - len(part.channels)
             query = replace(query, after=part.channels[-1].name)
+
+    async def trim(self, name: str, first: int) -> int:
+        check_channel(name)
+        return control.take_int(await self.ask("trim", requests.pack_query(Trim(name, first))), "first")
+
+    async def remove(self, name: str) -> None:
+        check_channel(name)
+        await self.ask("remove", {"name": name})
 
     @property
     def journal(self) -> bytes:

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 from broker_native.groups import chunk_offset
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from broker.model.errors import BrokerError
     from broker_native.tails import Publisher
 
 __all__ = ["Duplicate", "Group"]
@@ -37,6 +40,7 @@ class Group:
         answers: (publisher, PUBLISHED entries) to send after the commit.
         duplicates: Publishes to answer after the commit.
         late_s: When it was committed, seconds, if that took so long that records of it may have expired; else 0.
+        requests: Called after the commit with None, or with why it failed; on the core's thread.
     """
 
     number: int
@@ -49,6 +53,7 @@ class Group:
     answers: list[tuple[Publisher, bytes]] = field(default_factory=list)
     duplicates: list[Duplicate] = field(default_factory=list)
     late_s: int = 0
+    requests: list[Callable[[BrokerError | None], None]] = field(default_factory=list)
 
     def offset(self, index: int) -> int:
         """Return where the chunk with this index begins in the value, bytes."""

@@ -5,6 +5,11 @@ undone together: what was handed to the journal is answered `COMMIT_UNKNOWN`, wh
 producer's retry of either finds the line where it was before.
 
 Records themselves are decided in `broker_native.tails`; this module works per turn and per group.
+
+Not all that is stored is in memory. Whoever names a channel asks `missing` first and, for what it answers, has the
+stored entries looked up and gives them to `install`; the same holds for a producer's line with `knows_producer` and
+`install_line`. A name that is stored nowhere is created by `load` without more ado: between that look-up and the load
+nothing may come.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from broker.core.epochs import RUN_SHIFT, Outcome, resume
 from broker.core.group import Duplicate, Group
 from broker.core.lines import Lines
 from broker.core.recent import Recent
-from broker.model.errors import BrokerError, error
+from broker.model.errors import BrokerError, RequestError, error
 from broker.model.levels import Level
 from broker_native.chunks import chunks_expire
 from broker_native.fanout import Fanout
@@ -24,6 +29,8 @@ from broker_native.groups import chain_of
 from broker_native.tails import Tails
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from broker.model.limits import Limits
     from broker.model.profiles import Profile, Profiles
     from broker_native.tails import Publisher
@@ -74,11 +81,13 @@ class Sequencer:
         self.applied_chain = 0
         self.in_commit: Group | None = None
         self.duplicates: list[Duplicate] = []
+        self.requests: list[Callable[[BrokerError | None], None]] = []
+        self._complete = True
         self._unclean_run = 0
         self._failed = False
         self._opened_us = 0
         self._births: dict[bytes, tuple[int, int]] = {}
-        self._channels: dict[bytes, int] = {}
+        self._profile_indexes: dict[bytes, int] = {}
 
     # -- start and end of a run ----------------------------------------------------------------------------------------
 
@@ -98,8 +107,22 @@ class Sequencer:
                 if not clean:
                     self._unclean_run = run - 1
 
-    def begin(self, run: int, *, clean: bool, number: int, chain: int, term: int, time_us: int) -> Group:
-        """Begin a run on top of what was applied.
+    def begin(
+        self,
+        run: int,
+        *,
+        clean: bool,
+        number: int,
+        chain: int,
+        term: int,
+        time_us: int,
+        unclean_run: int = 0,
+        id_next: int = 0,
+        channels: int | None = None,
+        producers: int | None = None,
+        complete: bool = True,
+    ) -> Group:
+        """Begin a run on top of what was applied, or can be looked up.
 
         Args:
             run: Number of the run, one above the journal's last.
@@ -107,11 +130,22 @@ class Sequencer:
             number, chain: The last good group's, 0 and 0 for an empty journal.
             term: The new term.
             time_us: Broker time.
+            unclean_run: The newest run that is known not to have ended in good order, 0 for none; what was applied may
+                name a newer one.
+            id_next: The next stored channel's id, at least.
+            channels, producers: How many the journal has; None when all of them were applied.
+            complete: Whether all that the journal has was applied, so that nothing ever needs to be looked up.
 
         Returns:
             The fence group. Nothing is served before it is committed.
         """
-        self.tails.begin_run(run, number + 1)
+        self.tails.begin_run(run, number + 1, id_next, channels)
+        self.tails.now_us = max(self.tails.now_us, time_us)
+        if producers is not None:
+            self.lines.stored_elsewhere = max(producers - len(self.lines), 0)
+        self._complete = complete
+        self._unclean_run = max(self._unclean_run, unclean_run)
+        self._count_profiles()
         self.applied_number, self.applied_chain = number, chain
         self.term = term
         if not clean:
@@ -138,6 +172,59 @@ class Sequencer:
         self.in_commit = group
         return group
 
+    # -- what is in memory ---------------------------------------------------------------------------------------------
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that is stored is in memory: nothing was evicted, and nothing was left where it is."""
+        return self._complete and not self.tails.evicted and not self.lines.evicted
+
+    @property
+    def channels(self) -> int:
+        """How many channels there are: those that the journal has, and those in memory that it does not have."""
+        return self.tails.stored + self.tails.unborn
+
+    def missing(self, names: list[bytes]) -> list[bytes]:
+        """Return those of the names that are not in memory and may be stored, each once, in order."""
+        return [] if self.complete else self.tails.absent(names)
+
+    def install(self, entries: bytes | bytearray | memoryview) -> None:
+        """Have channels in memory again, of which `missing` told.
+
+        Args:
+            entries: What is stored of them: CHANNEL, EPOCH and HEAD entries. The bytes are borrowed for the call.
+        """
+        self.tails.apply_entries(entries, self.lines.line)
+
+    def knows_producer(self, producer: bytes) -> bool:
+        """Whether the producer's line is in memory, or surely stored nowhere."""
+        return self.complete or self.lines.known(producer) is not None
+
+    def install_line(self, entry: bytes) -> None:
+        """Have a producer's line in memory again, of which `knows_producer` said no.
+
+        Args:
+            entry: What is stored of it, a LINE entry; nothing if there is none.
+        """
+        before = len(self.lines)
+        self.tails.apply_entries(entry, self.lines.line)
+        self.lines.stored_elsewhere -= min(len(self.lines) - before, self.lines.stored_elsewhere)
+
+    def evict(self, settled_group: int, used_before_s: int, slots_max: int) -> int:
+        """Free channels and lines that nobody uses, going on where the last call stopped.
+
+        Args:
+            settled_group: What groups up to this one have stored can be looked up elsewhere.
+            used_before_s: What was used at this broker time or later stays, seconds.
+            slots_max: How much to look at: slots of the channels' table, and an eighth as many lines.
+
+        Returns:
+            How many channels and lines were freed.
+        """
+        settled_group = min(settled_group, self.applied_number)
+        freed = self.tails.evict(settled_group, used_before_s, slots_max)
+        return freed + self.lines.evict(settled_group, used_before_s, max(slots_max // 8, 1))
+
     # -- channels ------------------------------------------------------------------------------------------------------
 
     def load(self, name: bytes) -> None:
@@ -145,17 +232,47 @@ class Sequencer:
 
         Raises:
             RequestError: NO_PROFILE; TOO_MANY_CHANNELS.
-            Unavailable: LIMIT, too many new channels a second.
+            Unavailable: LIMIT, too many new channels a second; BUSY, the channel is being removed.
         """
         if self.tails.ready(name):
             return
+        if self.tails.leaving(name):
+            raise error("BUSY", f"channel {name.decode()}: it is being removed", "Try again in a moment.")
         profile = self.profiles.resolve(name)
         info = self.tails.info(name)
         if info is None:
             self._count_birth(profile)
-        self.tails.load(name, profile.durability, profile.shard_tokens, self._payload_bytes_max(profile))
+        self._load(name, profile)
         if info is not None and Level.ACCEPTED in (info[1], profile.durability) and self._may_have_lost(info[2]):
             self.tails.mark_unclean(name)
+
+    def _load(self, name: bytes, profile: Profile) -> None:
+        index = self._profile_index(profile)
+        limit = self._payload_bytes_max(profile)
+        self.tails.load(name, profile.durability, profile.shard_tokens, limit, index)
+
+    def _profile_index(self, profile: Profile) -> int:
+        """Where the profile's channels are counted: 1 and on; past 65,535 patterns in one run nobody counts."""
+        index = self._profile_indexes.setdefault(profile.pattern, len(self._profile_indexes) + 1)
+        return index if index < 1 << 16 else 0
+
+    def _count_profiles(self) -> None:
+        """Count the channels that were applied at start under their profiles, if any profile asks."""
+        if any(profile.channels_max for profile in self.profiles):
+            self.count_stored(self.tails.names())
+
+    def count_stored(self, names: list[bytes]) -> None:
+        """Count channels that were stored before this run under their profiles, for `channels_max`.
+
+        Those that `begin` finds in memory are counted already. Whoever walks the others tells each of them once; until
+        then a profile's bound is held against what this run has created.
+        """
+        for name in names:
+            try:
+                profile = self.profiles.resolve(name)
+            except RequestError:
+                continue  # of a profile that is no more: it is in nobody's way
+            self.tails.count_stored(self._profile_index(profile), 1)
 
     def _may_have_lost(self, epoch: int) -> bool:
         """Whether a crash may have taken records of the epoch that readers saw: nothing newer has begun since."""
@@ -166,9 +283,9 @@ class Sequencer:
 
     def _count_birth(self, profile: Profile) -> None:
         """Hold the bounds on new channels."""
-        if len(self.tails) >= self.limits.channels_max:
-            raise error("TOO_MANY_CHANNELS", f"channels: got {len(self.tails) + 1}, limit {self.limits.channels_max}")
-        count = self._channels.get(profile.pattern, 0) + 1
+        if self.channels >= self.limits.channels_max:
+            raise error("TOO_MANY_CHANNELS", f"channels: got {self.channels + 1}, limit {self.limits.channels_max}")
+        count = self.tails.count(self._profile_index(profile)) + 1
         if profile.channels_max and count > profile.channels_max:
             raise error(
                 "TOO_MANY_CHANNELS",
@@ -185,15 +302,50 @@ class Sequencer:
                     f"limit {profile.new_channels_per_s} a second",
                 )
             self._births[profile.pattern] = (second, born)
-        self._channels[profile.pattern] = count
+
+    def trim(self, name: bytes, first: int, done: Callable[[BrokerError | None], None], reason: int = 0) -> None:
+        """Let a channel that is in memory forget what is below a sequence.
+
+        Args:
+            name: The channel.
+            first: The oldest sequence that stays; beyond what is committed or in commit it stands for all of that.
+            done: Called with None when it is committed and applied or there was nothing to forget, else with why not;
+                in this very call when no commit is needed.
+            reason: Of GONE_*, why.
+        """
+        if self.tails.refuse_code:
+            done(error(self.tails.refuse_code, "the journal takes nothing now"))
+        elif self.tails.trim(name, first, reason):
+            self.requests.append(done)
+        else:
+            done(None)
+
+    def drop(self, name: bytes, done: Callable[[BrokerError | None], None]) -> None:
+        """Remove a channel that is in memory: its name is free for another one when it is done.
+
+        Args:
+            name: The channel.
+            done: As of `trim`. BUSY when somebody publishes to it or reads it by its name, or a record of it is on its
+                way to the disk.
+        """
+        if self.tails.refuse_code:
+            done(error(self.tails.refuse_code, "the journal takes nothing now"))
+        elif self.tails.info(name) is None:
+            done(None)
+        elif self.tails.held(name) or self.tails.pending(name):
+            hint = "End its subscriptions and the connections that publish to it, then try again."
+            done(error("BUSY", f"channel {name.decode()}: it is in use", hint))
+        elif self.tails.drop(name):
+            self.requests.append(done)
+        else:
+            done(None)
 
     def reload(self, profiles: Profiles) -> None:
         """Take new profiles; channels in memory change with the next group. Call it while nothing is pending."""
         self.profiles = profiles
         for name in self.tails.names():
             if self.tails.ready(name):
-                profile = profiles.resolve(name)
-                self.tails.load(name, profile.durability, profile.shard_tokens, self._payload_bytes_max(profile))
+                self._load(name, profiles.resolve(name))
 
     @property
     def idle(self) -> bool:
@@ -252,8 +404,10 @@ class Sequencer:
             opened_us=self._opened_us or now_us,
             answers=self.tails.take_answers(),
             duplicates=self.duplicates,
+            requests=self.requests,
         )
         self.duplicates = []
+        self.requests = []
         self._opened_us = 0
         return group
 
@@ -281,6 +435,8 @@ class Sequencer:
             publisher.owner.outbox.published(answers)
         for duplicate in group.duplicates:
             self._answer_applied(duplicate)
+        for done in group.requests:
+            done(None)
 
     def failed(self, failure: BrokerError, *, handed_over: bool) -> None:
         """Undo the pending groups and answer everybody who waits for them.
@@ -299,6 +455,7 @@ class Sequencer:
         if handed_over:
             unknown = error("COMMIT_UNKNOWN", f"group {group.number}: {failure.detail}")
         open_duplicates, self.duplicates = self.duplicates, []
+        open_requests, self.requests = self.requests, []
         open_answers = self.tails.undo(handed_over)
         for answers, why in ((group.answers, unknown), (open_answers, refused)):
             for publisher, entries in answers:
@@ -307,6 +464,9 @@ class Sequencer:
         for duplicates, why in ((group.duplicates, unknown), (open_duplicates, refused)):
             for duplicate in duplicates:
                 duplicate.publisher.owner.refuse(why, duplicate.number, duplicate.count)
+        for requests, why in ((group.requests, unknown), (open_requests, refused)):
+            for done in requests:
+                done(why)
         self._opened_us = 0
         self._failed = True
         self.tails.accepted_waits = False

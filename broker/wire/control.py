@@ -240,10 +240,12 @@ def decode(body: bytes | memoryview, values_max: int = ITEMS_TOTAL_MAX) -> dict[
 
 
 def wrong(key: str, expected: str) -> BrokerError:
+    """Return the error for a field that is not what it must be."""
     return malformed(f"`{key}` must be {expected}")
 
 
 def take_int(body: Mapping[str, Any], key: str, largest: int = U64_MAX, smallest: int = 0) -> int:
+    """Take an integer of a body; raises MalformedFrame, as all of these do, when it is missing or wrong."""
     value = body.get(key)
     if type(value) is not int or not smallest <= value <= largest:
         raise wrong(key, f"an integer from {smallest} to {largest}")
@@ -251,10 +253,12 @@ def take_int(body: Mapping[str, Any], key: str, largest: int = U64_MAX, smallest
 
 
 def take_optional_int(body: Mapping[str, Any], key: str, largest: int = U64_MAX) -> int | None:
+    """Take an integer that may be left out."""
     return None if key not in body else take_int(body, key, largest)
 
 
 def take_str(body: Mapping[str, Any], key: str) -> str:
+    """Take a text of a body."""
     value = body.get(key)
     if not isinstance(value, str):
         raise wrong(key, "a string")
@@ -262,6 +266,7 @@ def take_str(body: Mapping[str, Any], key: str) -> str:
 
 
 def take_optional_str(body: Mapping[str, Any], key: str) -> str | None:
+    """Take a text that may be left out."""
     return None if key not in body else take_str(body, key)
 
 
@@ -273,6 +278,7 @@ def take_bytes(body: Mapping[str, Any], key: str, size: int) -> bytes:
 
 
 def take_list(body: Mapping[str, Any], key: str) -> list[Any]:
+    """Take an array of a body."""
     value = body.get(key)
     if not isinstance(value, list):
         raise wrong(key, "an array")
@@ -287,6 +293,7 @@ def take_number(body: Mapping[str, Any], key: str) -> float:
 
 
 def is_u64(value: object) -> bool:
+    """Return whether a value is an integer that 64 bits hold."""
     return type(value) is int and 0 <= value <= U64_MAX
 
 
@@ -497,6 +504,7 @@ def decode_positions(items: list[Any]) -> FromPositions:
 
 
 def decode_bus(value: object) -> FromBus:
+    """Take a bus position apart; raises MalformedFrame when it is none."""
     if isinstance(value, list) and len(value) == 3:
         journal, group, index = value
         is_journal = isinstance(journal, bytes) and len(journal) == JOURNAL_BYTES

@@ -1,4 +1,4 @@
-"""What the operations of REQUEST ask for and what their REPLYs answer (specification.md §13), packed and taken apart.
+"""What the operations of REQUEST ask for and what a REPLY answers (specification.md §13), packed and taken apart.
 
 Both ends use these functions. Arguments of a wrong type or out of their range are a `MalformedFrame`, as in any control
 body; what they name is judged by whoever carries the operation out. No I/O, no state.

@@ -16,7 +16,17 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 from broker_native.layout cimport *
-from broker_native.tails cimport Channel, Tails, bytes_append, bytes_release, bytes_reserve, bytes_take
+from broker_native.slots cimport SEGMENT_SLOTS, Segment, table_after, table_segment
+from broker_native.tails cimport (
+    BATCH,
+    Channel,
+    Tails,
+    bytes_append,
+    bytes_release,
+    bytes_reserve,
+    bytes_take,
+    channel_name,
+)
 
 cdef extern from "Python.h":
     void Py_XDECREF(PyObject* object)
@@ -239,7 +249,7 @@ cdef class Subscription:
         at += prefix
         if name_size:
             at[0] = channel.name_size
-            memcpy(at + 1, channel.name, channel.name_size)
+            memcpy(at + 1, channel_name(channel), channel.name_size)
             at += name_size
         outbox.small.used += prefix + name_size
         outbox.queued += prefix + name_size + size
@@ -309,16 +319,23 @@ cdef class Fanout:
     def close(self):
         """Forget every reader, at the end: what a channel knows of them no garbage collector sees."""
         cdef Channel* channel
-        cdef uint64_t slot
-        for slot in range(self.tails.table_mask + 1):
-            channel = self.tails.table[slot]
-            if channel != NULL:
-                self.forget_readers(channel)
-                Py_XDECREF(<PyObject*>channel.exact)
-                channel.exact = NULL
+        cdef Segment* segment
+        cdef uint64_t key = 0
+        cdef uint32_t slot
+        while True:
+            segment = table_segment(&self.tails.by_name, key)
+            for slot in range(<uint32_t>SEGMENT_SLOTS):
+                channel = <Channel*>segment.slots[slot].item
+                if channel != NULL:
+                    self.forget_readers(channel)
+                    Py_XDECREF(<PyObject*>channel.exact)
+                    channel.exact = NULL
+            key = table_after(&self.tails.by_name, key)
+            if not key:
+                return
 
     cdef Channel* channel(self, bytes name) except NULL:
-        cdef Channel* channel = self.tails.find(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+        cdef Channel* channel = self.tails.find_here(name)
         if channel == NULL:
             raise KeyError(name)
         return channel
@@ -334,7 +351,7 @@ cdef class Fanout:
         if channel.readers_version == self.version:
             return <list>channel.readers if channel.readers != NULL else None
         self.forget_readers(channel)
-        found = self.trie.match_into(channel.name, channel.name_size)
+        found = self.trie.match_into(channel_name(channel), channel.name_size)
         if channel.exact != NULL:
             if found:
                 found = list(dict.fromkeys(<list>channel.exact + found))
@@ -361,18 +378,21 @@ cdef class Fanout:
         cdef const uint8_t* base = <const uint8_t*>PyBytes_AS_STRING(value)
         cdef const uint8_t* at = base + start
         cdef const uint8_t* end = base + PyBytes_GET_SIZE(value)
-        cdef Channel* channel
+        cdef Channel* found[BATCH]
+        cdef const uint8_t* after
         cdef list readers
-        cdef uint32_t size
+        cdef uint32_t size, count, chunk
         while at < end:
-            size = load_u32(at)
-            channel = self.tails.by_channel_id(load_u64(at + CHUNK_CHANNEL))
-            if channel != NULL:
-                readers = self.readers(channel)
-                if readers is not None:
-                    self.deliver_chunk(readers, channel, value, at, size, group, index, flags)
-            index += 1
-            at += size
+            after = self.tails.find_chunks(at, end, found, &count)
+            for chunk in range(count):
+                size = load_u32(at)
+                if found[chunk] != NULL:
+                    readers = self.readers(found[chunk])
+                    if readers is not None:
+                        self.deliver_chunk(readers, found[chunk], value, at, size, group, index, flags)
+                index += 1
+                at += size
+            at = after
 
     cdef int deliver_chunk(self, list readers, Channel* channel, bytes value, const uint8_t* chunk, uint32_t size,
                            uint64_t group, uint32_t index, uint8_t flags) except -1:

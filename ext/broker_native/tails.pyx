@@ -5,26 +5,53 @@ chunk. Two closes take chunks out: `close_turn` (ephemeral chunks, and early one
 `close_group` (everything that is journaled, as one value). `apply_group` is the only way in which committed state
 changes, at start and while running alike; `undo` drops the pending view when a commit failed.
 
-Invariants, per channel: applied_next <= closed_next <= next; seen_next <= next. Sequences are dense per epoch. A Tails
-belongs to one thread. It reads no clock and does no I/O.
+A channel is in memory while somebody uses it. `evict` frees those that nobody holds or reads, that have nothing
+pending and whose last group is among those that can be looked up elsewhere; applying the entries of such a look-up
+(CHANNEL, EPOCH, HEAD) makes the channel again what it was. A dropped channel stays, as good as not here, until that
+look-up knows of the drop.
+
+Invariants, per channel: applied_next <= closed_next <= next; seen_next <= next; first <= applied_next. Sequences are
+dense per epoch. An id is never given twice. A channel with an open chunk, in the open group or in the one in commit is
+not freed, nor is one that `holders` counts. A Tails belongs to one thread. It reads no clock and does no I/O.
 """
 
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 
 from broker_native.crc32c cimport crc32c
 from broker_native.layout cimport *
+from broker_native.slabs cimport memory_prefetch, slabs_close, slabs_give, slabs_take
+from broker_native.slots cimport (
+    SEGMENT_SLOTS,
+    Segment,
+    segment_remove,
+    slot_after,
+    slot_home,
+    table_after,
+    table_close,
+    table_find,
+    table_insert,
+    table_merge,
+    table_open,
+    table_prefetch,
+    table_remove,
+    table_segment,
+)
 
 cdef extern from "Python.h":
     void Py_XDECREF(PyObject* object)
 
 cdef enum:
     SLOT_MAX = (1 << 24) - 1            # the largest number that a connection may give to a channel
-    CHUNK_CAPACITY_MIN = 512
+    CHUNK_CAPACITY_MIN = 256            # of a class of buffers; each next one is twice as large
+    CHUNK_CLASSES = 9                   # the last one holds a full chunk
+    POOL_IDLE_BYTES_MAX = 32 << 20
+    AHEAD = 8                           # how many channels a loop over them fetches ahead
     LINE_RUNS_KEPT = 4096               # when a group's runs of one line grow past this, the oldest are dropped
 
 # Codes of broker.model.errors that the hot path answers with; a test compares them with the registry.
@@ -137,23 +164,87 @@ cdef inline uint64_t name_hash(uint64_t seed, const char* name, size_t size) noe
     return mixed ^ (mixed >> 29)
 
 
+cdef inline uint64_t id_key(uint64_t seed, uint64_t id) noexcept nogil:
+    """Where an id is in its table. One to one, so the key stands for the id; keyed, so ids cannot be chosen to meet."""
+    cdef uint64_t mixed = (id ^ (seed >> 9)) * <uint64_t>0x9E3779B97F4A7C15
+    mixed = (mixed ^ (mixed >> 32) ^ seed) * <uint64_t>0xD6E8FEB86659FD93
+    return mixed ^ (mixed >> 32)
+
+
 # -- chunks ------------------------------------------------------------------------------------------------------------
 
 
-cdef int chunk_open(Channel* channel, uint64_t now_us, uint32_t need) except -1:
+cdef inline int chunk_class_of(uint32_t need) noexcept nogil:
+    """The smallest class of buffers that holds `need` bytes; CHUNK_CLASSES when none does."""
+    cdef int size_class = 0
+    while size_class < CHUNK_CLASSES and (<uint32_t>CHUNK_CAPACITY_MIN << size_class) < need:
+        size_class += 1
+    return size_class
+
+
+cdef uint8_t* buffer_take(ChunkPool* pool, uint32_t need, uint32_t* capacity) noexcept nogil:
+    """A buffer of at least `need` bytes; what it holds comes out in `capacity`. NULL when there is no memory."""
+    cdef int size_class = chunk_class_of(need)
+    cdef uint8_t* data
+    if size_class == CHUNK_CLASSES:
+        capacity[0] = need
+        return <uint8_t*>malloc(need)
+    capacity[0] = <uint32_t>CHUNK_CAPACITY_MIN << size_class
+    data = pool.idle[size_class]
+    if data == NULL:
+        return <uint8_t*>malloc(capacity[0])
+    pool.idle[size_class] = (<uint8_t**>data)[0]
+    pool.idle_bytes -= capacity[0]
+    return data
+
+
+cdef void buffer_give(ChunkPool* pool, uint8_t* data, uint32_t capacity) noexcept nogil:
+    """Give back what `buffer_take` answered, or NULL.
+
+    The last one given is the first taken: however many channels take turns, their open chunks share a few buffers
+    that the caches know.
+    """
+    cdef int size_class = chunk_class_of(capacity)
+    if data == NULL:
+        return
+    if size_class == CHUNK_CLASSES or pool.idle_bytes + capacity > POOL_IDLE_BYTES_MAX:
+        free(data)
+        return
+    (<uint8_t**>data)[0] = pool.idle[size_class]
+    pool.idle[size_class] = data
+    pool.idle_bytes += capacity
+
+
+cdef void pool_release(ChunkPool* pool) noexcept nogil:
+    cdef int size_class
+    cdef uint8_t* data
+    for size_class in range(CHUNK_CLASSES):
+        while pool.idle[size_class] != NULL:
+            data = pool.idle[size_class]
+            pool.idle[size_class] = (<uint8_t**>data)[0]
+            free(data)
+    pool.idle_bytes = 0
+
+
+cdef void chunk_drop(ChunkPool* pool, Channel* channel) noexcept nogil:
+    """The channel has no open chunk any more."""
+    buffer_give(pool, channel.chunk, channel.chunk_capacity)
+    channel.chunk = NULL
+    channel.chunk_capacity = 0
+    channel.chunk_count = 0
+
+
+cdef int chunk_open(ChunkPool* pool, Channel* channel, uint64_t now_us, uint32_t need) except -1:
     """Begin a chunk with room for its header and `need` bytes."""
     cdef uint32_t capacity = channel.chunk_hint
-    if capacity < CHUNK_CAPACITY_MIN:
-        capacity = CHUNK_CAPACITY_MIN
     if capacity < CHUNK_HEADER_BYTES + need:
         capacity = CHUNK_HEADER_BYTES + need
     if channel.chunk == NULL or channel.chunk_capacity < capacity:
-        free(channel.chunk)
-        channel.chunk = <uint8_t*>malloc(capacity)
+        chunk_drop(pool, channel)
+        channel.chunk = buffer_take(pool, capacity, &channel.chunk_capacity)
         if channel.chunk == NULL:
             channel.chunk_capacity = 0
             raise MemoryError
-        channel.chunk_capacity = capacity
     channel.chunk_used = CHUNK_HEADER_BYTES
     channel.chunk_count = 0
     channel.chunk_time_us = now_us
@@ -161,17 +252,14 @@ cdef int chunk_open(Channel* channel, uint64_t now_us, uint32_t need) except -1:
     return 0
 
 
-cdef int chunk_grow(Channel* channel, uint32_t need) except -1:
+cdef int chunk_grow(ChunkPool* pool, Channel* channel, uint32_t need) except -1:
     # need <= the frame limit and used <= CHUNK_BYTES_CLOSE, so 32 bits hold the sum.
-    cdef uint32_t capacity = channel.chunk_capacity * 2
-    cdef uint8_t* data
-    if capacity > CHUNK_BYTES_CLOSE:
-        capacity = CHUNK_BYTES_CLOSE
-    if capacity < channel.chunk_used + need:
-        capacity = channel.chunk_used + need
-    data = <uint8_t*>realloc(channel.chunk, capacity)
+    cdef uint32_t capacity
+    cdef uint8_t* data = buffer_take(pool, channel.chunk_used + need, &capacity)
     if data == NULL:
         raise MemoryError
+    memcpy(data, channel.chunk, channel.chunk_used)
+    buffer_give(pool, channel.chunk, channel.chunk_capacity)
     channel.chunk = data
     channel.chunk_capacity = capacity
     return 0
@@ -320,9 +408,7 @@ cdef class Tails:
             raise ValueError(f"run: got {run}, range 1 to {(1 << 24) - 1}")
         self.run = run
         self.hash_seed = hash_seed
-        self.table_mask = 1023
-        self.table = <Channel**>calloc(self.table_mask + 1, sizeof(Channel*))
-        if self.table == NULL:
+        if table_open(&self.by_name) or table_open(&self.by_id):
             raise MemoryError
         self.id_next = 1
         self.ephemeral_next = EPHEMERAL_ID
@@ -335,136 +421,176 @@ cdef class Tails:
         self.publishers_group = []
 
     def __dealloc__(self):
-        cdef uint64_t slot
+        cdef uint64_t key = 0
         cdef uint32_t index
-        if self.table != NULL:
-            for slot in range(self.table_mask + 1):
-                if self.table[slot] != NULL:
-                    channel_free(self.table[slot])
-        free(self.table)
-        free(self.by_id)
-        free(self.by_ephemeral_id)
+        cdef Segment* segment
+        if self.by_name.directory != NULL:
+            while True:
+                segment = table_segment(&self.by_name, key)
+                for index in range(<uint32_t>SEGMENT_SLOTS):
+                    if segment.slots[index].item != NULL:
+                        self.destroy(<Channel*>segment.slots[index].item)
+                key = table_after(&self.by_name, key)
+                if not key:
+                    break
+        table_close(&self.by_name)
+        table_close(&self.by_id)
         for index in range(4):
             free(self.dirty[index].items)
-            closed_clear(&self.closed[index])
+            closed_clear(&self.pool, &self.closed[index])
             free(self.closed[index].items)
         free(self.touched.items)
         free(self.touched_commit.items)
         free(self.entries.data)
+        free(self.counts)
+        pool_release(&self.pool)
+        slabs_close(&self.channels)
 
-    def begin_run(self, uint64_t run, uint64_t group_number):
-        """Begin a run after everything that was committed has been applied.
+    def begin_run(self, uint64_t run, uint64_t group_number, uint64_t id_next=0, stored=None):
+        """Begin a run after everything that was committed has been applied, or can be looked up.
 
         Args:
             run: Its number (>= 1).
             group_number: Number of the group that opens.
+            id_next: The next stored channel's id, at least; 0 when what was applied says it.
+            stored: How many channels the journal has; None when all of them were applied.
         """
         if not 1 <= run < 1 << 24:
             raise ValueError(f"run: got {run}, range 1 to {(1 << 24) - 1}")
+        if id_next > EPHEMERAL_ID:
+            raise ValueError(f"next channel id: got {id_next}, limit {EPHEMERAL_ID}")
         self.run = run
         self.group_number = group_number
+        self.applied_group = group_number - 1
+        self.begun = True
+        self.id_next = max(self.id_next, id_next)
+        if stored is not None:
+            self.stored = stored
 
     # .. channels ..
 
     cdef Channel* find(self, const char* name, size_t size) noexcept:
-        cdef uint64_t hashed = name_hash(self.hash_seed, name, size)
-        cdef uint64_t slot = hashed & self.table_mask
+        cdef uint64_t key = name_hash(self.hash_seed, name, size)
+        cdef const Segment* segment = table_segment(&self.by_name, key)
+        cdef uint32_t slot = slot_home(key)
         cdef Channel* channel
-        while True:
-            channel = self.table[slot]
-            if channel == NULL:
-                return NULL
-            if channel.hash == hashed and channel.name_size == size and memcmp(channel.name, name, size) == 0:
-                return channel
-            slot = (slot + 1) & self.table_mask
+        while segment.slots[slot].item != NULL:
+            if segment.slots[slot].key == key:
+                channel = <Channel*>segment.slots[slot].item
+                if channel.name_size == size and memcmp(channel_name(channel), name, size) == 0:
+                    return channel
+            slot = slot_after(slot)
+        return NULL
+
+    cdef Channel* find_here(self, bytes name) noexcept:
+        """The channel, NULL when it is not in memory or was dropped."""
+        cdef Channel* channel = self.find(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+        return channel if channel == NULL or channel.state != STATE_GONE else NULL
 
     cdef Channel* by_channel_id(self, uint64_t id) noexcept:
-        if id >= EPHEMERAL_ID:
-            return self.by_ephemeral_id[id - EPHEMERAL_ID] if id < self.ephemeral_next else NULL
-        return self.by_id[id] if id < self.id_next and id < self.by_id_capacity else NULL
+        return <Channel*>table_find(&self.by_id, id_key(self.hash_seed, id))
+
+    cdef const uint8_t* find_chunks(self, const uint8_t* at, const uint8_t* end, Channel** found,
+                                    uint32_t* count) noexcept:
+        """Look up the channels of the next chunks, BATCH at most; answers where the chunks after them begin.
+
+        One after the other each look-up would wait twice for memory: for the table and for the channel. Together they
+        wait once for all.
+        """
+        cdef uint64_t keys[BATCH]
+        cdef uint32_t index = 0
+        while at < end and index < BATCH:
+            keys[index] = id_key(self.hash_seed, load_u64(at + CHUNK_CHANNEL))
+            table_prefetch(&self.by_id, keys[index])
+            at += load_u32(at)
+            index += 1
+        count[0] = index
+        for index in range(count[0]):
+            found[index] = <Channel*>table_find(&self.by_id, keys[index])
+            if found[index] != NULL:
+                memory_prefetch(found[index])
+                memory_prefetch(&found[index].closed_next)
+        return at
+
+    cdef uint32_t now_s(self) noexcept:
+        return <uint32_t>(self.now_us // 1000000)
 
     cdef Channel* create(self, const char* name, size_t size, uint8_t level, uint8_t shard_tokens,
                          uint32_t payload_bytes_max) except NULL:
         cdef Channel* channel
-        cdef uint64_t slot
         if not 1 <= size <= 255:
             raise ValueError(f"channel name: got {size} bytes, range 1 to 255")
-        if (self.table_count + 1) * 2 > self.table_mask:
-            self.grow_table()
-        channel = <Channel*>calloc(1, sizeof(Channel) + size)
+        channel = <Channel*>slabs_take(&self.channels, sizeof(Channel) + size)
         if channel == NULL:
             raise MemoryError
-        channel.name = <char*>channel + sizeof(Channel)
-        memcpy(channel.name, name, size)
+        memcpy(channel_name(channel), name, size)
         channel.name_size = <uint8_t>size
-        channel.hash = name_hash(self.hash_seed, name, size)
         channel.next = channel.closed_next = channel.applied_next = channel.seen_next = channel.first = 1
         channel.level = level
         channel.shard_tokens = shard_tokens
         channel.payload_bytes_max = payload_bytes_max
-        slot = channel.hash & self.table_mask
-        while self.table[slot] != NULL:
-            slot = (slot + 1) & self.table_mask
-        self.table[slot] = channel
-        self.table_count += 1
+        channel.used_s = self.now_s()
+        if table_insert(&self.by_name, name_hash(self.hash_seed, name, size), channel):
+            slabs_give(&self.channels, channel)
+            raise MemoryError
         return channel
 
-    cdef int grow_table(self) except -1:
-        cdef uint64_t mask = self.table_mask * 2 + 1
-        cdef uint64_t slot, old
-        cdef Channel** table = <Channel**>calloc(mask + 1, sizeof(Channel*))
-        if table == NULL:
-            raise MemoryError
-        for old in range(self.table_mask + 1):
-            if self.table[old] != NULL:
-                slot = self.table[old].hash & mask
-                while table[slot] != NULL:
-                    slot = (slot + 1) & mask
-                table[slot] = self.table[old]
-        free(self.table)
-        self.table = table
-        self.table_mask = mask
-        return 0
+    cdef void remove(self, Channel* channel) noexcept:
+        """Forget the channel's ids, and that it was counted; its name stays."""
+        if channel.id:
+            table_remove(&self.by_id, id_key(self.hash_seed, channel.id), channel)
+        if channel.stored_id and channel.stored_id != channel.id:
+            table_remove(&self.by_id, id_key(self.hash_seed, channel.stored_id), channel)
+        if channel.state == STATE_GONE:
+            self.gone -= 1
+        elif not channel.applied_level:
+            self.unborn -= 1
+            self.counts[channel.profile].unborn -= 1
+
+    cdef void destroy(self, Channel* channel) noexcept:
+        """Free the channel; no table has it any more."""
+        chunk_drop(&self.pool, channel)
+        epochs_release(channel)
+        Py_XDECREF(<PyObject*>channel.exact)
+        Py_XDECREF(<PyObject*>channel.readers)
+        slabs_give(&self.channels, channel)
 
     cdef int register_id(self, Channel* channel, uint64_t id) except -1:
         """Make a stored channel known by its journaled id."""
-        cdef uint64_t capacity = self.by_id_capacity
-        cdef Channel** ids
+        cdef Channel* other
         if id >= EPHEMERAL_ID or id == 0:
             raise ValueError(f"channel id: got {id}, range 1 to {EPHEMERAL_ID - 1}")
-        if id > self.id_next + (1 << 32):
-            raise ValueError(f"channel id: got {id}, expected about {self.id_next}")
-        if id >= capacity:
-            capacity = capacity if capacity else 1024
-            while id >= capacity:
-                capacity *= 2
-            ids = <Channel**>realloc(self.by_id, capacity * sizeof(Channel*))
-            if ids == NULL:
-                raise MemoryError
-            memset(ids + self.by_id_capacity, 0, (capacity - self.by_id_capacity) * sizeof(Channel*))
-            self.by_id = ids
-            self.by_id_capacity = capacity
-        self.by_id[id] = channel
+        other = self.by_channel_id(id)
+        if other != NULL:
+            raise ValueError(f"channel id: {id} is another channel's")
+        if table_insert(&self.by_id, id_key(self.hash_seed, id), channel):
+            raise MemoryError
+        if channel.id:
+            table_remove(&self.by_id, id_key(self.hash_seed, channel.id), channel)
+        if channel.stored_id and channel.stored_id != channel.id:
+            table_remove(&self.by_id, id_key(self.hash_seed, channel.stored_id), channel)
         channel.id = channel.stored_id = id
         if id >= self.id_next:
             self.id_next = id + 1
         return 0
 
     cdef int register_ephemeral(self, Channel* channel) except -1:
-        cdef uint64_t index = self.ephemeral_next - EPHEMERAL_ID
-        cdef uint64_t capacity
-        cdef Channel** ids
-        if index >= self.ephemeral_capacity:
-            capacity = self.ephemeral_capacity * 2 if self.ephemeral_capacity else 256
-            ids = <Channel**>realloc(self.by_ephemeral_id, capacity * sizeof(Channel*))
-            if ids == NULL:
-                raise MemoryError
-            self.by_ephemeral_id = ids
-            self.ephemeral_capacity = capacity
-        self.by_ephemeral_id[index] = channel
+        if table_insert(&self.by_id, id_key(self.hash_seed, self.ephemeral_next), channel):
+            raise MemoryError
         channel.id = self.ephemeral_next
         self.ephemeral_next += 1
         return 0
+
+    cdef ProfileCounts* counts_of(self, uint32_t profile) except NULL:
+        cdef ProfileCounts* counts
+        if profile >= self.counts_size:
+            counts = <ProfileCounts*>realloc(self.counts, (profile + 1) * sizeof(ProfileCounts))
+            if counts == NULL:
+                raise MemoryError
+            memset(counts + self.counts_size, 0, (profile + 1 - self.counts_size) * sizeof(ProfileCounts))
+            self.counts = counts
+            self.counts_size = profile + 1
+        return &self.counts[profile]
 
     # .. decide ..
 
@@ -488,7 +614,8 @@ cdef class Tails:
         if channel.epoch == 0 or channel.epoch_stale:
             self.epoch_counter += 1
             channel.epoch = (self.run << 40) | (<uint64_t>1 << 39) | self.epoch_counter
-            channel.epoch_stale = False
+            channel.epoch_stale = STALE_NOT
+        channel.used_s = self.now_s()
         return CLASS_EPHEMERAL
 
     cdef int prepare_stored(self, Channel* channel) except -1:
@@ -496,14 +623,21 @@ cdef class Tails:
             self.announce(channel)
         if channel.epoch == 0 or channel.epoch_stale:
             self.begin_epoch(channel)
-        if not channel.touched:
-            channels_push(&self.touched, channel)
-            channel.touched = True
+        self.touch(channel)
         if (channel.level == LEVEL_ACCEPTED and not self.accepted_waits and channel.seen_next == channel.next
                 and channel.applied_level in (0, LEVEL_ACCEPTED)):
             # Once the journal knows that readers may be ahead of it: a start after a crash must begin a new epoch.
             return CLASS_EARLY
         return CLASS_GROUP
+
+    cdef int touch(self, Channel* channel) except -1:
+        """The open group concerns the channel."""
+        if not channel.touched:
+            channels_push(&self.touched, channel)
+            channel.touched = True
+            channel.group = self.group_number
+        channel.used_s = self.now_s()
+        return 0
 
     cdef int announce(self, Channel* channel) except -1:
         """Put the channel's CHANNEL entry into the open group."""
@@ -520,7 +654,7 @@ cdef class Tails:
         at[17] = channel.shard_tokens
         at[18] = channel.name_size
         at[19] = 0
-        memcpy(at + 20, channel.name, channel.name_size)
+        memcpy(at + 20, channel_name(channel), channel.name_size)
         self.entries.used += size
         self.entries_count += 1
         channel.announced = True
@@ -534,7 +668,7 @@ cdef class Tails:
         bytes_reserve(&self.entries, size)
         epochs_push(channel, epoch, channel.next)
         channel.epoch = epoch
-        channel.epoch_stale = False
+        channel.epoch_stale = STALE_NOT
         at = self.entries.data + self.entries.used
         entry_header(at, size, ENTRY_EPOCH, 0)
         store_u64(at + 8, channel.id)
@@ -551,9 +685,9 @@ cdef class Tails:
         if channel.chunk_count and channel.chunk_used + size > CHUNK_BYTES_CLOSE:
             self.close_chunk(channel)
         if not channel.chunk_count:
-            chunk_open(channel, self.now_us, size)
+            chunk_open(&self.pool, channel, self.now_us, size)
         elif channel.chunk_used + size > channel.chunk_capacity:
-            chunk_grow(channel, size)
+            chunk_grow(&self.pool, channel, size)
         at = channel.chunk + channel.chunk_used
         memcpy(at, record, size)
         store_u32(at + 8, <uint32_t>(self.now_us - channel.chunk_time_us))
@@ -579,11 +713,11 @@ cdef class Tails:
         cdef ClosedChunks* closed = &self.closed[channel.chunk_class]
         cdef ClosedChunk* first
         if closed.count > mark.closed:
-            free(channel.chunk)
+            buffer_give(&self.pool, channel.chunk, channel.chunk_capacity)
             while closed.count > mark.closed + 1:
                 closed.count -= 1
                 closed.bytes -= closed.items[closed.count].size
-                free(closed.items[closed.count].bytes)
+                buffer_give(&self.pool, closed.items[closed.count].bytes, closed.items[closed.count].capacity)
             # The chunk that was open at the mark, closed since.
             first = &closed.items[mark.closed]
             closed.count = mark.closed
@@ -605,6 +739,8 @@ cdef class Tails:
         cdef Channel* channel
         for index in range(self.dirty[chunk_class].count):
             channel = self.dirty[chunk_class].items[index]
+            if index + AHEAD < self.dirty[chunk_class].count:
+                memory_prefetch(self.dirty[chunk_class].items[index + AHEAD])
             if channel.chunk_count:
                 chunk_finish(channel)
                 size += channel.chunk_used
@@ -620,19 +756,16 @@ cdef class Tails:
             memcpy(to, closed.items[index].bytes, closed.items[index].size)
             to += closed.items[index].size
             chunks[0] += 1
-        closed_clear(closed)
+        closed_clear(&self.pool, closed)
         for index in range(dirty.count):
             channel = dirty.items[index]
+            if index + AHEAD < dirty.count:
+                memory_prefetch(dirty.items[index + AHEAD])
             if channel.chunk_count:
                 memcpy(to, channel.chunk, channel.chunk_used)
                 to += channel.chunk_used
                 chunks[0] += 1
-                channel.chunk_count = 0
-            # A large buffer of a channel that went quiet would stay for ever.
-            if channel.chunk_capacity > 4 * CHUNK_CAPACITY_MIN and channel.chunk_hint < channel.chunk_capacity // 4:
-                free(channel.chunk)
-                channel.chunk = NULL
-                channel.chunk_capacity = 0
+            chunk_drop(&self.pool, channel)
             channel.chunk_class = CLASS_NONE
             if chunk_class != CLASS_GROUP:
                 channel.seen_next = channel.next
@@ -778,9 +911,14 @@ cdef class Tails:
     cdef void group_closed(self) noexcept:
         cdef ChannelList empty = self.touched_commit
         cdef uint32_t index
+        cdef Channel* channel
         for index in range(self.touched.count):
-            self.touched.items[index].closed_next = self.touched.items[index].next
-            self.touched.items[index].touched = False
+            if index + AHEAD < self.touched.count:
+                memory_prefetch(&self.touched.items[index + AHEAD].closed_next)
+            channel = self.touched.items[index]
+            if channel.level != LEVEL_EPHEMERAL:
+                channel.closed_next = channel.next
+            channel.touched = False
         self.touched_commit = self.touched
         empty.count = 0
         self.touched = empty
@@ -829,25 +967,16 @@ cdef class Tails:
         cdef const uint8_t* at = start + GROUP_HEADER_BYTES
         cdef const uint8_t* end = start + PyBytes_GET_SIZE(value)
         cdef uint32_t entries_bytes = load_u32(start + GROUP_ENTRIES_BYTES)
-        cdef list rest = self.apply_entries_at(at, at + entries_bytes, lines)
-        cdef Channel* channel
+        cdef uint64_t number = load_u64(start + GROUP_NUMBER)
+        cdef list rest
         cdef Line line
-        cdef uint64_t after
-        at += entries_bytes
-        while at < end:
-            channel = self.by_channel_id(load_u64(at + CHUNK_CHANNEL))
-            if channel == NULL:
-                raise ValueError(f"group {load_u64(start + GROUP_NUMBER)} has a chunk of unknown channel "
-                                 f"{load_u64(at + CHUNK_CHANNEL)}")
-            after = load_u64(at + CHUNK_FIRST) + load_u32(at + CHUNK_COUNT)
-            channel.applied_next = after
-            if channel.closed_next < after:
-                channel.closed_next = after
-            if channel.seen_next < after:
-                channel.seen_next = after
-            if channel.next < after:
-                channel.next = after
-            at += load_u32(at)
+        self.applying = number
+        try:
+            rest = self.apply_entries_at(at, at + entries_bytes, lines)
+        finally:
+            self.applying = 0
+        self.apply_chunks(at + entries_bytes, end, number)
+        self.applied_group = number
         self.touched_commit.count = 0
         for line in self.lines_commit:
             line.commit_first = 0
@@ -858,8 +987,36 @@ cdef class Tails:
         self.lines_unsettled = []
         return rest
 
+    cdef int apply_chunks(self, const uint8_t* at, const uint8_t* end, uint64_t number) except -1:
+        cdef Channel* found[BATCH]
+        cdef Channel* channel
+        cdef const uint8_t* next_at
+        cdef uint32_t count, index
+        cdef uint64_t after
+        while at < end:
+            next_at = self.find_chunks(at, end, found, &count)
+            for index in range(count):
+                channel = found[index]
+                if channel == NULL:
+                    raise ValueError(f"group {number} has a chunk of unknown channel {load_u64(at + CHUNK_CHANNEL)}")
+                after = load_u64(at + CHUNK_FIRST) + load_u32(at + CHUNK_COUNT)
+                channel.applied_next = after
+                channel.group = max(channel.group, number)
+                if channel.closed_next < after:
+                    channel.closed_next = after
+                if channel.seen_next < after:
+                    channel.seen_next = after
+                if channel.next < after:
+                    channel.next = after
+                at += load_u32(at)
+            at = next_at
+        return 0
+
     def apply_entries(self, entries, lines):
-        """Apply a run of entries alone, such as a sealed segment's table delta, from any buffer. As `apply_group`."""
+        """Apply a run of entries alone, from any buffer: a table delta, or what a look-up of channels has found.
+
+        As `apply_group`. A channel that is in memory and has something pending must not be among them.
+        """
         cdef Py_buffer view
         PyObject_GetBuffer(entries, &view, PyBUF_SIMPLE)
         try:
@@ -886,11 +1043,17 @@ cdef class Tails:
                 self.apply_epoch(at)
             elif kind == ENTRY_HEAD:
                 self.apply_head(at)
+            elif kind == ENTRY_TRIM:
+                self.apply_trim(at)
+            elif kind == ENTRY_DROP:
+                self.apply_drop(at)
             elif kind == ENTRY_LINE:
                 if load_u32(at + 40) * <uint64_t>LINE_RUN_BYTES + ENTRY_HEADER_BYTES + LINE_HEADER_BYTES > size:
                     raise ValueError("a line entry's runs overrun it")
                 line = lines(PyBytes_FromStringAndSize(<const char*>at + 8, 16))
                 line.apply(at + 8, size - 8, flags & ENTRY_FLAG_SNAPSHOT)
+                line.group = max(line.group, self.applying)
+                line.used_s = self.now_s()
             else:
                 rest.append((kind, flags, PyBytes_FromStringAndSize(<const char*>at + 8, size - 8)))
             at += size
@@ -906,12 +1069,24 @@ cdef class Tails:
         channel = self.find(name, size)
         if channel == NULL:
             channel = self.create(name, size, at[16], at[17], 0)
+            self.unborn += 1
+            self.counts_of(0).unborn += 1
+        elif channel.state == STATE_GONE:
+            self.come_back(channel, at[16], at[17], 0, 0)
         if id == 0 or channel.stored_id != id:
             self.register_id(channel, id)
+        if not channel.applied_level:
+            self.unborn -= 1
+            self.counts[channel.profile].unborn -= 1
+            if self.applying or not self.begun:
+                # Else it was looked up, and is counted since it was stored.
+                self.stored += 1
+                self.counts[channel.profile].stored += 1
         channel.applied_level = at[16]
         if not channel.payload_bytes_max:
             channel.level = at[16]
         channel.announced = channel.level == channel.applied_level
+        channel.group = max(channel.group, self.applying)
         return 0
 
     cdef int apply_epoch(self, const uint8_t* at) except -1:
@@ -934,6 +1109,8 @@ cdef class Tails:
 
     cdef int apply_head(self, const uint8_t* at) except -1:
         cdef Channel* channel = self.known(load_u64(at + 8))
+        if channel.next != channel.applied_next:
+            raise ValueError(f"a head of channel {channel.id}, which has records pending")
         channel.epoch = load_u64(at + 16)
         channel.applied_next = load_u64(at + 24)
         # A segment's own delta knows a lower bound only.
@@ -942,10 +1119,53 @@ cdef class Tails:
         channel.next = channel.closed_next = channel.seen_next = channel.applied_next
         return 0
 
+    cdef int apply_trim(self, const uint8_t* at) except -1:
+        cdef Channel* channel = self.known(load_u64(at + 8))
+        channel.first = max(channel.first, min(load_u64(at + 16), channel.applied_next))
+        return 0
+
+    cdef int apply_drop(self, const uint8_t* at) except -1:
+        """The channel is no more. Its memory stays until `evict`: a look-up might not know of the drop yet."""
+        cdef Channel* channel = self.known(load_u64(at + 8))
+        if channel.holders or channel.exact != NULL or channel.chunk_class != CLASS_NONE:
+            raise ValueError(f"channel {channel.id} is dropped and in use")
+        self.remove(channel)
+        if channel.applied_level and (self.applying or not self.begun):
+            self.stored -= 1
+            if self.counts[channel.profile].stored:
+                self.counts[channel.profile].stored -= 1
+        epochs_release(channel)
+        Py_XDECREF(<PyObject*>channel.readers)
+        channel.readers = NULL
+        channel.readers_version = 0
+        channel.id = channel.stored_id = channel.epoch = 0
+        channel.next = channel.closed_next = channel.applied_next = channel.seen_next = channel.first = 1
+        channel.payload_bytes_max = 0
+        channel.announced = False
+        channel.applied_level = 0
+        channel.epoch_stale = STALE_NOT
+        channel.state = STATE_GONE
+        self.gone += 1
+        return 0
+
+    cdef void come_back(self, Channel* channel, uint8_t level, uint8_t shard_tokens, uint32_t payload_bytes_max,
+                        uint16_t profile) noexcept:
+        """A dropped channel's name is used again, for a channel that has nothing in common with it."""
+        channel.state = STATE_HERE
+        channel.level = level
+        channel.shard_tokens = shard_tokens
+        channel.payload_bytes_max = payload_bytes_max
+        channel.profile = profile
+        channel.used_s = self.now_s()
+        self.gone -= 1
+        self.unborn += 1
+        self.counts[profile].unborn += 1
+
     cdef Channel* known(self, uint64_t id) except NULL:
         cdef Channel* channel = self.by_channel_id(id)
         if channel == NULL:
             raise ValueError(f"an entry names channel {id}, which no group created")
+        channel.group = max(channel.group, self.applying)
         return channel
 
     def undo(self, bint handed_over):
@@ -1012,67 +1232,293 @@ cdef class Tails:
     cdef void drop_class(self, int chunk_class) noexcept:
         cdef uint32_t index
         for index in range(self.dirty[chunk_class].count):
-            self.dirty[chunk_class].items[index].chunk_count = 0
+            chunk_drop(&self.pool, self.dirty[chunk_class].items[index])
             self.dirty[chunk_class].items[index].chunk_class = CLASS_NONE
         self.dirty[chunk_class].count = 0
-        closed_clear(&self.closed[chunk_class])
+        closed_clear(&self.pool, &self.closed[chunk_class])
 
     cdef void undo_channel(self, Channel* channel) noexcept:
         channel.touched = False
+        channel.state = STATE_HERE
+        if channel.level == LEVEL_EPHEMERAL:
+            # A trim or a drop of what was stored of it; its records never were pending.
+            return
         channel.announced = channel.level == channel.applied_level
         # An epoch that was pending is lost with its entry, and what it was to replace stays stale.
         if channel.seen_next > channel.applied_next or channel.epochs_count > channel.epochs_applied:
-            channel.epoch_stale = True
+            channel.epoch_stale = STALE_LOST
         channel.next = channel.closed_next = channel.seen_next = channel.applied_next
         channel.epochs_count = channel.epochs_applied
         channel.epoch = channel.epochs[channel.epochs_count - 1].epoch if channel.epochs_count else 0
 
+    # .. who uses a channel, and what nobody does ..
+
+    def hold(self, bytes name not None):
+        """Keep the channel, which is in memory, from being evicted or dropped until `release`."""
+        cdef Channel* channel = self.find_here(name)
+        if channel == NULL or channel.state == STATE_LEAVING:
+            raise KeyError(name)
+        channel.holders += 1
+        channel.used_s = self.now_s()
+
+    def release(self, bytes name not None):
+        """The reverse of `hold`."""
+        cdef Channel* channel = self.find_here(name)
+        if channel == NULL or not channel.holders:
+            raise KeyError(name)
+        channel.holders -= 1
+        channel.used_s = self.now_s()
+
+    def held(self, bytes name not None):
+        """Whether anybody publishes to the channel, reads it by its name or holds it."""
+        cdef Channel* channel = self.find_here(name)
+        return channel != NULL and (channel.holders != 0 or channel.exact != NULL)
+
+    def pending(self, bytes name not None):
+        """Whether the open group or the one in commit concerns the channel, or its turn has an open chunk of it."""
+        cdef Channel* channel = self.find_here(name)
+        return channel != NULL and (
+            channel.touched or channel.chunk_class != CLASS_NONE or channel.group > self.applied_group
+        )
+
+    def trim(self, bytes name not None, uint64_t first, uint8_t reason=0):
+        """Let the open group say that what is below `first` is gone. The channel's first moves when it is applied.
+
+        Args:
+            name: A channel in memory.
+            first: The oldest sequence that stays; beyond what is on its way to the disk it stands for all of that.
+            reason: GONE_*.
+
+        Returns:
+            Whether there is anything to trim.
+        """
+        cdef Channel* channel = self.find_here(name)
+        cdef uint8_t* at
+        if channel == NULL or channel.state == STATE_LEAVING or not channel.applied_level:
+            return False
+        # The entry is applied before the records of its own group, at each replay alike.
+        first = min(first, channel.closed_next if channel.level != LEVEL_EPHEMERAL else channel.applied_next)
+        if first <= channel.first:
+            return False
+        bytes_reserve(&self.entries, ENTRY_TRIM_BYTES)
+        self.touch(channel)
+        at = self.entries.data + self.entries.used
+        memset(at, 0, ENTRY_TRIM_BYTES)
+        entry_header(at, ENTRY_TRIM_BYTES, ENTRY_TRIM, 0)
+        store_u64(at + 8, channel.stored_id)
+        store_u64(at + 16, first)
+        at[24] = reason
+        self.entries.used += ENTRY_TRIM_BYTES
+        self.entries_count += 1
+        return True
+
+    def drop(self, bytes name not None):
+        """Let the open group say that the channel is no more; until that is applied nobody can use it.
+
+        Args:
+            name: A channel in memory that is not `held` and has nothing `pending`.
+
+        Returns:
+            Whether the journal has the channel. If not there is nothing to be said: it is gone at once.
+        """
+        cdef Channel* channel = self.find_here(name)
+        cdef uint8_t* at
+        if channel == NULL or channel.state == STATE_LEAVING:
+            raise KeyError(name)
+        if self.held(name) or self.pending(name):
+            raise RuntimeError("a channel is dropped when nobody uses it and nothing of it is pending")
+        if not channel.applied_level:
+            table_remove(&self.by_name, name_hash(self.hash_seed, channel_name(channel), channel.name_size), channel)
+            self.remove(channel)
+            self.destroy(channel)
+            return False
+        bytes_reserve(&self.entries, ENTRY_DROP_BYTES)
+        self.touch(channel)
+        at = self.entries.data + self.entries.used
+        entry_header(at, ENTRY_DROP_BYTES, ENTRY_DROP, 0)
+        store_u64(at + 8, channel.stored_id)
+        self.entries.used += ENTRY_DROP_BYTES
+        self.entries_count += 1
+        channel.state = STATE_LEAVING
+        return True
+
+    def leaving(self, bytes name not None):
+        """Whether the channel's drop is on its way to the disk: until then its name is nobody's."""
+        cdef Channel* channel = self.find_here(name)
+        return channel != NULL and channel.state == STATE_LEAVING
+
+    def absent(self, list names not None):
+        """Those of the names of which nothing is known here: they may be stored. Each once, in order."""
+        cdef bytes name
+        cdef dict found = {}
+        for name in names:
+            if self.find(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name)) == NULL:
+                found[name] = None
+        return list(found)
+
+    cdef bint may_go(self, const Channel* channel, uint64_t settled, uint32_t used_before_s) noexcept:
+        """Whether nobody would notice that the channel is not in memory."""
+        if channel.used_s >= used_before_s or channel.group > settled:
+            return False
+        if channel.holders or channel.exact != NULL or channel.touched or channel.chunk_class != CLASS_NONE:
+            return False
+        if not channel.applied_level:
+            # Nothing of it is stored. Whatever readers have seen of it was of an epoch that is not drawn again.
+            return True
+        if channel.epoch_stale == STALE_LOST:
+            return False
+        if channel.level == LEVEL_EPHEMERAL:
+            # Once it had records, only the channel knows that the journal's epoch must not go on.
+            return channel.epoch == 0
+        return channel.next == channel.applied_next
+
+    def evict(self, uint64_t settled_group, uint32_t used_before_s, uint64_t slots_max):
+        """Free channels that nobody uses, going on where the last call stopped.
+
+        Args:
+            settled_group: What groups up to this one have stored can be looked up elsewhere.
+            used_before_s: Channels used at this broker time or later stay, seconds.
+            slots_max: How many slots of the table to look at; all of them are `slots`.
+
+        Returns:
+            How many channels were freed. O(slots_max).
+        """
+        # What is being committed is never settled, whatever the caller says: the groups' lists point to channels.
+        cdef uint64_t settled = min(settled_group, self.applied_group)
+        cdef uint64_t freed = 0
+        cdef Segment* segment
+        cdef Channel* channel
+        cdef uint64_t key
+        while slots_max:
+            slots_max -= 1
+            segment = table_segment(&self.by_name, self.sweep_key)
+            if self.sweep_slot >= SEGMENT_SLOTS:
+                key = self.sweep_key
+                self.sweep_key = table_after(&self.by_name, key)
+                self.sweep_slot = 0
+                table_merge(&self.by_name, key)
+                continue
+            if self.sweep_slot + AHEAD < SEGMENT_SLOTS:
+                channel = <Channel*>segment.slots[self.sweep_slot + AHEAD].item
+                if channel != NULL:
+                    memory_prefetch(&channel.closed_next)
+            channel = <Channel*>segment.slots[self.sweep_slot].item
+            if channel == NULL or not self.may_go(channel, settled, used_before_s):
+                self.sweep_slot += 1
+                continue
+            # The slot may hold another one now; it is looked at next.
+            segment_remove(&self.by_name, segment, self.sweep_slot)
+            if channel.applied_level:
+                self.evicted += 1
+            key = id_key(self.hash_seed, channel.id)
+            self.remove(channel)
+            table_merge(&self.by_id, key)
+            self.destroy(channel)
+            freed += 1
+        return freed
+
+    @property
+    def slots(self):
+        """How many slots the table of names has: an `evict` of so many looks at each."""
+        return <uint64_t>self.by_name.segments * (SEGMENT_SLOTS + 1)
+
+    @property
+    def memory_bytes(self):
+        """What channels, their tables and chunk buffers that wait for the next chunk take, bytes."""
+        return (
+            self.channels.mapped + (<size_t>self.by_name.segments + self.by_id.segments) * sizeof(Segment)
+            + ((<size_t>1 << self.by_name.depth) + (<size_t>1 << self.by_id.depth)) * sizeof(Segment*)
+            + self.pool.idle_bytes
+        )
+
     # .. what Python asks about channels ..
 
     def __len__(self):
-        return self.table_count
+        return self.by_name.count - self.gone
 
     def ready(self, bytes name):
         """Whether the channel is in memory and has its policy (`load`)."""
-        cdef Channel* channel = self.find(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
-        return channel != NULL and channel.payload_bytes_max != 0
+        cdef Channel* channel = self.find_here(name)
+        return channel != NULL and channel.payload_bytes_max != 0 and channel.state == STATE_HERE
 
-    def load(self, bytes name, uint8_t level, uint8_t shard_tokens, uint32_t payload_bytes_max):
+    def load(self, bytes name, uint8_t level, uint8_t shard_tokens, uint32_t payload_bytes_max, uint16_t profile=0):
         """Have the channel in memory under this policy; answers whether it is new.
 
         A change from or to ephemeral begins a new epoch. The journal hears of a new level with the next record.
+
+        Args:
+            name: Its name; what is stored of it has been applied.
+            level: LEVEL_*.
+            shard_tokens: How many of its first tokens choose its shard.
+            payload_bytes_max: Limit of a payload, bytes, above 0.
+            profile: Where it is counted, see `count`.
         """
         cdef Channel* channel = self.find(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+        self.counts_of(profile)
         if channel == NULL:
-            self.create(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name), level, shard_tokens, payload_bytes_max)
+            channel = self.create(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name), level, shard_tokens,
+                                  payload_bytes_max)
+            channel.profile = profile
+            self.unborn += 1
+            self.counts[profile].unborn += 1
             return True
-        if channel.chunk_class != CLASS_NONE or channel.touched or channel.closed_next != channel.applied_next:
+        if channel.state == STATE_GONE:
+            self.come_back(channel, level, shard_tokens, payload_bytes_max, profile)
+            return True
+        if (channel.state == STATE_LEAVING or channel.chunk_class != CLASS_NONE or channel.touched
+                or channel.closed_next != channel.applied_next):
             raise RuntimeError("a channel changes its policy between groups only")
         if (channel.level == LEVEL_EPHEMERAL) != (level == LEVEL_EPHEMERAL):
             self.change_home(channel)
         channel.level = level
         channel.shard_tokens = shard_tokens
+        if not channel.applied_level:
+            self.counts[channel.profile].unborn -= 1
+            self.counts[profile].unborn += 1
+        elif channel.payload_bytes_max and self.counts[channel.profile].stored:
+            self.counts[channel.profile].stored -= 1
+            self.counts[profile].stored += 1
+        channel.profile = profile
         channel.payload_bytes_max = payload_bytes_max
         channel.announced = level == channel.applied_level
+        channel.used_s = self.now_s()
         return False
+
+    def count(self, uint16_t profile):
+        """How many channels of a profile there are that this run knows of, as far as it has counted them.
+
+        Counted are: channels in memory that are not stored; those whose first record was committed in this run, in
+        memory or not, less those dropped; and what `count_stored` was told.
+        """
+        cdef ProfileCounts* counts = self.counts_of(profile)
+        return counts.stored + counts.unborn
+
+    def count_stored(self, uint16_t profile, uint64_t channels):
+        """Count channels that were stored before this run, each at most once."""
+        self.counts_of(profile).stored += channels
 
     cdef void change_home(self, Channel* channel) noexcept:
         """From or to ephemeral. What the journal has of it stays, under its own epochs."""
         channel.epoch = 0
-        channel.epoch_stale = True
+        if channel.level == LEVEL_EPHEMERAL:
+            # Back among the stored, readers may know sequences of the ephemeral time that are given again.
+            channel.epoch_stale = STALE_LOST
+        elif channel.epoch_stale == STALE_NOT:
+            channel.epoch_stale = STALE_UNCLEAN
         if channel.id >= EPHEMERAL_ID:
+            table_remove(&self.by_id, id_key(self.hash_seed, channel.id), channel)
             channel.id = channel.stored_id
             channel.next = channel.closed_next = channel.seen_next = channel.applied_next
 
     def mark_unclean(self, bytes name):
         """The run before ended without a close: records of the channel may be missing that readers saw."""
-        cdef Channel* channel = self.find(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
-        if channel != NULL and channel.applied_level:
-            channel.epoch_stale = True
+        cdef Channel* channel = self.find_here(name)
+        if channel != NULL and channel.applied_level and channel.epoch_stale == STALE_NOT:
+            channel.epoch_stale = STALE_UNCLEAN
 
     def info(self, bytes name):
         """(id, level, epoch, first, applied next, next, seen next, [(epoch, first) ...] applied) or None."""
-        cdef Channel* channel = self.find(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+        cdef Channel* channel = self.find_here(name)
         cdef uint32_t index
         if channel == NULL:
             return None
@@ -1084,7 +1530,7 @@ cdef class Tails:
 
     def stored_id(self, bytes name):
         """The id under which the journal has the channel, also while it is ephemeral; 0 for none."""
-        cdef Channel* channel = self.find(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+        cdef Channel* channel = self.find_here(name)
         return channel.stored_id if channel != NULL else 0
 
     def name_of(self, uint64_t id):
@@ -1092,16 +1538,24 @@ cdef class Tails:
         cdef Channel* channel = self.by_channel_id(id)
         if channel == NULL:
             return None
-        return PyBytes_FromStringAndSize(channel.name, channel.name_size)
+        return PyBytes_FromStringAndSize(channel_name(channel), channel.name_size)
 
     def names(self):
         """All names in memory, in no order."""
-        cdef uint64_t slot
+        cdef uint64_t key = 0
+        cdef uint32_t slot
+        cdef Segment* segment
+        cdef Channel* channel
         cdef list found = []
-        for slot in range(self.table_mask + 1):
-            if self.table[slot] != NULL:
-                found.append(PyBytes_FromStringAndSize(self.table[slot].name, self.table[slot].name_size))
-        return found
+        while True:
+            segment = table_segment(&self.by_name, key)
+            for slot in range(<uint32_t>SEGMENT_SLOTS):
+                channel = <Channel*>segment.slots[slot].item
+                if channel != NULL and channel.state != STATE_GONE:
+                    found.append(PyBytes_FromStringAndSize(channel_name(channel), channel.name_size))
+            key = table_after(&self.by_name, key)
+            if not key:
+                return found
 
     @property
     def table_slots(self):
@@ -1143,32 +1597,39 @@ cdef int name_compare(const Channel* channel, bytes other) noexcept:
     return order if order else (channel.name_size > size) - (channel.name_size < size)
 
 
-cdef void channel_free(Channel* channel) noexcept:
-    free(channel.chunk)
-    free(channel.epochs)
-    Py_XDECREF(<PyObject*>channel.exact)
-    Py_XDECREF(<PyObject*>channel.readers)
-    free(channel)
-
-
-cdef void closed_clear(ClosedChunks* closed) noexcept:
+cdef void closed_clear(ChunkPool* pool, ClosedChunks* closed) noexcept:
     cdef uint32_t index
     for index in range(closed.count):
-        free(closed.items[index].bytes)
+        buffer_give(pool, closed.items[index].bytes, closed.items[index].capacity)
     closed.count = 0
     closed.bytes = 0
 
 
 cdef int epochs_push(Channel* channel, uint64_t epoch, uint64_t first) except -1:
-    # Epochs are rare (crashes, failed commits), so the array grows by one.
-    cdef EpochMark* marks = <EpochMark*>realloc(channel.epochs, (channel.epochs_count + 1) * sizeof(EpochMark))
-    if marks == NULL:
-        raise MemoryError
+    # Nearly every channel has one epoch for ever; more are rare (crashes, failed commits), so the array grows by one.
+    cdef EpochMark* marks = &channel.epoch_only
+    if channel.epochs_count:
+        marks = channel.epochs if channel.epochs != &channel.epoch_only else NULL
+        marks = <EpochMark*>realloc(marks, (channel.epochs_count + 1) * sizeof(EpochMark))
+        if marks == NULL:
+            raise MemoryError
+        if channel.epochs == &channel.epoch_only:
+            memcpy(marks, channel.epochs, channel.epochs_count * sizeof(EpochMark))
+    elif channel.epochs != NULL:
+        # They were undone, all of them; whatever room there is for them holds one.
+        marks = channel.epochs
     channel.epochs = marks
     marks[channel.epochs_count].epoch = epoch
     marks[channel.epochs_count].first = first
     channel.epochs_count += 1
     return 0
+
+
+cdef void epochs_release(Channel* channel) noexcept:
+    if channel.epochs != &channel.epoch_only:
+        free(channel.epochs)
+    channel.epochs = NULL
+    channel.epochs_count = channel.epochs_applied = 0
 
 
 cdef void entry_header(uint8_t* at, uint32_t size, uint16_t kind, uint16_t flags) noexcept nogil:
@@ -1184,6 +1645,10 @@ cdef uint32_t entry_size_min(uint16_t kind) noexcept nogil:
         return 32
     if kind == ENTRY_HEAD:
         return 40
+    if kind == ENTRY_TRIM:
+        return ENTRY_TRIM_BYTES
+    if kind == ENTRY_DROP:
+        return ENTRY_DROP_BYTES
     if kind == ENTRY_LINE:
         return ENTRY_HEADER_BYTES + LINE_HEADER_BYTES
     return ENTRY_HEADER_BYTES
@@ -1206,6 +1671,8 @@ cdef uint32_t group_chain(const uint8_t* start) noexcept nogil:
 # -- a connection that publishes ---------------------------------------------------------------------------------------
 
 
+# Its channels are told when it goes, so its tails must be there until then: no collector may clear it beforehand.
+@cython.no_gc_clear
 cdef class Publisher:
     """The publishing side of one connection: its channel numbers, its line, its answers.
 
@@ -1223,6 +1690,9 @@ cdef class Publisher:
         self.headers_bytes_max = headers_bytes_max
 
     def __dealloc__(self):
+        cdef uint32_t number
+        for number in range(self.slots_count):
+            self.let_go(number)
         free(self.slots)
         free(self.turn_answers.data)
         free(self.group_answers.data)
@@ -1235,8 +1705,8 @@ cdef class Publisher:
         if number > SLOT_MAX:
             raise ValueError(f"channel number: got {number}, range 0 to {SLOT_MAX}")
         if name is not None:
-            channel = self.tails.find(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
-            if channel == NULL:
+            channel = self.tails.find_here(name)
+            if channel == NULL or channel.state == STATE_LEAVING:
                 raise KeyError(name)
         if number >= self.slots_count:
             count = self.slots_count if self.slots_count else 4
@@ -1248,7 +1718,16 @@ cdef class Publisher:
             memset(slots + self.slots_count, 0, (count - self.slots_count) * sizeof(Channel*))
             self.slots = slots
             self.slots_count = count
+        if channel != NULL:
+            channel.holders += 1
+        self.let_go(number)
         self.slots[number] = channel
+
+    cdef void let_go(self, uint32_t number) noexcept:
+        """The number's channel is not held by it any more."""
+        if self.slots[number] != NULL:
+            self.slots[number].holders -= 1
+            self.slots[number].used_s = self.tails.now_s()
 
     cdef int publish(self, const uint8_t* body, uint32_t size) except -1:
         """Decide one PUBLISH frame, whole or not at all.

@@ -1,0 +1,27 @@
+/* What slabs need of the compiler: prefetching, and telling AddressSanitizer which items are in use. */
+#ifndef BROKER_SLABS_H
+#define BROKER_SLABS_H
+
+#include <stddef.h>
+
+#if defined(__SANITIZE_ADDRESS__)
+#define BROKER_POISONS 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define BROKER_POISONS 1
+#endif
+#endif
+
+#ifdef BROKER_POISONS
+#include <sanitizer/asan_interface.h>
+static inline void memory_poison(void *at, size_t size) { __asan_poison_memory_region(at, size); }
+static inline void memory_unpoison(void *at, size_t size) { __asan_unpoison_memory_region(at, size); }
+#else
+static inline void memory_poison(void *at, size_t size) { (void)at; (void)size; }
+static inline void memory_unpoison(void *at, size_t size) { (void)at; (void)size; }
+#endif
+
+/* The line is on its way to the cache when it is written to soon after. */
+static inline void memory_prefetch(const void *at) { __builtin_prefetch(at, 1, 3); }
+
+#endif

@@ -1,0 +1,50 @@
+# Memory for many small items of few sizes, given back to the system as soon as a slab of them is free.
+#
+#   a slab: 64 KiB from mmap, at a multiple of 64 KiB
+#   | header, 64 bytes | item | item | item | …
+#
+# An item's slab is found by its address alone. Slabs of a class that have room are in a ring of their own; full ones
+# are in none.
+
+from libc.stddef cimport size_t
+from libc.stdint cimport uint32_t
+
+cdef extern from "slabs.h" nogil:
+    void memory_poison(void* at, size_t size)
+    void memory_unpoison(void* at, size_t size)
+    void memory_prefetch(const void* at)
+
+cdef enum:
+    SLAB_BYTES = 65536
+    SLAB_HEADER_BYTES = 64
+    ITEM_STEP = 64                  # sizes are rounded up to it, so that an item begins a cache line
+    ITEM_CLASSES = 16
+    ITEM_BYTES_MAX = ITEM_STEP * ITEM_CLASSES
+
+cdef struct Slab:
+    Slab* next                      # of its class, with room; NULL at the end, and for a full one
+    Slab* previous
+    void* free                      # items that were given back, each pointing to the next
+    uint32_t item_bytes
+    uint32_t items                  # how many it has room for
+    uint32_t used
+    uint32_t fresh                  # items from here on were never taken
+
+cdef struct SlabHeap:               # zeroed, it is ready
+    Slab* open[ITEM_CLASSES]
+    Slab* spare                     # one free slab, kept so that a single item does not cost a mapping each time
+    size_t mapped                   # bytes that it has of the system
+    size_t items                    # in use
+
+# Zeroed memory of `size` bytes (1 to ITEM_BYTES_MAX), at a multiple of ITEM_STEP; NULL when there is none.
+cdef void* slabs_take(SlabHeap* heap, size_t size) noexcept nogil
+cdef void slabs_give(SlabHeap* heap, void* item) noexcept nogil
+# Give back the spare slab. With every item given back nothing is mapped after it.
+cdef void slabs_close(SlabHeap* heap) noexcept nogil
+# Anonymous zeroed memory at a multiple of its size (a power of two, whole pages); NULL when there is none.
+cdef void* map_aligned(size_t size) noexcept nogil
+cdef void unmap(void* at, size_t size) noexcept nogil
+
+
+cdef class Slabs:
+    cdef SlabHeap heap

@@ -1,0 +1,164 @@
+"""Slabs: memory for many small items of few sizes, given back to the system as soon as a slab of them is free.
+
+A C library's heap gives back little of what a million items took, since the last of them may be anywhere; and an arena
+of fixed places never does. Here the items of one size share slabs of 64 KiB, each a mapping of its own, and the slab
+that had an item given back last is the next to give one: the others drain.
+
+Invariants: a slab is in its class's ring exactly when it has room; `used` counts its items. A heap belongs to one
+thread. It knows nothing of what the items are.
+"""
+
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uint32_t, uintptr_t
+from libc.string cimport memset
+from posix.mman cimport MAP_ANON, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
+
+
+cdef void* map_aligned(size_t size) noexcept nogil:
+    """Map `size` bytes at a multiple of `size`."""
+    cdef uint8_t* at = <uint8_t*>mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0)
+    cdef size_t before
+    if at == <uint8_t*>MAP_FAILED:
+        return NULL
+    if not <uintptr_t>at & (size - 1):
+        # The usual case: the system places a mapping beside the one before it.
+        return at
+    munmap(at, size)
+    at = <uint8_t*>mmap(NULL, 2 * size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0)
+    if at == <uint8_t*>MAP_FAILED:
+        return NULL
+    before = (size - (<uintptr_t>at & (size - 1))) & (size - 1)
+    if before:
+        munmap(at, before)
+    munmap(at + before + size, size - before)
+    return at + before
+
+
+cdef void unmap(void* at, size_t size) noexcept nogil:
+    munmap(at, size)
+
+
+cdef void slab_link(SlabHeap* heap, Slab* slab) noexcept nogil:
+    """Put the slab first in its class: what is taken next comes from it."""
+    cdef Slab** first = &heap.open[slab.item_bytes // ITEM_STEP - 1]
+    slab.previous = NULL
+    slab.next = first[0]
+    if first[0] != NULL:
+        first[0].previous = slab
+    first[0] = slab
+
+
+cdef void slab_unlink(SlabHeap* heap, Slab* slab) noexcept nogil:
+    if slab.previous != NULL:
+        slab.previous.next = slab.next
+    else:
+        heap.open[slab.item_bytes // ITEM_STEP - 1] = slab.next
+    if slab.next != NULL:
+        slab.next.previous = slab.previous
+    slab.next = slab.previous = NULL
+
+
+cdef Slab* slab_open(SlabHeap* heap, uint32_t item_bytes) noexcept nogil:
+    """A free slab for items of this size, linked; NULL when there is no memory."""
+    cdef Slab* slab = heap.spare
+    if slab != NULL:
+        heap.spare = NULL
+    else:
+        slab = <Slab*>map_aligned(SLAB_BYTES)
+        if slab == NULL:
+            return NULL
+        heap.mapped += SLAB_BYTES
+    slab.free = NULL
+    slab.item_bytes = item_bytes
+    slab.items = (<uint32_t>SLAB_BYTES - SLAB_HEADER_BYTES) // item_bytes
+    slab.used = slab.fresh = 0
+    slab_link(heap, slab)
+    return slab
+
+
+cdef void* slabs_take(SlabHeap* heap, size_t size) noexcept nogil:
+    """Take an item of at least `size` bytes, zeroed."""
+    cdef uint32_t item_bytes = <uint32_t>((size + ITEM_STEP - 1) // ITEM_STEP * ITEM_STEP)
+    cdef Slab* slab = heap.open[item_bytes // ITEM_STEP - 1]
+    cdef void* item
+    if slab == NULL:
+        slab = slab_open(heap, item_bytes)
+        if slab == NULL:
+            return NULL
+    item = slab.free
+    if item != NULL:
+        memory_unpoison(item, item_bytes)
+        slab.free = (<void**>item)[0]
+    else:
+        item = <uint8_t*>slab + SLAB_HEADER_BYTES + <size_t>slab.fresh * item_bytes
+        slab.fresh += 1
+        memory_unpoison(item, item_bytes)
+    slab.used += 1
+    if slab.used == slab.items:
+        slab_unlink(heap, slab)
+    heap.items += 1
+    memset(item, 0, item_bytes)
+    return item
+
+
+cdef void slabs_give(SlabHeap* heap, void* item) noexcept nogil:
+    """Give an item back."""
+    cdef Slab* slab = <Slab*>(<uintptr_t>item & ~<uintptr_t>(SLAB_BYTES - 1))
+    (<void**>item)[0] = slab.free
+    slab.free = item
+    memory_poison(item, slab.item_bytes)
+    if slab.used == slab.items:
+        slab_link(heap, slab)
+    slab.used -= 1
+    heap.items -= 1
+    if slab.used:
+        return
+    slab_unlink(heap, slab)
+    if heap.spare == NULL:
+        heap.spare = slab
+    else:
+        slab_unmap(heap, slab)
+
+
+cdef void slab_unmap(SlabHeap* heap, Slab* slab) noexcept nogil:
+    memory_unpoison(slab, SLAB_BYTES)
+    munmap(slab, SLAB_BYTES)
+    heap.mapped -= SLAB_BYTES
+
+
+cdef void slabs_close(SlabHeap* heap) noexcept nogil:
+    """Give back the spare slab."""
+    if heap.spare != NULL:
+        slab_unmap(heap, heap.spare)
+        heap.spare = NULL
+
+
+cdef class Slabs:
+    """A heap of its own, by addresses: for tests. Native code has a `SlabHeap` and the functions above."""
+
+    def __dealloc__(self):
+        slabs_close(&self.heap)
+
+    @property
+    def mapped_bytes(self):
+        """What it has of the system, bytes."""
+        return self.heap.mapped
+
+    @property
+    def items(self):
+        """How many items are in use."""
+        return self.heap.items
+
+    def take(self, size_t size):
+        """The address of a zeroed item of at least `size` bytes."""
+        cdef void* item
+        if not 1 <= size <= ITEM_BYTES_MAX:
+            raise ValueError(f"item: got {size} bytes, range 1 to {ITEM_BYTES_MAX}")
+        item = slabs_take(&self.heap, size)
+        if item == NULL:
+            raise MemoryError
+        return <uintptr_t>item
+
+    def give(self, uintptr_t address):
+        """Give back an item that `take` answered, once."""
+        slabs_give(&self.heap, <void*>address)

@@ -1,0 +1,76 @@
+"""Slabs: items do not overlap, come back zeroed, and what nobody uses goes back to the system."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from broker_native.slabs import Slabs
+
+SLAB, HEADER, STEP, ITEM_MAX = 65536, 64, 64, 1024
+
+
+def write(address: int, size: int, byte: int) -> None:
+    ctypes.memset(address, byte, size)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([1, 63, 64, 65, 200, 256, 1023, 1024]), st.booleans()), max_size=200))
+def test_items_are_apart_and_zeroed(steps: list[tuple[int, bool]]) -> None:
+    heap, chance = Slabs(), random.Random(4770)
+    kept: dict[int, int] = {}
+    for size, give in steps:
+        if give and kept:
+            address = chance.choice(list(kept))
+            assert ctypes.string_at(address, kept[address]) == bytes([kept[address] % 251 + 1]) * kept[address]
+            del kept[address]
+            heap.give(address)
+            continue
+        address = heap.take(size)
+        assert address % STEP == 0
+        assert ctypes.string_at(address, size) == bytes(size)
+        write(address, size, size % 251 + 1)
+        kept[address] = size
+    assert heap.items == len(kept)
+    for address in kept:
+        heap.give(address)
+    assert heap.mapped_bytes <= SLAB
+
+
+@pytest.mark.parametrize("size", [1, 64, 65, 1024])
+def test_a_slab_is_full_before_the_next_is_mapped(size: int) -> None:
+    room = (SLAB - HEADER) // (-(-size // STEP) * STEP)
+    heap = Slabs()
+    items = [heap.take(size) for _ in range(room)]
+    assert heap.mapped_bytes == SLAB
+    items.append(heap.take(size))
+    assert heap.mapped_bytes == 2 * SLAB
+    assert len({item // SLAB for item in items}) == 2
+    for item in items:
+        heap.give(item)
+    assert heap.items == 0
+    assert heap.mapped_bytes == SLAB, "one is kept for the next"
+
+
+def test_others_drain_when_few_stay() -> None:
+    heap, chance = Slabs(), random.Random(7)
+    items = [heap.take(200) for _ in range(20_000)]
+    chance.shuffle(items)
+    for item in items[100:]:
+        heap.give(item)
+    assert heap.mapped_bytes <= 101 * SLAB
+    again = [heap.take(200) for _ in range(20_000)]
+    assert heap.mapped_bytes <= 101 * SLAB, "what is half full is filled first"
+    for item in [*items[:100], *again]:
+        heap.give(item)
+    assert heap.mapped_bytes == SLAB
+
+
+@pytest.mark.parametrize("size", [0, ITEM_MAX + 1])
+def test_sizes_have_a_range(size: int) -> None:
+    with pytest.raises(ValueError, match="item: got"):
+        Slabs().take(size)
