@@ -92,6 +92,7 @@ class LiteralPlaces:
         self._channels = tuple(dict.fromkeys(channels))
         self._start = start
         self._journal = b""
+        self._trimmed: dict[str, int] = {}  # channel: the sequence up to which the server has told of a gap
         self.positions: dict[str, Position] = {}
 
     bus_position: BusPosition | None = None
@@ -102,6 +103,7 @@ class LiteralPlaces:
         Positions do not name their journal, and epochs of two journals may be equal: the server cannot tell.
         """
         events = []
+        self._trimmed.clear()
         if self._journal and journal != self._journal:
             events = [SubscriptionEvent("diverged", name, 0, 0) for name in self.positions]
             self.positions = dict.fromkeys(self.positions, Position(0, 0))
@@ -149,13 +151,23 @@ class LiteralPlaces:
         if known is None or batch.first == known.sequence + 1:
             return batch, None
         if batch.first > known.sequence:
-            return batch, SubscriptionEvent("trimmed", batch.channel, batch.epoch, batch.first)
+            told = self._trimmed.pop(batch.channel, 0) == batch.first
+            return batch, None if told else SubscriptionEvent("trimmed", batch.channel, batch.epoch, batch.first)
         if batch.epoch != known.epoch:
             # A commit failed after its records were seen, and their sequences are given anew.
             return batch, SubscriptionEvent("diverged", batch.channel, batch.epoch, batch.first - 1)
         if batch.last < known.sequence:
             self.positions[batch.channel] = known
         return batch.after(known.sequence), None
+
+    def trimmed(self, channel: str, first: int) -> SubscriptionEvent:
+        """Take the server's word that what comes next begins with `first`; returns what there is to tell, once.
+
+        The position stays: it is one that was received, and resuming from it is answered `trimmed` again.
+        """
+        self._trimmed[channel] = first
+        known = self.positions.get(channel)
+        return SubscriptionEvent("trimmed", channel, known.epoch if known is not None else 0, first)
 
 
 class BusPlace:
@@ -203,6 +215,10 @@ class BusPlace:
         if batch.group:
             self._advance(batch)
         return rest, None
+
+    def trimmed(self, channel: str, first: int) -> SubscriptionEvent:
+        """Take the server's word that a channel goes on with `first`; the place knows of no channel."""
+        return SubscriptionEvent("trimmed", channel, 0, first)
 
     def _advance(self, batch: Batch) -> None:
         if batch.early:

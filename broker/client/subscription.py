@@ -183,8 +183,11 @@ class ClientSubscription(Subscription):
 
     def on_event(self, event: control.Event) -> None:
         """The server tells of something that is no delivery."""
-        epoch, at = event.more.get("epoch", 0), event.more.get("at", 0)
-        self._tell(SubscriptionEvent(event.event, event.channel, epoch, at))
+        if event.event == "trimmed":
+            self._tell(self._places.trimmed(event.channel, control.take_int(event.more, "first")))
+        else:
+            epoch, at = event.more.get("epoch", 0), event.more.get("at", 0)
+            self._tell(SubscriptionEvent(event.event, event.channel, epoch, at))
 
     # .. inside ..
 

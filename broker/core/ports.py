@@ -67,6 +67,35 @@ class Reader(Protocol):
     def time_to_group(self, time_us: int) -> int:
         """Number of the first group whose time is not below `time_us`; past the last one if there is none."""
 
+    def names_of(self, ids: list[int]) -> list[bytes | None]:
+        """The names of stored channels, None for an id that no channel has.
+
+        Raises:
+            StorageError: one of them cannot be read.
+        """
+
+
+class Stored(Protocol):
+    """What is stored of names that memory does not know. On any thread; each call holds nothing after it."""
+
+    @property
+    def settled_group(self) -> int:
+        """The last group that is found without what memory has: what has not changed since may be evicted."""
+
+    def resolve(self, names: list[bytes]) -> list[bytes]:
+        """The entries of each channel, for `install`; b"" where there is no such channel. `names` are sorted.
+
+        Raises:
+            StorageError: one of them cannot be read.
+        """
+
+    def resolve_lines(self, producers: list[bytes]) -> list[bytes]:
+        """The entry of each producer's line; b"" where there is none. `producers` are sorted.
+
+        Raises:
+            StorageError: one of them cannot be read.
+        """
+
 
 class Clock(Protocol):
     """Broker time."""

@@ -49,8 +49,25 @@ LINGER_S = 5.0
 HELD_BY_GROUP = 1
 HELD_BY_ANSWERS = 2
 HELD_BY_TURN = 4
+HELD_BY_LOAD = 8
 HELD_BY_ASKING = 16
+NAMES_AHEAD_MAX = 4_096
+"""Channels that a connection is about to name, and that are loaded with the one that it waits for."""
 U64 = struct.Struct("<Q")
+
+
+class _NotLoaded(Exception):
+    """A frame needs what is not in memory; it is handled anew when that is there.
+
+    Attributes:
+        names: The channels that it needs.
+        producer: The line that it needs.
+    """
+
+    def __init__(self, names: list[bytes], producer: bytes | None = None) -> None:
+        super().__init__()
+        self.names = names
+        self.producer = producer
 
 
 class Session(Intake):
@@ -67,9 +84,12 @@ class Session(Intake):
         "_filters_count",
         "_held_by",
         "_hello_timer",
+        "_load_asked",
+        "_load_failure",
         "_locating",
         "_pinged_us",
         "_producer",
+        "_waiting",
         "identity",
         "node",
         "opened",
@@ -90,6 +110,9 @@ class Session(Intake):
         self._locating: set[int] | None = None
         self._producer: bytes | None = None
         self._pinged_us = 0
+        self._waiting: tuple[Callable[[Session, bytes], None], bytes, _NotLoaded] | None = None
+        self._load_asked = False
+        self._load_failure: BrokerError | None = None
         self._hello_timer: asyncio.TimerHandle | None = None
 
     # -- the transport's calls -----------------------------------------------------------------------------------------
@@ -106,6 +129,8 @@ class Session(Intake):
         if self._hello_timer is not None:
             self._hello_timer.cancel()
             self._hello_timer = None
+        self._waiting = None
+        self.node.loader.leave(self)
         self.node.remove(self)
         self.node.history.leave(self)
         self.outbox.close()
@@ -130,6 +155,8 @@ class Session(Intake):
     # -- Intake's calls ------------------------------------------------------------------------------------------------
 
     def on_read(self) -> None:
+        if self._waiting is not None and not self.closed:
+            self._ask(self._waiting[2])
         self.node.has_read(self)
 
     def on_frame(self, kind: int, flags: int, body: bytes) -> None:
@@ -139,14 +166,21 @@ class Session(Intake):
             if not self.opened:
                 if kind != Kind.HELLO:
                     raise error("BAD_STATE", f"the first frame: got kind {kind}, expected HELLO ({int(Kind.HELLO)})")
-                self._hello(body)
-                return
-            if kind == Kind.HELLO:
+            elif kind == Kind.HELLO:
                 raise error("BAD_STATE", "HELLO: got a second one, expected one at the beginning")
             handler = _HANDLERS.get(kind)
             if handler is None:
                 raise error("MALFORMED_FRAME", f"frame: got kind {kind}, which no client sends")
+        except BrokerError as failure:
+            self.end(failure)
+        else:
+            self._handle(handler, body)
+
+    def _handle(self, handler: Callable[[Session, bytes], None], body: bytes) -> None:
+        try:
             handler(self, body)
+        except _NotLoaded as needed:
+            self._wait(handler, body, needed)
         except BrokerError as failure:
             self.end(failure)
 
@@ -185,6 +219,10 @@ class Session(Intake):
     def on_credit(self, subscription: Subscription) -> None:
         self.node.catchup.step(subscription.state)
 
+    def on_trimmed(self, subscription: Subscription, name: bytes, first: int) -> None:
+        """Retention took what the subscription would have got next; behind what is queued, before what follows."""
+        self.outbox.ordered_frame(control.encode_event(subscription.number, "trimmed", name.decode(), {"first": first}))
+
     def on_put_off(self) -> None:
         self._read_no_more(HELD_BY_TURN)
 
@@ -205,6 +243,85 @@ class Session(Intake):
         emit("session_failed", peer=self.identity.peer, failure=failure)
         if self.transport is not None:
             self.transport.abort()
+
+    # -- what is not in memory -----------------------------------------------------------------------------------------
+
+    def _need(self, names: list[bytes]) -> None:
+        """Go on if memory knows of these channels, be it that they are not stored; else the frame waits for them.
+
+        To be called before the frame has changed anything: its handler is called anew when they are there.
+
+        Raises:
+            StorageError: One of them cannot be read.
+            Unavailable: BUSY, too much waits to be loaded.
+        """
+        failure, self._load_failure = self._load_failure, None
+        if failure is not None:
+            raise failure
+        if self.node.loader.missing(names):
+            raise _NotLoaded(names)
+
+    def _need_line(self, producer: bytes) -> None:
+        """The same for a producer's line."""
+        failure, self._load_failure = self._load_failure, None
+        if failure is not None:
+            raise failure
+        if not self.node.loader.knows_line(producer):
+            raise _NotLoaded([], producer)
+
+    def _wait(self, handler: Callable[[Session, bytes], None], body: bytes, needed: _NotLoaded) -> None:
+        """Keep a frame until what it needs is in memory; what follows it waits behind it."""
+        self._waiting = handler, body, needed
+        self._read_no_more(HELD_BY_LOAD)
+        self.suspend()
+
+    def _ask(self, needed: _NotLoaded) -> None:
+        """Ask for what the frame that waits needs, now that what waits behind it can be seen."""
+        if self._load_asked:
+            return
+        self._load_asked = True
+        loader = self.node.loader
+        try:
+            if needed.producer is not None:
+                loader.need_line(needed.producer, self._loaded, self)
+            else:
+                loader.need(needed.names, self._loaded, self, self._names_ahead())
+        except BrokerError as failure:
+            self._loaded(failure)
+
+    def _names_ahead(self) -> list[bytes]:
+        """Names that the frames behind the one that waits are about to name, for as long as they may."""
+        names = []
+        for raw in self.names_ahead(NAMES_AHEAD_MAX):
+            try:
+                names.append(check_channel(raw))
+            except BrokerError:
+                break  # it is refused when its turn comes
+        return names
+
+    def _loaded(self, failure: BrokerError | None) -> None:
+        """What the frame that waits needs is in memory, or cannot be had: handle it."""
+        if self._waiting is None or self.closed:
+            return
+        handler, body, _ = self._waiting
+        self._waiting = None
+        self._load_asked = False
+        self._load_failure = failure
+        self.tails.now_us = self.node.clock.now_us()
+        try:
+            self._handle(handler, body)
+            self._load_failure = None
+            if self._waiting is not None:
+                self._ask(self._waiting[2])
+            else:
+                self.resume()
+                self._read_on(HELD_BY_LOAD)
+            self.node.kick()
+        except MemoryError:
+            self.on_exhausted()
+        except Exception as mistake:
+            self.stop()
+            self.on_failed(mistake)
 
     # -- the node's calls ----------------------------------------------------------------------------------------------
 
@@ -280,7 +397,7 @@ class Session(Intake):
             if self.transport is not None and now_us - self._ended_us >= LINGER_S * 1e6:
                 self.transport.abort()
             return
-        if self._held_by & (HELD_BY_GROUP | HELD_BY_TURN | HELD_BY_ASKING):
+        if self._held_by & (HELD_BY_GROUP | HELD_BY_TURN | HELD_BY_LOAD | HELD_BY_ASKING):
             # We do not listen: that the peer is not heard says nothing of it.
             self.heard_us = now_us
         quiet_s = (now_us - self.heard_us) / 1e6
@@ -299,7 +416,7 @@ class Session(Intake):
 
     def _no_hello(self) -> None:
         self._hello_timer = None
-        if self.put_off:
+        if self.put_off or self.suspended:
             # It may be the HELLO that waits, for us.
             self._hello_timer = self.node.loop.call_later(self.node.limits.hello_timeout_s, self._no_hello)
         elif not self.opened:
@@ -309,6 +426,8 @@ class Session(Intake):
         hello = control.decode_hello(body)
         if self.node.draining:
             raise error("GOING_AWAY", "the broker is stopping")
+        if hello.producer is not None:
+            self._need_line(hello.producer)
         limits = self.node.limits
         self._producer = hello.producer
         self.opened = True
@@ -364,19 +483,23 @@ class Session(Intake):
         except BrokerError as failure:
             self.outbox.frame(control.encode_error(failure, channel=number))
             return
-        self._channels_named = max(self._channels_named, number + 1)
+        bound: bytes | None = None
         try:
             self.node.gate.check(self.identity, Verb.PUBLISH, raw)
             name = check_channel(raw)
+            self._need([name])
             self.node.core.load(name)
+            bound = name
         except BrokerError as failure:
-            publisher.bind(number, None)
             self.outbox.frame(control.encode_error(failure, channel=number))
-            return
-        publisher.bind(number, name)
+        self._channels_named = max(self._channels_named, number + 1)
+        publisher.bind(number, bound)
 
     def _publisher(self) -> Publisher:
         if self.publisher is None:
+            if self._producer is not None:
+                # It may have been evicted since HELLO.
+                self._need_line(self._producer)
             lines, producers_max = self.node.core.lines, self.node.limits.producers_max
             if self._producer is not None and lines.known(self._producer) is None and len(lines) >= producers_max:
                 raise error(
@@ -431,16 +554,31 @@ class Session(Intake):
 
     def _located(self, request: control.Subscribe, group: int | BrokerError) -> None:
         """The group at which a SUBSCRIBE by time begins has been found."""
-        if self.closed:
-            return
-        assert self._locating is not None
-        self._locating.remove(request.subscription)
         if isinstance(group, BrokerError):
-            self.outbox.frame(control.encode_error(group, subscription=request.subscription))
+            self._open_located(request, group)
         else:
             core = self.node.core
             before = min(max(group - 1, 0), core.applied_number)
-            self._open_subscription(replace(request, start=control.FromBus(core.journal, before, INDEX_END)))
+            self._open_located(replace(request, start=control.FromBus(core.journal, before, INDEX_END)), None)
+
+    def _open_located(self, request: control.Subscribe, failure: BrokerError | None) -> None:
+        """Open it if its literals are in memory. Frames behind its SUBSCRIBE have gone on: they wait for none of it."""
+        if self.closed:
+            return
+        assert self._locating is not None
+        if failure is None:
+            try:
+                literals = [name for name in map(check_pattern, request.filters) if not is_pattern(name)]
+                if self.node.loader.missing(literals):
+                    self.node.loader.need(literals, lambda reason: self._open_located(request, reason), self)
+                    return
+            except BrokerError as refusal:
+                failure = refusal
+        self._locating.remove(request.subscription)
+        if failure is not None:
+            self.outbox.frame(control.encode_error(failure, subscription=request.subscription))
+        else:
+            self._open_subscription(request)
         self.node.kick()
 
     def _open_subscription(self, request: control.Subscribe) -> None:
@@ -514,6 +652,7 @@ class Session(Intake):
                 patterns.append(checked)
             else:
                 literals.append(checked)
+        self._need(literals)
         for name in literals:
             self.node.core.load(name)
         return literals, patterns
@@ -697,6 +836,7 @@ class Session(Intake):
             raise error("INVALID_CHANNEL", f"operation channel: `name` is {type(asked).__name__}, expected a string")
         self.node.gate.check(self.identity, Verb.HISTORY, asked.encode())
         name = check_channel(asked)
+        self._need([name])
         info = self.node.tails.info(name)
         if info is None:
             # A question makes no channel: asking for many names must not fill the broker with them.
@@ -732,6 +872,7 @@ _QUESTIONS: dict[str, Callable[[Session, control.Request], None]] = {
 }
 """Operations that answer by themselves, later."""
 _HANDLERS: dict[int, Callable[[Session, bytes], None]] = {
+    Kind.HELLO: Session._hello,
     Kind.PING: Session._ping,
     Kind.PONG: Session._pong,
     Kind.CHANNEL: Session._channel,

@@ -196,6 +196,14 @@ EVENTS: tuple[Event, ...] = (
         (_ERROR,),
     ),
     Event(
+        "load_failed",
+        Severity.ERROR,
+        "node",
+        "looking channels up in the log failed by a mistake of the broker; whoever waits for them is refused",
+        "Report it with its traceback.",
+        (_ERROR,),
+    ),
+    Event(
         "history_failed",
         Severity.ERROR,
         "node",

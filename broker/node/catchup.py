@@ -4,6 +4,10 @@ A reader reads literals each by its own position, or everything by bus position.
 bounded in bytes and by the subscription's credit, and handed to the loop. When the log has no more, what is still
 missing comes from memory (recent groups, then chunks that were delivered early), in the same loop step in which the
 subscription is attached: that is the seam, without gap or duplicate.
+
+The literals of a subscription stay in memory from its admission to its end; what else a reader by bus position meets
+may have been evicted, and then the reader thread asks the log for its name. What retention took before a reader came to
+it is told to the subscriber.
 """
 
 from __future__ import annotations
@@ -46,9 +50,14 @@ Place = tuple[int, int]
 class Wanted(Container[int]):
     """The channel ids that a subscription's filters reach. Used on the reader thread too.
 
+    The loop asks no disk: an id that memory does not know is not in it, and stands in `unknown` until `learn`.
+
     Args:
-        core: Knows the names.
+        core: Knows the names of channels in memory.
         literals, patterns: The filters.
+
+    Attributes:
+        unknown: Ids of which nobody can tell without asking the log.
     """
 
     def __init__(self, core: Sequencer, literals: list[bytes], patterns: list[bytes]) -> None:
@@ -56,19 +65,59 @@ class Wanted(Container[int]):
         self._literals = frozenset(literals)
         self._patterns = patterns
         self._known: dict[int, bool] = {}
+        self.unknown: set[int] = set()
 
     def __contains__(self, channel: object) -> bool:
         assert isinstance(channel, int)
         known = self._known.get(channel)
         if known is None:
-            if len(self._known) >= KNOWN_MAX:
-                self._known.clear()
             name = self._tails.name_of(channel)
-            known = name is not None and (
-                name in self._literals or any(matches(pattern, name) for pattern in self._patterns)
-            )
-            self._known[channel] = known
+            if name is None:
+                self.unknown.add(channel)
+                return False
+            known = self._note(channel, name)
         return known
+
+    def learn(self, log: LogReader) -> None:
+        """Have the log say what `unknown` is; on the reader thread, while the loop leaves this alone.
+
+        Raises:
+            StorageError: One of them cannot be read.
+        """
+        ids = sorted(self.unknown)
+        for channel, name in zip(ids, log.names_of(ids), strict=True):
+            self._note(channel, name)
+        self.unknown.clear()
+
+    def _note(self, channel: int, name: bytes | None) -> bool:
+        if len(self._known) >= KNOWN_MAX:
+            self._known.clear()
+        wanted = name is not None and (
+            name in self._literals or any(matches(pattern, name) for pattern in self._patterns)
+        )
+        self._known[channel] = wanted
+        return wanted
+
+
+class WantedThere(Container[int]):
+    """The same on the reader thread, which asks the log at once.
+
+    Args:
+        wanted: What the filters reach.
+        log: Knows the names of all stored channels.
+    """
+
+    def __init__(self, wanted: Wanted, log: LogReader) -> None:
+        self._wanted = wanted
+        self._log = log
+
+    def __contains__(self, channel: object) -> bool:
+        if channel in self._wanted:
+            return True
+        if not self._wanted.unknown:
+            return False
+        self._wanted.learn(self._log)
+        return channel in self._wanted
 
 
 class Following:
@@ -151,6 +200,8 @@ class CatchUp:
         """Begin: literals in `after` catch up and the others are live, or everything by `place`."""
         following.subscription.state = following
         following.subscription.behind = True
+        for name in following.literals:
+            self._core.tails.hold(name)
         if following.place is None:
             for name in following.literals:
                 if name not in following.after:
@@ -164,6 +215,7 @@ class CatchUp:
         subscription.slow = True
         for name in following.literals:
             self._fanout.detach(subscription, name)
+            self._core.tails.release(name)
         for pattern in following.patterns:
             self._fanout.detach_pattern(subscription, pattern)
 
@@ -219,6 +271,8 @@ class CatchUp:
             name, after = next(iter(following.after.items()))
             info = self._core.tails.info(name)
             assert info is not None
+            self._pass_trimmed(following, name, info[3])
+            after = following.after[name]
             following.asked = info[4]
             future = self._pool.submit(self._read_channel, name, self._core.tails.stored_id(name), after, bytes_max)
         else:
@@ -247,7 +301,11 @@ class CatchUp:
         self, following: Following, bytes_max: int
     ) -> tuple[bytes | None, list[tuple[int, int, bytes]], Place | None]:
         assert following.place is not None
-        chunks, place = self._log.read_groups(*following.place, bytes_max, following.wanted)
+        assert following.wanted is not None
+        if following.wanted.unknown:
+            following.wanted.learn(self._log)
+        wanted = WantedThere(following.wanted, self._log)
+        chunks, place = self._log.read_groups(*following.place, bytes_max, wanted)
         return None, chunks, place
 
     def _have(
@@ -295,6 +353,9 @@ class CatchUp:
             place = (applied, INDEX_END)
         if name is not None:
             self._queue_channel(following, name, chunks)
+            info = self._core.tails.info(name)
+            assert info is not None
+            self._pass_trimmed(following, name, info[3])
             following.exhausted = following.after[name] + 1 >= following.asked
         else:
             assert place is not None
@@ -307,10 +368,16 @@ class CatchUp:
         after = following.after[name]
         for group, index, chunk in chunks:
             _, _, first, count = chunk_head(chunk)
+            self._pass_trimmed(following, name, first)
             whole = chunk if first > after else chunk_cut(chunk, after)
             self._fanout.deliver_one(following.subscription, whole, group, index)
-            after = first + count - 1
-        following.after[name] = after
+            after = following.after[name] = first + count - 1
+
+    def _pass_trimmed(self, following: Following, name: bytes, first: int) -> None:
+        """Tell a subscriber that what would have come next is there no more, if so: `first` is what comes instead."""
+        if first > following.after[name] + 1:
+            following.after[name] = first - 1
+            following.subscription.outbox.owner.on_trimmed(following.subscription, name, first)
 
     # -- the seam ------------------------------------------------------------------------------------------------------
 
@@ -380,7 +447,7 @@ class CatchUp:
         if not following.exhausted and following.place[0] < self._core.applied_number:
             return False
         committed = self._core.recent.after(*following.place, following.wanted)
-        if committed is None:
+        if committed is None or following.wanted.unknown:
             following.exhausted = False
             return False
         missing = [(group, index, chunk, 0) for group, index, chunk in committed]
@@ -388,7 +455,7 @@ class CatchUp:
             missing += [
                 (number, index + at, chunk, DELIVER_FLAG_EARLY) for at, chunk in chunks_in(value, 0, following.wanted)
             ]
-        if not self._affordable(following, missing):
+        if following.wanted.unknown or not self._affordable(following, missing):
             following.exhausted = False
             return False
         for group, index, chunk, flags in missing:

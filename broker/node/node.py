@@ -24,6 +24,8 @@ from broker.log.log import Log
 from broker.model.errors import BrokerError, error
 from broker.node.catchup import CatchUp, Following
 from broker.node.commit import CommitThread, handed_over
+from broker.node.eviction import Eviction
+from broker.node.loader import Loader
 from broker.node.history import HistoryReader
 from broker.node.listing import Listing
 from broker.node.time import BrokerTime
@@ -90,6 +92,7 @@ class Node:
         core: The sequencer.
         gate: Who may do what.
         limits: Bounds.
+        loader: What is stored and not in memory.
         clock: Broker time.
         buffer: The loop's read buffer.
         run: Number of this run.
@@ -115,6 +118,8 @@ class Node:
         self._held: list[Connection] = []
         self._commit = CommitThread(log, loop, self._done)
         self.catchup = CatchUp(core, log, loop, self.kick, self._lost)
+        self.loader = Loader(core, log, self.clock, loop)
+        self._eviction = Eviction(core, log, self.clock, loop)
         self.history = HistoryReader(core, log, self.catchup.submit, self.kick)
         self.listing = Listing(core, loop, self.kick)
         self._idle: asyncio.Future[None] | None = None
@@ -435,6 +440,7 @@ class Node:
     def _look_around(self) -> None:
         self._seconds += 1
         self._time.steer()
+        self._eviction.sweep()
         now_us = self.clock.steady_us()
         if self._seconds % max(1, round(self.limits.ping_interval_s / 3)) == 0:
             for connection in list(self.connections):
@@ -468,6 +474,8 @@ class Node:
             self._idle = self.loop.create_future()
             await self._idle
         self._closed = True
+        self.loader.stop()
+        self._eviction.stop()
         for timer in (self._wait_timer, self._second_timer):
             if timer is not None:
                 timer.cancel()
@@ -479,6 +487,7 @@ class Node:
     def _close_log(self) -> None:
         self._commit.stop()
         self.catchup.close()
+        self.loader.close()
         try:
             if not self.tails.refuse_code and not self._broken:
                 group = self.core.close(self.clock.now_us())
@@ -496,7 +505,11 @@ class Node:
             "cpu_s": time.process_time(),
             "rss_anon_bytes": anonymous_bytes(),
             "connections": len(self.connections),
-            "channels": len(self.tails),
+            "channels": self.core.channels,
+            "channels_in_memory": len(self.tails),
+            "channels_evicted": self.tails.evicted,
+            "channels_loaded": self.loader.loaded,
+            "load_backlog_bytes": self.loader.waiting_bytes,
             "producers": len(self.core.lines),
             "records_in": self.tails.records,
             "record_bytes_in": self.tails.record_bytes,

@@ -60,6 +60,7 @@ cdef class Intake:
     cdef public bint early              # its half frame counts among those of strangers
     cdef public bint closed
     cdef readonly bint held             # what was put off waits for `let_go`
+    cdef readonly bint suspended        # nothing is handled until `resume`, not even the rest of a read
     cdef readonly bint put_off          # the spill holds whole frames from `spill_at` on, for a later turn
     cdef bint feeding
     cdef uint8_t full_reads             # in a row

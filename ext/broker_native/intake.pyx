@@ -11,6 +11,8 @@ What one peer costs the others is bounded, without a look at those who do nothin
 - Frames that Python handles (control frames, refused publishes) are handled so many a turn, of one connection and of
   all. The rest of what a connection sent is put off, in order, and goes on in a later turn, one connection after the
   other; meanwhile the connection is not read.
+- A frame that cannot be handled yet suspends its connection alone: what follows is put off, in order, until `resume`,
+  and `names_ahead` says which channels the frames that wait are about to name.
 
 A subclass gives `on_frame(kind, flags, body)`, `on_refused(code, slot, number, count)`, `on_duplicate(slot, number,
 count)`, `on_malformed(code, size)`, `on_credit(subscription)` (of one that is behind), `on_exhausted()` (there is no
@@ -53,6 +55,8 @@ cdef enum:
     FULL_READS_MAX = 4
 
     SPILL_BYTES_MIN = 64
+    CHANNEL_NUMBER_BYTES = 4
+    NAME_BYTES_MAX = 255
     CROWDED_READ_BYTES = 4096           # of a read while much is put off: it adds little to that
     EARLY_BYTES_MAX = 4 << 20
     PARTIAL_BYTES_MAX = 32 << 20
@@ -246,7 +250,8 @@ cdef class Intake:
 
     def get_buffer(self, sizehint):
         """The loop's shared read buffer (asyncio.BufferedProtocol)."""
-        if self.buffer.backlog.bytes > self.buffer.backlog.bytes_max // 2:
+        if (self.buffer.backlog.bytes > self.buffer.backlog.bytes_max // 2
+                or self.buffer.partial.bytes > self.buffer.partial.bytes_max // 2):
             return self.buffer.crowded_view
         return self.buffer.view
 
@@ -299,6 +304,46 @@ cdef class Intake:
         if not self.feeding:
             self.settle()
 
+    def suspend(self):
+        """Handle nothing more until `resume`: neither what was put off nor what is left of the read under way.
+
+        `on_frame` calls it for a frame that it keeps itself, to handle it when what it needs is there.
+        """
+        self.suspended = True
+        if not self.feeding:
+            self.settle()
+
+    def resume(self):
+        """The reverse of `suspend`."""
+        self.suspended = False
+        if not self.feeding:
+            self.settle()
+
+    def names_ahead(self, size_t count_max):
+        """Return the names in the CHANNEL frames that were put off, in order, as they came; duplicates included.
+
+        Args:
+            count_max: How many at most.
+        """
+        cdef list names = []
+        cdef size_t count = 0
+        cdef size_t at = self.spill_at
+        cdef size_t size
+        cdef const uint8_t* frame
+        # Half a frame that no turn was asked for is no frame that waits: the walk would stop at it anyway.
+        while count < count_max and self.spill.used - at >= FRAME_HEADER_BYTES:
+            frame = self.spill.data + at
+            size = load_u32(frame)
+            if size > self.spill.used - at - FRAME_HEADER_BYTES:
+                break
+            if frame[4] == KIND_CHANNEL and CHANNEL_NUMBER_BYTES < size <= CHANNEL_NUMBER_BYTES + NAME_BYTES_MAX:
+                names.append(PyBytes_FromStringAndSize(
+                    <const char*>frame + FRAME_HEADER_BYTES + CHANNEL_NUMBER_BYTES, size - CHANNEL_NUMBER_BYTES
+                ))
+                count += 1
+            at += FRAME_HEADER_BYTES + size
+        return names
+
     cdef int take(self, const uint8_t* data, size_t size) except -1:
         cdef size_t used
         if self.closed:
@@ -308,8 +353,9 @@ cdef class Intake:
         self.frames = 0
         self.feeding = True
         try:
-            if self.put_off:
+            if self.put_off or self.suspended:
                 # It was on its way when reading was paused.
+                self.put_off = True
                 self.keep(data, size)
                 size = 0
             elif self.spill.used:
@@ -449,7 +495,7 @@ cdef class Intake:
             self.forget_spill()
             self.put_off = False
             return 0
-        if self.put_off and not self.held:
+        if self.put_off and not self.held and not self.suspended:
             pool = self.buffer.backlog
         if before is not pool:
             if before is not None:
@@ -531,7 +577,7 @@ cdef class Intake:
         self.frames += 1
         self.buffer.frames += 1
         self.buffer.ask_for_turn()
-        return TAKEN_ENOUGH if enough else TAKEN
+        return TAKEN_ENOUGH if enough or self.suspended else TAKEN
 
     cdef int answer_publish(self, int code, const uint8_t* body, uint32_t size) except -1:
         if size < PUBLISH_HEADER_BYTES:

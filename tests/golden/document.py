@@ -78,7 +78,7 @@ EXAMPLES: dict[str, bytes] = {
     ),
     "UNSUBSCRIBE": control.encode_unsubscribe(1),
     "UNSUBSCRIBED": control.encode_unsubscribed(1),
-    "EVENT": control.encode_event(1, "example", "s.chat"),
+    "EVENT": control.encode_event(1, "trimmed", "s.chat", {"first": 501}),
     "REQUEST": control.encode_request(1, "channel", {"name": "s.chat"}),
     "REPLY": control.encode_reply(1, {"epoch": EPOCH, "first": 1, "head": 4, "level": 3}),
     "PUBLISH": publish(0, 1, b"hello", Record(b"fine", priority=1, key=b"mood")),

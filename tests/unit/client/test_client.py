@@ -453,11 +453,28 @@ async def test_events_reach_the_subscription(server: Scripted, bus: Client) -> N
     gone = twin.build_record(twin.Record(gone=(2, 3)))
     body = gone + twin.build_record(twin.Record(b"x"))
     mixed = build_chunk(Chunk(1, 1, 1, 4, body))
-    peer.send(control.encode_event(wanted.subscription, "trimmed", "a", {"epoch": 1, "at": 9}))
+    peer.send(control.encode_event(wanted.subscription, "later", "a", {"epoch": 1, "at": 9}))
     peer.send(deliver(wanted.subscription, mixed, group=1))
     assert await read(subscription, 1) == [b"x"]
     assert heard == list(subscription.events)
-    assert heard == [("trimmed", "a", 1, 9, 0, 0), ("gone", "a", 1, 1, 3, 2)]
+    assert heard == [("later", "a", 1, 9, 0, 0), ("gone", "a", 1, 1, 3, 2)]
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told", "seen"])
+async def test_what_retention_took_is_told_once(server: Scripted, bus: Client, *, told: bool) -> None:
+    peer = await server.peer()
+    subscription = bus.subscribe("a")
+    opening = asyncio.ensure_future(subscription._accept())
+    wanted = await peer.subscribe()
+    peer.accept(wanted, control.Outcome("a", "new", 1, 0))
+    await opening
+    for first in (9, 20):
+        if told:
+            peer.send(control.encode_event(wanted.subscription, "trimmed", "a", {"first": first}))
+        chunk = build_chunk(Chunk(1, 1, first, 1, twin.build_record(twin.Record(b"x"))))
+        peer.send(deliver(wanted.subscription, chunk, group=first))
+        assert await read(subscription, 1) == [b"x"]
+    assert list(subscription.events) == [("trimmed", "a", 1, 9, 0, 0), ("trimmed", "a", 1, 20, 0, 0)]
 
 
 # -- requests and keep-alive -------------------------------------------------------------------------------------------

@@ -1,0 +1,479 @@
+"""What is stored and not in memory: looked up in the log, in sorted batches on one thread, and installed on the loop.
+
+A frame that names a channel (or a producer's line) of which memory knows nothing waits here, with the rest of its
+connection behind it; other connections go on. Whoever waits is told when all that it needs is in memory, or known not
+to be stored, and handles its frame in that very callback.
+
+- A name is in one job at a time. Nothing that is looked up is in memory, so nobody can change or evict it meanwhile.
+- What somebody waits for is held in memory from the moment when it is there until that one has been told.
+- Connections take turns: a job takes a few names of each, so one that names a million delays the next by a job or two,
+  and a job ends after some milliseconds.
+- What waits is bounded in bytes; beyond that the answer is BUSY.
+
+It decides nothing and knows no frame. Everything but the look-up itself belongs to the loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_left
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from broker.events import emit
+from broker.model.errors import BrokerError, error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from broker.core.ports import Stored
+    from broker.core.sequencer import Sequencer
+    from broker_native.intake import Clock
+
+    Found = bytes | BrokerError
+    """What is stored of a key, b"" for nothing, or why that cannot be read."""
+
+__all__ = ["Loader"]
+
+JOB_NAMES_MAX = 4_096
+JOB_NAMES_MIN = 64
+JOB_US_MAX = 20_000
+"""A job that took longer makes the next one smaller: whoever comes next waits for two of them at most."""
+SHARE = 64
+"""Names of one connection that a job takes in a row."""
+STEP_US_MAX = 2_000
+"""The loop does something else after so long, as it does after the next bound when no clock moves."""
+STEP_NAMES_MAX = 1_024
+WAITING_BYTES_MAX = 64 << 20
+ABSENT_MAX = 65_536
+"""Names known not to be stored: those of frames that wait, and of frames that come next."""
+NAME_BYTES = 256
+"""What a name that is waited for costs beside its own bytes, about."""
+LINE = b"\0"
+"""A key is a channel's name, or this and a producer: no name has such a byte."""
+
+
+class Load:
+    """Names that one asker needs together.
+
+    Attributes:
+        asker: Who.
+        keys: All of them.
+        bytes: What it is charged.
+        done: Told when they are there; None when nobody waits: they are only fetched ahead.
+        left: How many are not there yet.
+        held: Those of them that are held in memory.
+        failure: Why one of them cannot be read.
+        dropped: Nobody wants it any more.
+    """
+
+    __slots__ = ("asker", "bytes", "done", "dropped", "failure", "held", "keys", "left")
+
+    def __init__(self, asker: Asker, keys: list[bytes], done: Callable[[BrokerError | None], None] | None) -> None:
+        self.asker = asker
+        self.keys = keys
+        self.bytes = sum(map(len, keys)) + NAME_BYTES * len(keys)
+        self.done = done
+        self.left = 0
+        self.held: list[bytes] = []
+        self.failure: BrokerError | None = None
+        self.dropped = False
+
+
+class Asker:
+    """One of those among whom jobs are shared out.
+
+    Attributes:
+        owner: Whose it is.
+        queue: Keys that no job has taken yet; some may have come meanwhile.
+        loads: What it waits for.
+        in_turn: It is in the round of those who have something to ask.
+    """
+
+    __slots__ = ("in_turn", "loads", "owner", "queue")
+
+    def __init__(self, owner: object) -> None:
+        self.owner = owner
+        self.queue: deque[bytes] = deque()
+        self.loads: dict[Load, None] = {}
+        self.in_turn = False
+
+
+class Loader:
+    """Brings channels and lines into memory.
+
+    Args:
+        core: Where they go.
+        log: Where they are.
+        clock: What measures steps.
+        loop: The loop that it belongs to.
+    """
+
+    def __init__(self, core: Sequencer, log: Stored, clock: Clock, loop: asyncio.AbstractEventLoop) -> None:
+        self._core = core
+        self._tails = core.tails
+        self._log = log
+        self._clock = clock
+        self._loop = loop
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="broker-load")
+        self._askers: dict[object, Asker] = {}
+        self._round: deque[Asker] = deque()
+        self._waiting: dict[bytes, dict[Load, None]] = {}
+        self._asked: set[bytes] = set()
+        self._found: deque[tuple[bytes, Found]] = deque()
+        self._absent: dict[bytes, None] = {}
+        self._absent_at = 0
+        self._job_names = JOB_NAMES_MAX
+        self._busy = False
+        self._installing = False
+        self._stopped = False
+        self.waiting_bytes = 0
+        self.loaded = 0
+
+    # -- asking --------------------------------------------------------------------------------------------------------
+
+    def missing(self, names: list[bytes]) -> list[bytes]:
+        """Return those of the channels that have to be looked up before anybody may load or create them."""
+        missing = self._core.missing(names)
+        if not missing:
+            return missing
+        absent = self._known_absent()
+        return [name for name in missing if name not in absent]
+
+    def knows_line(self, producer: bytes) -> bool:
+        """Whether a producer's line is in memory or surely not stored, so that nothing has to be looked up."""
+        return self._core.knows_producer(producer) or LINE + producer in self._known_absent()
+
+    def _known_absent(self) -> dict[bytes, None]:
+        """Keys of which the log has said that they are not stored.
+
+        One that is created after that is in memory, so it can only be stored and not in memory when something has been
+        evicted since.
+        """
+        evicted = self._tails.evicted + self._core.lines.evicted
+        if evicted != self._absent_at:
+            self._absent_at = evicted
+            self._absent.clear()
+        return self._absent
+
+    def _note_absent(self, key: bytes) -> None:
+        absent = self._known_absent()
+        if len(absent) >= ABSENT_MAX:
+            del absent[next(iter(absent))]
+        absent[key] = None
+
+    def need(
+        self,
+        names: list[bytes],
+        done: Callable[[BrokerError | None], None],
+        owner: object = None,
+        ahead: Sequence[bytes] = (),
+    ) -> None:
+        """Bring channels into memory.
+
+        Args:
+            names: Channels that the caller needs together, in memory or not; at least one is `missing`.
+            done: Called once, on the loop, never from within this call: with None when each of them is in memory or
+                known not to be stored, which holds until it returns, or with the reason why one cannot be read. Not
+                called after `leave`.
+            owner: Who asks; owners take turns. None: nobody in particular.
+            ahead: Channels that it will ask for next. Nobody is told of them.
+
+        Raises:
+            Unavailable: BUSY, too much waits; GOING_AWAY, the broker is closing.
+        """
+        self._add(names, done, owner)
+        if ahead:
+            self._add_ahead(list(dict.fromkeys(ahead)), owner)
+        self._start()
+
+    def need_line(self, producer: bytes, done: Callable[[BrokerError | None], None], owner: object = None) -> None:
+        """Bring a producer's line into memory; otherwise as `need`.
+
+        Args:
+            producer: 16 bytes.
+        """
+        self._add([LINE + producer], done, owner)
+        self._start()
+
+    def leave(self, owner: object) -> None:
+        """Forget all that an owner waits for: nobody is told, and what nobody else wants is not installed."""
+        asker = self._askers.pop(owner, None)
+        if asker is None:
+            return
+        asker.queue.clear()
+        for load in list(asker.loads):
+            self._drop(load)
+
+    def _add(self, keys: list[bytes], done: Callable[[BrokerError | None], None], owner: object) -> None:
+        if self._stopped:
+            raise error("GOING_AWAY", "the broker is stopping")
+        if len(keys) > ABSENT_MAX // 2:
+            raise error("BUSY", f"names that one frame needs: got {len(keys)}, limit {ABSENT_MAX // 2}")
+        load = Load(self._asker(owner), list(dict.fromkeys(keys)), done)
+        if self.waiting_bytes + load.bytes > WAITING_BYTES_MAX:
+            self._forget_idle(load.asker)
+            raise error(
+                "BUSY",
+                f"names that wait to be loaded, of all connections: got {self.waiting_bytes + load.bytes} bytes, "
+                f"limit {WAITING_BYTES_MAX} bytes",
+            )
+        self._queue(load, self._unknown(load.keys))
+        for key in load.keys:
+            if load not in self._waiting.get(key, ()):
+                self._hold(load, key)
+        assert load.left, "nothing to load"
+
+    def _add_ahead(self, names: list[bytes], owner: object) -> None:
+        """Fetch what an owner will ask for, as far as there is room: it asks for itself when its time comes."""
+        load = Load(self._asker(owner), [name for name in self._unknown(names) if name not in self._waiting], None)
+        if load.keys and self.waiting_bytes + load.bytes <= WAITING_BYTES_MAX:
+            self._queue(load, load.keys)
+        else:
+            self._forget_idle(load.asker)
+
+    def _asker(self, owner: object) -> Asker:
+        asker = self._askers.get(owner)
+        if asker is None:
+            asker = self._askers[owner] = Asker(owner)
+        return asker
+
+    def _forget_idle(self, asker: Asker) -> None:
+        """Forget one who waits for nothing."""
+        if not asker.loads and self._askers.get(asker.owner) is asker:
+            del self._askers[asker.owner]
+
+    def _unknown(self, keys: list[bytes]) -> list[bytes]:
+        """Return the keys of which memory knows nothing."""
+        if keys and keys[0].startswith(LINE):
+            return [key for key in keys if not self.knows_line(key[1:])]
+        return self.missing(keys)
+
+    def _queue(self, load: Load, keys: list[bytes]) -> None:
+        """Have a load wait for keys; those that it needs come before those that it will."""
+        asker = load.asker
+        for key in keys:
+            self._waiting.setdefault(key, {})[load] = None
+        load.left += len(keys)
+        self.waiting_bytes += load.bytes
+        asker.loads[load] = None
+        if load.done is None:
+            asker.queue.extend(keys)
+        else:
+            asker.queue.extendleft(reversed(keys))
+        if not asker.in_turn:
+            asker.in_turn = True
+            self._round.append(asker)
+
+    # -- jobs ----------------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Give the thread its next job, unless it has one or the loop has not installed the last one yet."""
+        if self._busy or self._found or self._stopped:
+            return
+        keys = self._next_job()
+        if not keys:
+            return
+        self._busy = True
+        job = self._pool.submit(look_up, self._log, keys, self._clock)
+        asyncio.wrap_future(job, loop=self._loop).add_done_callback(lambda found: self._have(keys, found))
+
+    def _next_job(self) -> list[bytes]:
+        """Take a share of each asker's keys, in turn, until the job is full; sorted."""
+        keys: list[bytes] = []
+        while self._round and len(keys) < self._job_names:
+            asker = self._round.popleft()
+            room = min(SHARE, self._job_names - len(keys))
+            while asker.queue and room:
+                key = asker.queue.popleft()
+                # Another asker's job may have answered it, or may be about to.
+                if key in self._waiting and key not in self._asked:
+                    self._asked.add(key)
+                    keys.append(key)
+                    room -= 1
+            asker.in_turn = bool(asker.queue)
+            if asker.in_turn:
+                self._round.append(asker)
+        keys.sort()
+        return keys
+
+    def _have(self, keys: list[bytes], job: asyncio.Future[tuple[list[Found], int]]) -> None:
+        """A job is done."""
+        self._busy = False
+        if self._stopped or job.cancelled():
+            return
+        failure = job.exception()
+        if failure is None:
+            found, took_us = job.result()
+            self._pace(len(keys), took_us)
+            self._found.extend(zip(keys, found, strict=True))
+        else:
+            reason = self._reason(failure)
+            self._found.extend((key, reason) for key in keys)
+        self._install()
+
+    def _pace(self, count: int, took_us: int) -> None:
+        if took_us > JOB_US_MAX and count > JOB_NAMES_MIN:
+            self._job_names = max(JOB_NAMES_MIN, count // 2)
+        elif count == self._job_names and took_us < JOB_US_MAX // 4:
+            self._job_names = min(JOB_NAMES_MAX, self._job_names * 2)
+
+    @staticmethod
+    def _reason(failure: BaseException) -> BrokerError:
+        if isinstance(failure, BrokerError):
+            return failure
+        if isinstance(failure, MemoryError):
+            return error("LIMIT", "memory: none is left for loading channels", "give the process more memory")
+        emit("load_failed", failure=failure)
+        return error("STORAGE_FAILED", "loading channels: the log cannot be searched")
+
+    # -- installing ----------------------------------------------------------------------------------------------------
+
+    def _install(self) -> None:
+        """Install what was found, and tell those who have all that they need, for one step."""
+        self._installing = False
+        begun_us = self._clock.steady_us()
+        try:
+            for _ in range(STEP_NAMES_MAX):
+                if not self._found or self._clock.steady_us() - begun_us >= STEP_US_MAX:
+                    break
+                self._settle(*self._found.popleft())
+        finally:
+            if not self._found:
+                self._start()
+            elif not self._installing:
+                self._installing = True
+                self._loop.call_soon(self._install)
+
+    def _settle(self, key: bytes, found: Found) -> None:
+        """A key is answered."""
+        self._asked.discard(key)
+        loads = list(self._waiting.pop(key, ()))
+        if not loads:
+            return
+        failure = self._take(key, found)
+        for load in loads:
+            if load.dropped:  # by what one of the others did
+                continue
+            load.left -= 1
+            if failure is not None:
+                load.failure = failure
+            elif load.done is not None:
+                self._hold(load, key)
+            if not load.left:
+                self._finish(load)
+
+    def _take(self, key: bytes, found: Found) -> BrokerError | None:
+        """Install what was found of a key; returns why that cannot be done."""
+        if isinstance(found, BrokerError):
+            return found
+        assert self._unknown([key]), "somebody brought it into memory without asking here"
+        try:
+            if not found:
+                self._note_absent(key)
+            elif key.startswith(LINE):
+                self._core.install_line(found)
+            else:
+                self._core.install(found)
+        except MemoryError as shortage:
+            return self._reason(shortage)
+        except ValueError as damage:  # entries whose checksum is right and which make no sense
+            return error("STORAGE_CORRUPT", f"tables of {key.decode('latin-1')}: {damage}")
+        self.loaded += bool(found)
+        return None
+
+    def _hold(self, load: Load, key: bytes) -> None:
+        if not key.startswith(LINE):
+            # One that is not stored, or is being removed, is nobody's to hold: whoever needs it finds that out.
+            with suppress(KeyError):
+                self._tails.hold(key)
+                load.held.append(key)
+
+    def _finish(self, load: Load) -> None:
+        """All keys of a load are answered."""
+        self.waiting_bytes -= load.bytes
+        if load.failure is None and load.done is not None and len(load.keys) > 1:
+            again = self._unknown(load.keys)
+            if again:
+                # One that was not stored has been created by another meanwhile, and evicted.
+                self._queue(load, again)
+                return
+        self._forget(load)
+        if load.done is not None:
+            try:
+                load.done(load.failure)
+            finally:
+                self._release(load)
+
+    def _forget(self, load: Load) -> None:
+        del load.asker.loads[load]
+        self._forget_idle(load.asker)
+
+    def _drop(self, load: Load) -> None:
+        """Nobody wants it any more; a key that nobody else waits for is looked up no more, or not installed."""
+        load.dropped = True
+        self.waiting_bytes -= load.bytes
+        for key in load.keys:
+            loads = self._waiting.get(key)
+            if loads is not None and loads.pop(load, self) is None and not loads and key not in self._asked:
+                del self._waiting[key]
+        self._release(load)
+
+    def _release(self, load: Load) -> None:
+        for name in load.held:
+            self._tails.release(name)
+        load.held = []
+
+    # -- end -----------------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Tell all who wait that the broker is closing, and take no more; on the loop."""
+        self._stopped = True
+        failure = error("GOING_AWAY", "the broker is stopping")
+        askers, self._askers = self._askers, {}
+        for asker in askers.values():
+            for load in list(asker.loads):
+                self._drop(load)
+                if load.done is not None:
+                    load.done(failure)
+        self._found.clear()
+        self._waiting.clear()
+        self._asked.clear()
+
+    def close(self) -> None:
+        """End the thread; blocks until its job is done."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+# -- on the loader's thread --------------------------------------------------------------------------------------------
+
+
+def look_up(log: Stored, keys: list[bytes], clock: Clock) -> tuple[list[Found], int]:
+    """Find what is stored of sorted keys.
+
+    Returns:
+        What was found of each, and how long that took, microseconds.
+    """
+    begun_us = clock.steady_us()
+    # Lines sort before all names.
+    lines = bisect_left(keys, LINE + b"\xff" * 17)
+    found = [
+        *resolve_each(log.resolve_lines, [key[1:] for key in keys[:lines]]),
+        *resolve_each(log.resolve, keys[lines:]),
+    ]
+    return found, clock.steady_us() - begun_us
+
+
+def resolve_each(resolve: Callable[[list[bytes]], list[bytes]], keys: list[bytes]) -> Iterable[Found]:
+    """Resolve keys; a failure is that of the keys alone whose answer cannot be read."""
+    if not keys:
+        return []
+    try:
+        return resolve(keys)
+    except BrokerError as failure:
+        if len(keys) == 1:
+            return [failure]
+    middle = len(keys) // 2
+    return [*resolve_each(resolve, keys[:middle]), *resolve_each(resolve, keys[middle:])]
