@@ -12,6 +12,7 @@ archived are their owner's.
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import fcntl
 import json
@@ -19,7 +20,7 @@ import os
 import signal
 import socket
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -29,11 +30,12 @@ import lmdb
 from broker.log import durable
 from broker.log.archive import create_archive
 from broker.log.archive_rows import CHECKPOINT_KEY, Checkpoint
-from broker.log.environment import OpenFiles, check_file, close_shared, open_shared, remove_file
+from broker.log.environment import check_file, close_shared, lock_path, open_shared, remove_file
 from broker.log.errors import corrupt, failed
+from broker.log.rebuild import rebuild
 from broker.log.retaining import retain
 from broker.log.retention import Policies, unpack_cursors
-from broker.log.segment import Segment
+from broker.log.segment import Segment, open_segment
 from broker.log.slice import SLICE_KEY, Begun, Slice, SliceSegment
 from broker.model.errors import BrokerError, error
 from broker_native.btree import TreeDamaged
@@ -59,11 +61,6 @@ def archive_path(data: Path) -> Path:
     return data / "archive" / ARCHIVE_NAME
 
 
-def open_sealed(path: Path) -> Segment:
-    """Return a sealed segment by its file."""
-    return Segment(int(path.stem, 16), path, 0, OpenFiles(1), sealed=True)
-
-
 @dataclass(frozen=True, slots=True)
 class CompactResult:
     """What a rebuild came to: the file's bytes before and after it."""
@@ -83,7 +80,7 @@ class ArchiveWriter:
     def __init__(
         self,
         path: Path,
-        open_segment: Callable[[Path], Segment] = open_sealed,
+        open_segment: Callable[[Path], Segment] = open_segment,
         *,
         map_bytes: int = MAP_BYTES,
         transaction_bytes: int = TRANSACTION_BYTES,
@@ -141,18 +138,50 @@ class ArchiveWriter:
                 is as the last transaction left it; the same slice may be tried again.
             ValueError: the slice ends before `begun_ordinal`.
         """
-        opened = [SliceSegment(self._open_segment(path)) for path in segments]
-        work = Slice(self.path, opened, self.checkpoint, self._begun, self._transaction_bytes)
-        while True:
-            found = self._commit(work)
-            if found is not None:
-                self.checkpoint, self._begun = found, None
-                return found
-            between()
+        with ExitStack() as files:
+            opened = [SliceSegment(self._open_segment(path), files) for path in segments]
+            work = Slice(self.path, opened, self.checkpoint, self._begun, self._transaction_bytes)
+            while True:
+                found = self._commit(work)
+                if found is not None:
+                    self.checkpoint, self._begun = found, None
+                    return found
+                between()
 
     def compact(self, between: Callable[[], None]) -> CompactResult:
-        """Rebuild the file."""
-        raise error("UNAVAILABLE", f"{self.path}: cannot be rebuilt yet")
+        """Put a rebuilt file in the archive's place, without free pages, trimmed and expired records.
+
+        Readers go on in the former file until they open the archive again (`Archive.reopen`). Those of this process
+        do so before this writer is used again.
+
+        Args:
+            between: as of `archive`; what it raises ends the rebuild, and the archive is as it was.
+
+        Raises:
+            StorageError: STORAGE_CORRUPT naming what is damaged; STORAGE_FULL or STORAGE_FAILED. The archive is as it
+                was.
+            BrokerError: UNAVAILABLE while a slice is on its way (`begun_ordinal`): what it added is not in the totals.
+        """
+        if self._begun is not None:
+            raise error("UNAVAILABLE", f"{self.path}: the slice up to segment {self._begun.ordinal} is on its way")
+        environment, mapped = self._open()
+        aside = aside_path(self.path)
+        try:
+            reader = TreeReader(mapped, int(environment.info()["last_txnid"]))
+            before = self.path.stat().st_size
+            checkpoint = rebuild(self.path, aside, reader, self.checkpoint, self._transaction_bytes, between)
+            after = aside.stat().st_size
+            durable.sync_path(aside)
+            self._shut()
+            durable.adopt_file(aside, self.path)
+            # LMDB's lock file says which of a file's two meta pages is the newer one: this file's is another one.
+            durable.remove_file(lock_path(self.path))
+        except (OSError, lmdb.Error) as cause:
+            with suppress(OSError):
+                remove_file(aside)
+            raise failed(self.path, cause) from cause
+        self.checkpoint = checkpoint
+        return CompactResult(before, after)
 
     def retain(self, policies: Policies, cursors: Mapping[bytes, int], now_us: int) -> Step:
         """Take one step of retention, in one transaction.
@@ -210,6 +239,7 @@ class ArchiveWriter:
             if isinstance(cause, lmdb.MapFullError):
                 self._map_bytes *= 2
             raise failed(self.path, cause) from cause
+        # From the first transaction on the slice is in the file, and has to be gone through with.
         self._begun = work.begun
         self.written_bytes += work.dirty_bytes
         return found
@@ -336,14 +366,15 @@ def _follow_parent() -> None:
 
 def main(arguments: list[str]) -> int:
     """Run the child process; returns its exit status."""
-    if len(arguments) != 2 or arguments[0] != "--data":
-        print("usage: python -m broker.log.archiver --data PATH", file=sys.stderr)
-        return 2
+    parser = argparse.ArgumentParser(prog="python -m broker.log.archiver", description="Write a server's archive.")
+    parser.add_argument("--data", type=Path, required=True, help="the data directory")
+    parser.add_argument("--transaction-bytes", type=int, default=TRANSACTION_BYTES, help="of pages, about")
+    options = parser.parse_args(arguments)
     _follow_parent()
     with suppress(OSError):
         os.nice(NICENESS)
     try:
-        writer = ArchiveWriter(archive_path(Path(arguments[1])))
+        writer = ArchiveWriter(archive_path(options.data), transaction_bytes=options.transaction_bytes)
     except BrokerError as failure:
         print(json.dumps({"state": "failed", "code": failure.code, "detail": failure.detail}), flush=True)
         return 1

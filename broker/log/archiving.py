@@ -103,6 +103,8 @@ class ChildWriter:
         """Have a slice taken in; as `ArchiveWriter.archive`."""
         done = self._do({"do": "archive", "segments": [str(path) for path in segments]}, between)
         self.checkpoint = Checkpoint(**done["checkpoint"])
+        self.begun_ordinal = 0
+        self.written_bytes = done["bytes"]
         return self.checkpoint
 
     def compact(self, between: Callable[[], None]) -> CompactResult:
@@ -370,8 +372,8 @@ class Archiving:
                 raise
 
     def _next_compaction(self, writer: Writer) -> Future[CompactResult] | None:
-        """Return the rebuild that is due, if what waited when it was asked for is archived."""
-        if self._compactions and writer.checkpoint.ordinal >= self._compactions[0][1]:
+        """Return the rebuild that is due: what waited when it was asked for is archived, no slice is half done."""
+        if self._compactions and not writer.begun_ordinal and writer.checkpoint.ordinal >= self._compactions[0][1]:
             return self._compactions[0][0]
         return None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 
 LINE_WINDOW = 1024
-PRODUCER = slice(8, 24)
+_PRODUCER = slice(8, 24)
 _KIND_LINE = 3
 _FLAG_SNAPSHOT = 2
 _HEADER = struct.Struct("<IHH16sQQII")
@@ -37,7 +37,7 @@ def merge_lines(stored: bytes | None, entries: list[bytes]) -> bytes:
         covered = sum(run[2] for run in added)
         runs = _joined(runs, added) if goes_on and covered == count else added
         highest = last
-    return _pack(entries[0][PRODUCER], highest, _within_window(runs))
+    return _pack(entries[0][_PRODUCER], highest, _within_window(runs))
 
 
 def _joined(runs: list[Run], added: list[Run]) -> list[Run]:

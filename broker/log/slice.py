@@ -16,34 +16,36 @@ import heapq
 import struct
 from dataclasses import astuple, dataclass, replace
 from itertools import groupby, islice
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from broker.log.archive_rows import CHECKPOINT_KEY, GROUPS, LINE_PREFIX
-from broker.log.environment import check_file
+from broker.log.environment import reading_tree
 from broker.log.errors import corrupt
-from broker.log.lines import PRODUCER, merge_lines
+from broker.log.lines import merge_lines
 from broker_native.archive import GroupsPacker
 from broker_native.btree import TreeDamaged
 from broker_native.rows import RowDamaged, pack_row, row_body
-from broker_native.slices import SliceDamaged, SliceMerger, SliceSource, newest_transaction, split_delta
-from broker_native.tree import MappedFile, TreeReader
+from broker_native.slices import SliceDamaged, SliceMerger, SliceSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import ExitStack
     from pathlib import Path
 
     import lmdb
 
     from broker.log.archive_rows import Checkpoint
     from broker.log.segment import Seal, Segment
+    from broker_native.tree import TreeReader
 
 SLICE_KEY = b"\0slice"
 GROUPS_PREFIX = bytes([GROUPS])
 KIB = 1024
 _BEGUN = struct.Struct("<Qqqqq")
-_ENTRY = struct.Struct("<IHH")
-_KIND_RUN = 5
+_TABLE = struct.Struct("<QI")
 _LINES_PER_TURN = 256
+_PRODUCER = itemgetter(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,44 +76,28 @@ class Begun:
 
 
 class SliceSegment:
-    """A sealed segment as a slice reads it: mapped, walked without LMDB, its seal known."""
+    """A sealed segment as a slice reads it: mapped and walked without LMDB, as long as `files` is open."""
 
-    def __init__(self, segment: Segment) -> None:
-        """Map a segment's file and read its seal.
+    def __init__(self, segment: Segment, files: ExitStack) -> None:
+        """Map a segment's file.
 
         Raises:
-            StorageError: it is damaged, not sealed, or the system refuses.
+            StorageError: it is damaged, or the system refuses.
         """
+        if segment.seal is None:
+            raise AssertionError(f"{segment.path} is not sealed")
         self.path = segment.path
         self.ordinal = segment.ordinal
-        seal = segment.read_seal()
-        if seal is None:
-            raise corrupt(segment.path, "is not sealed")
-        self.seal: Seal = seal
-        check_file(self.path)
-        self._mapped = MappedFile(str(self.path), self.path.stat().st_size)
-        tables, self.lines, self.rest = split_delta(segment.read_delta(seal))
-        self.lines.sort(key=_producer)
+        self.seal: Seal = segment.seal
+        self.lines = segment.line_entries()
+        tables = None
+        if self.seal.old is not None:
+            tables = b"".join(_TABLE.pack(key, len(entries)) + entries for key, entries in segment.table_entries())
+        reader = files.enter_context(reading_tree(self.path))
         try:
-            reader = TreeReader(self._mapped, newest_transaction(self._mapped))
-            self.source = SliceSource(reader, seal.last.number, seal.groups, seal.pages, tables)
-        except (SliceDamaged, TreeDamaged) as damage:
-            raise corrupt(self.path, f"cannot be archived: {damage}") from damage
-
-    @property
-    def unclean_run(self) -> int:
-        """The newest run before one that says it did not begin after a close; 0 when it has none."""
-        runs = [struct.unpack_from("<QB", entry, _ENTRY.size) for entry in self.rest if _kind(entry) == _KIND_RUN]
-        return max((run - 1 for run, clean in runs if not clean), default=0)
-
-
-def _kind(entry: bytes) -> int:
-    kind: int = _ENTRY.unpack_from(entry)[1]
-    return kind
-
-
-def _producer(entry: bytes) -> bytes:
-    return entry[PRODUCER]
+            self.source = SliceSource(reader, self.seal.last.number, self.seal.groups, self.seal.pages, tables)
+        except SliceDamaged as damage:
+            raise corrupt(self.path, f"{damage.reason} is wrong: offset {damage.offset}") from damage
 
 
 class Slice:
@@ -267,8 +253,8 @@ class Slice:
             term=last.term,
             run=last.run,
             closed_run=last.closed_run,
-            unclean_run=max(before.unclean_run, *(segment.unclean_run for segment in self._segments)),
-            id_next=max(before.id_next, self._merger.id_next),
+            unclean_run=max(before.unclean_run, *(segment.seal.unclean_run for segment in self._segments)),
+            id_next=max(before.id_next, *(segment.seal.id_next for segment in self._segments)),
             channels=before.channels + begun.channels,
             producers=before.producers + begun.producers,
             records=before.records + begun.records,
@@ -284,9 +270,9 @@ class Slice:
 
 def _grouped(segments: list[SliceSegment]) -> Iterator[tuple[bytes, list[bytes]]]:
     """Yield (producer, its LINE entries, oldest first), by producer."""
-    merged = heapq.merge(*(segment.lines for segment in segments), key=_producer)
-    for producer, entries in groupby(merged, _producer):
-        yield producer, list(entries)
+    merged = heapq.merge(*(segment.lines for segment in segments), key=_PRODUCER)
+    for producer, rows in groupby(merged, _PRODUCER):
+        yield producer, [entry for _, entry in rows]
 
 
 def _check_chain(segments: list[SliceSegment], checkpoint: Checkpoint) -> None:

@@ -91,7 +91,6 @@ cdef class SliceMerger:
     cdef Incoming* incoming
     cdef uint32_t incoming_count
     cdef uint32_t incoming_capacity
-    cdef uint64_t channel_next    # past the greatest channel merged
     cdef RowBuffer entries        # of the channel, from all sources
     cdef RowBuffer epochs        # EPOCH entries of the channel
     cdef ChunkBuilder builder

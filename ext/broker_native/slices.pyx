@@ -19,12 +19,11 @@ writes, and nothing knows of LMDB.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.buffer cimport PyBUF_READ
 from cpython.memoryview cimport PyMemoryView_FromMemory
-from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawRealloc
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport qsort
 from libc.string cimport memcmp, memcpy, memset
 
-from broker_native.btree cimport META_PAGE_BYTES, Span, span_compare
+from broker_native.btree cimport Span, span_compare
 from broker_native.chunks cimport (
     TAKE_DAMAGED,
     TAKE_DONE,
@@ -47,7 +46,6 @@ from broker_native.layout cimport (
     ENTRY_EPOCH,
     ENTRY_HEAD,
     ENTRY_HEADER_BYTES,
-    ENTRY_LINE,
     ENTRY_TRIM,
     GROUP_ENTRIES_BYTES,
     GROUP_HEADER_BYTES,
@@ -79,7 +77,6 @@ from broker_native.tree cimport (
     CURSOR_DAMAGED,
     CURSOR_END,
     CURSOR_ROW,
-    MappedFile,
     TreeCursor,
     TreeReader,
     cursor_next,
@@ -111,8 +108,6 @@ cdef enum:
     HEAD_BYTES = 40
     TRIM_BYTES = 32
     DROP_BYTES = 16
-    PAGE_BYTES_MIN = 512
-    META_TRANSACTION = 144
 
 _REASONS = {
     SLICE_TREE: "structure",
@@ -251,20 +246,6 @@ cdef void heap_begin(Waiting* heap, uint32_t count) noexcept nogil:
     while at:
         at -= 1
         heap_sink(heap, count, at)
-
-
-def newest_transaction(MappedFile mapped not None):
-    """The number of the last transaction of a file that nobody writes to, and whose meta pages have been checked."""
-    cdef uint64_t first, second
-    cdef uint32_t page_bytes
-    if mapped.file_bytes() < 2 * PAGE_BYTES_MIN:
-        raise ValueError(f"{mapped.path}: has no meta pages")
-    page_bytes = load_u32(mapped.data + META_PAGE_BYTES)
-    if mapped.file_bytes() < 2 * <uint64_t>page_bytes:
-        raise ValueError(f"{mapped.path}: has one meta page")
-    first = load_u64(mapped.data + META_TRANSACTION)
-    second = load_u64(mapped.data + page_bytes + META_TRANSACTION)
-    return first if first > second else second
 
 
 # -- one segment -------------------------------------------------------------------------------------------------------
@@ -428,7 +409,7 @@ cdef class SliceSource:
         last_group: The number of its last good group.
         groups: How many good groups it holds.
         pages: How many index pages.
-        tables: The table entries sorted by channel, as `split_delta` returns them; None when they stand in pages.
+        tables: The table entries sorted by channel, when they do not stand in pages; see slices.pxd.
 
     Raises:
         SliceDamaged: The segment is not what was written; its `source` is 0.
@@ -955,7 +936,6 @@ cdef int merge_channel(SliceMerger self) noexcept nogil:
     self.epochs.size = 0
     self.builder.used = 0
     self.unfinished = False
-    self.channel_next = number + 1
     reason = load_channel(self)
     if reason != SLICE_GOOD:
         return reason
@@ -1151,11 +1131,6 @@ cdef class SliceMerger:
         PyMem_RawFree(self.deletes.data)
         builder_free(&self.builder)
 
-    @property
-    def id_next(self):
-        """Past the greatest id of a channel that has been merged, 0 before the first."""
-        return self.channel_next
-
     def merge(self, TreeReader archive not None, uint64_t dirty_max):
         """Make the rows of the next transaction.
 
@@ -1202,89 +1177,43 @@ cdef class SliceMerger:
         return SliceDamaged(_REASONS[reason], source, self.damaged_group, self.damaged_offset, self.stored.channel)
 
 
-# -- segments of seal format 1 -----------------------------------------------------------------------------------------
+# -- for a rebuild -----------------------------------------------------------------------------------------------------
 
 
-cdef struct EntryPlace:
-    uint64_t channel
-    const uint8_t* at
-
-
-cdef int entry_compare(const void* left, const void* right) noexcept nogil:
-    cdef const EntryPlace* one = <const EntryPlace*>left
-    cdef const EntryPlace* other = <const EntryPlace*>right
-    if one.channel != other.channel:
-        return -1 if one.channel < other.channel else 1
-    return (one.at > other.at) - (one.at < other.at)
-
-
-def split_delta(bytes delta not None):
-    """Sort the table delta of a segment of seal format 1.
-
-    Args:
-        delta: Whole entries; their checksum has been proved.
-
-    Returns:
-        (table entries sorted by channel as a `SliceSource` takes them, LINE entries, all others).
+def channel_first(bytes row not None):
+    """The first sequence of a channel, from its row, which has been proved.
 
     Raises:
-        ValueError: The entries do not add up.
+        ValueError: The row has no HEAD entry.
     """
-    cdef const uint8_t* begin = <const uint8_t*>PyBytes_AS_STRING(delta)
-    cdef const uint8_t* at = begin
-    cdef const uint8_t* end = begin + PyBytes_GET_SIZE(delta)
-    cdef list lines = []
-    cdef list rest = []
-    cdef uint32_t size
-    cdef uint16_t kind
-    cdef size_t count = 0, used = 0
-    cdef size_t count_max = <size_t>(end - begin) // DROP_BYTES + 1
-    cdef EntryPlace* places = <EntryPlace*>PyMem_RawMalloc(count_max * sizeof(EntryPlace))
-    cdef RowBuffer sorted_entries
-    memset(&sorted_entries, 0, sizeof(RowBuffer))
-    if places == NULL:
-        raise MemoryError
-    try:
-        while at < end:
-            if end - at < ENTRY_HEADER_BYTES:
-                raise ValueError(f"table delta: an entry is cut at offset {at - begin}")
-            size = load_u32(at)
-            kind = load_u16(at + 4)
-            if size < entry_bytes_min(kind) or size > end - at:
-                raise ValueError(f"table delta: an entry of kind {kind} has {size} bytes at offset {at - begin}")
-            if entry_bytes_min(kind) > ENTRY_HEADER_BYTES:
-                places[count].channel = load_u64(at + ENTRY_HEADER_BYTES)
-                places[count].at = at
-                count += 1
-            else:
-                (lines if kind == ENTRY_LINE else rest).append(PyBytes_FromStringAndSize(<const char*>at, size))
-            at += size
-        with nogil:
-            qsort(places, count, sizeof(EntryPlace), entry_compare)
-            used = table_write(&sorted_entries, places, count)
-        if used != count:
-            raise MemoryError
-        return (PyBytes_FromStringAndSize(<const char*>sorted_entries.data, <Py_ssize_t>sorted_entries.size),
-                lines, rest)
-    finally:
-        PyMem_RawFree(places)
-        PyMem_RawFree(sorted_entries.data)
+    cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(row) + CHANNEL_ROW_BYTES
+    cdef const uint8_t* end = <const uint8_t*>PyBytes_AS_STRING(row) + PyBytes_GET_SIZE(row)
+    while end - at >= HEAD_BYTES:
+        if load_u16(at + 4) == ENTRY_HEAD:
+            return load_u64(at + 32)
+        if load_u32(at) < ENTRY_HEADER_BYTES or load_u32(at) > end - at:
+            break
+        at += load_u32(at)
+    raise ValueError("its row says nothing of its first sequence")
 
 
-cdef size_t table_write(RowBuffer* buffer, const EntryPlace* places, size_t count) noexcept nogil:
-    """Write sorted entries channel by channel; answers how many went in, fewer when there is no memory."""
-    cdef size_t at = 0, head
-    cdef uint64_t channel
-    while at < count:
-        channel = places[at].channel
-        head = buffer.size
-        if buffer_room(buffer, TABLE_HEAD_BYTES) == NULL:
-            return at
-        buffer.size += TABLE_HEAD_BYTES
-        while at < count and places[at].channel == channel:
-            if not buffer_append(buffer, places[at].at, load_u32(places[at].at)):
-                return at
-            at += 1
-        store_u64(buffer.data + head, channel)
-        store_u32(buffer.data + head + 8, <uint32_t>(buffer.size - head - TABLE_HEAD_BYTES))
-    return count
+def channel_totals(bytes key not None, bytes row not None, uint64_t size, uint64_t chunks):
+    """The row of a channel with other totals.
+
+    Args:
+        key: The row's key.
+        row: Its value, which has been proved.
+        size: The sum of the sizes of its chunks, bytes.
+        chunks: How many there are.
+    """
+    cdef bytes changed
+    cdef uint8_t* at
+    if PyBytes_GET_SIZE(row) < CHANNEL_ROW_BYTES:
+        raise ValueError("its row is too short")
+    changed = PyBytes_FromStringAndSize(PyBytes_AS_STRING(row), PyBytes_GET_SIZE(row))
+    at = <uint8_t*>PyBytes_AS_STRING(changed)
+    store_u64(at + 8, size)
+    store_u64(at + 16, chunks)
+    store_u32(at, row_crc(<const uint8_t*>PyBytes_AS_STRING(key), <uint64_t>PyBytes_GET_SIZE(key),
+                          at + ROW_CRC_BYTES, <uint64_t>PyBytes_GET_SIZE(row) - ROW_CRC_BYTES))
+    return changed

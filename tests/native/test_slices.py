@@ -6,9 +6,9 @@ archive ends with the same channels.
 
 from __future__ import annotations
 
-import random
 import shutil
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,98 +17,34 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from broker.log.environment import open_lmdb
-from broker_native.rows import pack_row, row_body
-from broker_native.slices import SliceDamaged, SliceMerger, SliceSource, newest_transaction, split_delta
+from broker.log.environment import open_lmdb, reading_tree
+from broker_native.rows import pack_row
+from broker_native.slices import SliceDamaged, SliceMerger, SliceSource
 from broker_native.tree import MappedFile, TreeReader
-from tests.reference.chunks import Item, items_of
 from tests.reference.groups import (
-    Chunk,
-    Entry,
     Group,
     build_chunk,
-    build_entry,
-    build_group,
     channel_entry,
     chunk_of,
+    drop_entry,
     epoch_entry,
-    head_entry,
-    line_entry,
-    parse_group,
-    run_entry,
+    trim_entry,
 )
 from tests.reference.slices import (
+    Maker,
     Model,
-    drop_entry,
+    judge,
     parse_channel_row,
     tables_of,
-    trim_entry,
     write_segment,
 )
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Iterator
 
 MAP_BYTES = 1 << 30
 WHOLE = 1 << 40
-HOUR_US = 3_600_000_000
-
-
-class Maker:
-    """Makes a journal from a seed: publishes, epochs, trims, drops and new channels under names that were freed."""
-
-    def __init__(self, seed: int, names: int, payload_bytes: int) -> None:
-        self.pick = random.Random(seed)
-        self.payload_bytes = payload_bytes
-        self.names = [f"room.{name}" for name in range(names)]
-        self.ids: dict[str, int] = {}
-        self.next: dict[int, int] = {}
-        self.first: dict[int, int] = {}
-        self.epoch: dict[int, int] = {}
-        self.id_next = 1
-        self.time_us = 1_767_225_600_000_000
-        self.last = Group(0, 0)
-
-    def group(self) -> Group:
-        """Return the next group."""
-        entries: list[Entry] = []
-        chunks: list[Chunk] = []
-        number = self.last.number + self.pick.choice((1, 1, 1, 3))
-        self.time_us += self.pick.choice((1_000, 1_000, 50_000_000, 2 * HOUR_US))
-        for name in self.pick.sample(self.names, self.pick.randint(1, len(self.names))):
-            if name in self.ids and self.pick.random() < 0.1:
-                self._remove(name, entries)
-            else:
-                chunks += self._publish(name, number, entries)
-        group = Group(number, self.last.number, self.last.chain, tuple(entries), tuple(chunks), time_us=self.time_us)
-        self.last = parse_group(build_group(group))
-        return self.last
-
-    def _remove(self, name: str, entries: list[Entry]) -> None:
-        number = self.ids[name]
-        if self.pick.random() < 0.3:
-            entries.append(drop_entry(number))
-            del self.ids[name]
-        elif self.first[number] < self.next[number]:
-            self.first[number] = self.pick.randint(self.first[number] + 1, self.next[number])
-            entries.append(trim_entry(number, self.first[number]))
-
-    def _publish(self, name: str, group: int, entries: list[Entry]) -> list[Chunk]:
-        if name not in self.ids:
-            number = self.ids[name] = self.id_next
-            self.id_next += self.pick.choice((1, 1, 5))
-            self.next[number] = self.first[number] = 1
-            self.epoch[number] = 0
-            entries.append(channel_entry(number, name))
-        number = self.ids[name]
-        if self.epoch[number] == 0 or self.pick.random() < 0.1:
-            self.epoch[number] = group
-            entries.append(epoch_entry(number, group, self.next[number]))
-        size = self.pick.choice((0, 1, self.payload_bytes // 10, self.payload_bytes))
-        payloads = [self.pick.randbytes(size)] * self.pick.randint(1, 6)
-        chunk = chunk_of(number, self.epoch[number], self.next[number], payloads, self.time_us)
-        self.next[number] = chunk.last + 1
-        return [chunk]
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +69,10 @@ class Archive:
         self.mapped = MappedFile(str(self.path), MAP_BYTES)
         self.channels = self.records = self.bytes = 0
         self.segments = 0
+        self.files = ExitStack()
 
     def close(self) -> None:
+        self.files.close()
         self.mapped.close()
         self.environment.close()
         shutil.rmtree(self.folder)
@@ -148,10 +86,10 @@ class Archive:
     def source(self, groups: list[Group]) -> SliceSource:
         self.segments += 1
         path = self.folder / f"{self.segments}.seg"
-        pages = write_segment(path, groups)
-        mapped = MappedFile(str(path), path.stat().st_size)
-        path.unlink()
-        reader = TreeReader(mapped, newest_transaction(mapped))
+        return self.open(path, write_segment(path, groups), groups)
+
+    def open(self, path: Path, pages: int, groups: list[Group]) -> SliceSource:
+        reader = self.files.enter_context(reading_tree(path))
         return SliceSource(reader, groups[-1].number, len(groups), pages, tables_of(groups))
 
     def take(self, segments: list[list[Group]], dirty_max: int, transactions_max: int) -> bool:
@@ -173,51 +111,14 @@ class Archive:
                 return True
         return False
 
+    def judge(self, model: Model) -> None:
+        """Compare the archive and its totals with what they must be."""
+        assert judge(self.rows(), model) == (self.channels, self.records, self.bytes)
+
     def rows(self) -> dict[bytes, bytes]:
         with self.environment.begin() as transaction:
             rows = {bytes(key): bytes(value) for key, value in transaction.cursor() if len(key) > 1}
-        for key, value in rows.items():
-            row_body(key, value)
         return rows
-
-
-def plain(items: list[Item]) -> list[Item]:
-    """Items without what depends on the chunk that they stand in."""
-    return [replace(item, record=replace(item.record, time_us=0)) for item in items]
-
-
-def judge(archive: Archive, model: Model) -> None:
-    """Compare an archive with what it must be."""
-    rows = archive.rows()
-    names = {key[1:].decode(): int.from_bytes(value[4:], "little") for key, value in rows.items() if key[0] == 1}
-    assert names == {
-        channel.created[20:].decode(): number for number, channel in model.channels.items() if channel.created
-    }
-    stored = {int.from_bytes(key[1:], "big"): parse_channel_row(value) for key, value in rows.items() if key[0] == 2}
-    assert stored.keys() == model.channels.keys()
-    chunks: dict[int, list[bytes]] = {number: [] for number in stored}
-    for key, value in rows.items():
-        if key[0] == 0x10:
-            chunks[int.from_bytes(key[1:9], "big")].append(value)
-    for number, channel in model.channels.items():
-        row = stored[number]
-        assert row.created == channel.created
-        assert row.epochs == channel.epochs
-        assert row.head == channel.head()
-        assert (row.chunks, row.chunks_bytes) == (len(chunks[number]), sum(map(len, chunks[number])))
-        items = [item for chunk in chunks[number] for item in items_of(chunk)]
-        cut = [item.within(channel.first - 1, channel.next) for item in items]
-        assert plain([item for item in cut if item is not None]) == plain(channel.kept())
-        # Nothing but the first row reaches below `first`.
-        for chunk in chunks[number]:
-            parsed = items_of(chunk)
-            assert parsed[-1].next_sequence > channel.first
-            assert len(chunk) <= 16_368 or len(parsed) == 1
-    assert archive.channels == len(stored)
-    assert archive.bytes == sum(row.chunks_bytes for row in stored.values())
-    assert archive.records == sum(
-        item.record.run for found in chunks.values() for chunk in found for item in items_of(chunk)
-    )
 
 
 def cut(pick: random.Random, whole: list[Group]) -> list[list[Group]]:
@@ -260,7 +161,7 @@ def test_any_cut_comes_to_the_same(
                 end = maker.pick.randint(end, len(segments))
             assert archive.take(segments[at:end], dirty_max, 1 << 30)
             at = end
-        judge(archive, model)
+        archive.judge(model)
     finally:
         archive.close()
 
@@ -327,7 +228,7 @@ def test_many_rows_are_deleted_in_several_transactions(scratch: Path) -> None:
         model = Model()
         for group in [*groups, *more]:
             model.apply(group)
-        judge(archive, model)
+        archive.judge(model)
         assert archive.take([[Group(3, 2, 0, (drop_entry(1),))]], WHOLE, 1 << 30)
         assert archive.rows() == {}
     finally:
@@ -346,15 +247,13 @@ def test_names_what_is_wrong(scratch: Path) -> None:
         # An index page that is missing, though the tree is whole.
         path = archive.folder / "lost.seg"
         pages = write_segment(path, second)
-        mapped = MappedFile(str(path), path.stat().st_size)
-        source = SliceSource(TreeReader(mapped, newest_transaction(mapped)), 2, 1, pages + 1, tables_of(second))
+        source = archive.open(path, pages + 1, second)
         with pytest.raises(SliceDamaged, match="count of rows"):
             SliceMerger([source]).merge(archive.reader(), WHOLE)
         # A head that no chunk reaches.
         headless = [replace(second[0], chunks=())]
         pages = write_segment(archive.folder / "headless.seg", headless)
-        mapped = MappedFile(str(archive.folder / "headless.seg"), 1 << 20)
-        source = SliceSource(TreeReader(mapped, newest_transaction(mapped)), 2, 1, pages, tables_of(second))
+        source = archive.open(archive.folder / "headless.seg", pages, second)
         with pytest.raises(SliceDamaged, match="sequence order"):
             SliceMerger([source]).merge(archive.reader(), WHOLE)
     finally:
@@ -383,30 +282,8 @@ def test_a_flipped_bit_is_not_taken_over(scratch: Path, what: str) -> None:
         at = content.index(build_chunk(second[0].chunks[0]))
         content[at + 60] ^= 1
         path.write_bytes(content)
-        mapped = MappedFile(str(path), len(content))
-        source = SliceSource(TreeReader(mapped, newest_transaction(mapped)), 2, 1, pages, tables_of(second))
+        source = archive.open(path, pages, second)
         with pytest.raises(SliceDamaged, match="chunk checksum"):
             SliceMerger([source]).merge(archive.reader(), WHOLE)
     finally:
         archive.close()
-
-
-def test_a_delta_is_sorted_by_channel() -> None:
-    entries = [
-        channel_entry(9, "nine"), channel_entry(2, "two"), epoch_entry(9, 5, 1), head_entry(9, 5, 4, 1),
-        head_entry(2, 0, 1, 1),
-    ]  # fmt: skip
-    line, run = line_entry(bytes(16), 1, 1, [(2, 1, 1)]), run_entry(3, clean=False)
-    tables, lines, rest = split_delta(b"".join(map(build_entry, [*entries, line, run])))
-    order = [[1, 4], [0, 2, 3]]
-    wanted = b""
-    for number, places in zip((2, 9), order, strict=True):
-        body = b"".join(build_entry(entries[place]) for place in places)
-        wanted += number.to_bytes(8, "little") + len(body).to_bytes(4, "little") + body
-    assert (tables, lines, rest) == (wanted, [build_entry(line)], [build_entry(run)])
-
-
-@pytest.mark.parametrize("size", [1, 7, 20, 39])
-def test_a_delta_that_is_cut_is_refused(size: int) -> None:
-    with pytest.raises(ValueError, match="table delta"):
-        split_delta(build_entry(head_entry(2, 0, 1, 1))[:size])
