@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Listing", "NamesScan"]
 
-STEP_SLOTS = 16_384
-"""Slots of the name table that one step looks at: a cache miss each, about a millisecond."""
+STEP_SEGMENTS = 16
+"""Segments of the table of names that one step looks at: about 10,000 names, a cache miss each."""
 WASTE_MAX = 4_096
 """Names past the page's size that a scan gathers before it drops the largest."""
 
@@ -42,23 +42,18 @@ class NamesScan:
         self.after = after
         self.count = count
         self.is_done = False
-        self._slot = 0
-        self._slots = 0
+        self._key = 0
         self._names: list[bytes] = []
         self._before: bytes | None = None
 
-    def step(self, core: Sequencer, slots_max: int) -> None:
-        """Look at more of the table; from the beginning again if it was made anew meanwhile."""
-        tails = core.tails
-        if tails.table_slots != self._slots:
-            self._slots, self._slot = tails.table_slots, 0
-            self._names, self._before = [], None
-        self._names += tails.names_between(self._slot, slots_max, self.prefix, self.after, self._before)
-        self._slot += slots_max
-        self.is_done = self._slot >= self._slots
+    def step(self, core: Sequencer, segments_max: int) -> None:
+        """Look at more of the table."""
+        names, self._key = core.tails.names_between(self._key, segments_max, self.prefix, self.after, self._before)
+        self._names += names
+        self.is_done = not self._key
         # One more than is wanted says whether there are more.
         if self.is_done or len(self._names) > self.count + WASTE_MAX:
-            self._names.sort()
+            self._names = sorted(set(self._names))
             del self._names[self.count + 1 :]
             if len(self._names) > self.count:
                 self._before = self._names[-1] + b"\0"
@@ -92,7 +87,7 @@ class Listing:
     def _step(self) -> None:
         asker, number, scan, details = self._waiting[0]
         if not asker.closed:
-            scan.step(self._core, STEP_SLOTS)
+            scan.step(self._core, STEP_SEGMENTS)
         if scan.is_done or asker.closed:
             self._waiting.popleft()
         if scan.is_done and not asker.closed:

@@ -1557,43 +1557,48 @@ cdef class Tails:
             if not key:
                 return found
 
-    @property
-    def table_slots(self):
-        """How many slots the name table has: where `names_between` ends, and another number once it was rehashed."""
-        return self.table_mask + 1
-
-    def names_between(self, uint64_t slot, uint64_t slots_max, bytes prefix not None, bytes after not None,
+    def names_between(self, uint64_t key, uint32_t segments_max, bytes prefix not None, bytes after not None,
                       bytes before):
-        """Stored names in a stretch of the name table, in no order.
+        """Names of stored channels in a stretch of the table of names, in no order.
 
         Args:
-            slot: Where to begin, 0 to `table_slots`.
-            slots_max: How many slots to look at.
+            key: Where to begin: 0, then what the last call returned.
+            segments_max: How many segments of the table to look at, each of about 600 names.
             prefix: What the names begin with.
             after: They are greater than this.
             before: They are smaller than this, if it is not None.
 
-        O(slots_max); a walk over all names in steps makes an object only of those that are wanted.
+        Returns:
+            (names, where to go on), the latter 0 at the end of the table. A name is met once or, when the table shrinks
+            on the way, twice.
+
+        A walk over all names in steps makes an object only of those that are wanted.
         """
-        cdef uint64_t end = min(slot + slots_max, self.table_mask + 1)
-        cdef size_t prefix_size = <size_t>PyBytes_GET_SIZE(prefix)
+        cdef Segment* segment
         cdef Channel* channel
+        cdef uint32_t slot
         cdef list found = []
-        for slot in range(slot, end):
-            channel = self.table[slot]
-            if (channel == NULL or channel.stored_id == 0 or channel.name_size < prefix_size
-                    or memcmp(channel.name, PyBytes_AS_STRING(prefix), prefix_size) != 0
-                    or name_compare(channel, after) <= 0
-                    or (before is not None and name_compare(channel, before) >= 0)):
-                continue
-            found.append(PyBytes_FromStringAndSize(channel.name, channel.name_size))
-        return found
+        while segments_max:
+            segments_max -= 1
+            segment = table_segment(&self.by_name, key)
+            for slot in range(<uint32_t>SEGMENT_SLOTS):
+                channel = <Channel*>segment.slots[slot].item
+                if (channel != NULL and channel.state != STATE_GONE and channel.stored_id and channel.applied_level
+                        and channel.name_size >= PyBytes_GET_SIZE(prefix)
+                        and memcmp(channel_name(channel), PyBytes_AS_STRING(prefix), <size_t>PyBytes_GET_SIZE(prefix)) == 0
+                        and name_compare(channel, after) > 0
+                        and (before is None or name_compare(channel, before) < 0)):
+                    found.append(PyBytes_FromStringAndSize(channel_name(channel), channel.name_size))
+            key = table_after(&self.by_name, key)
+            if not key:
+                break
+        return found, key
 
 
 cdef int name_compare(const Channel* channel, bytes other) noexcept:
     """Order a channel's name and another, as bytes: below 0, 0 or above 0."""
     cdef size_t size = <size_t>PyBytes_GET_SIZE(other)
-    cdef int order = memcmp(channel.name, PyBytes_AS_STRING(other), min(<size_t>channel.name_size, size))
+    cdef int order = memcmp(channel_name(channel), PyBytes_AS_STRING(other), min(<size_t>channel.name_size, size))
     return order if order else (channel.name_size > size) - (channel.name_size < size)
 
 
