@@ -342,9 +342,7 @@ def recover(folder: Path, map_bytes: int, open_files: OpenFiles, checkpoint: Che
         raise
 
 
-def _recover(
-    survey: Survey, folder: Path, map_bytes: int, open_files: OpenFiles, checkpoint: Checkpoint
-) -> Recovered:
+def _recover(survey: Survey, folder: Path, map_bytes: int, open_files: OpenFiles, checkpoint: Checkpoint) -> Recovered:
     survey.look()
     walk = Walk(checkpoint)
     for found in survey.found:

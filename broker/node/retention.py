@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Retained", "Retention"]
 
 TRIMS_PER_TURN = 256
-"""Trims that a turn decides: 32 bytes each in the group, and 8 KiB together."""
+"""Trims that are decided at once: 32 bytes each in the group, and 8 KiB together."""
 BATCH = 1_024
 """Channels that are brought into memory together."""
 ROUND_S = 60
@@ -46,8 +46,8 @@ class Retained(Protocol):
     def need(self, names: list[bytes], done: Callable[[BrokerError | None], None]) -> None:
         """Have channels in memory, or known not to be stored, within `done`; it may be called at once."""
 
-    def trim(self, name: bytes, first: int, done: Callable[[BrokerError | None], None]) -> bool:
-        """Trim a channel that is in memory with the open group; False, and no `done`, when there is nothing to trim."""
+    def trim(self, name: bytes, first: int, done: Callable[[BrokerError | None], None]) -> None:
+        """Trim a channel if it is in memory; `done` hears when that is committed, in this call if there is no need."""
 
     def rotate(self) -> None:
         """Seal the active segment early."""
@@ -63,15 +63,19 @@ class Retained(Protocol):
         """Number of the newest committed group."""
 
     @property
+    def archived_group(self) -> int:
+        """Number of the newest group in the archive."""
+
+    @property
     def room(self) -> bool:
         """Whether the open group has room for what can wait."""
 
     def later(self, do: Callable[[], None]) -> None:
-        """Do something in a later turn."""
+        """Do something a few milliseconds later."""
 
 
 class Retention:
-    """Runs rounds of retention. Call `tick` once a second, and `archived` when a slice is in the archive.
+    """Runs rounds of retention. Call `tick` once a second.
 
     Args:
         broker: What it acts on.
@@ -91,6 +95,7 @@ class Retention:
         self._stopped = False
         self._failed = False
         self._due_us = 0
+        self._archived_group = -1
         self._sealed_group = -1
         # What the last run left in the active segment is taken for as young as this one.
         self._unsealed_since_us = broker.steady_us()
@@ -107,17 +112,14 @@ class Retention:
         """Begin nothing more."""
         self._stopped = True
 
-    def archived(self) -> None:
-        """A slice is in the archive: channels that it brought may be over their bounds."""
-        self._due_us = 0
-
     def tick(self) -> None:
         """See whether a round, or an early seal, is due."""
         if self._stopped or not self._policies.active:
             return
         now_us = self._broker.steady_us()
         self._rotate_if_due(now_us)
-        if not self._busy and now_us >= self._due_us:
+        # What a new slice brought may be over its bounds.
+        if not self._busy and (now_us >= self._due_us or self._broker.archived_group != self._archived_group):
             self._begin(now_us)
 
     def _rotate_if_due(self, now_us: int) -> None:
@@ -137,6 +139,7 @@ class Retention:
         self._failed = False
         shortest_us = self._policies.rotate_us
         self._due_us = now_us + min(ROUND_S * 1_000_000, shortest_us)
+        self._archived_group = self._broker.archived_group
         self._broker.plan(self._policies, self._cursors, self._broker.ages_us(), self._planned)
 
     def _planned(self, step: Step | BrokerError) -> None:
@@ -179,16 +182,16 @@ class Retention:
         taken = 0
         while self._batch and taken < TRIMS_PER_TURN and self._broker.room:
             name, first = self._batch.pop()
-            if self._broker.trim(name, first, self._trimmed):
-                self._pending += 1
+            self._pending += 1
             taken += 1
+            self._broker.trim(name, first, self._trimmed)
         if self._batch or self._names:
             self._broker.later(self._load)
         else:
             self._settle()
 
     def _trimmed(self, failure: BrokerError | None) -> None:
-        """A trim is committed, or not."""
+        """A trim is committed, or was not needed, or is not committed."""
         self._pending -= 1
         if failure is not None:
             self._failed = True
