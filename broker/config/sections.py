@@ -92,6 +92,15 @@ class StorageConfig:
             high=1024 * GIB,
         ),
     )
+    backlog_bytes_max: int = field(
+        default=4 * GIB,
+        metadata=setting(
+            "What may wait for the archive; publishing slows down as it nears this, and then gets STORAGE_FULL.",
+            unit="bytes",
+            low=16 * MIB,
+            high=1024 * GIB,
+        ),
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)

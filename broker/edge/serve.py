@@ -20,6 +20,7 @@ from broker.config import Config, check_listeners, takes_uvloop
 from broker.edge.log_output import set_log_level, set_up_log, watch_loop
 from broker.edge.native import NativeListener
 from broker.events import emit, flush
+from broker.log import ArchiveBy
 from broker.model.errors import BrokerError, error
 from broker.node.node import Node
 
@@ -95,6 +96,8 @@ class Server:
             limits=config.limits,
             segment_bytes=config.storage.segment_bytes,
             reserve_bytes=config.storage.reserve_bytes,
+            backlog_bytes_max=config.storage.backlog_bytes_max,
+            archive_by=ArchiveBy.PROCESS,
         )
         self._node.fatal = self._fail
         listener = NativeListener(self._node)

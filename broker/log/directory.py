@@ -1,12 +1,16 @@
 """Whose directory it is: creation, format, identity and the lock of exclusive ownership.
 
     <data>/lock              flock(2) while somebody has it open; its text, for people, says who
-    <data>/format            `broker data 1`, newline, `journal <32 hex digits>`, newline
+    <data>/format            `broker data 2`, newline, `journal <32 hex digits>`, newline
     <data>/journal/          the segments
+    <data>/archive/          archive.mdb, and the lock of the process that writes it
 
 The lock is the open file's, never a process id's: it ends with its holder however that dies. `format` is written last,
 so a directory without one is either empty, or the beginning of a creation that was cut short, or not ours, and only
 the last of them is refused. Nothing is written into a directory before it is known to be empty or ours.
+
+Format 1 had no archive. Such a directory gets an empty one and then a new `format`, in this order: cut short between
+the two, it is of format 1 still, and nothing has come to the archive.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from broker.log import durable
+from broker.log.archive import create_archive
 from broker.log.errors import failed
 from broker.model.errors import error
 
@@ -28,11 +33,13 @@ if TYPE_CHECKING:
 
     from broker.model.errors import BrokerError
 
-FORMAT = 1
+FORMAT = 2
+OLDEST_FORMAT = 1
+ARCHIVE_NAME = "archive.mdb"
 _MAGIC = "broker data "
 _FORMAT_BYTES_MAX = 4096
 # `lost+found` is what the root of a fresh ext4 holds.
-_BEGUN = frozenset({"lock", "journal", "format" + durable.ASIDE_SUFFIX, "lost+found"})
+_BEGUN = frozenset({"lock", "journal", "archive", "format" + durable.ASIDE_SUFFIX, "lost+found"})
 _NEWER_HINT = "Run the version of the broker that wrote this directory, or a newer one."
 _FOREIGN_HINT = "Name an empty or a new directory; nothing in this one was touched."
 
@@ -43,12 +50,14 @@ class Directory:
     Attributes:
         path: the directory.
         journal_path: the folder of the segments.
+        archive_path: the archive's file.
         journal_id: the journal's identity, 16 random bytes drawn at creation.
     """
 
     def __init__(self, path: Path, journal_id: bytes, descriptor: int) -> None:
         self.path = path
         self.journal_path = path / "journal"
+        self.archive_path = path / "archive" / ARCHIVE_NAME
         self.journal_id = journal_id
         self._descriptor: int | None = descriptor
         _held.add(self)
@@ -144,18 +153,35 @@ def _lock(path: Path) -> int:
 def _load(path: Path) -> bytes:
     """Return the journal's identity, completing the creation of the directory if there is none yet."""
     if (path / "format").exists():
-        return _read_format(path / "format")
+        version, journal_id = _read_format(path / "format")
+        if version < FORMAT:
+            _make_archive(path)
+            _write_format(path, journal_id)
+        return journal_id
     # The directory was there already, for instance made by hand: from now on it is ours.
     path.chmod(durable.FOLDER_MODE)
     if not (path / "journal").exists():
         durable.make_folder(path / "journal")
+    _make_archive(path)
     journal_id = secrets.token_bytes(16)
-    durable.write_file(path / "format", f"{_MAGIC}{FORMAT}\njournal {journal_id.hex()}\n".encode())
+    _write_format(path, journal_id)
     return journal_id
 
 
-def _read_format(path: Path) -> bytes:
-    """Return the journal's identity from the format file.
+def _make_archive(path: Path) -> None:
+    """Give a directory an archive, unless a start before this one has come so far."""
+    if not (path / "archive").exists():
+        durable.make_folder(path / "archive")
+    if not (path / "archive" / ARCHIVE_NAME).exists():
+        create_archive(path / "archive" / ARCHIVE_NAME)
+
+
+def _write_format(path: Path, journal_id: bytes) -> None:
+    durable.write_file(path / "format", f"{_MAGIC}{FORMAT}\njournal {journal_id.hex()}\n".encode())
+
+
+def _read_format(path: Path) -> tuple[int, bytes]:
+    """Return the directory's format and the journal's identity from the format file.
 
     Raises:
         StorageError: STORAGE_FORMAT, when it is another program's file, a newer version's, or damaged.
@@ -165,7 +191,7 @@ def _read_format(path: Path) -> bytes:
     version = lines[0].removeprefix(_MAGIC) if lines and lines[0].startswith(_MAGIC) else ""
     if not version.isdecimal():
         raise error("STORAGE_FORMAT", f"{path}: not a broker's format file", _FOREIGN_HINT)
-    if int(version) != FORMAT:
+    if not OLDEST_FORMAT <= int(version) <= FORMAT:
         raise error("STORAGE_FORMAT", f"{path}: got data format {version}, this version knows {FORMAT}", _NEWER_HINT)
     if len(lines) < 2 or not lines[1].startswith("journal "):
         raise _no_identity(path)
@@ -175,7 +201,7 @@ def _read_format(path: Path) -> bytes:
         raise _no_identity(path) from None
     if len(journal_id) != 16:
         raise _no_identity(path)
-    return journal_id
+    return int(version), journal_id
 
 
 def _no_identity(path: Path) -> BrokerError:

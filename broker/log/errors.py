@@ -39,9 +39,9 @@ class AppendFull(StorageFull, AppendError):
     """A group could not be appended because there is no room."""
 
 
-def append_full(detail: str, *, handed_over: bool = False) -> AppendFull:
+def append_full(detail: str, hint: str = FULL_HINT, *, handed_over: bool = False) -> AppendFull:
     """Return the error for a group that found no room."""
-    full = AppendFull(BY_NAME["STORAGE_FULL"].code, detail, FULL_HINT)
+    full = AppendFull(BY_NAME["STORAGE_FULL"].code, detail, hint)
     full.handed_over = handed_over
     return full
 

@@ -6,13 +6,15 @@ reached the disk; so the segment is given up, and what follows goes to a fresh o
 group as its predecessor. That name makes everything greater in earlier segments void, now and at every start: the
 numbers of void groups are not used again.
 
-Invariants: `segments` holds every segment with good groups in their order, the active one last, and is replaced whole,
-never changed, so a reader takes it once and walks on in peace. A given-up segment is sealed or removed only after a
-group in a later one is durable, since until then its unknown group may still count at the next start.
+Invariants: `segments` holds every segment with good groups that the archive has not, in their order, the active one
+last, and is replaced whole, never changed, so a reader takes it once and walks on in peace. A given-up segment is
+sealed or removed only after a group in a later one is durable, since until then its unknown group may still count at
+the next start.
 """
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 from broker.events import emit
@@ -31,7 +33,7 @@ GROUPS_MAX = 65536
 
 
 class Journal:
-    """Appends to the chain of segments. `append` and `abandon` belong to the commit thread.
+    """Appends to the chain of segments. `append` and `abandon` belong to the commit thread, the rest is for any.
 
     Args:
         segments: what recovery found, oldest first, the active one last; never empty.
@@ -58,6 +60,9 @@ class Journal:
         self._failed = False
         self._given_up: list[Segment] = []
         self._attempted = last.number
+        # Held for a commit: no segment may be left while a group is on its way into it.
+        self._appending = threading.Lock()
+        self._replacing = threading.Lock()
 
     def append(self, number: int, value: Buffer) -> None:
         """Store a group, durable on return.
@@ -71,6 +76,10 @@ class Journal:
                 be stored nevertheless; then `abandon` comes next.
             StorageError: the segment's file cannot be opened.
         """
+        with self._appending:
+            self._append(number, value)
+
+    def _append(self, number: int, value: Buffer) -> None:
         header = read_header(value)
         if (header.number, header.predecessor, header.previous_chain) != (number, self.last.number, self.last.chain):
             raise ValueError(
@@ -111,23 +120,61 @@ class Journal:
             AppendError: there is no room for a fresh segment (`AppendFull`), or it cannot be created. Nothing has
                 changed; call it again later.
         """
-        if not self._failed:
-            return
-        self._space.take(OVERHEAD_BYTES)
-        fresh = self._sealer.take_next()
-        given_up = self.segments[-1]
-        self._given_up.append(given_up)
-        kept = self.segments[:-1] if given_up.empty else self.segments
-        self.segments = (*kept, fresh)
-        self._failed = False
+        with self._appending:
+            if not self._failed:
+                return
+            self._space.take(OVERHEAD_BYTES)
+            fresh = self._sealer.take_next()
+            given_up = self.segments[-1]
+            self._given_up.append(given_up)
+            with self._replacing:
+                kept = self.segments[:-1] if given_up.empty else self.segments
+                self.segments = (*kept, fresh)
+            self._failed = False
+
+    def rotate(self) -> None:
+        """Leave the active segment now, so that it is sealed, unless it is empty or a commit in it has failed.
+
+        Waits for the commit that is on its way, and for a fresh segment.
+
+        Raises:
+            AppendError: no fresh segment can be created; nothing has changed.
+        """
+        with self._appending:
+            active = self.segments[-1]
+            if not active.empty and not self._failed:
+                self._leave(active)
+
+    def remove_archived(self, ordinal: int) -> None:
+        """Forget the segments up to one, which the archive has durably, and remove their files.
+
+        Whoever reads one now is waited for; who took it and has not begun is told by `Segment.gone` to look again.
+        """
+        with self._replacing:
+            archived = [segment for segment in self.segments[:-1] if segment.ordinal <= ordinal]
+            self.segments = tuple(segment for segment in self.segments if segment not in archived)
+        for segment in archived:
+            segment.gone = True
+            try:
+                remove_file(segment.path)
+            except OSError as cause:
+                # The next start removes it.
+                emit("segment_removal_delayed", segment=segment.path, error=cause)
+            # Closed after the name is gone, so that nobody opens it once more.
+            segment.file.close()
 
     def _active(self) -> Segment:
         """Return the segment to append to, a fresh one if the last is full."""
         active = self.segments[-1]
         if active.bytes < self._segment_bytes and active.groups < GROUPS_MAX:
             return active
+        return self._leave(active)
+
+    def _leave(self, active: Segment) -> Segment:
+        """Go on in a fresh segment, and have the active one sealed."""
         fresh = self._sealer.take_next()
-        self.segments = (*self.segments, fresh)
+        with self._replacing:
+            self.segments = (*self.segments, fresh)
         self._sealer.queue(active)
         return fresh
 

@@ -1,33 +1,43 @@
 """The journal as the rest of the broker sees it: one data directory, opened by one process.
 
-Threads: `open`, `recover_into` and `close` belong to whoever owns the log, `append` and `abandon` to the commit thread,
-reads and `stats` to anybody. Nothing may be called while `close` runs or after it, nothing at all in a forked child.
+Threads: `open`, `recover`, `load_all` and `close` belong to whoever owns the log, `append` and `abandon` to the commit
+thread, reads and `stats` to anybody. Nothing may be called while `close` runs or after it, nothing at all in a forked
+child.
 """
 
 from __future__ import annotations
 
 import os
+import threading
+import time
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from broker.log.archive import Archive, Checkpoint
+from broker.log.archiving import Archiving
+from broker.log.backlog import Backlog
 from broker.log.directory import Directory
 from broker.log.environment import SYNCS_PER_COMMIT, OpenFiles
 from broker.log.journal import Journal
-from broker.log.reader import ChannelReader, GroupScan, read_back, sequence_at, time_to_group
+from broker.log.reader import sequence_at
 from broker.log.recovery import Applier, Recovery, recover
+from broker.log.resolve import Tables
 from broker.log.sealer import Sealer
-from broker.log.segment import SEQUENCE_MAX
 from broker.log.space import Space
+from broker.log.view import View
 from broker.model.errors import error
 
 if TYPE_CHECKING:
     from collections.abc import Container
 
+    from broker.log.segment import Segment
     from broker_native.crc32c import Buffer
 
-__all__ = ["Applier", "Log"]
+__all__ = ["Applier", "ArchiveBy", "Log"]
 
 MIB = 1024 * 1024
+GIB = 1024 * MIB
 OPEN_SEALED_MAX = 64
 """Sealed segments that are open at once, one file descriptor each: half of the open files that a server keeps from its
 connections."""
@@ -43,20 +53,42 @@ def map_bytes_for(segment_bytes: int, group_bytes_max: int) -> int:
     return 8 * (segment_bytes + group_bytes_max) + 16 * MIB
 
 
-class Log:
-    """A journal in a data directory. Use `Log.open`."""
+class ArchiveBy(Enum):
+    """Who moves sealed segments into the archive."""
 
-    def __init__(self, directory: Directory, segment_bytes: int, reserve_bytes: int, group_bytes_max: int) -> None:
+    NOBODY = "nobody"
+    THREAD = "thread"
+    PROCESS = "process"
+
+
+class Log:
+    """A journal in a data directory, and its archive. Use `Log.open`."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        segment_bytes: int,
+        reserve_bytes: int,
+        group_bytes_max: int,
+        archive_by: ArchiveBy,
+        backlog_bytes_max: int,
+    ) -> None:
         """Build the facade over an owned directory; `open` does that."""
         self._directory = directory
         self._process = os.getpid()
         self._segment_bytes = segment_bytes
+        self._archive_by = archive_by
         self._map_bytes = map_bytes_for(segment_bytes, group_bytes_max)
         self._open_files = OpenFiles(OPEN_SEALED_MAX)
         self._space = Space(directory.journal_path, reserve_bytes)
-        self._sealer = Sealer(directory.journal_path, self._map_bytes, self._open_files)
-        self._channels = ChannelReader()
+        self._sealer = Sealer(directory.journal_path, self._map_bytes, self._open_files, self._queue_sealed)
+        self._backlog = Backlog(self._backlog_bytes, backlog_bytes_max)
         self._journal: Journal | None = None
+        self._archive: Archive | None = None
+        self._archiving: Archiving | None = None
+        self._queueing = threading.Lock()
+        self._queued_ordinal = 0
+        self._checkpoint = Checkpoint.empty()
         self._closed = False
 
     @classmethod
@@ -67,6 +99,8 @@ class Log:
         segment_bytes: int = 64 * MIB,
         reserve_bytes: int = 256 * MIB,
         group_bytes_max: int = 2 * MIB,
+        archive_by: ArchiveBy = ArchiveBy.NOBODY,
+        backlog_bytes_max: int = 4 * GIB,
     ) -> Log:
         """Take ownership of a data directory, creating it if it is missing or empty.
 
@@ -75,15 +109,18 @@ class Log:
             segment_bytes: a segment that holds this much is full, > 0; the group that crosses it goes in whole.
             reserve_bytes: what an append must leave free on the file system, ≥ 0.
             group_bytes_max: the largest group that will be appended.
+            archive_by: who moves sealed segments into the archive.
+            backlog_bytes_max: how much may wait for the archive, > 0, while somebody moves it.
 
         Returns:
-            A log that has to be replayed by `recover_into` before anything else.
+            A log that has to be recovered by `recover` before anything else.
 
         Raises:
             StorageError: STORAGE_IN_USE naming the owner, STORAGE_FORMAT when the directory is not ours or of a newer
                 format, STORAGE_FULL or STORAGE_FAILED when the system refuses.
         """
-        return cls(Directory.acquire(Path(path)), segment_bytes, reserve_bytes, group_bytes_max)
+        directory = Directory.acquire(Path(path))
+        return cls(directory, segment_bytes, reserve_bytes, group_bytes_max, archive_by, backlog_bytes_max)
 
     @property
     def journal_id(self) -> bytes:
@@ -95,27 +132,107 @@ class Log:
         """The number of the last good group, 0 when there is none."""
         return self._ready().last.number
 
-    def recover_into(self, applier: Applier) -> Recovery:
-        """Replay everything that is stored, oldest first, and make the log ready for use; once, before all else.
+    @property
+    def archived_group(self) -> int:
+        """The last group that is in the archive, 0 when there is none."""
+        self._ready()
+        return self._checkpoint.group
 
-        Args:
-            applier: gets `apply_entries(table delta)` for each sealed segment, a buffer that is borrowed for the call,
-                and `apply_group(bytes)` for each group of the others.
+    @property
+    def settled_group(self) -> int:
+        """All that groups up to this one changed in the tables is found by `resolve`; any thread.
+
+        What later ones changed is known only to who applied them.
+        """
+        settled = self.archived_group
+        for segment in self._segments():
+            if segment.tables is None:
+                break
+            settled = max(settled, segment.tables_last)
+            if segment.tables_last < segment.last.number:
+                break
+        return settled
+
+    def recover(self) -> Recovery:
+        """Find where the journal ends, and make the log ready for use; once, before all else.
+
+        Nothing is replayed: what is stored is looked up by `resolve`, or loaded whole by `load_all`.
 
         Returns:
-            Where the journal ends.
+            Where the journal ends, and what it holds.
 
         Raises:
             StorageError: STORAGE_CORRUPT naming file, group, channel and offset, STORAGE_FORMAT, STORAGE_FULL or
-                STORAGE_FAILED; and whatever the applier raises. The log can then only be closed.
+                STORAGE_FAILED. The log can then only be closed.
         """
         self._guard()
         if self._journal is not None:
             raise ValueError("the log is recovered already")
-        found = recover(self._directory.journal_path, self._map_bytes, self._open_files, applier)
-        self._sealer.start(found.ready, found.next_ordinal, found.full)
+        archive = self._archive = Archive(self._directory.archive_path)
+        with archive.snapshot() as snapshot:
+            self._checkpoint = snapshot.checkpoint
+        found = recover(self._directory.journal_path, self._map_bytes, self._open_files, self._checkpoint)
         self._journal = Journal(found.segments, found.last, self._sealer, self._space, self._segment_bytes)
+        self._tables = Tables(archive, self._segments)
+        self._view = View(archive, self._segments)
+        if self._archive_by is not ArchiveBy.NOBODY:
+            self._archiving = Archiving(
+                self._directory.path,
+                in_process=self._archive_by is ArchiveBy.THREAD,
+                on_archived=self._on_archived,
+                on_compacted=lambda _: archive.reopen(),
+            )
+        self._sealer.start(found.ready, found.next_ordinal, found.full)
+        self._queue_sealed()
         return found.result
+
+    def load_all(self, applier: Applier) -> None:
+        """Apply everything that is stored, after `recover` and before the first append.
+
+        Args:
+            applier: gets `apply_entries` with whole channels' and lines' entries; the buffers are borrowed.
+
+        Raises:
+            StorageError: STORAGE_CORRUPT when a page is not what was written; and whatever the applier raises.
+        """
+        self._ready()
+        self._tables.load_all(applier)
+
+    # --- Looking up -----------------------------------------------------------------------------------------------
+
+    def resolve(self, names: list[bytes]) -> list[bytes]:
+        """Return for each name the entries of its channel, to be applied in one go; b"" when no such channel is stored.
+
+        What groups past `settled_group` changed is not in them. Any thread.
+
+        Raises:
+            StorageError: STORAGE_CORRUPT when a page is not what was written.
+        """
+        self._ready()
+        return self._tables.resolve(names)
+
+    def resolve_lines(self, producers: list[bytes]) -> list[bytes]:
+        """Return for each producer the entries of its line, b"" when none is stored; as `resolve`."""
+        self._ready()
+        return self._tables.resolve_lines(producers)
+
+    def names_of(self, ids: list[int]) -> list[bytes | None]:
+        """Return the name of each stored channel, None when there is none of that id; as `resolve`."""
+        self._ready()
+        return self._tables.names_of(ids)
+
+    def names(self, prefix: bytes, after: bytes, count_max: int) -> list[bytes]:
+        """Return the names of stored channels with a prefix that follow another name, ascending; as `resolve`.
+
+        Args:
+            prefix: of all of them.
+            after: names up to this one are left out; b"" for none.
+            count_max: at most so many, > 0.
+        """
+        self._ready()
+        return self._tables.names(prefix, after, count_max)
+
+    # --- Appending ------------------------------------------------------------------------------------------------
 
     def append(self, number: int, value: Buffer) -> None:
         """Store a group; it is durable on return. The commit thread only; it blocks for the disk.
@@ -131,7 +248,15 @@ class Log:
                 next append.
             ValueError: the group does not follow the last one; nothing is stored.
         """
-        self._ready().append(number, value)
+        journal = self._ready()
+        archiving = self._archiving
+        if archiving is None:
+            journal.append(number, value)
+            return
+        self._backlog.take(len(value))
+        began_s = time.monotonic()
+        journal.append(number, value)
+        archiving.pace(time.monotonic() - began_s)
 
     def abandon(self) -> None:
         """Give the active segment up after an append that failed with `handed_over`; the commit thread only.
@@ -143,6 +268,18 @@ class Log:
             AppendFull: there is no room for a fresh segment. AppendError: it cannot be created. Try again later.
         """
         self._ready().abandon()
+
+    def rotate(self) -> None:
+        """Have the active segment sealed now, though it is not full, so that it can be archived.
+
+        Waits for the commit that is on its way: any thread but a loop's.
+
+        Raises:
+            AppendFull: there is no room for a fresh segment. AppendError: it cannot be created.
+        """
+        self._ready().rotate()
+
+    # --- Reading --------------------------------------------------------------------------------------------------
 
     def read_channel(
         self, channel_id: int, after_sequence: int, bytes_max: int, before_sequence: int = 0
@@ -156,7 +293,7 @@ class Log:
             before_sequence: only chunks that begin before it; 0 for all.
 
         Returns:
-            (group number, index in the group, chunk) each.
+            (group number, index in the group, chunk) each; (0, 0, chunk) from the archive.
 
         Raises:
             StorageError: STORAGE_CORRUPT when a chunk is not what was written.
@@ -164,8 +301,8 @@ class Log:
         Any thread. A few microseconds a segment looked at, and the copy; a slice that goes on where the last one of
         its channel ended looks at no segment before.
         """
-        before_sequence = before_sequence or SEQUENCE_MAX
-        return self._channels.read(self._ready().segments, channel_id, after_sequence, bytes_max, before_sequence)
+        self._ready()
+        return self._view.channel(channel_id, after_sequence, bytes_max, before_sequence)
 
     def read_channel_back(
         self, channel_id: int, before_sequence: int, count: int, bytes_max: int
@@ -179,14 +316,15 @@ class Log:
             bytes_max: at least one chunk is returned if there is any, older ones up to this sum of sizes.
 
         Returns:
-            (group number, index in the group, chunk) each.
+            (group number, index in the group, chunk) each; (0, 0, chunk) from the archive.
 
         Raises:
             StorageError: STORAGE_CORRUPT when a chunk is not what was written.
 
         Any thread. O(chunks that hold the `count` sequences), and a look-up for each segment on the way back to them.
         """
-        return read_back(self._ready().segments, channel_id, before_sequence, count, bytes_max)
+        self._ready()
+        return self._view.channel_back(channel_id, before_sequence, count, bytes_max)
 
     def sequence_at(self, channel_id: int, first: int, next_sequence: int, time_us: int) -> int:
         """Return the first sequence of a channel whose record is of a time or later; any thread.
@@ -229,9 +367,8 @@ class Log:
 
         Any thread. One call looks at about 16 MiB of groups at most, wanted or not.
         """
-        scan = GroupScan(after_group, after_index, bytes_max, wanted)
-        scan.walk(self._ready().segments)
-        return scan.chunks, scan.place
+        self._ready()
+        return self._view.groups(after_group, after_index, bytes_max, wanted)
 
     def time_to_group(self, time_us: int) -> int:
         """Return the number of the first group whose time is `time_us` or later; any thread.
@@ -243,7 +380,7 @@ class Log:
             That number, or the last group's plus one when all are earlier.
         """
         journal = self._ready()
-        found = time_to_group(journal.segments, time_us)
+        found = self._view.time_to_group(time_us)
         return journal.last.number + 1 if found is None else found
 
     def stats(self) -> dict[str, int | float]:
@@ -253,7 +390,9 @@ class Log:
             `commits` (groups appended) and `bytes` (their sizes); `fsyncs`: two for each LMDB commit, appends and
             seals alike (an fdatasync of the pages, a write of the meta page through an O_DSYNC descriptor), one more
             for each seal, and two for each segment made ready (the file and its folder); `segments`, of them
-            `sealed`; `seals`, `seal_s` (seconds spent) and `seal_backlog` (full segments that wait).
+            `sealed`; `seals`, `seal_s` (seconds spent) and `seal_backlog` (full segments that wait);
+            `archived_group`, `archived_bytes` (the chunks' sizes); `commit_delays`, `commit_delay_s` and
+            `commit_refusals` (groups that waited for the archive, or waited in vain); and those of `Archiving.stats`.
         """
         journal = self._ready()
         sealer = self._sealer.stats()
@@ -267,6 +406,12 @@ class Log:
             "seals": sealer["seals"],
             "seal_s": sealer["seal_s"],
             "seal_backlog": sealer["seal_backlog"],
+            "archived_group": self._checkpoint.group,
+            "archived_bytes": self._checkpoint.bytes,
+            "commit_delays": self._backlog.delays,
+            "commit_delay_s": self._backlog.delay_s,
+            "commit_refusals": self._backlog.refusals,
+            **(self._archiving.stats() if self._archiving is not None else {}),
         }
 
     def wait_sealed(self, timeout_s: float) -> bool:
@@ -282,11 +427,47 @@ class Log:
         if self._closed or os.getpid() != self._process:
             return
         self._closed = True
+        if self._archiving is not None:
+            self._archiving.close()
         ready = self._sealer.close()
         segments = self._journal.segments if self._journal is not None else ()
         for segment in (*segments, *([ready] if ready else [])):
             segment.file.close()
+        if self._archive is not None:
+            self._archive.close()
         self._directory.release()
+
+    # --- The archive ----------------------------------------------------------------------------------------------
+
+    def _segments(self) -> tuple[Segment, ...]:
+        return self._ready().segments
+
+    def _queue_sealed(self) -> None:
+        """Hand the sealed segments to the archive, oldest first; one that is not sealed holds up those after it."""
+        if self._archiving is None or self._journal is None:
+            return
+        with self._queueing:
+            for segment in self._journal.segments:
+                if segment.ordinal <= self._queued_ordinal:
+                    continue
+                if not segment.sealed:
+                    return
+                self._archiving.queue(segment)
+                self._queued_ordinal = segment.ordinal
+
+    def _on_archived(self, checkpoint: Checkpoint) -> None:
+        """Let go of the segments that the archive has durably; the archiving thread."""
+        self._checkpoint = checkpoint
+        if self._journal is not None:
+            self._journal.remove_archived(checkpoint.ordinal)
+
+    def _backlog_bytes(self) -> int:
+        """Return how much is in segments, sealed or not, that the archive has not taken in."""
+        journal, archiving = self._journal, self._archiving
+        if journal is None or archiving is None:
+            return 0
+        queued = self._queued_ordinal
+        return archiving.backlog_bytes + sum(segment.bytes for segment in journal.segments if segment.ordinal > queued)
 
     def _guard(self) -> None:
         if os.getpid() != self._process:

@@ -13,16 +13,16 @@ Any thread may ask; a question is bounded by its keys. Sorted ones are answered 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from broker.log.tables import CLOSED, HEADED, channel_key
 from broker.model.errors import StorageError
 from broker_native.pages import CHANNELS, LINES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from broker.log.archive import Archive, Snapshot
+    from broker.log.archive import Archive
     from broker.log.recovery import Applier
     from broker.log.segment import Segment
     from broker.log.tables import SegmentTables
@@ -32,9 +32,10 @@ Result = TypeVar("Result")
 BATCH = 4096
 """Keys that are looked up at once when everything is."""
 _ENTRY_HEADER_BYTES = 8
-_CHANNEL, _HEAD, _DROP = 1, 4, 8
+_CHANNEL, _EPOCH, _HEAD, _DROP = 1, 2, 4, 8
 _SNAPSHOT = 0x0002
 _NAME_SIZE_AT, _NAME_AT = 18, 20
+_NUMBER_AT = 24
 
 
 def entries_of(entries: bytes) -> Iterator[tuple[int, int, int]]:
@@ -61,10 +62,34 @@ def read_again(segments: Callable[[], tuple[Segment, ...]], read: Callable[[tupl
                 raise
 
 
-class Layers:
-    """All layers at one instant, the segments from the newest to the oldest."""
+class Archived(Protocol):
+    """What is asked of the archive; a `Snapshot` does it."""
 
-    def __init__(self, snapshot: Snapshot, segments: list[SegmentTables]) -> None:
+    def ids(self, names: list[bytes]) -> list[int]:
+        """As `Snapshot.ids`."""
+        ...
+
+    def channels(self, ids: list[int]) -> list[bytes]:
+        """As `Snapshot.channels`."""
+        ...
+
+    def lines(self, producers: list[bytes]) -> list[bytes]:
+        """As `Snapshot.lines`."""
+        ...
+
+    def names(self, prefix: bytes, after: bytes, count_max: int) -> list[tuple[bytes, int]]:
+        """As `Snapshot.names`."""
+        ...
+
+    def producers(self, after: bytes, count_max: int) -> list[tuple[bytes, bytes]]:
+        """As `Snapshot.producers`."""
+        ...
+
+
+class Layers:
+    """All layers at one instant: the archive, and segments from the newest to the oldest."""
+
+    def __init__(self, snapshot: Archived, segments: Sequence[SegmentTables]) -> None:
         self._snapshot = snapshot
         self._segments = segments
 
@@ -98,7 +123,7 @@ class Layers:
         live = [at for at in range(len(ids)) if state[at] != CLOSED]
         for at, entries in zip(live, self._snapshot.channels([ids[at] for at in live]), strict=True):
             parts[at].append(entries)
-        return [b"".join(reversed(part)) for part in parts]
+        return [_joined(part[::-1]) for part in parts]
 
     def lines(self, producers: list[bytes]) -> list[bytes]:
         """Return the LINE entries of ascending producers, b"" for each that is not there."""
@@ -111,14 +136,15 @@ class Layers:
         live = [at for at in range(len(producers)) if not whole[at]]
         for at, entry in zip(live, self._snapshot.lines([producers[at] for at in live]), strict=True):
             parts[at].append(entry)
-        return [b"".join(reversed(part)) for part in parts]
+        return [_going_on(part[::-1]) for part in parts]
 
     def names(self, prefix: bytes, after: bytes, count_max: int) -> tuple[list[bytes], bytes | None]:
         """Return names with a prefix that follow another one, and the last that was looked at, None for all."""
         given: dict[bytes, int] = {}
         bound: bytes | None = None
-        for layer in (*self._segments, self._snapshot):
-            rows = layer.names(prefix, after, count_max)
+        ask = [layer.names for layer in self._segments]
+        for names_in in (*ask, self._snapshot.names):
+            rows = names_in(prefix, after, count_max)
             for name, channel in rows:
                 given.setdefault(name, channel)
             if len(rows) == count_max:
@@ -188,7 +214,7 @@ class Tables:
 
         def read(layers: Layers) -> dict[int, bytes | None]:
             wanted = sorted(set(ids))
-            return {channel: _name(entries) for channel, entries in zip(wanted, layers.channels(wanted), strict=True)}
+            return {channel: name_in(entries) for channel, entries in zip(wanted, layers.channels(wanted), strict=True)}
 
         found = self._read(read)
         return [found[channel] for channel in ids]
@@ -231,10 +257,43 @@ class Tables:
             yield Layers(snapshot, [tables for tables in newest if tables is not None])
 
 
-def _name(entries: bytes) -> bytes | None:
+def name_in(entries: bytes) -> bytes | None:
     """Return the name that a channel's last CHANNEL entry gives it."""
     name = None
     for kind, _, at in entries_of(entries):
         if kind == _CHANNEL:
             name = entries[at + _NAME_AT : at + _NAME_AT + entries[at + _NAME_SIZE_AT]]
     return name
+
+
+def _joined(parts: list[bytes]) -> bytes:
+    """Join a channel's entries, oldest first, with each epoch once.
+
+    An archive that is being written to is ahead of its checkpoint, so what it has may come again.
+    """
+    if len(parts) < 2 or all(kind != _EPOCH for entries in parts[1:] for kind, _, _ in entries_of(entries)):
+        return b"".join(parts)
+    seen: set[bytes] = set()
+    kept: list[bytes] = []
+    for entries in parts:
+        for kind, _, at in entries_of(entries):
+            entry = entries[at : at + int.from_bytes(entries[at : at + 4], "little")]
+            if kind == _EPOCH:
+                if entry in seen:
+                    continue
+                seen.add(entry)
+            kept.append(entry)
+    return b"".join(kept)
+
+
+def _going_on(parts: list[bytes]) -> bytes:
+    """Join a line's entries, oldest first, without those that the archive is ahead of."""
+    highest = 0
+    kept: list[bytes] = []
+    for entry in parts:
+        if entry:
+            number, count = (int.from_bytes(entry[at : at + 8], "little") for at in (_NUMBER_AT, _NUMBER_AT + 8))
+            if number + count - 1 > highest:
+                highest = number + count - 1
+                kept.append(entry)
+    return b"".join(kept)

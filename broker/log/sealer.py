@@ -106,12 +106,16 @@ class Sealer:
         folder: where the segments are.
         map_bytes: the address space to reserve for each.
         open_files: bounds the sealed segments that are open.
+        on_sealed: called on the thread after each seal.
     """
 
-    def __init__(self, folder: Path, map_bytes: int, open_files: OpenFiles) -> None:
+    def __init__(
+        self, folder: Path, map_bytes: int, open_files: OpenFiles, on_sealed: Callable[[], None] = lambda: None
+    ) -> None:
         self._folder = folder
         self._map_bytes = map_bytes
         self._open_files = open_files
+        self._on_sealed = on_sealed
         self._condition = threading.Condition()
         self._full: deque[Segment] = deque()
         self._ready: Segment | None = None
@@ -275,3 +279,5 @@ class Sealer:
                 self._syncs += syncs
                 self._seal_s += time.monotonic() - began_s
             self._condition.notify_all()
+        if syncs:
+            self._on_sealed()

@@ -165,10 +165,16 @@ class Seal:
         ) = _SEAL_BEGIN.unpack_from(value)  # fmt: skip
         link = Link(last, chain, last_time_us, term, run, closed_run)
         if form == SEAL_FORMAT:
-            *counts, pages, _ = _SEAL.unpack(value)[13:]
-            return cls(first, predecessor, previous_chain, first_time_us, link, groups, *counts, pages)
-        *delta, pages, _ = _OLD_SEAL.unpack(value)[13:]
-        return cls(first, predecessor, previous_chain, first_time_us, link, groups, 0, 0, 0, 0, pages, OldDelta(*delta))
+            id_next, channels_new, producers_new, unclean_run, pages, _ = _SEAL.unpack(value)[13:]
+            old = None
+        else:
+            *delta, pages, _ = _OLD_SEAL.unpack(value)[13:]
+            id_next = channels_new = producers_new = unclean_run = 0
+            old = OldDelta(*delta)
+        return cls(
+            first, predecessor, previous_chain, first_time_us, link, groups,
+            id_next, channels_new, producers_new, unclean_run, pages, old,
+        )  # fmt: skip
 
 
 class Segment:

@@ -4,9 +4,9 @@ A question comes as many keys at once, ascending, and is answered for those that
 channels a segment may have touched ten. Keys are bytes that sort as what they stand for; a channel's is its id,
 big-endian.
 
-A sealed segment is asked without opening its environment: the file is mapped for the length of one question, and no more
-of it is read and proved than the pages that may hold an answer. Its filter, which says which those are, is read when the
-segment is asked first, and kept.
+A sealed segment is asked without opening its environment: the file is mapped for the length of one question, and no
+more of it is read and proved than the pages that may hold an answer. Its filter, which says which those are, is read
+when the segment is asked first, and kept.
 
 Any thread may ask. Nothing here joins segments; see `resolve.py`.
 """

@@ -2,7 +2,8 @@
 
 A reader takes the segments that there are and the archive's snapshot after them. Between the two more may come to the
 archive, so a chunk may be seen in both; it is never in neither. The archive may also be ahead of its own checkpoint,
-while a slice is being written to it. So the sequence is the seam: what has been read from the archive is not read again.
+while a slice is being written to it. So the sequence is the seam: what has been read from the archive is not read
+again.
 
 Chunks from the archive have no group and no index of their own any more and come with (0, 0); in bus order they do.
 """

@@ -288,9 +288,17 @@ EVENTS: tuple[Event, ...] = (
         "segment_removal_delayed",
         Severity.WARNING,
         "log",
-        "a segment that holds nothing valid could not be removed; the next start does it",
+        "a segment that is not needed any more could not be removed; the next start does it",
         "Check the permissions of the data directory if it comes again.",
         (_SEGMENT, _ERROR),
+    ),
+    Event(
+        "commits_delayed",
+        Severity.WARNING,
+        "log",
+        "more comes in than the archive takes, so commits wait for it; at the limit they are refused with STORAGE_FULL",
+        "Give the disk less else to do, or raise storage.backlog_bytes_max for a peak that will pass.",
+        (_integer("waiting_bytes", "bytes that wait for the archive"), _integer("limit_bytes", "the bound on them")),
     ),
     Event(
         "archiving_delayed",

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 from broker.access.gate import Gate
 from broker.core.sequencer import Sequencer
 from broker.events import emit
-from broker.log.log import Log
+from broker.log.log import ArchiveBy, Log
 from broker.model.errors import BrokerError, error
 from broker.node.catchup import CatchUp, Following
 from broker.node.commit import CommitThread, handed_over
@@ -144,6 +144,8 @@ class Node:
         limits: Limits,
         segment_bytes: int,
         reserve_bytes: int,
+        backlog_bytes_max: int = 4 << 30,
+        archive_by: ArchiveBy = ArchiveBy.THREAD,
     ) -> Node:
         """Open a data directory and bring it to where it can serve.
 
@@ -153,6 +155,8 @@ class Node:
             limits: Bounds.
             segment_bytes: Size of a journal segment, bytes.
             reserve_bytes: Free space below which publishes are refused, bytes.
+            backlog_bytes_max: What may wait for the archive before publishes are refused, bytes.
+            archive_by: Who moves what is stored into the archive.
 
         Raises:
             StorageError: STORAGE_IN_USE, STORAGE_FORMAT, STORAGE_CORRUPT, STORAGE_FULL.
@@ -166,14 +170,18 @@ class Node:
                 segment_bytes=segment_bytes,
                 reserve_bytes=reserve_bytes,
                 group_bytes_max=limits.group_bytes_max,
+                backlog_bytes_max=backlog_bytes_max,
+                archive_by=archive_by,
             )
             try:
                 core = Sequencer(profiles, limits, int.from_bytes(os.urandom(8), "little"), log.journal_id)
-                recovered = log.recover_into(core)
+                recovered = log.recover()
+                log.load_all(core)
                 broker_time = BrokerTime(recovered.time_us)
                 fence = core.begin(
                     recovered.run + 1,
                     clean=recovered.clean,
+                    unclean_run=recovered.unclean_run,
                     number=recovered.group,
                     chain=recovered.chain,
                     term=recovered.term + 1,

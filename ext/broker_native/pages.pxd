@@ -17,7 +17,7 @@
 #     TABLE_LINES       the producer               u32 bytes, LINE entry
 #     TABLE_REST        its number, u32 big-endian u32 bytes, entry
 #
-# A filter (the value of one row of a sealed segment) says of a key in one cache line that the segment has nothing of it:
+# A filter (the value of one row of a sealed segment) tells from one cache line that the segment has nothing of a key:
 #
 #     0      4     8       12   16            20               24
 #     | size | crc | magic | 0  | rare blocks | touched blocks | blocks of 64 bytes: rare, then touched

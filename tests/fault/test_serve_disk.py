@@ -153,7 +153,7 @@ def make_foreign(data: Path) -> None:
 
 def make_newer(data: Path) -> None:
     path = data / "format"
-    path.write_text(path.read_text().replace("broker data 1", "broker data 2"))
+    path.write_text(path.read_text().replace("broker data 2", "broker data 3"))
 
 
 DAMAGE = {"cut": cut, "flipped": flip, "foreign": make_foreign, "newer": make_newer}

@@ -142,7 +142,9 @@ def open_log(path: Path) -> tuple[Log, Heads, int]:
     log = None
     try:
         log = Log.open(path, segment_bytes=SEGMENT_BYTES, reserve_bytes=0, group_bytes_max=GROUP_BYTES_MAX)
-        return log, heads, log.recover_into(heads).group
+        last = log.recover().group
+        log.load_all(heads)
+        return log, heads, last
     except Exception as cause:
         if log is not None:
             log.close()

@@ -152,7 +152,7 @@ from tests.reference.groups import Tables
 import ctypes
 chain, mark = Chain(), ctypes.CDLL(None).powerloss_mark
 log = Log.open(Path(sys.argv[1]), segment_bytes=20_000, reserve_bytes=0)
-log.recover_into(Tables())
+log.recover()
 while log._sealer._ready is None:
     pass
 before = log.stats()["fsyncs"]

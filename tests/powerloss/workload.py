@@ -18,7 +18,7 @@ import lmdb
 
 from broker.log import AppendError, Log, durable
 from tests.reference.chains import Chain
-from tests.reference.groups import Tables, channel_entry, epoch_entry, line_entry
+from tests.reference.groups import channel_entry, epoch_entry, line_entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +52,7 @@ class Recorded:
 
     def _open(self) -> Log:
         log = Log.open(self._data, segment_bytes=SEGMENT_BYTES, reserve_bytes=0, group_bytes_max=GROUP_BYTES_MAX)
-        log.recover_into(Tables())
+        log.recover()
         return log
 
     def _build(self) -> bytes:

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from broker.log.errors import AppendError, append_full
 from broker.log.reader import sequence_at
 from broker.log.recovery import Recovery
+from broker.log.resolve import Layers, name_in
+from broker.log.tables import MemoryTables
 from broker.model.errors import BY_NAME
 from broker.node.commit import RECOVERY_INTERVAL_S, CommitThread, Work
 from broker_native.delta import TableDelta
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from broker.core.group import Group
     from broker.core.ports import Applier
+    from broker.log.tables import SegmentTables
     from broker.model.errors import BrokerError
     from broker_native.index import GroupHeader
     from tests.simulation.kernel import Kernel
@@ -205,39 +208,118 @@ class Disk:
             kept.pop()
 
 
+class NothingArchived:
+    """The snapshot of an archive that nothing has come to."""
+
+    def ids(self, names: list[bytes]) -> list[int]:
+        """None of them is there."""
+        return [0] * len(names)
+
+    def channels(self, ids: list[int]) -> list[bytes]:
+        """None of them is there."""
+        return [b""] * len(ids)
+
+    def lines(self, producers: list[bytes]) -> list[bytes]:
+        """None of them is there."""
+        return [b""] * len(producers)
+
+    def names(self, prefix: bytes, after: bytes, count_max: int) -> list[tuple[bytes, int]]:
+        """There are none."""
+        return []
+
+    def producers(self, after: bytes, count_max: int) -> list[tuple[bytes, bytes]]:
+        """There are none."""
+        return []
+
+
 class SimulatedLog:
     """The disk, as one process sees it."""
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
         self._has_begun = False
+        self._layers: list[SegmentTables] = []
+        self._segment_groups = 1
+        self._settled = 0
         self.journal_id = disk.journal_id
 
-    def recover_into(self, applier: Applier) -> Recovery:
-        """Replay; some of the oldest groups come as table deltas, as from sealed segments."""
+    def recover(self) -> Recovery:
+        """Find the good groups; they lie in segments of some length, each with what it changed in the tables."""
         disk = self._disk
         disk.replay()
         good = disk.good
-        sealed = disk.kernel.random.randint(0, len(good)) if disk.kernel.random.random() < 0.5 else 0
-        if sealed:
-            delta = TableDelta()
-            for group in good[:sealed]:
-                delta.add(group.value)
-            applier.apply_entries(delta.finish())
-        for group in good[sealed:]:
-            applier.apply_group(group.value)
-        disk.kernel.note("recover", len(good), sealed)
-        if not good:
-            return Recovery(0, 0, 0, 0, 0, True, 0)
-        last = good[-1].header
-        clean = last.closed_run == last.run
-        return Recovery(last.number, last.chain, last.time_us, last.term, last.run, clean, len(good) - sealed)
+        self._segment_groups = disk.kernel.random.choice((1, 7, 40, 10**9))
+        disk.kernel.note("recover", len(good), self._segment_groups)
+        recovery = Recovery(0, 0, 0, 0, 0, True, 0)
+        unclean_run, id_next, channels, producers = 0, 1, 0, 0
+        for begin in range(0, len(good), self._segment_groups):
+            delta = self._seal(good[begin : begin + self._segment_groups])
+            unclean_run, id_next = max(unclean_run, delta.unclean_run), max(id_next, delta.id_next)
+            channels, producers = channels + delta.channels_new, producers + delta.producers_new
+        if good:
+            last = good[-1].header
+            clean = last.closed_run == last.run
+            recovery = Recovery(
+                last.number, last.chain, last.time_us, last.term, last.run, clean, len(good),
+                unclean_run, id_next, channels, producers,
+            )  # fmt: skip
+        return recovery
+
+    def _seal(self, groups: list[Stored]) -> TableDelta:
+        """Have what some groups changed looked up from now on."""
+        delta = TableDelta()
+        for group in groups:
+            delta.add(group.value)
+        self._layers.insert(0, MemoryTables(delta))
+        self._settled = groups[-1].header.number
+        return delta
+
+    @property
+    def settled_group(self) -> int:
+        """What groups up to this one changed can be looked up."""
+        return self._settled
+
+    def load_all(self, applier: Applier) -> None:
+        """Apply all that is stored."""
+        layers = self._all
+        for channel in layers.all_ids():
+            applier.apply_entries(layers.channels([channel])[0])
+        for producer in layers.all_producers():
+            applier.apply_entries(layers.lines([producer])[0])
+
+    def resolve(self, names: list[bytes]) -> list[bytes]:
+        """Return the entries of channels by their names."""
+        ids = [self._all.ids([name])[0] for name in names]
+        return [self._all.channels([channel])[0] if channel else b"" for channel in ids]
+
+    def resolve_lines(self, producers: list[bytes]) -> list[bytes]:
+        """Return the entries of producers' lines."""
+        return [self._all.lines([producer])[0] for producer in producers]
+
+    def names_of(self, ids: list[int]) -> list[bytes | None]:
+        """Return the names of channels."""
+        return [name_in(self._all.channels([channel])[0]) for channel in ids]
+
+    def names(self, prefix: bytes, after: bytes, count_max: int) -> list[bytes]:
+        """Return stored channels' names."""
+        found, bound = self._all.names(prefix, after, count_max)
+        while bound is not None and len(found) < count_max:
+            more, bound = self._all.names(prefix, bound, count_max)
+            found += more
+        return found[:count_max]
+
+    @property
+    def _all(self) -> Layers:
+        return Layers(NothingArchived(), self._layers)
 
     def append(self, number: int, value: bytes) -> None:
         """Store a group as fate will have it; the fence of a start is always stored."""
         fate = self._disk.fate() if self._has_begun else Fate.STORED
         self._has_begun = True
         self._disk.append(number, value, fate)
+        since = bisect_right(self._disk.good, self._settled, key=lambda group: group.header.number)
+        if len(self._disk.good) - since >= self._segment_groups:
+            self._seal(self._disk.good[since:])
 
     def abandon(self) -> None:
         """Go on in a fresh segment, if there is room for one."""

@@ -20,12 +20,13 @@ SEGMENT_BYTES = 64 * KIB
 
 
 class Opened:
-    """A recovered log, what its replay came to, and where it ends."""
+    """A recovered log, what is stored in it, and where it ends."""
 
     def __init__(self, log: Log) -> None:
         self.log = log
         self.tables = Tables()
-        self.recovery: Recovery = log.recover_into(self.tables)
+        self.recovery: Recovery = log.recover()
+        log.load_all(self.tables)
 
     def append(self, chain: Chain, *args: object, **kwargs: object) -> bytes:
         """Build the next group of a chain and store it; returns its bytes."""

@@ -40,7 +40,7 @@ def test_a_missing_directory_is_created_private(tmp_path: Path) -> None:
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     for file in (path / "lock", path / "format"):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert (path / "format").read_text() == f"broker data 1\njournal {directory.journal_id.hex()}\n"
+    assert (path / "format").read_text() == f"broker data 2\njournal {directory.journal_id.hex()}\n"
 
 
 def test_an_empty_directory_becomes_ours_and_private(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "name", "says"),
     [
-        (b"broker data 2\njournal " + b"0" * 32 + b"\n", "STORAGE_FORMAT", "format 2, this version knows 1"),
+        (b"broker data 3\njournal " + b"0" * 32 + b"\n", "STORAGE_FORMAT", "format 3, this version knows 2"),
         (b"broker data 10\n", "STORAGE_FORMAT", "format 10"),
         (b"", "STORAGE_FORMAT", "not a broker's format file"),
         (b"\xff\xfe\x00", "STORAGE_FORMAT", "not a broker's format file"),

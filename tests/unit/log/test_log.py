@@ -11,7 +11,6 @@ import pytest
 from broker.log import Log
 from broker.model.errors import BrokerError, StorageError
 from tests.reference.chains import Chain
-from tests.reference.groups import Tables
 from tests.unit.log.support import opened
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def test_states(tmp_path: Path, name: str) -> None:
     with pytest.raises(BrokerError) as caught:
         OPERATIONS[name](log)
     assert caught.value.name == "UNAVAILABLE"
-    log.recover_into(Tables())
+    log.recover()
     OPERATIONS[name](log)
     log.close()
     log.close()

@@ -13,13 +13,12 @@ from broker.log.environment import create_file, open_lmdb
 from broker.log.segment import INDEX_KEY, SEAL_KEY, group_key
 from broker.model.errors import StorageError
 from tests.reference.chains import Chain
-from tests.reference.groups import Entry, Tables, close_entry, run_entry
+from tests.reference.groups import Entry, close_entry, run_entry
 from tests.unit.log.support import KIB, Opened, opened, segment_files
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from broker_native.crc32c import Buffer
 
 MAP_BYTES = 64 * 1024 * KIB
 
@@ -59,7 +58,7 @@ def refusal(path: Path) -> StorageError:
     log = Log.open(path, reserve_bytes=0)
     try:
         with pytest.raises(StorageError) as caught:
-            log.recover_into(Tables())
+            log.recover()
     finally:
         log.close()
     Log.open(path, reserve_bytes=0).close()
@@ -76,7 +75,7 @@ def test_a_new_journal_is_empty(tmp_path: Path) -> None:
         assert one.log.last_group == 0
 
 
-def test_replay_takes_deltas_of_sealed_segments_and_groups_of_the_others(tmp_path: Path) -> None:
+def test_what_sealed_and_unsealed_segments_hold_is_found(tmp_path: Path) -> None:
     chain = filled(tmp_path)
     with opened(tmp_path) as one:
         assert one.tables == chain.tables()
@@ -184,20 +183,7 @@ def test_an_active_segment_that_never_got_a_group(tmp_path: Path) -> None:
 
 def test_recovery_happens_once(tmp_path: Path) -> None:
     with opened(tmp_path) as one, pytest.raises(ValueError, match="recovered"):
-        one.log.recover_into(Tables())
-
-
-def test_an_applier_that_raises_leaves_a_log_that_can_be_closed(tmp_path: Path) -> None:
-    filled(tmp_path)
-
-    class Refusing(Tables):
-        def apply_group(self, group: Buffer) -> None:
-            raise RuntimeError("no")
-
-    log = Log.open(tmp_path, reserve_bytes=0)
-    with pytest.raises(RuntimeError, match="no"):
-        log.recover_into(Refusing())
-    log.close()
+        one.log.recover()
 
 
 # --- Damage -------------------------------------------------------------------------------------------------------
