@@ -405,7 +405,7 @@ class Bus(ABC):
         Args:
             name: The channel's name.
             first: The oldest sequence to keep, from 1 to one past the newest; at or below the oldest there is, nothing
-                happens.
+                happens. What is not committed yet stays.
 
         Returns:
             The oldest sequence that the channel has now. It is committed.
@@ -420,8 +420,8 @@ class Bus(ABC):
         """Remove a channel and all that it holds, for good; it is committed on return.
 
         Raises:
-            BrokerError: CHANNEL_IN_USE while anybody publishes to it or reads it by its name; DENIED,
-                INVALID_CHANNEL, or a storage error.
+            BrokerError: BUSY while anybody publishes to it or reads it by its name; DENIED, INVALID_CHANNEL, or a
+                storage error.
         """
 
     @abstractmethod

@@ -138,6 +138,8 @@ class Session(Intake):
             if subscription.state is not None:
                 self.node.catchup.leave(subscription.state)
         self.subscriptions = None
+        if self.publisher is not None:
+            self.publisher.leave()
         if self.publisher is not None and self.publisher.line.holder is self:
             self.publisher.line.holder = None
             if self._producer is not None:
@@ -813,6 +815,40 @@ class Session(Intake):
         self.node.listing.ask(self, request.request, names, details=query.details)
         self.node.kick()
 
+    def _trim(self, request: control.Request) -> None:
+        """Take the oldest messages out of a channel; answered when that is committed."""
+        asked = requests.decode_trim(request.more)
+        self.node.gate.check(self.identity, Verb.MANAGE, asked.name.encode())
+        name = check_channel(asked.name)
+        info = self.node.tails.info(name)
+        end = info[6] if info is not None else 1
+        if asked.first > end:
+            raise error("INVALID_POSITION", f"trim {asked.name}: got first {asked.first}, its newest is {end - 1}")
+
+        def reply() -> dict[str, object]:
+            left = self.node.tails.info(name)
+            return {"first": left[3] if left is not None else 1}
+
+        self.node.core.trim(name, asked.first, lambda failure: self._changed(request.request, failure, reply))
+        self.node.kick()
+
+    def _remove(self, request: control.Request) -> None:
+        """Remove a channel; answered when that is committed."""
+        asked = control.take_str(request.more, "name")
+        self.node.gate.check(self.identity, Verb.MANAGE, asked.encode())
+        name = check_channel(asked)
+        self.node.core.drop(name, lambda failure: self._changed(request.request, failure, dict))
+        self.node.kick()
+
+    def _changed(self, number: int, failure: BrokerError | None, reply: Callable[[], dict[str, object]]) -> None:
+        """Answer a request that changed something, or did not."""
+        if self.closed:
+            return
+        if failure is not None:
+            self.outbox.frame(control.encode_error(failure, request=number))
+        else:
+            self.outbox.frame(control.encode_reply(number, reply()))
+
     def encode_part(self, number: int, part: HistoryPart | BusPart | NamesPart) -> bytes:
         return requests.encode_part(number, part)
 
@@ -869,6 +905,8 @@ _FRAME_TOO_LARGE = error("FRAME_TOO_LARGE", "").code
 _QUESTIONS: dict[str, Callable[[Session, control.Request], None]] = {
     "channels": Session._channels,
     "history": Session._history,
+    "remove": Session._remove,
+    "trim": Session._trim,
 }
 """Operations that answer by themselves, later."""
 _HANDLERS: dict[int, Callable[[Session, bytes], None]] = {

@@ -64,19 +64,30 @@ class Wanted(Container[int]):
         self._tails = core.tails
         self._literals = frozenset(literals)
         self._patterns = patterns
-        self._known: dict[int, bool] = {}
+        self._names: dict[int, bytes] = {}
+        self._unwanted: set[int] = set()
         self.unknown: set[int] = set()
 
     def __contains__(self, channel: object) -> bool:
         assert isinstance(channel, int)
-        known = self._known.get(channel)
-        if known is None:
-            name = self._tails.name_of(channel)
-            if name is None:
-                self.unknown.add(channel)
-                return False
-            known = self._note(channel, name)
-        return known
+        if channel in self._names:
+            return True
+        if channel in self._unwanted:
+            return False
+        name = self._tails.name_of(channel)
+        if name is None:
+            self.unknown.add(channel)
+            return False
+        return self._note(channel, name)
+
+    def name_of(self, channel: int) -> bytes | None:
+        """Return the name of a channel that is in it, in memory or not."""
+        return self._names.get(channel)
+
+    def forget(self) -> None:
+        """Keep no more than a bounded part of what is known; of chunks that were found all must have been handed on."""
+        if len(self._names) > KNOWN_MAX:
+            self._names.clear()
 
     def learn(self, log: LogReader) -> None:
         """Have the log say what `unknown` is; on the reader thread, while the loop leaves this alone.
@@ -90,13 +101,13 @@ class Wanted(Container[int]):
         self.unknown.clear()
 
     def _note(self, channel: int, name: bytes | None) -> bool:
-        if len(self._known) >= KNOWN_MAX:
-            self._known.clear()
-        wanted = name is not None and (
-            name in self._literals or any(matches(pattern, name) for pattern in self._patterns)
-        )
-        self._known[channel] = wanted
-        return wanted
+        if name is not None and (name in self._literals or any(matches(pattern, name) for pattern in self._patterns)):
+            self._names[channel] = name
+            return True
+        if len(self._unwanted) >= KNOWN_MAX:
+            self._unwanted.clear()
+        self._unwanted.add(channel)
+        return False
 
 
 class WantedThere(Container[int]):
@@ -302,6 +313,7 @@ class CatchUp:
     ) -> tuple[bytes | None, list[tuple[int, int, bytes]], Place | None]:
         assert following.place is not None
         assert following.wanted is not None
+        following.wanted.forget()
         if following.wanted.unknown:
             following.wanted.learn(self._log)
         wanted = WantedThere(following.wanted, self._log)
@@ -360,7 +372,7 @@ class CatchUp:
         else:
             assert place is not None
             for group, index, chunk in chunks:
-                self._fanout.deliver_one(following.subscription, chunk, group, index)
+                self._deliver_wanted(following, chunk, group, index)
             following.place = place
             following.exhausted = place[0] >= following.asked
 
@@ -372,6 +384,11 @@ class CatchUp:
             whole = chunk if first > after else chunk_cut(chunk, after)
             self._fanout.deliver_one(following.subscription, whole, group, index)
             after = following.after[name] = first + count - 1
+
+    def _deliver_wanted(self, following: Following, chunk: bytes, group: int, index: int, flags: int = 0) -> None:
+        assert following.wanted is not None
+        name = following.wanted.name_of(chunk_head(chunk)[0])
+        self._fanout.deliver_one(following.subscription, chunk, group, index, flags, name)
 
     def _pass_trimmed(self, following: Following, name: bytes, first: int) -> None:
         """Tell a subscriber that what would have come next is there no more, if so: `first` is what comes instead."""
@@ -459,7 +476,7 @@ class CatchUp:
             following.exhausted = False
             return False
         for group, index, chunk, flags in missing:
-            self._fanout.deliver_one(following.subscription, chunk, group, index, flags)
+            self._deliver_wanted(following, chunk, group, index, flags)
         for name in following.literals:
             self._fanout.attach(following.subscription, name)
         for pattern in following.patterns:

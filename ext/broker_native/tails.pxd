@@ -231,6 +231,7 @@ cdef class Publisher:
     cdef bint in_turn
     cdef bint in_group
 
+    cpdef void leave(self) noexcept
     cdef void let_go(self, uint32_t number) noexcept
     cdef int publish(self, const uint8_t* body, uint32_t size) except -1
     cdef int out_of_line(self, uint64_t number, uint32_t count) except -1

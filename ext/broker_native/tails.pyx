@@ -1695,9 +1695,7 @@ cdef class Publisher:
         self.headers_bytes_max = headers_bytes_max
 
     def __dealloc__(self):
-        cdef uint32_t number
-        for number in range(self.slots_count):
-            self.let_go(number)
+        self.leave()
         free(self.slots)
         free(self.turn_answers.data)
         free(self.group_answers.data)
@@ -1727,6 +1725,13 @@ cdef class Publisher:
             channel.holders += 1
         self.let_go(number)
         self.slots[number] = channel
+
+    cpdef void leave(self) noexcept:
+        """The connection is gone: hold no channel any more. Answers that are under way may keep the publisher."""
+        cdef uint32_t number
+        for number in range(self.slots_count):
+            self.let_go(number)
+            self.slots[number] = NULL
 
     cdef void let_go(self, uint32_t number) noexcept:
         """The number's channel is not held by it any more."""

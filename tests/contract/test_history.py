@@ -372,3 +372,83 @@ async def test_names_that_come_meanwhile(home: Home, room: str) -> None:
                 await bus.flush()
         assert listed == sorted(set(listed))
         assert [name for name in listed if ".new." not in name] == names
+
+
+# -- trim and remove ---------------------------------------------------------------------------------------------------
+
+
+async def test_trimmed(home: Home, room: str) -> None:
+    async with home.bus() as bus:
+        channel = f"s.{room}"
+        await fill(bus, channel, 3, 3, 4)
+        epoch = (await bus.channel(channel)).epoch
+        assert await bus.trim(channel, 5) == 5
+        assert await bus.trim(channel, 2) == 5, "what is gone stays gone"
+        assert (await bus.channel(channel))[1:3] == (5, 10)
+        assert sequences(await bus.history(channel).messages()) == [5, 6, 7, 8, 9, 10]
+        assert sequences(await bus.history(channel, reverse=True, limit=2).messages()) == [10, 9]
+        assert sequences(await bus.history(channel, since=Last(50)).messages()) == [5, 6, 7, 8, 9, 10]
+        behind = bus.history(channel, since=Position(epoch, 2))
+        assert sequences(await behind.messages()) == [5, 6, 7, 8, 9, 10]
+        assert [(event.name, event.at) for event in behind.events] == [("trimmed", 5)]
+        with pytest.raises(BrokerError, match="INVALID_POSITION"):
+            await bus.trim(channel, 12)
+        assert await bus.trim(channel, 11) == 11
+        assert await bus.history(channel).messages() == []
+        receipt = await bus.publish(channel, b"goes on")
+        assert receipt.sequence == 11
+        assert sequences(await bus.history(channel).messages()) == [11]
+        with pytest.raises(BrokerError, match="INVALID_POSITION"):
+            await bus.trim(f"s.{room}.none", 2)
+        assert await bus.trim(f"s.{room}.none", 1) == 1
+
+
+async def test_removed(home: Home, room: str) -> None:
+    channel = f"s.{room}"
+    async with home.bus() as bus:
+        before = await bus.publish(channel, b"x")
+        with pytest.raises(BrokerError, match="BUSY"):
+            await bus.remove(channel)
+    async with home.bus() as bus:
+        async with bus.subscribe(channel):
+            with pytest.raises(BrokerError, match="BUSY"):
+                await bus.remove(channel)
+        await remove_when_let_go(bus, channel)
+        assert [listed async for listed in bus.channels(channel)] == []
+        assert await bus.history(channel).messages() == []
+        assert (await bus.channel(channel))[:3] == (0, 1, 0)
+        after = await bus.publish(channel, b"y")
+        assert (after.sequence, after.epoch == before.epoch) == (1, False)
+        gone = bus.history(channel, since=Position(before.epoch, 1))
+        assert [message.payload for message in await gone.messages()] == [b"y"]
+        assert [event.name for event in gone.events] == ["diverged"]
+        await bus.remove(f"s.{room}.none")
+
+
+async def remove_when_let_go(bus: Bus, channel: str) -> None:
+    """Remove a channel whose publisher has gone, when the server has heard of that."""
+    for _ in range(500):
+        try:
+            await bus.remove(channel)
+        except BrokerError as failure:
+            if failure.name != "BUSY":
+                raise
+            await asyncio.sleep(0.01)
+        else:
+            return
+    raise AssertionError("somebody holds it still")
+
+
+async def test_trims_and_removals_outlast_a_kill(own_server: Server) -> None:
+    async with connect(own_server.tcp_url) as bus:
+        await fill(bus, "s.trimmed", 4, 4)
+        await fill(bus, "s.removed", 4)
+        assert await bus.trim("s.trimmed", 6) == 6
+    async with connect(own_server.tcp_url) as bus:
+        await remove_when_let_go(bus, "s.removed")
+    own_server.kill()
+    await asyncio.to_thread(own_server.start)
+    async with connect(own_server.tcp_url) as bus:
+        assert sequences(await bus.history("s.trimmed").messages()) == [6, 7, 8]
+        assert await bus.history("s.removed").messages() == []
+        assert [channel.name async for channel in bus.channels("s.")] == ["s.trimmed"]

@@ -44,6 +44,13 @@ class GatedLog:
         self.gate.set()
         self.failure: BaseException | None = None
         self.asked: list[tuple[int, ...]] = []
+        self.names: dict[int, bytes] = {}
+        self.named: list[list[int]] = []
+
+    def names_of(self, ids: list[int]) -> list[bytes | None]:
+        self._pass()
+        self.named.append(ids)
+        return [self.names.get(channel) for channel in ids]
 
     def read_channel(
         self, channel_id: int, after_sequence: int, bytes_max: int, before_sequence: int = 0
@@ -486,6 +493,10 @@ def test_reader_remembers_no_more_channels_than_its_bound() -> None:
 
     wanted = Wanted(Core(), [b"a.7"], [])  # type: ignore[arg-type]
     assert [channel for channel in range(3 * KNOWN_MAX) if channel in wanted] == [7]
-    assert len(wanted._known) <= KNOWN_MAX
+    assert len(wanted._unwanted) <= KNOWN_MAX
     assert 7 in wanted
-    assert Core.tails.asked == 3 * KNOWN_MAX + 1
+    assert Core.tails.asked == 3 * KNOWN_MAX
+    every = Wanted(Core(), [], [b">"])  # type: ignore[arg-type]
+    assert all(channel in every for channel in range(3 * KNOWN_MAX))
+    every.forget()
+    assert len(every._names) == 0

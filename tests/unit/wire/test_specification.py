@@ -982,6 +982,8 @@ CLAIMS = [
     (13, "| `bytes` | uint, from 1, optional | at most"),
     (13, "| `bytes` | uint, from 1, optional | as above |"),
     (13, "or a code of 4xxx. **`channels`**"),
+    (13, "| `trim` | `name`: str; `first`: uint, from 1 |"),
+    (13, "sequences begin with 1, in another epoch."),
     (13, "carry a u64 token"),
     (13, "is treated as the codes of 2xxx are"),
     (15, "duplicate with epoch 0 |"),
