@@ -13,7 +13,6 @@ from broker.model.errors import BrokerError, error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from concurrent.futures import Future
 
     from broker.core.sequencer import Sequencer
     from broker.log.log import Log
@@ -56,6 +55,7 @@ class RetainedBroker:
         self._time = broker_time
         self._loop = loop
         self._kick = kick
+        self._rotating: asyncio.Future[None] | None = None
 
     def plan(
         self, policies: Policies, cursors: Mapping[bytes, int], now_us: int, done: Callable[[Step | BrokerError], None]
@@ -88,8 +88,14 @@ class RetainedBroker:
 
     def rotate(self) -> None:
         """Seal the active segment early, on a thread."""
-        rotated: Future[None] = self._loop.run_in_executor(None, self._log.rotate)  # type: ignore[assignment]
-        rotated.add_done_callback(_tell)
+        if self._rotating is None or self._rotating.done():
+            self._rotating = self._loop.run_in_executor(None, self._log.rotate)
+            self._rotating.add_done_callback(_tell)
+
+    async def settle(self) -> None:
+        """Wait until no thread does anything for retention."""
+        if self._rotating is not None and not self._rotating.done():
+            await asyncio.wait([self._rotating])
 
     def ages_us(self) -> int:
         """Return the time by which ages are judged."""
@@ -131,7 +137,7 @@ def _outcome(step: asyncio.Future[Step]) -> Step | BrokerError:
     return error("STORAGE_FAILED", f"the archiver: {failure}")
 
 
-def _tell(rotated: Future[None]) -> None:
+def _tell(rotated: asyncio.Future[None]) -> None:
     """Say why a segment was not sealed early; it is tried again when there are more groups, or is full some day."""
     failure = None if rotated.cancelled() else rotated.exception()
     if isinstance(failure, BrokerError):
