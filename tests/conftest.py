@@ -20,6 +20,15 @@ LEAK_TURNS_MAX = 10
 """Loop turns that tasks get to end after a test: cancelling and closing take a few; one that takes more is leaked."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Take what a run is to be like (a hook of pytest)."""
+    parser.addoption(
+        "--evicting",
+        action="store_true",
+        help="tests/contract: all homes evict after each commit what they may, so that everything is loaded anew",
+    )
+
+
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

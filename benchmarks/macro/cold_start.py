@@ -6,6 +6,7 @@ order than they were created in and publishes one record to each. What is told:
 
 - channels a second, from the first byte sent to the last answer;
 - how late the server's loop was while it did that, sampled each millisecond;
+- CPU time of the server, all its threads, for a channel;
 - RssAnon of the server when it was ready, and at the end.
 
 Each answer is checked: the record is the second of its channel.
@@ -155,6 +156,7 @@ async def serve(folder: Path, channels: int) -> None:
     await listener.listen_unix(str(folder / "socket"))
     late_ms: list[float] = []
     anonymous_ready = anonymous_bytes()
+    cpu_ready_s = time.process_time()
     sampling = asyncio.create_task(sample_lag(late_ms))
     (folder / "ready").write_text("")
     await stop.wait()
@@ -165,6 +167,7 @@ async def serve(folder: Path, channels: int) -> None:
         "lag_p50_ms": late_ms[len(late_ms) // 2],
         "lag_p99_ms": late_ms[len(late_ms) * 99 // 100],
         "lag_max_ms": late_ms[-1],
+        "cpu_s": time.process_time() - cpu_ready_s,
         "rss_anon_ready": anonymous_ready,
         "rss_anon_end": anonymous_bytes(),
         "stats": node.stats(),
@@ -238,6 +241,7 @@ def main() -> None:
         written.write_text(str(sequence + 1))
         figures = json.loads((folder / "figures").read_text())
     print(f"channels      {options.channels:,} in {took_s:.2f} s: {options.channels / took_s:,.0f} channels/s")
+    print(f"server CPU    {figures['cpu_s'] / options.channels * 1e6:.1f} µs a channel")
     print(f"ready after   {figures['ready_s']:.3f} s")
     print(
         "loop late     p50 {lag_p50_ms:.2f} ms, p99 {lag_p99_ms:.2f} ms, at most {lag_max_ms:.2f} ms".format(**figures)

@@ -789,7 +789,9 @@ class Session(Intake):
             return
         query = requests.decode_history_query(request.more)
         self.node.gate.check(self.identity, Verb.HISTORY, query.channel.encode())
-        self._read_back(request.request, query, check_channel(query.channel))
+        name = check_channel(query.channel)
+        self._need([name])
+        self._read_back(request.request, query, name)
 
     def _bus_history(self, request: control.Request) -> None:
         query = requests.decode_bus_query(request.more)
@@ -820,6 +822,7 @@ class Session(Intake):
         asked = requests.decode_trim(request.more)
         self.node.gate.check(self.identity, Verb.MANAGE, asked.name.encode())
         name = check_channel(asked.name)
+        self._need([name])
         info = self.node.tails.info(name)
         end = info[6] if info is not None else 1
         if asked.first > end:
@@ -837,6 +840,7 @@ class Session(Intake):
         asked = control.take_str(request.more, "name")
         self.node.gate.check(self.identity, Verb.MANAGE, asked.encode())
         name = check_channel(asked)
+        self._need([name])
         self.node.core.drop(name, lambda failure: self._changed(request.request, failure, dict))
         self.node.kick()
 

@@ -187,19 +187,31 @@ class Archive:
 
     def _begin(self, opened: _Opened) -> tuple[lmdb.Transaction[memoryview], TreeReader]:
         """Begin a read transaction and look at its tree."""
+        transaction = self._begin_lmdb(opened)
         for _ in range(BEGIN_ATTEMPTS_MAX):
             try:
-                transaction = opened.environment.begin(None, None, False, True)
-            except lmdb.Error as cause:
-                raise failed(self.path, cause) from cause
-            try:
-                return transaction, TreeReader(opened.mapped, transaction.id())
+                reader = TreeReader(opened.mapped, transaction.id())
+                if not reader.overtaken:
+                    return transaction, reader
             except LookupError:
-                transaction.abort()
+                reader = None
             except TreeDamaged as damage:
                 transaction.abort()
                 raise corrupt(self.path, str(damage)) from damage
+            later = self._begin_lmdb(opened)
+            if reader is not None and later.id() == transaction.id():
+                later.abort()
+                return transaction, reader
+            transaction.abort()
+            transaction = later
+        transaction.abort()
         raise corrupt(self.path, "its meta pages are not those of the snapshot that LMDB sees")
+
+    def _begin_lmdb(self, opened: _Opened) -> lmdb.Transaction[memoryview]:
+        try:
+            return opened.environment.begin(None, None, False, True)
+        except lmdb.Error as cause:
+            raise failed(self.path, cause) from cause
 
 
 class Snapshot:
@@ -304,8 +316,6 @@ class Snapshot:
         if isinstance(damage, RowDamaged):
             return corrupt(self._path, f"{describe_key(damage.key)} is not what was written")
         if isinstance(damage, ChunkMissing):
-            return corrupt(
-                self._path, f"channel {damage.channel}: the chunk with sequence {damage.sequence} is missing"
-            )
+            return corrupt(self._path, f"channel {damage.channel}: sequence {damage.sequence} is missing")
         numbers = ", ".join(str(arg) for arg in args if isinstance(arg, int))
         return corrupt(self._path, f"{damage}; met by {reading}({numbers})")

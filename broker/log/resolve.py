@@ -13,6 +13,7 @@ Any thread may ask; a question is bounded by its keys. Sorted ones are answered 
 from __future__ import annotations
 
 from contextlib import contextmanager
+from struct import Struct
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from broker.log.tables import CLOSED, HEADED, channel_key
@@ -31,7 +32,7 @@ Result = TypeVar("Result")
 
 BATCH = 4096
 """Keys that are looked up at once when everything is."""
-_ENTRY_HEADER_BYTES = 8
+_ENTRY_HEADER = Struct("<IHH")
 _CHANNEL, _EPOCH, _HEAD, _DROP = 1, 2, 4, 8
 _SNAPSHOT = 0x0002
 _NAME_SIZE_AT, _NAME_AT = 18, 20
@@ -40,10 +41,11 @@ _NUMBER_AT = 24
 
 def entries_of(entries: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield (kind, flags, offset) of each entry of a run."""
-    at = 0
-    while at < len(entries):
-        yield int.from_bytes(entries[at + 4 : at + 6], "little"), int.from_bytes(entries[at + 6 : at + 8], "little"), at
-        at += max(int.from_bytes(entries[at : at + 4], "little"), _ENTRY_HEADER_BYTES)
+    at, end = 0, len(entries)
+    while at < end:
+        size, kind, flags = _ENTRY_HEADER.unpack_from(entries, at)
+        yield kind, flags, at
+        at += max(size, _ENTRY_HEADER.size)
 
 
 def read_again(segments: Callable[[], tuple[Segment, ...]], read: Callable[[tuple[Segment, ...]], Result]) -> Result:
@@ -271,6 +273,7 @@ def _joined(parts: list[bytes]) -> bytes:
 
     An archive that is being written to is ahead of its checkpoint, so what it has may come again.
     """
+    parts = [part for part in parts if part]
     if len(parts) < 2 or all(kind != _EPOCH for entries in parts[1:] for kind, _, _ in entries_of(entries)):
         return b"".join(parts)
     seen: set[bytes] = set()

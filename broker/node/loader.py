@@ -5,7 +5,7 @@ connection behind it; other connections go on. Whoever waits is told when all th
 to be stored, and handles its frame in that very callback.
 
 - A name is in one job at a time. Nothing that is looked up is in memory, so nobody can change or evict it meanwhile.
-- What somebody waits for is held in memory from the moment when it is there until that one has been told.
+- What somebody waits for is held in memory from the moment when it is there until all is and that one is told.
 - Connections take turns: a job takes a few names of each, so one that names a million delays the next by a job or two,
   and a job ends after some milliseconds.
 - What waits is bounded in bytes; beyond that the answer is BUSY.
@@ -401,11 +401,10 @@ class Loader:
                 self._queue(load, again)
                 return
         self._forget(load)
+        # Nothing is evicted before this call returns; and a channel that is about to be removed must not be held.
+        self._release(load)
         if load.done is not None:
-            try:
-                load.done(load.failure)
-            finally:
-                self._release(load)
+            load.done(load.failure)
 
     def _forget(self, load: Load) -> None:
         del load.asker.loads[load]

@@ -56,6 +56,7 @@ not read until it takes them: what it asks costs more to answer than to send."""
 DUPLICATES_MAX = 65_536
 """Repeated publishes that wait for the commit of what they repeat."""
 STORAGE_FAILURES_PER_MIN_MAX = 3
+COUNTED_AT_ONCE = 4_096
 
 
 class Connection(Protocol):
@@ -181,7 +182,6 @@ class Node:
             try:
                 core = Sequencer(profiles, limits, int.from_bytes(os.urandom(8), "little"), log.journal_id)
                 recovered = log.recover()
-                log.load_all(core)
                 broker_time = BrokerTime(recovered.time_us)
                 fence = core.begin(
                     recovered.run + 1,
@@ -191,7 +191,13 @@ class Node:
                     chain=recovered.chain,
                     term=recovered.term + 1,
                     time_us=broker_time.clock.now_us(),
+                    id_next=recovered.id_next,
+                    channels=recovered.channels,
+                    producers=recovered.producers,
+                    complete=recovered.empty,
                 )
+                if any(profile.channels_max for profile in profiles):
+                    count_channels(core, log)
                 log.append(fence.number, fence.value)
             except BaseException as cause:
                 log.close()
@@ -539,6 +545,14 @@ class Node:
             "retention_steps": self._retention.steps,
             **self._log.stats(),
         }
+
+
+def count_channels(core: Sequencer, log: Log) -> None:
+    """Tell the core of all stored channels, for profiles that bound how many they have."""
+    names = log.names(b"", b"", COUNTED_AT_ONCE)
+    while names:
+        core.count_stored(names)
+        names = log.names(b"", names[-1], COUNTED_AT_ONCE)
 
 
 def no_memory(what: str) -> BrokerError:

@@ -71,7 +71,6 @@ from broker_native.tree cimport (
     CURSOR_ROW,
     TreeCursor,
     TreeReader,
-    cursor_last,
     cursor_next,
     cursor_prev,
     cursor_seek,
@@ -807,7 +806,8 @@ cdef class GroupsPacker:
         PyObject_GetBuffer(group, &view, PyBUF_SIMPLE)
         try:
             at = <const uint8_t*>view.buf
-            if view.len < GROUP_HEADER_BYTES or load_u32(at) != GROUP_MAGIC or load_u64(at + GROUP_NUMBER) <= self.group:
+            if (view.len < GROUP_HEADER_BYTES or load_u32(at) != GROUP_MAGIC
+                    or load_u64(at + GROUP_NUMBER) <= self.group):
                 raise ValueError("group: it is none, or not past the one before")
             if not self.put(at, <uint64_t>view.len):
                 full = self.finish()
@@ -822,7 +822,7 @@ cdef class GroupsPacker:
         cdef uint64_t chunks = load_u32(group + GROUP_CHUNKS_COUNT)
         cdef uint64_t offset = GROUP_HEADER_BYTES + <uint64_t>load_u32(group + GROUP_ENTRIES_BYTES)
         cdef uint8_t* at
-        cdef uint64_t used, chunk
+        cdef uint64_t used, _
         if chunks > size // CHUNK_HEADER_BYTES:
             raise ValueError(f"group: {chunks} chunks in {size} bytes")
         PyByteArray_Resize(self.row, before + <Py_ssize_t>(3 * VARINT_BYTES_MAX * (chunks + 1)))
@@ -830,7 +830,7 @@ cdef class GroupsPacker:
         used = varint_store(at, load_u64(group + GROUP_NUMBER) - (self.group if self.groups else 0))
         used += varint_store(at + used, load_u64(group + GROUP_TIME) - (self.time_us if self.groups else 0))
         used += varint_store(at + used, chunks)
-        for chunk in range(chunks):
+        for _ in range(chunks):
             if offset > size or size - offset < CHUNK_HEADER_BYTES:
                 PyByteArray_Resize(self.row, before)
                 raise ValueError(f"group: its chunks leave its {size} bytes")

@@ -44,6 +44,7 @@ cdef class TreeReader:
     cdef uint64_t meta_at
     cdef uint64_t root
     cdef uint32_t depth
+    cdef readonly bint overtaken
 
     cdef int take_meta(self, uint64_t transaction) except -1
     cdef int prove_meta_untouched(self, uint64_t transaction) except -1

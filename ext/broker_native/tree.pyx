@@ -358,8 +358,13 @@ cdef class TreeReader:
         transaction: The number of the transaction that wrote the snapshot.
 
     Raises:
-        LookupError: The meta page is of another transaction by now, or may soon be: begin anew with a newer one.
+        LookupError: The meta page is of another transaction by now: begin anew with a newer one.
         TreeDamaged: The meta pages cannot be right.
+
+    Attributes:
+        overtaken: The commit after the snapshot's was there, maybe not finished. The one after that writes the meta
+            page over, bit by bit; so what was read of it is right only if LMDB, asked after this, still begins read
+            transactions with the same number.
     """
 
     def __cinit__(self, MappedFile mapped not None, uint64_t transaction):
@@ -398,10 +403,12 @@ cdef class TreeReader:
         Only the second commit after the snapshot's does that, and the first one shows in the other page before.
         """
         cdef const uint8_t* other = self.mapped.data + (0 if self.meta_at else self.walk.page_bytes)
+        cdef uint64_t newest
         acquire_fence()
-        if (load_u64(other + META_TRANSACTION) > transaction
-                or load_u64(self.mapped.data + self.meta_at + META_TRANSACTION) != transaction):
+        newest = load_u64(other + META_TRANSACTION)
+        if newest > transaction + 1 or load_u64(self.mapped.data + self.meta_at + META_TRANSACTION) != transaction:
             raise LookupError(f"{self.mapped.path}: the snapshot of transaction {transaction} is gone")
+        self.overtaken = newest > transaction
         return 0
 
     cdef int begin(self, TreeCursor* cursor) except -1:

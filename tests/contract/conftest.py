@@ -17,8 +17,14 @@ HOMES = ("embedded", "thread", "tcp", "unix")
 
 
 @pytest.fixture(scope="session")
-def shared_server() -> Iterator[Server]:
-    server = Server()
+def evicts(request: pytest.FixtureRequest) -> bool:
+    """Whether all homes of this run keep nothing in memory that they may evict."""
+    return bool(request.config.getoption("--evicting"))
+
+
+@pytest.fixture(scope="session")
+def shared_server(evicts: bool) -> Iterator[Server]:
+    server = Server(evicts=evicts)
     try:
         yield server.start()
     finally:
@@ -26,17 +32,17 @@ def shared_server() -> Iterator[Server]:
 
 
 @pytest.fixture(params=HOMES)
-def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
+def home(request: pytest.FixtureRequest, tmp_path: Path, evicts: bool) -> Home:
     """Each home in turn."""
     kind = request.param
     server = request.getfixturevalue("shared_server") if kind in ("tcp", "unix") else None
-    return Home(kind, tmp_path, server)
+    return Home(kind, tmp_path, server, evicts=evicts)
 
 
 @pytest.fixture
-def own_server() -> Iterator[Server]:
+def own_server(evicts: bool) -> Iterator[Server]:
     """A server that the test may kill."""
-    server = Server()
+    server = Server(evicts=evicts)
     try:
         yield server.start()
     finally:

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from broker import Broker, connect
 from broker.model.levels import Level
 from broker.model.profiles import Profile
+from tests.contract.evicting import evicting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -58,9 +59,14 @@ payload_bytes_max = 100
 
 
 class Server:
-    """`broker serve` in a process of its own, on TCP and a Unix socket, over a folder that goes with it."""
+    """`broker serve` in a process of its own, on TCP and a Unix socket, over a folder that goes with it.
 
-    def __init__(self) -> None:
+    Args:
+        evicts: It keeps nothing in memory that it may evict.
+    """
+
+    def __init__(self, *, evicts: bool = False) -> None:
+        self._program = "tests.contract.evicting" if evicts else "broker"
         # Not pytest's folder: the path of a Unix socket is bounded.
         self.folder = Path(tempfile.mkdtemp(prefix="broker-"))
         self._config = self.folder / "broker.toml"
@@ -77,7 +83,16 @@ class Server:
         """Start it, again on the same port if it ran before, and wait until it takes connections."""
         ready = self.folder / "ready"
         ready.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "broker", "serve", "--data", str(self.folder / "data"), "--tcp", self._tcp]
+        command = [
+            sys.executable,
+            "-m",
+            self._program,
+            "serve",
+            "--data",
+            str(self.folder / "data"),
+            "--tcp",
+            self._tcp,
+        ]
         command += ["--unix", str(self.folder / "socket"), "--config", str(self._config), "--ready-file", str(ready)]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, cwd=ROOT, env=self.environment(), stdout=log, stderr=log)
@@ -119,10 +134,12 @@ class Home:
         kind: `embedded`, `thread`, `tcp` or `unix`.
         folder: For the data of the embedded ones.
         server: For the others.
+        evicts: The embedded ones keep nothing in memory that they may evict.
     """
 
-    def __init__(self, kind: str, folder: Path, server: Server | None) -> None:
+    def __init__(self, kind: str, folder: Path, server: Server | None, *, evicts: bool = False) -> None:
         self.kind = kind
+        self._evicts = evicts
         self._folder = folder
         self._server = server
 
@@ -143,8 +160,9 @@ class Home:
                 reserve_bytes=0,
                 **options,
             )
-            async with broker as embedded:
-                yield embedded
+            with evicting() if self._evicts else nullcontext():
+                async with broker as embedded:
+                    yield embedded
         else:
             async with connect(self.url, **options) as remote:
                 yield remote

@@ -112,6 +112,7 @@ def replacements(kernel: Kernel, disk: Disk) -> list[tuple[str, str, object]]:
         ("broker.node.node", "CommitThread", commits),
         ("broker.node.node", "BrokerTime", broker_time),
         ("broker.node.catchup", "ThreadPoolExecutor", pool),
+        ("broker.node.loader", "ThreadPoolExecutor", pool),
         ("broker.events", "_limiter", Limiter(now_s=lambda: kernel.now_us / 1e6)),
         ("broker.events", "_refusals", Refusals(now_s=lambda: kernel.now_us / 1e6)),
     ]
