@@ -97,6 +97,17 @@ class Stored(Protocol):
         """
 
 
+class StoredReader(Reader, Stored, Protocol):
+    """A log that is read, and asked for what memory does not know."""
+
+    def names(self, prefix: bytes, after: bytes, count_max: int) -> list[bytes]:
+        """The smallest names of stored channels with a prefix past another name, ascending, at most so many.
+
+        Raises:
+            StorageError: they cannot be read.
+        """
+
+
 class Clock(Protocol):
     """Broker time."""
 

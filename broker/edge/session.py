@@ -789,9 +789,8 @@ class Session(Intake):
             return
         query = requests.decode_history_query(request.more)
         self.node.gate.check(self.identity, Verb.HISTORY, query.channel.encode())
-        name = check_channel(query.channel)
-        self._need([name])
-        self._read_back(request.request, query, name)
+        # What is not in memory is looked up by the reader, with many others at once: reading loads nothing.
+        self._read_back(request.request, query, check_channel(query.channel))
 
     def _bus_history(self, request: control.Request) -> None:
         query = requests.decode_bus_query(request.more)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from broker.core.ports import Reader as LogReader
+    from broker.core.ports import StoredReader
     from broker.core.sequencer import Sequencer
     from broker_native.fanout import Outbox
 
@@ -70,7 +70,8 @@ class Ask:
         name: The channel or pattern, checked.
         level: What the channel would promise if it is not stored.
         group: It waits until this group is applied.
-        known: What memory knows of the channel, taken when the job is made; None for a pattern.
+        known: What memory knows of the channel, taken when the job is made; None for a pattern, and for a channel that
+            only the log knows of.
     """
 
     __slots__ = ("asker", "group", "known", "level", "name", "number", "query")
@@ -98,7 +99,7 @@ class HistoryReader:
     def __init__(
         self,
         core: Sequencer,
-        log: LogReader,
+        log: StoredReader,
         submit: Callable[[Callable[..., list[bytes]], list[Ask], Applied, int], asyncio.Future[list[bytes]]],
         kick: Callable[[], None],
     ) -> None:
@@ -220,7 +221,7 @@ class HistoryReader:
             return None
         info = self._core.tails.info(ask.name)
         if info is None:
-            return Known.nothing(ask.level)
+            return None if self._core.missing([ask.name]) else Known.nothing(ask.level)
         _, level, epoch, first, applied_next, _, seen_next, epochs = info
         if level == Level.EPHEMERAL:
             # Nothing of it is read back.
@@ -231,6 +232,7 @@ class HistoryReader:
         """Answer questions, on the reader thread; returns the frames of the first of them, at least one."""
         frames: list[bytes] = []
         frames_bytes = 0
+        self._resolve([ask for ask in asks if ask.known is None and isinstance(ask.query, HistoryQuery)])
         for ask in asks:
             if frames_bytes >= JOB_BYTES_MAX:
                 break
@@ -239,14 +241,35 @@ class HistoryReader:
             frames.append(frame)
         return frames
 
+    def _resolve(self, asks: list[Ask]) -> None:
+        """Look up the channels that are not in memory, all at once; on the reader thread."""
+        names = sorted({ask.name for ask in asks})
+        try:
+            stored = dict(zip(names, self._log.resolve(names), strict=True)) if names else {}
+        except BrokerError:
+            return  # each is looked up by itself, so that only what is damaged is refused
+        for ask in asks:
+            ask.known = self._from_log(ask, stored[ask.name])
+
+    def _from_log(self, ask: Ask, entries: bytes) -> Known:
+        known = Known.from_entries(entries) if entries else Known.nothing(ask.level)
+        if ask.level == Level.EPHEMERAL:
+            # Its profile has become so since it was stored.
+            return Known(0, ask.level, known.next, known.next, known.epochs)
+        return known
+
+    def _name_of(self, channel: int) -> bytes | None:
+        name = self._core.tails.name_of(channel)
+        return name if name is not None else self._log.names_of([channel])[0]
+
     def _answer(self, ask: Ask, applied: Applied, now_s: int) -> bytes:
         try:
             part: Part
             if isinstance(ask.query, BusQuery):
-                part = read_bus(self._log, Selected(ask.name, self._core.tails.name_of), ask.query, applied, now_s)
+                part = read_bus(self._log, Selected(ask.name, self._name_of), ask.query, applied, now_s)
             else:
-                assert ask.known is not None
-                part = read_stretch(self._log, ask.known, ask.query, now_s)
+                known = ask.known or self._from_log(ask, self._log.resolve([ask.name])[0])
+                part = read_stretch(self._log, known, ask.query, now_s)
             return ask.asker.encode_part(ask.number, part)
         except BrokerError as refusal:
             return ask.asker.encode_refusal(ask.number, refusal)

@@ -125,7 +125,7 @@ class Node:
         self.loader = Loader(core, log, self.clock, loop)
         self._eviction = Eviction(core, log, self.clock, loop)
         self.history = HistoryReader(core, log, self.catchup.submit, self.kick)
-        self.listing = Listing(core, loop, self.kick)
+        self.listing = Listing(core, log, loop, self.catchup.submit, self.kick)
         self._retained = RetainedBroker(core, log, self.loader, broker_time, loop, self.kick)
         self._retention = Retention(self._retained, Policies.of(core.profiles))
         self._idle: asyncio.Future[None] | None = None

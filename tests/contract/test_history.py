@@ -452,3 +452,50 @@ async def test_trims_and_removals_outlast_a_kill(own_server: Server) -> None:
         assert sequences(await bus.history("s.trimmed").messages()) == [6, 7, 8]
         assert await bus.history("s.removed").messages() == []
         assert [channel.name async for channel in bus.channels("s.")] == ["s.trimmed"]
+
+
+# -- what is not in memory ---------------------------------------------------------------------------------------------
+
+
+async def test_channels_that_are_not_in_memory(own_server: Server) -> None:
+    """After a restart nothing is in memory, and reading brings nothing there; what is asked is answered as before."""
+    async with connect(own_server.tcp_url) as bus:
+        for number in range(50):
+            bus.post(f"s.cold.{number:02}", b"%d" % number)
+        bus.post("s.cold.kept", b"x")
+        bus.post("a.cold", b"x")
+        await bus.flush()
+        await bus.publish("s.cold.07", b"again")
+        before = await bus.history("s.>").messages()
+        listed = [channel async for channel in bus.channels("s.cold.", details=True)]
+        assert len(listed) == 51
+    async with connect(own_server.tcp_url) as bus:
+        await remove_when_let_go(bus, "s.cold.kept")
+    own_server.kill()
+    await asyncio.to_thread(own_server.start)
+    async with connect(own_server.tcp_url) as bus:
+        loaded = (await bus.stats())["channels"]
+        answers = await asyncio.gather(*(bus.history(f"s.cold.{number:02}").messages() for number in range(50)))
+        assert [[message.payload for message in answer] for answer in answers] == [
+            [b"7", b"again"] if number == 7 else [b"%d" % number] for number in range(50)
+        ]
+        assert [channel async for channel in bus.channels("s.cold.", details=True)] == listed[:-1]
+        assert [channel.name async for channel in bus.channels("s.cold.", after="s.cold.03", limit=2)] == [
+            "s.cold.04", "s.cold.05",
+        ]  # fmt: skip
+        assert await bus.history("s.cold.none").messages() == []
+        assert await bus.history("s.cold.kept").messages() == []
+        again = await bus.history("s.>").messages()
+        assert [(message.channel, message.position) for message in again] == [
+            (message.channel, message.position) for message in before if message.channel != "s.cold.kept"
+        ]
+        assert (await bus.stats())["channels"] == loaded
+        # What is in memory and what is not, in one listing, and one that is removed here and still in the log's tables.
+        await bus.publish("s.cold.20", b"warm")
+        await bus.publish("s.cold.new", b"warm")
+        await bus.remove("s.cold.21")
+        names = [channel.name async for channel in bus.channels("s.cold.")]
+        assert names == sorted({*(channel.name for channel in listed[:-1]), "s.cold.new"} - {"s.cold.21"})
+        assert await bus.history("s.cold.21").messages() == []
+        assert await bus.trim("s.cold.22", 2) == 2
+        assert await bus.history("s.cold.22").messages() == []
