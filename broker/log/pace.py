@@ -60,6 +60,6 @@ class Pace:
         if self.commit_s > max(SLOWER_MAX * self.quiet_s, HARMLESS_S):
             self.rest = min(max(self.rest * 2, _REST_BEGIN), REST_MAX)
         else:
-            self.rest /= 2 if self.rest > _REST_BEGIN / 4 else 1e9
+            self.rest = self.rest / 2 if self.rest > _REST_BEGIN / 4 else 0.0
         behind = min(backlog_bytes / self._backlog_bytes_max, 1.0)
         return min(worked_s * self.rest * (1.0 - behind), PAUSE_S_MAX)

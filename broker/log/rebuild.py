@@ -19,7 +19,7 @@ from broker.log.errors import corrupt
 from broker_native.btree import TreeDamaged
 from broker_native.chunks import chunk_expire, merge_chunks
 from broker_native.rows import RowDamaged, row_body
-from broker_native.slices import channel_first, channel_totals
+from broker_native.slices import channel_first, channel_totals, row_limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from broker_native.tree import TreeReader
 
 KIB = 1024
-CHUNK_BYTES_MAX = 64 * KIB - 16
-"""Sixteen pages without the header of the first."""
+HELD_BYTES_MAX = 256 * KIB
+"""Chunks of one channel that are merged at a time."""
 ROWS_PER_READ = 4096
 READ_BYTES = 4096 * KIB
 _MAP_MARGIN_BYTES = 1 << 30
@@ -192,10 +192,16 @@ def _merged(chunks: Iterable[bytes], first: int, now_s: int) -> Iterator[bytes]:
     for chunk in chunks:
         held.append(chunk_expire(chunk, now_s))
         size += len(held[-1])
-        if size > 4 * CHUNK_BYTES_MAX:
-            held = merge_chunks(held, CHUNK_BYTES_MAX, first - 1)
+        if size > HELD_BYTES_MAX:
+            held = merge_chunks(held, row_limit(size), first - 1)
             # The last one may have room for more.
             yield from held[:-1]
             held = held[-1:]
             size = sum(map(len, held))
-    yield from merge_chunks(held, CHUNK_BYTES_MAX, first - 1)
+    while held:
+        limit = row_limit(sum(map(len, held)))
+        held = merge_chunks(held, limit, first - 1)
+        # What is left after the first row of whole pages is looked at anew; small ones before it end with their epoch.
+        end = next((at for at, chunk in enumerate(held, 1) if 2 * len(chunk) > limit), len(held))
+        yield from held[:end]
+        held = held[end:]

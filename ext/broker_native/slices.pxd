@@ -20,6 +20,9 @@ cdef enum:
     TABLE_PAGE_HEADER_BYTES = 32  # u32 size, crc, magic, count, kind, end of the items, size of low, size of bound
     LEAF_CHUNK_BYTES = 1900       # two rows of this size share a leaf page; extending one rewrites no more than that
     WHOLE_CHUNK_BYTES = 16368     # four pages without the header of the first
+    LAST_PAGE_BYTES_MIN = 2700    # less of a row's last page costs no more in leaf pages, which are seven tenths full
+    REBUILT_CHUNK_BYTES = 65520   # sixteen pages
+    REBUILT_LAST_PAGE_BYTES_MIN = 3500  # in a rebuilt file leaf pages are nearly full
     ROWS_DELETED_MAX = 4096       # of one channel in one transaction
 
 cdef struct RowBuffer:            # grows; rows as u32 key size, u32 value size, key, value

@@ -707,28 +707,34 @@ cdef int delete_channel(SliceMerger self) noexcept nogil:
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
-cdef uint32_t chunk_limit(uint64_t size) noexcept nogil:
+cdef uint32_t chunk_limit(uint64_t size, uint32_t whole, uint32_t last_page_min) noexcept nogil:
     """How large a row to make of records that would take `size` bytes in one: no page of it mostly empty.
 
-    A row up to LEAF_CHUNK_BYTES shares a leaf page. A larger one has pages of its own, and is only made when they get
-    three quarters full.
+    A row up to LEAF_CHUNK_BYTES shares a leaf page. A larger one has pages of its own, up to `whole` bytes; when the
+    last of them would get less than `last_page_min`, the rest goes into a row of its own.
     """
-    cdef uint64_t pages
+    cdef uint64_t pages, last_page
     if size <= LEAF_CHUNK_BYTES:
         return LEAF_CHUNK_BYTES
-    if size >= WHOLE_CHUNK_BYTES:
-        return WHOLE_CHUNK_BYTES
-    pages = (size + OVERFLOW_HEADER_BYTES + PAGE_BYTES - 1) // PAGE_BYTES
-    if size * 4 < pages * PAGE_BYTES * 3:
-        pages -= 1
+    if size >= whole:
+        return whole
+    pages = (size + OVERFLOW_HEADER_BYTES) // PAGE_BYTES
+    last_page = size + OVERFLOW_HEADER_BYTES - pages * PAGE_BYTES
+    if last_page >= last_page_min:
+        pages += 1
     return <uint32_t>(pages * PAGE_BYTES - OVERFLOW_HEADER_BYTES) if pages else LEAF_CHUNK_BYTES
 
 
 cdef uint32_t extension_limit(uint64_t there, uint64_t coming) noexcept nogil:
     """How large a channel's last row may get: within a leaf page, or as much again as is worth the rewriting."""
     if 2 * coming >= there and there + coming <= WHOLE_CHUNK_BYTES:
-        return chunk_limit(there + coming)
+        return chunk_limit(there + coming, WHOLE_CHUNK_BYTES, LAST_PAGE_BYTES_MIN)
     return LEAF_CHUNK_BYTES
+
+
+cdef uint32_t new_limit(uint64_t coming) noexcept nogil:
+    """How large a new row may get."""
+    return chunk_limit(CHUNK_HEADER_BYTES + coming, WHOLE_CHUNK_BYTES, LAST_PAGE_BYTES_MIN)
 
 
 cdef int put_chunk(SliceMerger self) noexcept nogil:
@@ -881,7 +887,7 @@ cdef int merge_chunks(SliceMerger self, bint extend) noexcept nogil:
         if reason != SLICE_GOOD:
             return reason
         held = self.builder.used
-    self.builder.bytes_max = limit if held else chunk_limit(CHUNK_HEADER_BYTES + coming)
+    self.builder.bytes_max = limit if held else new_limit(coming)
     for at in range(self.incoming_count):
         chunk = &self.incoming[at]
         if chunk.next <= channel.next:
@@ -912,7 +918,7 @@ cdef int merge_chunks(SliceMerger self, bint extend) noexcept nogil:
                 coming -= taken if taken < coming else coming
                 if put_chunk(self) != SLICE_GOOD:
                     return SLICE_MEMORY
-            self.builder.bytes_max = chunk_limit(CHUNK_HEADER_BYTES + coming)
+            self.builder.bytes_max = new_limit(coming)
         if chunk.next > channel.first:
             self.records_added += <int64_t>(
                 chunk.next - (channel.next if channel.next > channel.first else channel.first))
@@ -1178,6 +1184,11 @@ cdef class SliceMerger:
 
 
 # -- for a rebuild -----------------------------------------------------------------------------------------------------
+
+
+def row_limit(uint64_t size):
+    """How large a row of a rebuilt file may get of chunks that come to `size` bytes."""
+    return chunk_limit(size, REBUILT_CHUNK_BYTES, REBUILT_LAST_PAGE_BYTES_MIN)
 
 
 def channel_first(bytes row not None):

@@ -6,6 +6,7 @@ archive ends with the same channels.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from contextlib import ExitStack
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAP_BYTES = 1 << 30
+EXAMPLES = int(os.environ.get("BROKER_SLICE_EXAMPLES", "50"))
+"""Cuts of journals that are tried."""
 WHOLE = 1 << 40
 
 
@@ -131,7 +134,7 @@ def cut(pick: random.Random, whole: list[Group]) -> list[list[Group]]:
     return segments
 
 
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=EXAMPLES)
 @given(
     st.integers(0, 1 << 32),
     st.integers(1, 24),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SMALL_BYTES = 20_000
 STEPS_MAX = 200
 LIFE_S_MAX = 0.2
-KILLS = int(os.environ.get("BROKER_ARCHIVER_KILLS", "6"))
+KILLS = int(os.environ.get("BROKER_ARCHIVER_KILLS", "4"))
 SEED = int(os.environ.get("BROKER_SEED", random.SystemRandom().randrange(1 << 32)))
 
 
