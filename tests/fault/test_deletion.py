@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from broker import Broker, Position
+from broker import Broker, Position, connect
 from broker.log.archiving import Archiving
 from broker.model.levels import Level
 from broker.model.limits import Limits
 from broker.model.profiles import Profile
+from tests.contract.homes import Server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from broker import Bus
     from broker.embedded import Opening
     from broker.node.node import Node
 
@@ -45,6 +47,16 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Archive each sealed segment at once."""
     assert Archiving.__init__.__kwdefaults__ is not None
     monkeypatch.setitem(Archiving.__init__.__kwdefaults__, "segments_min", 1)
+
+
+@pytest.fixture
+def own_server() -> Iterator[Server]:
+    """A server that the test may kill."""
+    server = Server()
+    try:
+        yield server.start()
+    finally:
+        server.stop()
 
 
 def opened(path: Path, profiles: list[Profile] | None = None) -> Opening:
@@ -100,7 +112,7 @@ def files_with(path: Path, canary: bytes) -> list[str]:
     return found
 
 
-async def read_all(broker: Broker, channel: str, count: int) -> list[bytes]:
+async def read_all(broker: Bus, channel: str, count: int) -> list[bytes]:
     """Return the first messages of a channel from its start."""
     payloads = []
     async with broker.subscribe(channel, start="start") as subscription, asyncio.timeout(PATIENCE_S):
@@ -172,6 +184,42 @@ async def test_a_reader_that_is_behind_is_told(tmp_path: Path) -> None:
             assert [(event.name, event.at) for event in late.events] == [("trimmed", 16)]
 
 
+async def test_trims_race_a_reader(tmp_path: Path) -> None:
+    """A reader that is trimmed from under its feet gets every message in order, but for those that it is told of."""
+    count = 300
+    async with opened(tmp_path) as broker, broker.subscribe("keep.a", start="start", credit_bytes=64 * 1024) as reader:
+        for number in range(count):
+            await broker.publish("keep.a", b"%d" % number + bytes(3_000))
+        skipped, trims = 0, 0
+        expected = 1
+        async with asyncio.timeout(PATIENCE_S):
+            async for message in reader:
+                if message.sequence != expected:
+                    told = [event.at for event in reader.events if event.name == "trimmed"]
+                    assert message.sequence in told
+                    skipped += message.sequence - expected
+                assert message.payload.startswith(b"%d\0" % (message.sequence - 1))
+                expected = message.sequence + 1
+                if expected > count:
+                    break
+                if message.sequence % 20 == 0 and trims < 5:
+                    trims += 1
+                    # Beyond what is on its way to the reader.
+                    await broker.trim("keep.a", min(message.sequence + 60, count))
+        assert skipped
+
+
+async def test_a_trim_survives_a_kill(own_server: Server) -> None:
+    async with connect(own_server.tcp_url) as bus:
+        await bus.publish_many("s.a", [b"%d" % number for number in range(10)])
+        assert await bus.trim("s.a", 7) == 7
+        own_server.kill()
+        await asyncio.to_thread(own_server.start)
+        info = await bus.channel("s.a")
+        assert (info.first, info.head) == (7, 10)
+        assert await read_all(bus, "s.a", 4) == [b"6", b"7", b"8", b"9"]
+
+
 # -- by key ------------------------------------------------------------------------------------------------------------
 
 
@@ -224,6 +272,21 @@ async def test_what_is_deleted_is_in_no_file(how: str, tmp_path: Path) -> None:
     assert files_with(tmp_path, CANARY) == []
     async with opened(tmp_path) as broker:
         assert await read_all(broker, "keep.b", 1) == [b"something else"]
+
+
+@pytest.mark.parametrize("how", ["trimmed", "removed"])
+async def test_a_key_is_deleted_with_its_messages(how: str, tmp_path: Path) -> None:
+    async with opened(tmp_path) as broker:
+        await broker.publish("state.a", b"x", key=CANARY)
+        await broker.publish("state.b", b"x", key=b"stays")
+        await cycled(broker)
+    async with opened(tmp_path) as broker:
+        await (broker.trim("state.a", 2) if how == "trimmed" else broker.remove("state.a"))
+        await cycled(broker)
+        await compacted(broker)
+        assert files_with(tmp_path, CANARY) == []
+        assert files_with(tmp_path, b"stays")
+        assert await read_all(broker, "state.b", 1) == [b"x"]
 
 
 async def test_what_is_not_deleted_is_in_some_file(tmp_path: Path) -> None:
