@@ -37,8 +37,8 @@ PROFILES = [
     Profile(b"state.>", keep="latest_per_key", tombstone_s=0),
     Profile(b">"),
 ]
-QUICK = Limits(ping_interval_s=0.6, group_bytes_max=64 * 1024, payload_bytes_max=64 * 1024)
-"""Housekeeping five times a second, and groups that small segments take."""
+QUICK = Limits(ping_interval_s=0.15, group_bytes_max=64 * 1024, payload_bytes_max=64 * 1024)
+"""Housekeeping twenty times a second, and groups that small segments take."""
 PATIENCE_S = 30
 
 

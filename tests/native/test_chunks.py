@@ -215,6 +215,8 @@ def test_fields_that_overrun_their_record_have_no_key() -> None:
     for payload in (b"\1\0a", b"\1\0a\1", b"\1\0a\4\0abc"):
         chunk = build_chunk(Chunk(CHANNEL, 1, 1, 1, build_record(Record(payload), flags=0x30), TIME_US))
         assert chunk_keys(chunk) == [(b"a", 1, TIME_US, False)]
+
+
 @given(histories(), st.integers(-2, 3_000_001))
 def test_the_sequence_of_a_time(made: list[bytes], after_us: int) -> None:
     for chunk in made:
