@@ -86,8 +86,9 @@ async def cycled(broker: Broker) -> None:
     """Have retention plan, trim and plan again until it finds nothing more, with all of it in the archive."""
     node = node_of(broker)
     for _ in range(20):
+        trims = node._retention.trims
         await archived(broker)
-        trims, steps = node._retention.trims, node._retention.steps + 2
+        steps = node._retention.steps + 2
         await until(lambda least=steps: node._retention.steps >= least and not node._retention._busy)  # type: ignore[misc]
         if node._retention.trims == trims:
             return
