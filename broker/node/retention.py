@@ -208,6 +208,9 @@ class Retention:
             self._cursors = dict(step.cursors)
             if step.more or step.proposals:
                 self._due_us = 0
+            if step.more:
+                # A step a second would fall behind what comes.
+                self._broker.later(self.tick)
         self._end()
 
     def _end(self) -> None:

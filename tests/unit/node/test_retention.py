@@ -122,6 +122,17 @@ def test_a_round_trims_and_then_tells_how_far_it_is() -> None:
     assert broker.given[-1] == {CURSOR: 20}
 
 
+def test_a_walk_that_has_more_goes_on_at_once() -> None:
+    broker = Broker()
+    broker.steps += [Step({}, {CURSOR: at}, more=at < 3) for at in range(1, 4)]
+    retention = started(broker)
+    while broker.planning is not None:
+        broker.answer()
+        broker.turn()
+    assert broker.given == [{}, {CURSOR: 1}, {CURSOR: 2}]
+    assert retention.steps == 3
+
+
 def test_nothing_is_begun_without_a_policy() -> None:
     broker = Broker()
     retention = started(broker, Policies([(b">", Policy())]))
