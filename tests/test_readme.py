@@ -56,7 +56,7 @@ def test_command_has_the_options_it_is_shown_with(words: list[str]) -> None:
 
 def test_readme_shows_commands_and_programs() -> None:
     assert {words[1] for words in commands(README)} >= {"serve", "pub", "sub", "bench", "errors"}
-    assert len(PROGRAMS) == 2
+    assert len(PROGRAMS) == 3
 
 
 def run(program: str, folder: Path) -> str:
@@ -106,3 +106,9 @@ def test_embedded_program_runs(tmp_path: Path) -> None:
 def test_client_program_runs(tmp_path: Path, server_url: str) -> None:
     assert SERVER_URL in PROGRAMS[1]
     assert run(PROGRAMS[1].replace(SERVER_URL, server_url), tmp_path) == "1 synced\n"
+
+
+def test_reading_program_runs(tmp_path: Path, server_url: str) -> None:
+    assert SERVER_URL in PROGRAMS[2]
+    printed = run(PROGRAMS[2].replace(SERVER_URL, server_url), tmp_path)
+    assert printed == "['two', 'three', 'four']\n2 two\n1 one\n['chat.acme.44']\n"

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import click
 
 from broker.cli.names import complete_channel
-from broker.cli.sub import Form, Printer, as_framed, as_json, as_raw, as_text, tell_event
+from broker.cli.sub import Printer, as_framed, as_json, as_raw, as_text, tell_event
 
 if TYPE_CHECKING:
     from broker.bus import HistorySince, HistoryUntil
+    from broker.cli.sub import Form
     from broker_native.messages import Message
 
 _AGO = re.compile(r"([0-9]{1,9})([smhd])")

@@ -38,6 +38,12 @@ class Program:
         assert b"Traceback" not in complaints
         return printed if status == 0 else complaints
 
+    def complete(self, asked: dict[str, str]) -> str:
+        """Return what completes the words that a shell tells in the environment."""
+        code = "from broker.cli.main import command; command(prog_name='broker')"
+        environment = {**self._environment, **asked}
+        return subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True, timeout=30)
+
 
 @pytest.fixture
 def program(shared_server: Server) -> Program:
@@ -128,3 +134,59 @@ def test_exit_codes_mean_something(program: Program, room: str) -> None:
     nobody = ("--url", "broker+unix:///nowhere/socket")
     assert b"is the broker running?" in program.run("pub", channel, "x", *nobody, status=ExitCode.RESUME)
     assert b"ADDRESS" in program.run("pub", channel, "x", "--url", "http://x", status=ExitCode.STOP)
+
+
+def test_history_prints_stretches(program: Program, room: str) -> None:
+    channel = f"s.{room}"
+    program.run("pub", channel, given=b"one\ntwo\nthree\nfour\n")
+    assert program.run("history", channel) == b"one\ntwo\nthree\nfour\n"
+    assert program.run("history", channel, "--last", "2") == b"three\nfour\n"
+    assert program.run("history", channel, "--reverse", "--limit", "3") == b"four\nthree\ntwo\n"
+    assert program.run("history", channel, "--since", "1", "--until", "3", "--raw") == b"twothree"
+    assert program.run("history", channel, "--since", "2020-01-01", "--until", "1d") == b""
+    assert program.run("history", channel, "--since", "1h").count(b"\n") == 4
+    rows = [json.loads(line) for line in program.run("history", channel, "--json", "--last", "1").splitlines()]
+    assert [(row["channel"], row["sequence"], row["payload"]) for row in rows] == [(channel, 4, "four")]
+    place = f"{rows[0]['epoch']}:3"
+    assert program.run("history", channel, "--since", place) == b"four\n"
+    assert (
+        program.run("history", "*." + room)
+        == "".join(f"{channel}\t{each}\n" for each in ("one", "two", "three", "four")).encode()
+    )
+    assert b"expected SEQUENCE" in program.run("history", channel, "--since", "yesterday", status=ExitCode.USAGE)
+    assert b"two beginnings" in program.run("history", channel, "--since", "1", "--last", "1", status=ExitCode.USAGE)
+    assert b"INVALID_POSITION" in program.run("history", "s.>", "--last", "1", status=ExitCode.STOP)
+    assert b"NO_PROFILE" in program.run("history", f"none.{room}", status=ExitCode.STOP)
+
+
+def test_channels_are_listed_described_trimmed_and_removed(program: Program, room: str) -> None:
+    names = [f"s.{room}.{each}" for each in "abc"]
+    for name in names:
+        program.run("pub", name, given=b"one\ntwo\nthree\n")
+    assert program.run("channel", "ls", f"s.{room}.").decode().split() == names
+    assert program.run("channel", "ls", f"s.{room}.", "--after", names[0], "--limit", "1").decode().split() == [
+        names[1]
+    ]
+    (line,) = program.run("channel", "ls", names[2], "--long").decode().splitlines()
+    assert line.split("\t")[:4] == [names[2], "1", "3", "synced"]
+    (row,) = map(json.loads, program.run("channel", "ls", names[2], "--long", "--json").splitlines())
+    assert (row["name"], row["first"], row["head"], row["durability"]) == (names[2], 1, 3, "synced")
+    assert program.run("channel", "trim", names[0], "--before", "3") == f"{names[0]}: begins with 3\n".encode()
+    described = json.loads(program.run("channel", "info", names[0], "--json"))
+    assert (described["first"], described["head"], described["messages"]) == (3, 3, 1)
+    assert b"sequences 3 to 3" in program.run("channel", "info", names[0])
+    assert b"no message" in program.run("channel", "info", f"s.{room}.none")
+    assert b"INVALID_POSITION" in program.run("channel", "trim", names[0], "--before", "9", status=ExitCode.STOP)
+    assert b"--yes" in program.run("channel", "rm", names[1], status=ExitCode.STOP)
+    assert program.run("channel", "rm", names[1], "--yes") == b""
+    assert program.run("channel", "ls", f"s.{room}.").decode().split() == [names[0], names[2]]
+    assert b"DENIED" in program.run("channel", "ls", "$", status=ExitCode.STOP)
+
+
+def test_names_complete(program: Program, room: str) -> None:
+    """As a shell asks for it; and a broker that is not there completes nothing."""
+    program.run("pub", f"s.{room}.one", "x")
+    program.run("pub", f"s.{room}.two", "x")
+    asked = {"_BROKER_COMPLETE": "bash_complete", "COMP_WORDS": f"broker history s.{room}.", "COMP_CWORD": "2"}
+    assert program.complete(asked).split() == [f"plain,s.{room}.one", f"plain,s.{room}.two"]
+    assert not program.complete({**asked, "BROKER_URL": "broker+unix:///nowhere/socket"}).split()

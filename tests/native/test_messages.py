@@ -6,17 +6,20 @@ import asyncio
 import random
 import struct
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.model.errors import BrokerError, error
+from broker.model.errors import BrokerError, MalformedFrame, error
 from broker_native.messages import Batch, Cursor, FrameReader
 from tests.reference import frames as twin
 from tests.reference.groups import Chunk, build_chunk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 KIB = 1024
 LIMIT = 256 * KIB
@@ -318,6 +321,40 @@ def test_a_frame_as_large_as_may_be_comes_in_pieces(piece: int) -> None:
     found = [item for at in range(0, len(frame), piece) for item in reader.feed(frame[at : at + piece])]
     assert found == [(5, 0, frame[8:])]
     assert reader.failure is None
+
+
+def test_chunks_of_a_reply() -> None:
+    """One behind the other, of a channel that is told, with a place or without."""
+    reader = FrameReader(error, 0)
+    reader.journal = bytes(16)
+    one = chunk_bytes([twin.Record(b"a"), twin.Record(b"b")])
+    two = chunk_bytes([twin.Record(b"c", key=b"k")], first=3)
+    batches = reader.chunks(one + two, "a.b")
+    assert [(batch.channel, batch.first, batch.last, batch.group) for batch in batches] == [
+        ("a.b", 1, 2, 0), ("a.b", 3, 3, 0),
+    ]  # fmt: skip
+    assert [message.payload for batch in batches for message in batch] == [b"a", b"b", b"c"]
+    assert batches[0].bus_position is None
+    (placed,) = reader.chunks(two, "a.b", 9, 4)
+    assert (placed.group, placed.index) == (9, 4)
+    assert reader.chunks(b"", "a.b") == []
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: data[:-1],
+        lambda data: data + b"\0",
+        lambda data: data[:40],
+        lambda data: data[:4] + bytes([data[4] ^ 1]) + data[5:],
+        lambda data: (1 << 31).to_bytes(4, "little") + data[4:],
+        lambda data: bytes(4) + data[4:],
+    ],
+)
+def test_what_is_no_chunk_of_a_reply_is_refused(spoil: Callable[[bytes], bytes]) -> None:
+    data = chunk_bytes([twin.Record(b"a")])
+    with pytest.raises(MalformedFrame):
+        FrameReader(error, 0).chunks(spoil(data), "a.b")
 
 
 def test_a_muted_route_drops_and_a_dropped_one_is_unknown() -> None:

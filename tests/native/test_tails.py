@@ -1164,3 +1164,53 @@ def test_tails_are_freed_with_everything_open() -> None:
         pair = make()
         for slot in SLOTS:
             pair.publish(0, slot, [filled(40_000), filled(40_000)])
+
+
+@given(
+    st.sets(st.sampled_from([b"s.%d" % number for number in range(300)]), max_size=300),
+    st.sampled_from([b"", b"s.", b"s.1", b"s.29", b"t"]),
+    st.sampled_from([b"", b"s.", b"s.150", b"s.99", b"t"]),
+    st.sampled_from([None, b"s.2", b"s.200", b"s"]),
+)
+@settings(max_examples=40, deadline=None)
+def test_stored_names_between_two(names: set[bytes], prefix: bytes, after: bytes, before: bytes | None) -> None:
+    """What a sorted list says, in whatever steps the table is walked; a channel without a committed record is none."""
+    tails = stored_channels(names)
+    tails.load(b"s.unborn", SYNCED, 2, PAYLOAD_MAX)
+    found, key = [], 0
+    while True:
+        some, key = tails.names_between(key, 1, prefix, after, before)
+        found += some
+        if not key:
+            break
+    wanted = [name for name in names if name.startswith(prefix) and name > after and (before is None or name < before)]
+    assert sorted(found) == sorted(wanted)
+
+
+def test_names_are_walked_while_more_come() -> None:
+    """Those that were there are met, though the table grows on the way; a longer name follows its beginning."""
+    names = {b"s.%05d" % number for number in range(3_000)}
+    tails = stored_channels(names)
+    found, key = tails.names_between(0, 1, b"", b"", None)
+    assert key
+    for number in range(20_000):
+        tails.load(b"s.more.%d" % number, SYNCED, 2, PAYLOAD_MAX)
+    while key:
+        some, key = tails.names_between(key, 1, b"", b"", None)
+        found += some
+    assert set(found) == names
+    tails = stored_channels({b"s.a", b"s.ab", b"s.b"})
+    assert sorted(tails.names_between(0, 99, b"s", b"s.a", b"s.b")[0]) == [b"s.ab"]
+
+
+def stored_channels(names: set[bytes]) -> native.Tails:
+    """Return tails that have applied the entries of so many stored channels."""
+    tails = native.Tails(1, 7)
+    entries = b"".join(
+        struct.pack("<IHHQBBBB", (20 + len(name) + 7) // 8 * 8, 1, 0, number, SYNCED, 2, len(name), 0)
+        + name.ljust((20 + len(name) + 7) // 8 * 8 - 20, b"\0")
+        for number, name in enumerate(sorted(names), 1)
+    )
+    tails.apply_entries(entries, Lines().__getitem__)
+    tails.begin_run(2, 5)
+    return tails

@@ -1,0 +1,133 @@
+"""Questions and answers of REQUEST: what goes in comes out, and what is of a wrong type is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.model.errors import MalformedFrame
+from broker.model.history import (
+    HISTORY_BYTES_MAX,
+    NAMES_MAX,
+    BusPart,
+    BusQuery,
+    ChannelRow,
+    HistoryPart,
+    HistoryQuery,
+    NamedChunk,
+    NamesPart,
+    NamesQuery,
+    Trim,
+)
+from broker.model.positions import BusPosition
+from broker.wire import control, requests
+
+U32 = st.integers(0, 2**32 - 1)
+U64 = st.integers(0, 2**64 - 1)
+TEXT = st.text(max_size=20)
+BYTES = st.integers(1, HISTORY_BYTES_MAX)
+PLACES = st.builds(BusPosition, st.binary(min_size=16, max_size=16), U64, U32)
+
+QUERIES = st.one_of(
+    st.builds(
+        HistoryQuery,
+        TEXT,
+        st.none() | U64,
+        U64,
+        st.none() | U64,
+        st.none() | U64,
+        st.none() | U64,
+        st.none() | U64,
+        st.none() | st.integers(1, 2**64 - 1),
+        st.booleans(),
+        BYTES,
+    ),
+    st.builds(BusQuery, TEXT, st.none() | PLACES, st.none() | U64, BYTES),
+    st.builds(NamesQuery, TEXT, TEXT, st.integers(1, NAMES_MAX), st.booleans()),
+    st.builds(Trim, TEXT, st.integers(1, 2**64 - 1)),
+)
+PARTS = st.one_of(
+    st.builds(
+        HistoryPart, U64, U64, U64, st.integers(1, 4), st.sampled_from(["resumed", "trimmed"]), U64, U64, U64,
+        st.booleans(), st.binary(max_size=40),
+    ),
+    st.builds(
+        HistoryPart, U64, U64, U64, st.integers(1, 4), st.none(), st.just(0), U64, U64, st.booleans(),
+        st.binary(max_size=40),
+    ),
+    st.builds(
+        BusPart,
+        TEXT,
+        st.lists(st.builds(NamedChunk, TEXT, U64, U32, st.binary(max_size=9)), max_size=4).map(tuple),
+        PLACES,
+        st.booleans(),
+    ),
+    st.builds(
+        NamesPart,
+        st.lists(
+            st.builds(ChannelRow, TEXT) | st.builds(ChannelRow, TEXT, U64, U64, U64, st.integers(1, 4)), max_size=4
+        ).map(tuple),
+        st.booleans(),
+    ),
+)  # fmt: skip
+DECODERS: dict[type, Any] = {
+    HistoryQuery: requests.decode_history_query,
+    BusQuery: requests.decode_bus_query,
+    NamesQuery: requests.decode_names_query,
+    Trim: requests.decode_trim,
+    HistoryPart: requests.decode_history_part,
+    BusPart: requests.decode_bus_part,
+    NamesPart: requests.decode_names_part,
+}
+
+
+@given(QUERIES)
+def test_a_question_goes_through(query: Any) -> None:
+    frame = control.encode_request(7, "op", requests.pack_query(query))
+    assert DECODERS[type(query)](control.decode_request(frame[8:]).more) == query
+
+
+@given(PARTS, U32)
+def test_an_answer_goes_through(part: Any, number: int) -> None:
+    request, fields = control.decode_reply(requests.encode_part(number, part)[8:])
+    assert (request, DECODERS[type(part)](fields)) == (number, part)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (HistoryQuery, {}),
+        (HistoryQuery, {"channel": b"x"}),
+        (HistoryQuery, {"channel": "x", "after": -1}),
+        (HistoryQuery, {"channel": "x", "after": 1.0}),
+        (HistoryQuery, {"channel": "x", "limit": 0}),
+        (HistoryQuery, {"channel": "x", "bytes": 0}),
+        (HistoryQuery, {"channel": "x", "reverse": 1}),
+        (BusQuery, {}),
+        (BusQuery, {"pattern": "x", "bus": [b"short", 1, 2]}),
+        (NamesQuery, {"limit": 0}),
+        (NamesQuery, {"limit": NAMES_MAX + 1}),
+        (NamesQuery, {"prefix": b"x"}),
+        (NamesQuery, {"details": "yes"}),
+        (Trim, {"name": "x"}),
+        (Trim, {"name": "x", "first": 0}),
+        (HistoryPart, {"epoch": 1, "first": 1, "head": 1, "level": 3, "after": 0, "before": 1, "chunks": "text"}),
+        (HistoryPart, {"epoch": 1, "first": 1, "head": 1, "level": 9, "after": 0, "before": 1, "chunks": b""}),
+        (BusPart, {"outcome": "resumed", "chunks": [["x", 1, 2]], "bus": [bytes(16), 1, 2]}),
+        (BusPart, {"outcome": "resumed", "chunks": [["x", 1, 1 << 32, b""]], "bus": [bytes(16), 1, 2]}),
+        (BusPart, {"outcome": "resumed", "chunks": []}),
+        (NamesPart, {"channels": [["x", 1]]}),
+        (NamesPart, {"channels": [[1]]}),
+        (NamesPart, {"channels": "x"}),
+    ],
+)
+def test_what_is_wrong_is_refused(kind: type, fields: dict[str, Any]) -> None:
+    with pytest.raises(MalformedFrame):
+        DECODERS[kind](fields)
+
+
+def test_more_bytes_than_there_may_be_count_as_that() -> None:
+    assert requests.decode_history_query({"channel": "x", "bytes": 1 << 40}).bytes_max == HISTORY_BYTES_MAX
