@@ -369,13 +369,15 @@ class Loader:
         """Install what was found of a key; returns why that cannot be done."""
         if isinstance(found, BrokerError):
             return found
-        assert self._unknown([key]), "somebody brought it into memory without asking here"
         try:
             if not found:
                 self._note_absent(key)
             elif key.startswith(LINE):
+                assert not self._core.knows_producer(key[1:]), "a line came into memory without asking here"
                 self._core.install_line(found)
             else:
+                # What is in memory is newer: it must never be set back.
+                assert self._tails.absent([key]), "a channel came into memory without asking here"
                 self._core.install(found)
         except MemoryError as shortage:
             return self._reason(shortage)

@@ -71,6 +71,8 @@ class Core:
     def missing(self, names: list[bytes]) -> list[bytes]:
         return [name for name in names if name not in self.there]
 
+    absent = missing
+
     def knows_producer(self, producer: bytes) -> bool:
         return producer in self.lines.known
 
