@@ -103,19 +103,19 @@ class ArchiveWriter:
         self._map_bytes = map_bytes
         self._opened: tuple[lmdb.Environment, MappedFile] | None = None
         self.written_bytes = 0
+        self._lock: int | None = None
         try:
             if not path.parent.exists():
                 durable.make_folder(path.parent)
-            self._lock: int | None = _lock(path.parent)
+            self._lock = _lock(path.parent)
             remove_file(aside_path(path))
-        except OSError as cause:
-            raise failed(path, cause) from cause
-        try:
             if not path.exists():
                 create_archive(path)
             self.checkpoint, self._begun = self._load()
-        except BaseException:
+        except BaseException as cause:
             self.close()
+            if isinstance(cause, OSError):
+                raise failed(path, cause) from cause
             raise
 
     @property

@@ -654,13 +654,14 @@ cdef int delete_below(SliceMerger self, uint64_t first) noexcept nogil:
         if deleted == ROWS_DELETED_MAX:
             self.unfinished = True
             return SLICE_GOOD
-        if row_end <= row_first or row_bytes > channel.bytes or channel.chunks == 0:
+        if row_end <= row_first:
             return at_archive(self, SLICE_ROW, &self.chunks)
         if delete_row(self, &key) != SLICE_GOOD:
             return SLICE_MEMORY
         deleted += 1
-        channel.bytes -= row_bytes
-        channel.chunks -= 1
+        # Totals are for statistics and bounds: that they do not add up is no reason to keep what is gone.
+        channel.bytes -= row_bytes if row_bytes < channel.bytes else channel.bytes
+        channel.chunks -= 1 if channel.chunks else 0
         channel.first = row_end
         channel.changed = True
         self.bytes_added -= <int64_t>row_bytes
@@ -945,9 +946,10 @@ cdef int merge_channel(SliceMerger self) noexcept nogil:
     reason = load_channel(self)
     if reason != SLICE_GOOD:
         return reason
-    reason = take_entries(self, self.entries.data, self.entries.size, False)
-    if reason != SLICE_GOOD:
-        return reason
+    if self.entries.size:
+        reason = take_entries(self, self.entries.data, self.entries.size, False)
+        if reason != SLICE_GOOD:
+            return reason
     if channel.found:
         mark_dirty(self, &self.channels)
     if channel.dropped:

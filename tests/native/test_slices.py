@@ -22,13 +22,16 @@ from broker.log.environment import open_lmdb, reading_tree
 from broker_native.rows import pack_row
 from broker_native.slices import SliceDamaged, SliceMerger, SliceSource
 from broker_native.tree import MappedFile, TreeReader
+from tests.native.starve import refusals
 from tests.reference.groups import (
     Group,
     build_chunk,
+    build_entry,
     channel_entry,
     chunk_of,
     drop_entry,
     epoch_entry,
+    head_entry,
     trim_entry,
 )
 from tests.reference.slices import (
@@ -42,7 +45,7 @@ from tests.reference.slices import (
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 MAP_BYTES = 1 << 30
 EXAMPLES = int(os.environ.get("BROKER_SLICE_EXAMPLES", "50"))
@@ -288,5 +291,106 @@ def test_a_flipped_bit_is_not_taken_over(scratch: Path, what: str) -> None:
         source = archive.open(path, pages, second)
         with pytest.raises(SliceDamaged, match="chunk checksum"):
             SliceMerger([source]).merge(archive.reader(), WHOLE)
+    finally:
+        archive.close()
+
+
+def test_the_judge_sees_what_is_wrong(scratch: Path) -> None:
+    """Each of these is what a merger with one mistake would leave."""
+    maker = Maker(5, 4, 300)
+    groups = [maker.group() for _ in range(12)]
+    model = Model()
+    for group in groups:
+        model.apply(group)
+    archive = Archive(scratch / "case")
+    try:
+        archive.take([groups], WHOLE, 1 << 30)
+        rows = archive.rows()
+    finally:
+        archive.close()
+    judge(rows, model)
+    chunk, channel, name = (next(key for key in rows if key[0] == kind) for kind in (0x10, 0x02, 0x01))
+    other = next(key for key in rows if key[0] == 0x02 and key != channel)
+    body = rows[name][4:]
+    planted: list[dict[bytes, bytes]] = [
+        {key: value for key, value in rows.items() if key != chunk},
+        {key: value for key, value in rows.items() if key != channel},
+        {key: value for key, value in rows.items() if key != name},
+        {**rows, name: pack_row(name, bytes([body[0] ^ 1]) + body[1:])},
+        {**rows, channel: pack_row(channel, rows[other][4:])},
+        {**rows, chunk: rows[chunk][:-1] + bytes([rows[chunk][-1] ^ 1])},
+        {**rows, b"\2" + (999).to_bytes(8, "big"): pack_row(b"\2" + (999).to_bytes(8, "big"), rows[other][4:])},
+    ]
+    for wrong in planted:
+        with pytest.raises((AssertionError, KeyError, ValueError)):
+            judge(wrong, model)
+
+
+def test_want_of_memory_is_said(scratch: Path) -> None:
+    maker = Maker(9, 6, 5_000)
+    made = [[maker.group() for _ in range(6)] for _ in range(2)]
+    model = Model()
+    for group in [*made[0], *made[1]]:
+        model.apply(group)
+    archive = Archive(scratch / "case")
+    try:
+        archive.take(made[:1], WHOLE, 1 << 30)
+        path = archive.folder / "starved.seg"
+        pages = write_segment(path, made[1])
+
+        def merging() -> Callable[[], object]:
+            merger, reader = SliceMerger([archive.open(path, pages, made[1])]), archive.reader()
+            return lambda: merger.merge(reader, WHOLE)
+
+        assert refusals(merging) > 6
+        source = archive.open(path, pages, made[1])
+        assert refusals(lambda: lambda: SliceMerger([source])) > 2
+        # Nothing of it was half done.
+        archive.take(made[1:], WHOLE, 1 << 30)
+        archive.judge(model)
+    finally:
+        archive.close()
+
+
+def test_what_is_used_twice_or_not_at_all_is_refused(scratch: Path) -> None:
+    archive = Archive(scratch / "case")
+    try:
+        (segment,) = Journal(((100,),)).segments()
+        source = archive.source(segment)
+        with pytest.raises(IndexError):
+            source.group(1)
+        with pytest.raises(ValueError, match="a slice needs a segment"):
+            SliceMerger([])
+        merger = SliceMerger([source])
+        with pytest.raises(ValueError, match="already"):
+            merger.__init__([source])  # type: ignore[misc]
+        with pytest.raises(ValueError, match="already"):
+            source.__init__(source.reader, 1, 1, 1, b"")  # type: ignore[misc, attr-defined]
+    finally:
+        archive.close()
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        b"\0" * 7,  # cut
+        head_entry(7, 1, 2, 1).body,  # no size that can be
+        build_entry(head_entry(8, 1, 2, 1)),  # another channel's
+        build_entry(head_entry(7, 1, 2, 1))[:20],
+    ],
+)
+def test_entries_that_cannot_be_are_refused(scratch: Path, entries: bytes) -> None:
+    archive = Archive(scratch / "case")
+    try:
+        (segment,) = Journal(((100,),)).segments()
+        path = archive.folder / "entries.seg"
+        pages = write_segment(path, segment)
+        reader = archive.files.enter_context(reading_tree(path))
+        tables = (7).to_bytes(8, "little") + len(entries).to_bytes(4, "little") + entries
+        merger = SliceMerger([SliceSource(reader, 1, 1, pages, tables)])
+        with pytest.raises(SliceDamaged, match="table entry"):
+            merger.merge(archive.reader(), WHOLE)
+        with pytest.raises(SliceDamaged, match="table entry"):
+            SliceSource(reader, 1, 1, pages, tables[:-1])
     finally:
         archive.close()

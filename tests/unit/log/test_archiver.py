@@ -16,16 +16,33 @@ import pytest
 
 from broker.log import durable
 from broker.log.archive import Archive
+from broker.log.archive_rows import CHUNK
 from broker.log.archiver import ArchiveWriter, Stopped, archive_path, aside_path
 from broker.log.slice import SLICE_KEY
 from broker.model.errors import BrokerError
+from broker_native.chunks import chunk_expire
+from tests.reference.chunks import items_of
+from tests.reference.frames import Record, build_record
+from tests.reference.groups import (
+    Chunk,
+    Group,
+    build_chunk,
+    build_group,
+    channel_entry,
+    epoch_entry,
+    parse_group,
+    trim_entry,
+)
 from tests.unit.log.archives import CHUNK_BYTES_REBUILT, Journal, check_archive, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from tests.reference.slices import Model
+
 SMALL_BYTES = 20_000
+CANARY_CHANNEL = 1_000_000
 STEPS_MAX = 200
 LIFE_S_MAX = 0.2
 KILLS = int(os.environ.get("BROKER_ARCHIVER_KILLS", "4"))
@@ -207,6 +224,59 @@ def test_a_full_disk_leaves_the_archive(
     assert refusal.value.name == "STORAGE_FULL"
     assert not aside_path(writer.path).exists()
     check_archive(writer.path, journal.model(5))
+
+
+CANARY = b"canary in the coal mine"
+
+
+def with_canary(journal: Journal, *, trimmed: bool) -> Model:
+    """Add a segment whose canary is trimmed or has expired by the time of the next one; returns what is left."""
+    before = journal.groups[-1][-1]
+    number, time_us = before.number, before.time_us + 1_000
+    records = [Record(payload=CANARY, expiry_s=None if trimmed else 60), Record(payload=b"stays")]
+    expiry_s = 0 if trimmed else time_us // 1_000_000 + 60
+    content = b"".join(map(build_record, records))
+    chunk = Chunk(CANARY_CHANNEL, number, 1, 2, content, time_us, expiry_s)
+    entries = (channel_entry(CANARY_CHANNEL, "coal.mine"), epoch_entry(CANARY_CHANNEL, number, 1))
+    published = Group(number + 1, number, before.chain, entries, (chunk,), time_us=time_us)
+    published = parse_group(build_group(published))
+    trim = (trim_entry(CANARY_CHANNEL, 2),) if trimmed else ()
+    after = Group(number + 2, number + 1, published.chain, trim, (), time_us=time_us + 61_000_000)
+    journal.add([published])
+    journal.add([parse_group(build_group(after))])
+    model = journal.model()
+    if not trimmed:
+        model.channels[CANARY_CHANNEL].items = items_of(chunk_expire(build_chunk(chunk), after.time_us // 1_000_000))
+    return model
+
+
+@pytest.mark.parametrize("trimmed", [True, False], ids=["trimmed", "expired"])
+def test_what_is_gone_is_in_no_file_after_a_rebuild(journal: Journal, writer: ArchiveWriter, trimmed: bool) -> None:
+    model = with_canary(journal, trimmed=trimmed)
+    writer.archive(journal.paths[:-1], nothing)
+    writer.archive(journal.paths[-1:], nothing)
+    assert CANARY in writer.path.read_bytes()
+    writer.compact(nothing)
+    check_archive(writer.path, model, CHUNK_BYTES_REBUILT)
+    assert CANARY not in writer.path.read_bytes()
+    assert b"stays" in writer.path.read_bytes()
+
+
+def test_a_rebuild_names_damage(journal: Journal, writer: ArchiveWriter) -> None:
+    writer.archive(journal.paths, nothing)
+    writer.close()
+    chunks = sorted(value for key, value in rows_of(writer.path).items() if key[0] == CHUNK)
+    content = bytearray(writer.path.read_bytes())
+    content[content.index(chunks[0]) + 80] ^= 1
+    writer.path.write_bytes(content)
+    again = ArchiveWriter(writer.path)
+    try:
+        with pytest.raises(BrokerError, match="the chunk of channel") as refusal:
+            again.compact(nothing)
+        assert refusal.value.name == "STORAGE_CORRUPT"
+        assert not aside_path(writer.path).exists()
+    finally:
+        again.close()
 
 
 # --- The child process ------------------------------------------------------------------------------------------------
