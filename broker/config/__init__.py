@@ -13,6 +13,7 @@
 
     [[profiles]]
     pattern = ">"
+    retention_s = "30 d"                   whole seconds: an integer, or text in s, min, h or d
 
 Every value is checked where it was read, so that an error can name its source; a key that nobody knows is an error.
 Sections are frozen and say of each field its unit, its range and whether SIGHUP changes it. Nothing here opens a

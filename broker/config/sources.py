@@ -209,10 +209,25 @@ def _read_profiles(reading: Reading, tables: object, source: Source, lines: Mapp
             _take_of_profile(reading, values, _Given(section, name, value, given_at, textual=False))
         if "pattern" not in table:
             reading.refuse(f"{section}.pattern", "missing", here, 'Add pattern = "…", a channel\'s name or a pattern.')
-        if len(reading.problems) > known:
+        profile = _profile(reading, section, here, values) if "pattern" in values else None
+        if profile is None or len(reading.problems) > known:
             reading.wrong.add("profiles")
             continue
-        reading.profiles.append((index, Profile(**values)))
+        reading.profiles.append((index, profile))
+
+
+def _profile(reading: Reading, section: str, here: Source, values: dict[str, Any]) -> Profile | None:
+    """Build a profile of values that are good by themselves; each that contradicts another is told and left out."""
+    while True:
+        try:
+            return Profile(**values)
+        except BrokerError as failure:
+            key, _, reason = failure.detail.partition(": ")
+            name = key.rpartition(".")[2]
+            key = f"{section}.{name}"
+            reading.refuse(key, reason, reading.origins.get(key, here), failure.hint)
+            if values.pop(name, None) is None:
+                return None
 
 
 def _take_of_profile(reading: Reading, values: dict[str, Any], given: _Given) -> None:
@@ -286,11 +301,13 @@ def _to_int(given: _Given, described: Setting) -> int:
     value = given.value
     if type(value) is int:
         return value
-    is_size = described.unit == "bytes"
-    if isinstance(value, str) and (given.textual or is_size):
-        found = re.fullmatch(r"(-?[0-9]{1,20}) ?(KiB|MiB|GiB)?", value)
-        if found is not None and (is_size or found[2] is None) and (given.textual or found[2] is not None):
-            return int(found[1]) * _SIZES[found[2]]
+    multiples = _MULTIPLES.get(described.unit, {})
+    if isinstance(value, str) and (given.textual or multiples):
+        found = re.fullmatch(r"(-?[0-9]{1,20}) ?([A-Za-z]+)?", value)
+        if found is not None and found[2] is None and given.textual:
+            return int(found[1])
+        if found is not None and found[2] in multiples:
+            return int(found[1]) * multiples[found[2]]
     raise _RefusedError(f"got {_shown(value, described)}, expected an integer, {described.accepted()}")
 
 
@@ -321,7 +338,11 @@ def _to_pattern(given: _Given, described: Setting) -> bytes:
     return _to_text(given, described).encode("utf-8", "surrogatepass")
 
 
-_SIZES = {None: 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
+_MULTIPLES = {
+    "bytes": {"KiB": KIB, "MiB": MIB, "GiB": GIB},
+    "seconds": {"s": 1, "min": 60, "h": 3_600, "d": 86_400},
+}
+"""What may stand behind a whole number of a unit, as text."""
 
 _CONVERTERS: dict[str, Callable[[_Given, Setting], object]] = {
     "int": _to_int,

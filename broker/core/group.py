@@ -39,6 +39,7 @@ class Group:
         opened_us: Broker time of its oldest record.
         answers: (publisher, PUBLISHED entries) to send after the commit.
         duplicates: Publishes to answer after the commit.
+        late_s: When it was committed, seconds, if that took so long that records of it may have expired; else 0.
         requests: Called after the commit with None, or with why it failed; on the core's thread.
     """
 
@@ -51,6 +52,7 @@ class Group:
     opened_us: int
     answers: list[tuple[Publisher, bytes]] = field(default_factory=list)
     duplicates: list[Duplicate] = field(default_factory=list)
+    late_s: int = 0
     requests: list[Callable[[BrokerError | None], None]] = field(default_factory=list)
 
     def offset(self, index: int) -> int:

@@ -23,6 +23,7 @@ from broker.core.lines import Lines
 from broker.core.recent import Recent
 from broker.model.errors import BrokerError, RequestError, error
 from broker.model.levels import Level
+from broker_native.chunks import chunks_expire
 from broker_native.fanout import Fanout
 from broker_native.groups import chain_of
 from broker_native.tails import Tails
@@ -49,6 +50,8 @@ PUBLISHED_DUPLICATE = 1
 ACCEPTED_WAIT_US = 50_000
 """An accepted record is at most this far ahead of the disk; beyond it new ones wait for their commit."""
 RECENT_BYTES = 8 << 20
+LATE_US = 500_000
+"""A group that took this long to commit may hold records that have expired meanwhile: they last a second at least."""
 
 
 class Sequencer:
@@ -427,11 +430,16 @@ class Sequencer:
         self.recent.add(group)
         if self.tails.accepted_waits:
             self.judge_wait(now_us)
+        if now_us - group.opened_us >= LATE_US:
+            group.late_s = now_us // 1_000_000
         return group
 
     def deliver(self, group: Group) -> None:
         """Hand a committed group's chunks to readers and answer its publishers."""
-        self.fanout.deliver(group.value, group.offset(group.early), group.number, group.early, 0)
+        value, offset = group.value, group.offset(group.early)
+        if group.late_s:
+            value, offset = chunks_expire(value, offset, group.late_s), 0
+        self.fanout.deliver(value, offset, group.number, group.early, 0)
         for publisher, answers in group.answers:
             publisher.owner.outbox.published(answers)
         for duplicate in group.duplicates:

@@ -34,6 +34,8 @@ from broker.log.archive_task import CompactResult, Stopped, archive_path
 from broker.log.environment import check_file, close_shared, lock_path, open_shared, remove_file
 from broker.log.errors import corrupt, failed
 from broker.log.rebuild import rebuild
+from broker.log.retaining import retain
+from broker.log.retention import Policies, unpack_cursors
 from broker.log.segment import Segment, open_segment
 from broker.log.slice import SLICE_KEY, Begun, Slice, SliceSegment
 from broker.model.errors import BrokerError, error
@@ -41,7 +43,9 @@ from broker_native.btree import TreeDamaged
 from broker_native.tree import MappedFile, TreeReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    from broker.log.retention import Step
 
 __all__ = ["ArchiveWriter", "CompactResult", "Stopped", "archive_path", "aside_path", "main", "serve"]
 
@@ -168,6 +172,37 @@ class ArchiveWriter:
         self.checkpoint = checkpoint
         return CompactResult(before, after)
 
+    def retain(self, policies: Policies, cursors: Mapping[bytes, int], now_us: int) -> Step:
+        """Take one step of retention, in one transaction.
+
+        Args:
+            policies: of the channels.
+            cursors: of the last step, if all its proposals are trims in the journal; else empty.
+            now_us: the time by which ages are judged, microseconds since 1970.
+
+        Returns:
+            What to trim, and the cursors to pass on when that is done.
+
+        Raises:
+            StorageError: STORAGE_CORRUPT, STORAGE_FULL or STORAGE_FAILED; the archive is as it was. Unavailable: a
+                slice was cut short, and has to be archived first.
+        """
+        if self._begun is not None:
+            raise error("UNAVAILABLE", f"{self.path}: a slice of segments is not wholly in it")
+        environment, mapped = self._open()
+        try:
+            with environment.begin(write=True) as transaction:
+                reader = TreeReader(mapped, transaction.id() - 1)
+                step = retain(self.path, transaction, reader, policies, cursors, now_us)
+                checkpoint = Checkpoint.unpack(transaction.get(CHECKPOINT_KEY), self.path)
+        except lmdb.Error as cause:
+            self._shut()
+            if isinstance(cause, lmdb.MapFullError):
+                self._map_bytes *= 2
+            raise failed(self.path, cause) from cause
+        self.checkpoint = checkpoint
+        return step
+
     def close(self) -> None:
         """Close the file and give the archive up. Idempotent."""
         self._shut()
@@ -267,10 +302,11 @@ def serve(writer: ArchiveWriter, commands: TextIO, answers: TextIO) -> None:
     """Obey the owner until its end of the pipe is closed.
 
     One JSON object a line. First of all comes `{"state": "ready", "checkpoint": {…}, "begun": ordinal}`. A command is
-    `{"do": "archive", "segments": [path, …]}` or `{"do": "compact"}`. After each transaction `{"state": "step",
-    "bytes": written}` is said, and the owner's `{"do": "go"}` or `{"do": "stop"}` awaited: so it sets the pace. At the
-    end comes `{"state": "archived", "checkpoint": {…}}`, `{"state": "compacted", …}`, `{"state": "stopped"}` or
-    `{"state": "failed", "code": …, "detail": …}`.
+    `{"do": "archive", "segments": [path, …]}`, `{"do": "retain", …}` or `{"do": "compact"}`. After each transaction of
+    a slice or a rebuild `{"state": "step", "bytes": written}` is said, and the owner's `{"do": "go"}` or `{"do":
+    "stop"}` awaited: so it sets the pace. At the end comes `{"state": "archived", "checkpoint": {…}}`, `{"state":
+    "retained", …}`, `{"state": "compacted", …}`, `{"state": "stopped"}` or `{"state": "failed", "code": …, "detail":
+    …}`.
     """
 
     def say(state: str, **fields: Any) -> None:
@@ -290,6 +326,9 @@ def serve(writer: ArchiveWriter, commands: TextIO, answers: TextIO) -> None:
             if command["do"] == "archive":
                 checkpoint = writer.archive([Path(path) for path in command["segments"]], between)
                 say("archived", checkpoint=asdict(checkpoint), bytes=writer.written_bytes)
+            elif command["do"] == "retain":
+                policies, cursors = Policies.unpack(command["policies"]), unpack_cursors(command["cursors"])
+                say("retained", **writer.retain(policies, cursors, command["now_us"]).pack())
             elif command["do"] == "compact":
                 say("compacted", **asdict(writer.compact(between)))
             else:

@@ -24,12 +24,14 @@ from broker.events import emit
 from broker.log.archive_rows import Checkpoint
 from broker.log.archive_task import CompactResult, Stopped, archive_path
 from broker.log.pace import Pace
+from broker.log.retention import Step, pack_cursors
 from broker.model.errors import BY_CODE, BrokerError, error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from broker.log.retention import Policies
     from broker.log.segment import Segment
 
 MIB = 1024 * 1024
@@ -59,6 +61,10 @@ class Writer(Protocol):
         ...
 
     def compact(self, between: Callable[[], None]) -> CompactResult:
+        """As of `ArchiveWriter`."""
+        ...
+
+    def retain(self, policies: Policies, cursors: Mapping[bytes, int], now_us: int) -> Step:
         """As of `ArchiveWriter`."""
         ...
 
@@ -106,6 +112,12 @@ class ChildWriter:
         done = self._do({"do": "compact"}, between)
         del done["state"]
         return CompactResult(**done)
+
+    def retain(self, policies: Policies, cursors: Mapping[bytes, int], now_us: int) -> Step:
+        """Have a step of retention taken; as `ArchiveWriter.retain`."""
+        packed = {"policies": policies.pack(), "cursors": pack_cursors(cursors)}
+        self._say({"do": "retain", **packed, "now_us": now_us})
+        return Step.unpack(self._hear())
 
     def close(self) -> None:
         """End the child, and wait for it."""
@@ -196,6 +208,7 @@ class Archiving:
         self._condition = threading.Condition()
         self._waiting: deque[tuple[Segment, int, float]] = deque()
         self._compactions: deque[tuple[Future[CompactResult], int]] = deque()
+        self._retentions: deque[tuple[Future[Step], Policies, Mapping[bytes, int], int]] = deque()
         self._closing = False
         self._writer: Writer | None = None
         self._failures = 0
@@ -228,6 +241,19 @@ class Archiving:
             if self._closing:
                 raise error("CLOSED", f"{self._folder}: archiving has ended")
             self._compactions.append((future, self._waiting[-1][0].ordinal if self._waiting else 0))
+            self._condition.notify_all()
+        return future
+
+    def retain(self, policies: Policies, cursors: Mapping[bytes, int], now_us: int) -> Future[Step]:
+        """Have a step of retention taken between two slices; arguments and result are those of `ArchiveWriter.retain`.
+
+        The result, or why there is none, comes on the thread.
+        """
+        future: Future[Step] = Future()
+        with self._condition:
+            if self._closing:
+                raise error("CLOSED", f"{self._folder}: archiving has ended")
+            self._retentions.append((future, policies, cursors, now_us))
             self._condition.notify_all()
         return future
 
@@ -264,8 +290,12 @@ class Archiving:
             with self._condition:
                 self._closing = True
                 ended, self._compactions = self._compactions, deque()
+                retentions, self._retentions = self._retentions, deque()
+            closed = error("CLOSED", f"{self._folder}: archiving has ended")
             for future, _ in ended:
-                future.set_exception(error("CLOSED", f"{self._folder}: archiving has ended"))
+                future.set_exception(closed)
+            for retention, *_ in retentions:
+                retention.set_exception(closed)
 
     def _serve(self) -> None:
         retry_s = RETRY_S
@@ -293,7 +323,7 @@ class Archiving:
 
     def _due_in(self) -> float:
         """Return the seconds until there is something to do."""
-        if self._compactions or len(self._waiting) >= self._segments_min:
+        if self._retentions or self._compactions or len(self._waiting) >= self._segments_min:
             return 0.0
         if self._waiting:
             return max(self._waiting[0][2] + self._wait_s - time.monotonic(), 0.0)
@@ -307,6 +337,9 @@ class Archiving:
         # What a process before this one archived, and did not live to remove.
         if self._waiting and self._waiting[0][0].ordinal <= writer.checkpoint.ordinal:
             self._archived(writer.checkpoint)
+        if self._retentions:
+            self._retain(writer)
+            return True
         segments = self._next_slice(writer)
         compaction = self._next_compaction(writer)
         if compaction is None and not segments:
@@ -326,6 +359,17 @@ class Archiving:
             self._pace.end()
             self._archive_s += time.monotonic() - began_s
         return True
+
+    def _retain(self, writer: Writer) -> None:
+        """Take a step of retention; whoever asked for it hears of a failure, and asks again."""
+        with self._condition:
+            future, policies, cursors, now_us = self._retentions.popleft()
+        try:
+            future.set_result(writer.retain(policies, cursors, now_us))
+        except (BrokerError, ChildDied, OSError, MemoryError) as cause:
+            future.set_exception(cause)
+            if not (isinstance(cause, BrokerError) and cause.temporary):
+                raise
 
     def _next_compaction(self, writer: Writer) -> Future[CompactResult] | None:
         """Return the rebuild that is due: what waited when it was asked for is archived, no slice is half done."""

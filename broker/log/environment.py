@@ -72,7 +72,8 @@ def open_lmdb(path: Path, map_bytes: int, *, locks: bool = True, readonly: bool 
         sync=True,
         metasync=True,
         writemap=False,
-        meminit=False,
+        # What is left of a page would hold what this process had in that memory before: messages deleted since, too.
+        meminit=True,
         mode=durable.FILE_MODE,
         max_readers=READERS_MAX,
         max_dbs=0,

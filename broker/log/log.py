@@ -30,9 +30,11 @@ from broker.log.view import View
 from broker.model.errors import error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Callable, Container, Mapping
+    from concurrent.futures import Future
 
     from broker.log.archiver import CompactResult
+    from broker.log.retention import Policies, Step
     from broker.log.segment import Segment
     from broker_native.crc32c import Buffer
 
@@ -286,6 +288,26 @@ class Log:
             AppendFull: there is no room for a fresh segment. AppendError: it cannot be created.
         """
         self._ready().rotate()
+
+    def retain(self, policies: Policies, cursors: Mapping[bytes, int], now_us: int) -> Future[Step]:
+        """Have the archiver take a step of retention; any thread, and it does not wait.
+
+        Args:
+            policies: of the channels.
+            cursors: of the last step, if all its proposals are trims in the journal; else empty.
+            now_us: the time by which ages are judged, microseconds since 1970; never ahead of what is true.
+
+        Returns:
+            What to trim, and the cursors to pass on when that is done, or why the step was not taken; on the
+            archiver's thread.
+
+        Raises:
+            Unavailable: nobody moves anything into the archive.
+        """
+        self._ready()
+        if self._archiving is None:
+            raise error("UNAVAILABLE", f"{self._directory.path}: nobody moves anything into the archive")
+        return self._archiving.retain(policies, cursors, now_us)
 
     # --- Reading --------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from broker.log.archive_rows import CHANNEL, CHECKPOINT_KEY, CHUNK, describe_key
+from broker.log.archive_rows import CHANNEL, CHECKPOINT_KEY, CHUNK, LATEST, describe_key
 from broker.log.environment import open_lmdb, remove_file
 from broker.log.errors import corrupt
 from broker_native.btree import TreeDamaged
@@ -34,6 +34,7 @@ HELD_BYTES_MAX = 256 * KIB
 ROWS_PER_READ = 4096
 READ_BYTES = 4096 * KIB
 _MAP_MARGIN_BYTES = 1 << 30
+ROW_CRC_BYTES = 4
 
 _FIRST = slice(24, 32)
 _COUNT = slice(32, 36)
@@ -120,10 +121,34 @@ class _Source:
             yield from self._proved(b"\0", chunks)
             for channel, found in _by_channel(self._proved(chunks, past)):
                 yield from self._channel(channel, found)
-            yield from self._proved(past, b"")
+            yield from self._without_stale(self._proved(past, b""))
         except TreeDamaged as damage:
             raise corrupt(self._path, str(damage)) from damage
         yield CHECKPOINT_KEY, self.checkpoint.pack()
+
+    def _without_stale(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """Leave out the rows of keys whose latest record was trimmed, or whose channel is no more."""
+        channel, first = b"", 0
+        for key, value in rows:
+            if key[0] == LATEST:
+                if key[1:9] != channel:
+                    channel = key[1:9]
+                    first = self._first(channel)
+                if int.from_bytes(value[ROW_CRC_BYTES:], "little") < first:
+                    continue
+            yield key, value
+
+    def _first(self, channel: bytes) -> int:
+        """Return a channel's first sequence; past every sequence for one that is no more."""
+        key = bytes([CHANNEL]) + channel
+        row = self._reader.get(key)
+        if row is None:
+            return 1 << 64
+        try:
+            row_body(key, row)
+            return channel_first(row)
+        except (RowDamaged, ValueError):
+            raise corrupt(self._path, f"{describe_key(key)} is not what was written") from None
 
     def _proved(self, begin: bytes, end: bytes) -> Iterator[Row]:
         """Yield rows of a range, each of them proved."""

@@ -220,6 +220,14 @@ EVENTS: tuple[Event, ...] = (
         (_ERROR,),
     ),
     Event(
+        "retention_failed",
+        Severity.WARNING,
+        "node",
+        "retention could not plan or carry out its next step; nothing is removed until it can",
+        "Look at the error's advice; it is tried again within a minute.",
+        (_CODE, _DETAIL),
+    ),
+    Event(
         "session_failed",
         Severity.ERROR,
         "server",

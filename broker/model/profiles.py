@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, ClassVar
 from broker.model.errors import error
 from broker.model.levels import Level
 from broker.model.names import TOKENS_MAX, check_pattern, covers, display, matches
-from broker.model.settings import MIB, check_settings, invalid, setting
+from broker.model.settings import KIB, MIB, check_settings, invalid, setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _NUMBER_MAX = (1 << 32) - 1
+_DAY_S = 24 * 3600
+RETENTION_BYTES_MIN = 64 * KIB
+"""The smallest bound in bytes: what is kept of a channel is whole chunks, and a chunk has at most so many."""
+KEEP_ALL, KEEP_LATEST_PER_KEY = "all", "latest_per_key"
+HOLD_NONE, HOLD_CONSUMERS = "none", "consumers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +88,92 @@ class Profile:
         ),
     )
 
+    retention_s: int = field(
+        default=0,
+        metadata=setting(
+            "Age at which messages of these channels are removed; 0 keeps them whatever their age.",
+            unit="seconds",
+            low=0,
+            high=36_525 * _DAY_S,
+            reloadable=True,
+        ),
+    )
+    retention_bytes: int = field(
+        default=0,
+        metadata=setting(
+            "What a channel keeps: its newest chunks that hold no more than this together; 0 sets no bound.",
+            unit="bytes",
+            low=0,
+            high=1 << 50,
+            reloadable=True,
+        ),
+    )
+    retention_messages: int = field(
+        default=0,
+        metadata=setting(
+            "How many sequences a channel keeps, the newest; 0 sets no bound.",
+            unit="messages",
+            low=0,
+            high=1 << 50,
+            reloadable=True,
+        ),
+    )
+    keep: str = field(
+        default=KEEP_ALL,
+        metadata=setting(
+            "What is kept within those bounds: all, or of each key the latest message; messages without a key stay.",
+            choices=(KEEP_ALL, KEEP_LATEST_PER_KEY),
+            reloadable=True,
+        ),
+    )
+    tombstone_s: int = field(
+        default=_DAY_S,
+        metadata=setting(
+            "With latest_per_key: how long a message with a key and no payload, which deletes its key, is kept itself.",
+            unit="seconds",
+            low=0,
+            high=3_652 * _DAY_S,
+            reloadable=True,
+        ),
+    )
+    hold: str = field(
+        default=HOLD_NONE,
+        metadata=setting(
+            "What retention waits for; consumers is refused until there are durable consumers.",
+            choices=(HOLD_NONE, HOLD_CONSUMERS),
+            reloadable=True,
+        ),
+    )
+
     def __post_init__(self) -> None:
         check_pattern(self.pattern)
         check_settings(self)
+        self._check_retention()
+
+    def _check_retention(self) -> None:
+        """Refuse what retention cannot do."""
+        if self.hold == HOLD_CONSUMERS:
+            raise invalid(
+                "profile.hold",
+                f"got {HOLD_CONSUMERS!r}, expected {HOLD_NONE!r}: there are no durable consumers to wait for yet",
+                "Leave it out; readers that fall behind retention are told so (trimmed).",
+            )
+        if 0 < self.retention_bytes < RETENTION_BYTES_MIN:
+            raise invalid(
+                "profile.retention_bytes",
+                f"got {self.retention_bytes} bytes, expected 0 or at least {RETENTION_BYTES_MIN} bytes",
+            )
+        if self.durability is not Level.EPHEMERAL:
+            return
+        defaults = {"retention_s": 0, "retention_bytes": 0, "retention_messages": 0, "keep": KEEP_ALL}
+        for name, default in defaults.items():
+            value = getattr(self, name)
+            if value != default:
+                raise invalid(
+                    f"profile.{name}",
+                    f"got {value!r}, expected {default!r}: an ephemeral profile stores nothing that could be kept",
+                    "Leave it out, or choose another durability.",
+                )
 
 
 class Profiles:

@@ -21,6 +21,7 @@ from broker.access.gate import Gate
 from broker.core.sequencer import Sequencer
 from broker.events import emit
 from broker.log.log import ArchiveBy, Log
+from broker.log.retention import Policies
 from broker.model.errors import BrokerError, error
 from broker.node.catchup import CatchUp, Following
 from broker.node.commit import CommitThread, handed_over
@@ -29,6 +30,8 @@ from broker.node.history import HistoryReader
 from broker.node.housekeeping import Housekeeping
 from broker.node.listing import Listing
 from broker.node.loader import Loader
+from broker.node.retained import RetainedBroker
+from broker.node.retention import Retention
 from broker.node.time import BrokerTime
 from broker_native.intake import ReadBuffer
 
@@ -125,6 +128,8 @@ class Node:
         self._eviction = Eviction(core, log, self.clock, loop)
         self.history = HistoryReader(core, log, self.catchup.submit, self.kick)
         self.listing = Listing(core, log, loop, self.catchup.submit, self.kick)
+        self._retained = RetainedBroker(core, log, self.loader, broker_time, loop, self.kick)
+        self._retention = Retention(self._retained, Policies.of(core.profiles))
         self._idle: asyncio.Future[None] | None = None
         self._left: asyncio.Future[None] | None = None
         self._reload: Profiles | None = None
@@ -467,6 +472,7 @@ class Node:
         self.core.end_turn(self.tails.now_us)
         if self.core.idle:
             self.core.reload(self._reload)
+            self._retention.reload(Policies.of(self._reload))
             self._reload = None
 
     # -- once a second -------------------------------------------------------------------------------------------------
@@ -484,6 +490,7 @@ class Node:
         self._seconds += 1
         self._time.steer()
         self._eviction.sweep()
+        self._retention.tick()
         now_us = self.clock.steady_us()
         if self._seconds % max(1, round(self.limits.ping_interval_s / 3)) == 0:
             for connection in list(self.connections):
@@ -511,6 +518,8 @@ class Node:
         """Commit what is pending, end the run in good order and give the directory back."""
         if self._closed:
             return
+        self._retention.stop()
+        await self._retained.settle()
         if not self._broken:
             self._turn()
         while not self.core.idle and not self.tails.refuse_code and not self._broken:
@@ -562,6 +571,8 @@ class Node:
             "bytes_out": self.fanout.bytes_out,
             "groups": self.core.applied_number,
             "time_us": self.clock.now_us(),
+            "retention_trims": self._retention.trims,
+            "retention_steps": self._retention.steps,
             **self._log.stats(),
         }
 

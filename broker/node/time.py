@@ -2,6 +2,8 @@
 
 It never goes back and never below the last group's time. A wall clock that jumps by more than two seconds raises an
 alarm and is followed only when it has stayed there for a minute.
+
+Ages are judged by a time of their own, which errs to the past: what is removed too late can still be removed.
 """
 
 from __future__ import annotations
@@ -42,6 +44,21 @@ class BrokerTime:
         self.clock.offset_us = wall_us() - self.clock.steady_us()
         self.clock.floor_us = floor_us
         self._jump_seen_s = 0
+        self._floor_us = floor_us
+        self._started_us = self.clock.steady_us()
+        self._settled_s = 0
+
+    def ages_us(self) -> int:
+        """Return the time by which ages are judged, microseconds since 1970; it may go back.
+
+        It is not ahead of broker time, nor of the wall clock when that is behind. While the wall clock has not kept
+        pace with the broker's for a minute since the start it may be a wrong one, which somebody is about to set: until
+        then no more time has passed since the last group than the broker has been running.
+        """
+        now_us = min(self.clock.now_us(), self._wall_us())
+        if self._floor_us and self._settled_s < JUMP_LASTS_S:
+            now_us = min(now_us, self._floor_us + self.clock.steady_us() - self._started_us)
+        return now_us
 
     def steer(self, seconds: int = 1) -> None:
         """Move towards the wall clock by what `seconds` allow. Call it once in that time.
@@ -51,6 +68,8 @@ class BrokerTime:
         """
         behind_us = self._wall_us() - (self.clock.steady_us() + self.clock.offset_us)
         if abs(behind_us) > JUMP_US:
+            if self._settled_s < JUMP_LASTS_S:
+                self._settled_s = 0
             if not self._jump_seen_s:
                 emit("clock_jump", behind_s=behind_us / 1e6, lasts_s=JUMP_LASTS_S)
             self._jump_seen_s += seconds
@@ -58,5 +77,6 @@ class BrokerTime:
                 return
         else:
             self._jump_seen_s = 0
+            self._settled_s += seconds
         step = SLEW_US_PER_S * seconds
         self.clock.offset_us += max(-step, min(step, behind_us))

@@ -25,11 +25,14 @@ from broker_native.layout cimport (
     CHUNK_FLAGS,
     CHUNK_HEADER_BYTES,
     CHUNK_TIME,
+    GONE_COMPACTED,
     GONE_EXPIRED,
     GONE_RECORD_BYTES,
     RECORD_EXPIRY,
     RECORD_GONE,
     RECORD_HEADER_BYTES,
+    RECORD_HEADERS,
+    RECORD_KEY,
     RECORD_NUMBER,
     RECORD_PRIORITY,
     RECORD_PUBLISHER,
@@ -66,12 +69,15 @@ cdef uint32_t record_run(const uint8_t* at, const uint8_t* end) noexcept nogil:
     return load_u32(at + GONE_RUN) if size >= GONE_RECORD_BYTES else 0
 
 
-cdef uint32_t record_expiry(const uint8_t* at) noexcept nogil:
-    """The seconds after its time at which a record expires, 0 for never or when its fields overrun it."""
+cdef uint32_t record_field(const uint8_t* at, uint16_t wanted) noexcept nogil:
+    """Where a field of a record begins, EXPIRY or one after it; 0 without it, or when its fields overrun it.
+
+    RECORD_HEADERS asks for the end of all before it whether there are any or not.
+    """
     cdef uint16_t flags = load_u16(at + 4)
     cdef uint32_t size = load_u32(at)
     cdef uint32_t offset = RECORD_HEADER_BYTES
-    if not flags & RECORD_EXPIRY or flags & RECORD_GONE:
+    if flags & RECORD_GONE or not (flags | RECORD_HEADERS) & wanted:
         return 0
     if flags & RECORD_PUBLISHER:
         if size < offset + 1:
@@ -81,7 +87,50 @@ cdef uint32_t record_expiry(const uint8_t* at) noexcept nogil:
         offset += 8
     if flags & RECORD_PRIORITY:
         offset += 1
-    return load_u32(at + offset) if offset + 4 <= size else 0
+    if wanted != RECORD_EXPIRY:
+        if flags & RECORD_EXPIRY:
+            offset += 4
+        if wanted != RECORD_KEY and flags & RECORD_KEY:
+            if size < offset + 2:
+                return 0
+            offset += 2 + load_u16(at + offset)
+    return offset if offset <= size else 0
+
+
+cdef uint32_t record_expiry(const uint8_t* at) noexcept nogil:
+    """The seconds after its time at which a record expires, 0 for never or when its fields overrun it."""
+    cdef uint32_t offset = record_field(at, RECORD_EXPIRY)
+    return load_u32(at + offset) if offset and offset + 4 <= load_u32(at) else 0
+
+
+cdef bint record_expired(const uint8_t* chunk, const uint8_t* at, uint64_t now_s) noexcept nogil:
+    """Whether a record is past its expiry: exactly, where a chunk's header rounds the second of its record down."""
+    cdef uint64_t expiry_s = record_expiry(at)
+    cdef uint64_t time_us
+    if expiry_s == 0:
+        return False
+    time_us = load_u64(chunk + CHUNK_TIME) + load_u32(at + RECORD_TIME)
+    return time_us // 1000000 + expiry_s + (1 if time_us % 1000000 else 0) <= now_s
+
+
+cdef object record_key(const uint8_t* at):
+    """A record's key, None when it has none or its fields overrun it."""
+    cdef uint32_t offset = record_field(at, RECORD_KEY)
+    cdef uint32_t size = load_u32(at)
+    if offset == 0 or offset + 2 > size or load_u16(at + offset) > size - offset - 2:
+        return None
+    return PyBytes_FromStringAndSize(<const char*>at + offset + 2, load_u16(at + offset))
+
+
+cdef bint record_deletes(const uint8_t* at) noexcept nogil:
+    """Whether a record that has a key deletes it: it has no payload."""
+    cdef uint32_t offset = record_field(at, RECORD_HEADERS)
+    cdef uint32_t size = load_u32(at)
+    if load_u16(at + 4) & RECORD_HEADERS and offset:
+        if offset + 2 > size:
+            return False
+        offset += 2 + <uint32_t>load_u16(at + offset)
+    return offset == size
 
 
 # -- the builder -------------------------------------------------------------------------------------------------------
@@ -285,12 +334,41 @@ def merge_chunks(list chunks not None, uint32_t bytes_max, uint64_t after=0, uin
     return merged
 
 
-def chunk_expire(bytes chunk not None, uint64_t now_s):
-    """The chunk with GONE runs in the place of what has expired; itself when nothing has.
+def chunks_expire(bytes value not None, size_t offset, uint64_t now_s):
+    """The chunks that stand in `value` from `offset` on, one behind the other, each as `chunk_expire` makes it.
 
     Args:
-        chunk: A whole chunk with a proved checksum.
-        now_s: Broker time, seconds since 1970.
+        value: Whole chunks from `offset` on, of this process's making.
+        offset: Where the first begins, bytes.
+        now_s: Broker time, seconds since 1970, rounded down.
+
+    Returns:
+        As many chunks.
+
+    Raises:
+        ValueError: They are no chunks.
+    """
+    cdef size_t size = <size_t>PyBytes_GET_SIZE(value)
+    cdef size_t begin = offset
+    cdef uint32_t chunk_size
+    cdef const uint8_t* at
+    cdef list parts = []
+    while offset < size:
+        at = <const uint8_t*>PyBytes_AS_STRING(value) + offset
+        chunk_size = load_u32(at) if size - offset >= CHUNK_HEADER_BYTES else 0
+        if chunk_size < CHUNK_HEADER_BYTES or chunk_size > size - offset:
+            raise ValueError(f"chunks: none stands at offset {offset} of {size} bytes")
+        if 0 < load_u64(at + CHUNK_EXPIRY) <= now_s:
+            parts.append(value[begin:offset])
+            parts.append(chunk_expire(value[offset:offset + chunk_size], now_s))
+            begin = offset + chunk_size
+        offset += chunk_size
+    parts.append(value[begin:])
+    return b"".join(parts)
+
+
+def chunk_keys(bytes chunk not None):
+    """The records of a chunk that have a key: a list of (key, sequence, time in microseconds, whether it deletes it).
 
     Raises:
         ValueError: Its records do not cover its sequences.
@@ -300,7 +378,105 @@ def chunk_expire(bytes chunk not None, uint64_t now_s):
     cdef const uint8_t* end = base + PyBytes_GET_SIZE(chunk)
     cdef uint64_t sequence = load_u64(base + CHUNK_FIRST)
     cdef uint64_t next_first = sequence + load_u32(base + CHUNK_COUNT)
-    cdef uint64_t expiry_s
+    cdef uint32_t run
+    cdef list found = []
+    while sequence < next_first:
+        run = record_run(at, end)
+        if run == 0 or run > next_first - sequence:
+            raise_unless_taken(TAKE_DAMAGED)
+        key = record_key(at)
+        if key is not None:
+            found.append((key, sequence, load_u64(base + CHUNK_TIME) + load_u32(at + RECORD_TIME),
+                          record_deletes(at)))
+        sequence += run
+        at += load_u32(at)
+    if at != end:
+        raise_unless_taken(TAKE_DAMAGED)
+    return found
+
+
+def chunk_compact(bytes chunk not None, dict latest not None, uint64_t deleted_until_us=0):
+    """The chunk with GONE runs in the place of what its channel no longer keeps by key; itself when nothing is.
+
+    Args:
+        chunk: A whole chunk with a proved checksum.
+        latest: The sequence of the latest record of a key. A record whose key is not in it stays.
+        deleted_until_us: Records that delete their key are taken out themselves if their time is not past this.
+
+    Returns:
+        A chunk of the same sequences. Runs that were compacted before become one with those beside them.
+
+    Raises:
+        ValueError: Its records do not cover its sequences.
+    """
+    cdef const uint8_t* base = chunk_bytes(chunk)
+    cdef const uint8_t* at = base + CHUNK_HEADER_BYTES
+    cdef const uint8_t* end = base + PyBytes_GET_SIZE(chunk)
+    cdef uint64_t sequence = load_u64(base + CHUNK_FIRST)
+    cdef uint64_t next_first = sequence + load_u32(base + CHUNK_COUNT)
+    cdef bint compacted = False
+    cdef uint32_t run
+    cdef int state
+    cdef ChunkBuilder builder
+    memset(&builder, 0, sizeof(ChunkBuilder))
+    # A GONE record may be larger than the one that it stands for.
+    builder.bytes_max = 0xFFFFFFFF
+    try:
+        while sequence < next_first:
+            run = record_run(at, end)
+            if run == 0 or run > next_first - sequence:
+                raise_unless_taken(TAKE_DAMAGED)
+            if record_superseded(base, at, sequence, latest, deleted_until_us):
+                compacted = True
+                state = builder_gone(&builder, base, load_u32(at + RECORD_TIME), sequence, 1, GONE_COMPACTED)
+            elif load_u16(at + 4) & RECORD_GONE and at[GONE_REASON] == GONE_COMPACTED:
+                state = builder_gone(&builder, base, load_u32(at + RECORD_TIME), sequence, run, GONE_COMPACTED)
+            else:
+                state = builder_put(&builder, base, at, load_u32(at), sequence, run)
+            raise_unless_taken(state)
+            if state == TAKE_FULL:
+                raise_unless_taken(TAKE_DAMAGED)
+            sequence += run
+            at += load_u32(at)
+        if at != end:
+            raise_unless_taken(TAKE_DAMAGED)
+        if not compacted and builder.used == PyBytes_GET_SIZE(chunk):
+            return chunk
+        return builder_bytes(&builder)
+    finally:
+        builder_free(&builder)
+
+
+cdef bint record_superseded(const uint8_t* chunk, const uint8_t* at, uint64_t sequence, dict latest,
+                            uint64_t deleted_until_us) except -1:
+    """Whether a record's key has a later one, or is deleted by it and that for long enough."""
+    cdef uint64_t newest
+    key = record_key(at)
+    known = latest.get(key) if key is not None else None
+    if known is None:
+        return False
+    newest = known
+    if newest != sequence:
+        return newest > sequence
+    return record_deletes(at) and load_u64(chunk + CHUNK_TIME) + load_u32(at + RECORD_TIME) <= deleted_until_us
+
+
+def chunk_expire(bytes chunk not None, uint64_t now_s):
+    """The chunk with GONE runs in the place of what has expired; itself when nothing has.
+
+    Args:
+        chunk: A whole chunk with a proved checksum.
+        now_s: Broker time, seconds since 1970, rounded down: nothing expires before its time.
+
+    Raises:
+        ValueError: Its records do not cover its sequences.
+    """
+    cdef const uint8_t* base = chunk_bytes(chunk)
+    cdef const uint8_t* at = base + CHUNK_HEADER_BYTES
+    cdef const uint8_t* end = base + PyBytes_GET_SIZE(chunk)
+    cdef uint64_t sequence = load_u64(base + CHUNK_FIRST)
+    cdef uint64_t next_first = sequence + load_u32(base + CHUNK_COUNT)
+    cdef bint expired = False
     cdef uint32_t run
     cdef int state
     cdef ChunkBuilder builder
@@ -314,8 +490,8 @@ def chunk_expire(bytes chunk not None, uint64_t now_s):
             run = record_run(at, end)
             if run == 0 or run > next_first - sequence:
                 raise_unless_taken(TAKE_DAMAGED)
-            expiry_s = record_expiry(at)
-            if expiry_s and (load_u64(base + CHUNK_TIME) + load_u32(at + RECORD_TIME)) // 1000000 + expiry_s <= now_s:
+            if record_expired(base, at, now_s):
+                expired = True
                 state = builder_gone(&builder, base, load_u32(at + RECORD_TIME), sequence, 1, GONE_EXPIRED)
             else:
                 state = builder_put(&builder, base, at, load_u32(at), sequence, run)
@@ -326,6 +502,8 @@ def chunk_expire(bytes chunk not None, uint64_t now_s):
             at += load_u32(at)
         if at != end:
             raise_unless_taken(TAKE_DAMAGED)
+        if not expired:
+            return chunk
         return builder_bytes(&builder)
     finally:
         builder_free(&builder)

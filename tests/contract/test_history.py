@@ -204,7 +204,9 @@ async def test_expired_messages_are_not_there(home: Home, room: str) -> None:
         await asyncio.sleep(1.01)
         assert sequences(await bus.history(channel).messages()) == [1, 6]
         batches = [batch async for batch in bus.history(channel).batches()]
-        assert [run for batch in batches for run in batch.gone] == [(2, 1, 1), (3, 3, 1)]
+        # An archive that has them already makes one run of the two.
+        gone = [run for batch in batches for run in batch.gone]
+        assert gone in ([(2, 1, 1), (3, 3, 1)], [(2, 4, 1)])
         assert sequences(await bus.history(channel, reverse=True).messages()) == [6, 1]
         assert sequences(await bus.history(channel, limit=2).messages()) == [1, 6], "messages are counted"
         assert sequences(await bus.history(f"*.{room}").messages()) == [1, 6]

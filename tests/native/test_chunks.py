@@ -1,14 +1,21 @@
-"""`broker_native.chunks` against its twin: merging, cutting and taking out what has expired."""
+"""`broker_native.chunks` against its twin: merging, cutting, taking out what has expired and what is superseded."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker_native.chunks import chunk_expire, chunk_sequence_at, merge_chunks
+from broker_native.chunks import (
+    chunk_compact,
+    chunk_expire,
+    chunk_keys,
+    chunk_sequence_at,
+    chunks_expire,
+    merge_chunks,
+)
 from tests.native.starve import refusals
 from tests.reference import chunks as twin
 from tests.reference.frames import Record, build_record
@@ -89,6 +96,127 @@ def test_what_has_expired_is_gone(made: list[bytes], seconds: int) -> None:
         assert chunk_expire(chunk, now_s) == twin.expire(chunk, now_s)
 
 
+@pytest.mark.parametrize("offset_us", [0, 1, 999_999])
+@pytest.mark.parametrize("expiry_s", [1, 2, (1 << 32) - 1])
+def test_nothing_expires_before_its_time_or_a_second_after(offset_us: int, expiry_s: int) -> None:
+    chunk = chunk_of(1, 1, TIME_US, [Record(b"x", time_us=offset_us, expiry_s=expiry_s)])
+    ends_us = TIME_US + offset_us + expiry_s * 1_000_000
+    last_s, past_s = (ends_us - 1) // 1_000_000, -(-ends_us // 1_000_000)
+    assert chunk_expire(chunk, last_s) is chunk
+    (gone,) = twin.items_of(chunk_expire(chunk, past_s))
+    assert gone.record.gone == (1, 1)
+    assert chunk_expire(chunk_expire(chunk, past_s), 1 << 40) == chunk_expire(chunk, past_s)
+
+
+def test_a_run_of_what_has_expired_ends_at_what_has_not() -> None:
+    content = [Record(b"a", expiry_s=1), Record(b"b", expiry_s=1), Record(b"c"), Record(b"d", expiry_s=1)]
+    chunk = chunk_of(1, 7, TIME_US, [*content, Record(gone=(1, 5)), Record(b"e", expiry_s=9)])
+    items = twin.items_of(chunk_expire(chunk, TIME_US // 1_000_000 + 1))
+    assert [(item.sequence, item.record.gone or item.record.payload) for item in items] == [
+        (7, (1, 2)), (9, b"c"), (10, (1, 1)), (11, (1, 5)), (16, b"e"),
+    ]  # fmt: skip
+
+
+@settings(max_examples=30)
+@given(histories(), st.integers(0, 20), st.binary(max_size=9))
+def test_expired_one_behind_the_other(made: list[bytes], seconds: int, before: bytes) -> None:
+    now_s = TIME_US // 1_000_000 + seconds
+    value = before + b"".join(made)
+    assert chunks_expire(value, len(before), now_s) == b"".join(twin.expire(chunk, now_s) for chunk in made)
+
+
+@pytest.mark.parametrize("value", [b"x", bytes(56), chunk_of(1, 1, TIME_US, [Record(b"x")])[:-1]])
+def test_what_are_no_chunks_is_refused(value: bytes) -> None:
+    with pytest.raises(ValueError, match="chunks: none stands at offset 0"):
+        chunks_expire(value, 0, 1)
+
+
+# -- by key ------------------------------------------------------------------------------------------------------------
+
+keyed = st.builds(
+    Record,
+    payload=st.sampled_from([b"", b"x", b"longer"]),
+    time_us=st.integers(0, 3_000_000),
+    publisher=st.none() | st.binary(max_size=5),
+    number=st.none() | st.integers(0, 2**64 - 1),
+    priority=st.none() | st.integers(0, 3),
+    expiry_s=st.none() | st.integers(1, 5),
+    key=st.none() | st.sampled_from([b"a", b"b", b"c" * 255]),
+    headers=st.none() | st.just(b"\x80"),
+)
+
+
+@st.composite
+def keyed_histories(draw: st.DrawFn) -> list[bytes]:
+    """Consecutive chunks of one channel whose records share few keys."""
+    made: list[bytes] = []
+    first, time_us = 1, TIME_US
+    for content in draw(st.lists(st.lists(keyed | gones, min_size=1, max_size=6), max_size=6)):
+        made.append(chunk_of(5, first, time_us, content))
+        first += sum(record.run for record in content)
+        time_us += 3_000_000
+    return made
+
+
+@settings(max_examples=50)
+@given(keyed_histories(), st.dictionaries(st.sampled_from([b"a", b"b", b"c" * 255]), st.integers(1, 40)),
+       st.integers(TIME_US - 1, TIME_US + 12_000_000))  # fmt: skip
+def test_compacted_as_the_twin(made: list[bytes], latest: dict[bytes, int], deleted_until_us: int) -> None:
+    for chunk in made:
+        assert chunk_keys(chunk) == twin.keys(chunk)
+        compacted = chunk_compact(chunk, latest, deleted_until_us)
+        assert compacted == twin.compact(chunk, latest, deleted_until_us)
+        assert chunk_compact(compacted, latest, deleted_until_us) is compacted
+
+
+@settings(max_examples=50)
+@given(keyed_histories(), st.integers(TIME_US - 1, TIME_US + 12_000_000))
+def test_of_each_key_the_latest_stays_and_everything_without_one(made: list[bytes], deleted_until_us: int) -> None:
+    latest = {key: sequence for chunk in made for key, sequence, _, _ in chunk_keys(chunk)}
+    before = all_items(made)
+    after = all_items([chunk_compact(chunk, latest, deleted_until_us) for chunk in made])
+    expected = [
+        (item.sequence, item.record.payload)
+        for item in before
+        if item.record.gone is None
+        and (
+            item.record.key is None
+            or (
+                latest[item.record.key] == item.sequence
+                and (item.record.payload or item.time_us > deleted_until_us)
+            )
+        )
+    ]  # fmt: skip
+    assert [(item.sequence, item.record.payload) for item in after if item.record.gone is None] == expected
+    assert sum(item.record.run for item in after) == sum(item.record.run for item in before)
+
+
+def test_a_chunk_in_which_every_key_is_the_latest_is_itself() -> None:
+    chunk = chunk_of(1, 5, TIME_US, [Record(b"x", key=b"a"), Record(b"", key=b"b"), Record(b"y")])
+    assert chunk_compact(chunk, {b"a": 5, b"b": 6}, TIME_US - 1) is chunk
+    assert chunk_compact(chunk, {}, TIME_US) is chunk
+    assert chunk_compact(chunk, {b"a": 4}, TIME_US) is chunk
+    assert twin.items_of(chunk_compact(chunk, {b"a": 5, b"b": 6}, TIME_US))[1].record.gone == (2, 1)
+
+
+@pytest.mark.parametrize("headers", [None, b"\x80"])
+def test_a_key_is_deleted_by_no_payload_whatever_else_there_is(headers: bytes | None) -> None:
+    chunk = chunk_of(1, 1, TIME_US, [Record(b"", key=b"a", priority=0, expiry_s=1, number=3, headers=headers)])
+    assert chunk_keys(chunk) == [(b"a", 1, TIME_US, True)]
+
+
+def test_fields_that_overrun_their_record_have_no_key() -> None:
+    for flags, payload in (
+        (0x10, b""), (0x10, b"\1"), (0x10, b"\4\0abc"), (0x11, b"\xff\1\0a"), (0x1A, b"12345678901\1"),
+    ):  # fmt: skip
+        chunk = build_chunk(Chunk(CHANNEL, 1, 1, 1, build_record(Record(payload), flags=flags), TIME_US))
+        assert chunk_keys(chunk) == []
+        assert chunk_compact(chunk, {b"a": 9}) is chunk
+    for payload in (b"\1\0a", b"\1\0a\1", b"\1\0a\4\0abc"):
+        chunk = build_chunk(Chunk(CHANNEL, 1, 1, 1, build_record(Record(payload), flags=0x30), TIME_US))
+        assert chunk_keys(chunk) == [(b"a", 1, TIME_US, False)]
+
+
 @given(histories(), st.integers(-2, 3_000_001))
 def test_the_sequence_of_a_time(made: list[bytes], after_us: int) -> None:
     for chunk in made:
@@ -130,6 +258,10 @@ def test_what_is_no_chunk_is_refused(chunk: bytes) -> None:
         merge_chunks([chunk], 1 << 20)
     with pytest.raises(ValueError, match="chunk"):
         chunk_expire(chunk, 2)
+    with pytest.raises(ValueError, match="chunk"):
+        chunk_compact(chunk, {})
+    with pytest.raises(ValueError, match="chunk"):
+        chunk_keys(chunk)
 
 
 @pytest.mark.parametrize(
@@ -156,3 +288,5 @@ def test_want_of_memory_leaves_nothing_behind() -> None:
     made = [chunk_of(1, 1, TIME_US, [Record(bytes(3000), expiry_s=1), Record(b"x")])]
     assert refusals(lambda: lambda: merge_chunks(made, 1 << 20)) > 2
     assert refusals(lambda: lambda: chunk_expire(made[0], 1 << 40)) > 0
+    made = [chunk_of(1, 1, TIME_US, [Record(bytes(3000), key=b"a"), Record(b"x")])]
+    assert refusals(lambda: lambda: chunk_compact(made[0], {b"a": 2})) > 0

@@ -8,7 +8,7 @@ from tests.reference.frames import Record, build_record, records_of
 from tests.reference.groups import Chunk, build_chunk, parse_chunk
 
 U32_MAX = (1 << 32) - 1
-EXPIRED = 1
+EXPIRED, COMPACTED = 1, 2
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,12 @@ class Item:
 
     @property
     def expires_s(self) -> int:
-        """When it expires, seconds since 1970; 0 for never."""
+        """When it expires as a chunk's header says it, seconds since 1970, rounded down; 0 for never."""
         return self.time_us // 1_000_000 + self.record.expiry_s if self.record.expiry_s else 0
+
+    def expired(self, now_s: int) -> bool:
+        """Whether it is past its expiry, to the microsecond."""
+        return self.record.expiry_s is not None and self.time_us + self.record.expiry_s * 1_000_000 <= now_s * 1_000_000
 
     def within(self, after: int, until: int) -> Item | None:
         """Return what of it lies past `after` and not past `until`."""
@@ -98,13 +102,46 @@ def expire(chunk: bytes, now_s: int) -> bytes:
     items: list[Item] = []
     changed = False
     for item in items_of(chunk):
-        if not 0 < item.expires_s <= now_s:
+        if not item.expired(now_s):
             items.append(item)
             continue
         changed = True
-        last = items[-1].record.gone if items else None
-        if last is not None and last[0] == EXPIRED:
-            items[-1] = replace(items[-1], record=Record(gone=(EXPIRED, last[1] + 1)))
+        put_gone(items, item, EXPIRED)
+    return chunk_from(parse_chunk(chunk).channel, items) if changed else chunk
+
+
+def put_gone(items: list[Item], item: Item, reason: int) -> None:
+    """Put a GONE run in the place of a record; runs with the same reason become one."""
+    last = items[-1].record.gone if items else None
+    if last is not None and last[0] == reason:
+        items[-1] = replace(items[-1], record=Record(gone=(reason, last[1] + item.record.run)))
+    else:
+        items.append(replace(item, record=Record(gone=(reason, item.record.run))))
+
+
+def keys(chunk: bytes) -> list[tuple[bytes, int, int, bool]]:
+    """Twin of `chunk_keys`."""
+    return [
+        (item.record.key, item.sequence, item.time_us, not item.record.payload)
+        for item in items_of(chunk)
+        if item.record.key is not None
+    ]
+
+
+def compact(chunk: bytes, latest: dict[bytes, int], deleted_until_us: int) -> bytes:
+    """Twin of `chunk_compact`."""
+    items: list[Item] = []
+    changed = False
+    for item in items_of(chunk):
+        newest = latest.get(item.record.key or b"", 0)
+        deleted = newest == item.sequence and not item.record.payload and item.time_us <= deleted_until_us
+        if newest > item.sequence or deleted:
+            changed = True
+            put_gone(items, item, COMPACTED)
+        elif item.record.gone is not None and item.record.gone[0] == COMPACTED:
+            count = len(items)
+            put_gone(items, item, COMPACTED)
+            changed |= len(items) == count
         else:
-            items.append(replace(item, record=Record(gone=(EXPIRED, 1))))
+            items.append(item)
     return chunk_from(parse_chunk(chunk).channel, items) if changed else chunk

@@ -38,9 +38,6 @@ class Fate(Enum):
 class MemoryJournal:
     """Groups in segments, in memory."""
 
-    settled_group = 0
-    """Nothing of it is found without what memory has."""
-
     def __init__(self) -> None:
         self.segments: list[list[bytes]] = [[]]
         self.good: list[bytes] = []

@@ -94,11 +94,11 @@ class Connection:
             self.publisher.bind(self.slots[name], name)
         return self.slots[name]
 
-    def publish(self, name: bytes, *payloads: bytes, number: int | None = None) -> int:
+    def publish(self, name: bytes, *payloads: bytes, number: int | None = None, expiry_s: int | None = None) -> int:
         """Publish under the next number, or another one; a duplicate goes to the sequencer as from a session."""
         number = self.publisher.line.next if number is None else number
         slot = self.slot(name)
-        records = [build_record(Record(payload)) for payload in payloads]
+        records = [build_record(Record(payload, expiry_s=expiry_s)) for payload in payloads]
         code = self.publisher.publish_frame(publish_body(slot, number, records))
         if code == CODES["DUPLICATE"]:
             self.core.answer_duplicate(Duplicate(self.publisher, slot, number, len(records)))

@@ -154,6 +154,26 @@ def test_other_text_is_no_time(text: str) -> None:
             "[[profiles]]\npattern = 'a'\nshard_tokens = 0",
             ["profiles[0].shard_tokens: got 0, expected 1 to 128 tokens"],
         ),
+        (
+            "[[profiles]]\npattern = 'a'\nretention_s = '1 week'",
+            ["profiles[0].retention_s: got text '1 week', expected an integer", "seconds"],
+        ),
+        (
+            "[[profiles]]\npattern = 'a'\nretention_s = '30'",
+            ["profiles[0].retention_s: got text '30', expected an integer"],
+        ),
+        (
+            "[[profiles]]\npattern = 'a'\nretention_bytes = '63 KiB'",
+            ["profiles[0].retention_bytes: got 64512 bytes, expected 0 or at least 65536 bytes"],
+        ),
+        (
+            "[[profiles]]\npattern = 'a'\nretention_s = 5\ndurability = 'ephemeral'",
+            ["profiles[0].retention_s: got 5, expected 0: an ephemeral profile"],
+        ),
+        (
+            "[[profiles]]\npattern = 'a'\nhold = 'consumers'",
+            ["profiles[0].hold: got 'consumers', expected 'none': there are no durable consumers"],
+        ),
         ("[[profiles]]\npattern = 'a'\ndurable = 1", ["profiles[0].durable: unknown setting", "durability"]),
         ("[[profiles]", ["not valid TOML"]),
     ],
@@ -213,6 +233,15 @@ def test_profiles_of_a_file(write: Callable[[str], Path]) -> None:
         Profile(b"typing.>", Level.EPHEMERAL, shard_tokens=1, payload_bytes_max=1024),
         Profile(b">", Level.SYNCED),
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("5", 5), ("'5 s'", 5), ("'5s'", 5), ("'90 min'", 5_400), ("'2 h'", 7_200), ("'30 d'", 2_592_000)],
+)
+def test_durations_of_a_file(write: Callable[[str], Path], text: str, seconds: int) -> None:
+    (profile,) = Config.load(write(f"[[profiles]]\npattern = '>'\nretention_s = {text}\n"), {}).profiles
+    assert profile.retention_s == seconds
 
 
 def test_segment_must_take_two_largest_groups() -> None:

@@ -117,6 +117,21 @@ def test_a_contradiction_is_said_where_its_key_was_set(tmp_path: Path) -> None:
     assert (problem.key, problem.source and problem.source.line) == ("profiles[1].payload_bytes_max", 6)
 
 
+def test_every_contradiction_of_a_profile_is_told(tmp_path: Path) -> None:
+    text = """
+        [[profiles]]
+        pattern = "a"
+        durability = "ephemeral"
+        retention_messages = 3
+        keep = "latest_per_key"
+        hold = "consumers"
+        """
+    problems = judged(tmp_path, text).problems
+    assert [(problem.key, problem.source and problem.source.line) for problem in problems] == [
+        ("profiles[0].hold", 7), ("profiles[0].retention_messages", 5), ("profiles[0].keep", 6),
+    ]  # fmt: skip
+
+
 REFUSED: list[tuple[str, dict[str, str], dict[str, object]]] = [
     (EVERYTHING_WRONG, {}, {}),
     ("nonsense", {}, {}),

@@ -146,6 +146,26 @@ def test_a_turn_delivers_and_answers_what_does_not_wait() -> None:
     assert (last.name, last.group, last.index, last.flags & DELIVER_EARLY) == (b"s.x", 2, 1, 0)
 
 
+@pytest.mark.parametrize(("late_us", "gone"), [(1_999_999, False), (2_000_000, True), (90_000_000, True)])
+def test_what_expires_while_its_commit_takes_long_is_not_delivered(late_us: int, gone: bool) -> None:
+    pipeline = Pipeline()
+    reader, connection = Connection(pipeline.core, None), Connection(pipeline.core)
+    reader.subscribe(b"s.x", b"s.y")
+    connection.publish(b"s.x", b"for ever")
+    connection.publish(b"s.y", b"before")
+    connection.publish(b"s.y", b"for two seconds", expiry_s=2)
+    connection.publish(b"s.y", b"behind")
+    pipeline.close_group()
+    pipeline.append()
+    pipeline.wait(late_us)
+    pipeline.done()
+    deliveries = reader.deliveries()
+    assert [delivery.chunk.count for delivery in deliveries] == [1, 3]
+    records = [record.gone or record.payload for delivery in deliveries for record in records_of(delivery.chunk)]
+    assert records == [b"for ever", b"before", (1, 1) if gone else b"for two seconds", b"behind"]
+    assert [(answer.first, answer.count) for answer in connection.answers()] == [(1, 1), (1, 3)]
+
+
 def test_early_chunks_count_on_over_the_turns_of_a_group() -> None:
     pipeline = Pipeline()
     connection = Connection(pipeline.core)

@@ -66,6 +66,16 @@ def test_overlapping_profiles_are_legal() -> None:
         {"channels_max": 1 << 32},
         {"new_channels_per_s": -1},
         {"durability": Level.REPLICATED},
+        {"retention_s": -1},
+        {"retention_s": 36_525 * 86_400 + 1},
+        {"retention_bytes": (1 << 50) + 1},
+        {"retention_bytes": 1},
+        {"retention_bytes": 64 * 1024 - 1},
+        {"retention_messages": -1},
+        {"keep": "newest"},
+        {"tombstone_s": -1},
+        {"hold": "nobody"},
+        {"hold": "consumers"},
     ],
 )
 def test_value_beyond_its_range_is_refused_by_name(values: dict[str, Any]) -> None:
@@ -74,10 +84,38 @@ def test_value_beyond_its_range_is_refused_by_name(values: dict[str, Any]) -> No
         Profile(b">", **values)
 
 
-@pytest.mark.parametrize("values", [{"shard_tokens": 1}, {"shard_tokens": 128}, {"channels_max": (1 << 32) - 1}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"shard_tokens": 1},
+        {"shard_tokens": 128},
+        {"channels_max": (1 << 32) - 1},
+        {"retention_s": 36_525 * 86_400},
+        {"retention_bytes": 64 * 1024},
+        {"retention_messages": 1},
+        {"keep": "latest_per_key"},
+        {"tombstone_s": 0},
+        {"hold": "none"},
+    ],
+)
 def test_value_at_its_bound_is_taken(values: dict[str, Any]) -> None:
     ((name, value),) = values.items()
     assert getattr(Profile(b">", **values), name) == value
+
+
+@pytest.mark.parametrize(
+    "values", [{"retention_s": 1}, {"retention_bytes": 1 << 20}, {"retention_messages": 1}, {"keep": "latest_per_key"}]
+)
+def test_nothing_is_retained_of_what_is_never_stored(values: dict[str, Any]) -> None:
+    (name,) = values
+    with pytest.raises(ConfigError, match=rf"profile\.{name}: got .*, expected .*: an ephemeral profile"):
+        Profile(b">", Level.EPHEMERAL, **values)
+    Profile(b">", Level.ACCEPTED, **values)
+
+
+def test_waiting_for_consumers_is_refused_with_the_reason() -> None:
+    with pytest.raises(ConfigError, match=r"profile\.hold: got 'consumers', expected 'none': there are no durable"):
+        Profile(b">", hold="consumers")
 
 
 @pytest.mark.parametrize("pattern", [b"", b"a..b", b"$x", b">.a"])

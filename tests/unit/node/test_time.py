@@ -117,3 +117,68 @@ def test_a_jump_that_lasts_is_followed_gently_and_never_back(days: int) -> None:
         last = now
     step = SLEW_US_PER_S if days > 0 else -SLEW_US_PER_S
     assert broker_time.clock.offset_us - offset == 10 * step
+
+
+# -- the time by which ages are judged ---------------------------------------------------------------------------------
+
+
+def steered(broker_time: BrokerTime, seconds: int) -> BrokerTime:
+    for _ in range(seconds):
+        broker_time.steer()
+    return broker_time
+
+
+def test_ages_go_by_broker_time() -> None:
+    wall = Wall()
+    broker_time = BrokerTime(wall_us=wall)
+    assert abs(broker_time.ages_us() - wall()) < SLACK_US
+
+
+@pytest.mark.parametrize("days", [5, -5])
+def test_a_jump_of_the_wall_makes_nothing_older(days: int) -> None:
+    wall = Wall()
+    broker_time = steered(BrokerTime(wall() - 1_000_000, wall), JUMP_LASTS_S)
+    before = wall()
+    wall.offset_us += days * DAY_US
+    for _ in range(4 * JUMP_LASTS_S):
+        broker_time.steer()
+        # Whatever the wall says: not a day, nor more than the slew.
+        assert broker_time.ages_us() <= before + 4 * JUMP_LASTS_S * SLEW_US_PER_S + SLACK_US
+    wall.offset_us -= days * DAY_US
+    assert abs(broker_time.ages_us() - before) < SLACK_US + 4 * JUMP_LASTS_S * SLEW_US_PER_S
+
+
+@pytest.mark.parametrize("corrected_after_s", [0, 1, JUMP_LASTS_S - 1])
+def test_a_start_under_a_wrong_wall_makes_nothing_older(corrected_after_s: int) -> None:
+    """It is five days ahead at the start and set right within the minute: broker time stays where it was, ages go by
+    what is true."""
+    wall = Wall()
+    last_us = wall() - 1_000_000
+    wall.offset_us += 5 * DAY_US
+    broker_time = steered(BrokerTime(last_us, wall), corrected_after_s)
+    assert broker_time.clock.now_us() > last_us + 4 * DAY_US
+    assert broker_time.ages_us() < last_us + SLACK_US
+    wall.offset_us -= 5 * DAY_US
+    for _ in range(3 * JUMP_LASTS_S):
+        broker_time.steer()
+        assert broker_time.ages_us() < last_us + 1_000_000 + SLACK_US
+    assert broker_time.clock.now_us() > last_us + 4 * DAY_US
+
+
+def test_a_pause_counts_once_the_wall_has_kept_pace_for_a_minute() -> None:
+    wall = Wall()
+    last_us = wall() - 5 * DAY_US
+    broker_time = steered(BrokerTime(last_us, wall), JUMP_LASTS_S - 1)
+    assert broker_time.ages_us() < last_us + SLACK_US
+    broker_time.steer()
+    assert abs(broker_time.ages_us() - wall()) < SLACK_US
+
+
+def test_a_jump_soon_after_the_start_begins_the_minute_anew() -> None:
+    wall = Wall()
+    last_us = wall() - 5 * DAY_US
+    broker_time = steered(BrokerTime(last_us, wall), JUMP_LASTS_S - 1)
+    wall.offset_us += DAY_US
+    broker_time.steer()
+    wall.offset_us -= DAY_US
+    assert steered(broker_time, JUMP_LASTS_S - 1).ages_us() < last_us + SLACK_US

@@ -1,0 +1,182 @@
+"""Loading from a real log: what a broker that has been started anew does when its channels are named."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from broker import Broker, BrokerError
+from broker.client.client import Client
+from broker.log.log import ArchiveBy, Log
+from broker.model.limits import Limits
+from broker.node.loader import JOB_NAMES_MAX
+from broker.node.node import Node
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+CHANNELS = 2_000
+LAG_S_MAX = 1.0
+"""Generous: on a machine that others use, the loop waits for a core."""
+
+
+def names(count: int = CHANNELS, prefix: str = "s") -> list[str]:
+    return [f"{prefix}.{number % 37}.{number:06d}" for number in range(count)]
+
+
+def opened(folder: Path, **options: Any) -> Any:
+    return Broker.open(folder / "data", segment_bytes=256 << 10, reserve_bytes=0, **options)
+
+
+async def filled(folder: Path) -> None:
+    """Fill a directory: one record a channel, over several segments."""
+    async with opened(folder, limits=Limits(group_bytes_max=64 << 10)) as bus:
+        for name in names():
+            bus.post(name, b"first")
+        await bus.flush()
+        assert await asyncio.to_thread(bus._node._log.wait_sealed, 10)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many names each look-up was for."""
+    counts: list[int] = []
+    resolve = Log.resolve
+
+    def counted(self: Log, wanted: list[bytes]) -> list[bytes]:
+        counts.append(len(wanted))
+        return resolve(self, wanted)
+
+    monkeypatch.setattr(Log, "resolve", counted)
+    return counts
+
+
+@pytest.fixture
+def unarchived(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is moved into the archive, so that a test knows where it is."""
+    open_node: Callable[..., Any] = Node.open.__func__  # type: ignore[attr-defined]
+
+    async def opened_so(cls: type[Node], path: object, **options: Any) -> Node:
+        node: Node = await open_node(cls, path, **{**options, "archive_by": ArchiveBy.NOBODY})
+        return node
+
+    monkeypatch.setattr(Node, "open", classmethod(opened_so))
+
+
+async def watched(late_s: list[float]) -> None:
+    while True:
+        due = time.monotonic() + 0.001
+        await asyncio.sleep(0.001)
+        late_s.append(time.monotonic() - due)
+
+
+async def test_first_publishes_after_a_start_load_in_few_batches(
+    tmp_path: Path, asked: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    await filled(tmp_path)
+    async with opened(tmp_path) as bus:
+        node = bus._node
+        assert len(node.tails) == 0
+        assert node.core.channels == CHANNELS
+        late_s: list[float] = []
+        watching = asyncio.create_task(watched(late_s))
+        del asked[:]
+        publications = [bus.publish(name, b"again") for name in reversed(names())]
+        assert {receipt.sequence for receipt in await asyncio.gather(*publications)} == {2}
+        watching.cancel()
+        with capsys.disabled():
+            late_ms = max(late_s) * 1e3
+            print(f"\n{CHANNELS} cold channels in {len(asked)} look-ups, the loop at most {late_ms:.1f} ms late")
+        assert max(late_s) < LAG_S_MAX
+        assert sum(asked) <= 2 * CHANNELS
+        assert len(asked) <= CHANNELS // 20
+        assert max(asked) <= JOB_NAMES_MAX
+        assert node.loader.loaded == CHANNELS
+        assert node.loader.waiting_bytes == 0
+
+
+async def test_others_are_served_while_one_names_very_many(tmp_path: Path, asked: list[int]) -> None:
+    """One that names channels which do not exist delays another's first publish by a look-up or two."""
+    await filled(tmp_path)
+    async with opened(tmp_path, limits=Limits(channels_max=100_000)) as bus:
+        stranger, guest = await Client(bus._open_pipe).start(), await Client(bus._open_pipe).start()
+        await guest.publish(names()[0], b"warm")
+        for name in names(30_000, "none"):
+            stranger.post(name, b"")
+        begun = len(asked)
+        for name in names()[1:11]:
+            assert (await guest.publish(name, b"again")).sequence == 2
+        assert len(asked) - begun <= 40
+        assert bus._node.core.channels < CHANNELS + 30_000, "the guest was not served before the stranger was"
+        await stranger.close()
+        await guest.close()
+
+
+@pytest.mark.usefixtures("unarchived")
+async def test_a_damaged_page_refuses_those_alone_whose_channels_are_in_it(tmp_path: Path) -> None:
+    await filled(tmp_path)
+    broken = names()[700]
+    damage(tmp_path / "data" / "journal", broken.encode())
+    async with opened(tmp_path) as bus:
+        # Names are looked up in their order, so those around it are of one page, and those of other rooms are not.
+        room = broken.rpartition(".")[0]
+        asked = [name for name in names() if name.rpartition(".")[0] in (room, "s.0")]
+        outcomes = await asyncio.gather(*(bus.publish(name, b"again") for name in asked), return_exceptions=True)
+        refused = [name for name, outcome in zip(asked, outcomes, strict=True) if isinstance(outcome, BaseException)]
+        assert broken in refused
+        assert len(refused) < len(asked)
+        for outcome in outcomes:
+            assert not isinstance(outcome, BaseException) or "STORAGE_CORRUPT" in str(outcome)
+        assert bus._node.loader.waiting_bytes == 0
+        assert (await bus.publish("s.new", b"")).sequence == 1
+
+
+def damage(folder: Path, name: bytes) -> None:
+    """Flip a bit of a name wherever a sealed segment's tables have it; its groups hold it in another place."""
+    hits = 0
+    for path in sorted(folder.glob("*.seg")):
+        content = bytearray(path.read_bytes())
+        at = content.find(name)
+        while at >= 0 and (at := content.find(name, at + 1)) >= 0:
+            content[at] ^= 1
+            hits += 1
+        path.write_bytes(content)
+    assert hits, "the name is in no sealed segment's tables"
+
+
+async def test_closing_while_a_look_up_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that leaves while its frames wait leaves nothing behind, and the broker ends when the look-up does."""
+    await filled(tmp_path)
+    gate, under_way = threading.Event(), threading.Event()
+    resolve = Log.resolve
+
+    def gated(self: Log, wanted: list[bytes]) -> list[bytes]:
+        under_way.set()
+        assert gate.wait(10)
+        return resolve(self, wanted)
+
+    monkeypatch.setattr(Log, "resolve", gated)
+    async with opened(tmp_path) as bus:
+        node = bus._node
+        client = await Client(bus._open_pipe).start()
+        publication = client.publish(names()[5], b"again")
+        assert await asyncio.to_thread(under_way.wait, 10)
+        await client.close(timeout_s=0)
+        with pytest.raises(BrokerError):
+            await publication
+        # The session hears of it in the pipe's next turns.
+        for _ in range(100):
+            await asyncio.sleep(0.001)
+            if not node.loader.waiting_bytes:
+                break
+        assert node.loader.waiting_bytes == 0
+        gate.set()
+        receipt = await bus.publish(names()[6], b"again")
+        assert receipt.sequence == 2
+        assert [name for name in node.tails.names() if name != names()[6].encode()] == []
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("broker-load")]
