@@ -184,8 +184,10 @@ cdef int cursor_descend(TreeCursor* cursor, uint32_t level, uint64_t number, con
         cursor.pages[level] = page
         if level == cursor.depth - 1:
             break
-        if page_filled(cursor, page, False) != CURSOR_ROW:
-            return CURSOR_DAMAGED
+        if cursor.filled[level] != page:
+            if page_filled(cursor, page, False) != CURSOR_ROW:
+                return CURSOR_DAMAGED
+            cursor.filled[level] = page
         first = 0
         last = page_count(page) - 1
         if wanted == NULL:
