@@ -425,7 +425,8 @@ cdef int run_forward(ChunkRun* run) noexcept nogil:
     cdef uint64_t bytes_batch = 0
     cdef int state
     run.count = 0
-    while run.low < run.high:
+    # Without room the next chunk is not looked at: the one before a damaged one can be read.
+    while run.low < run.high and not (run.taken and run.bytes_room == 0):
         if run.count == BATCH_CHUNKS or bytes_batch >= BATCH_BYTES:
             return CURSOR_ROW
         if run.on_row:
@@ -449,7 +450,8 @@ cdef int run_back(ChunkRun* run) noexcept nogil:
     cdef uint64_t bytes_batch = 0
     cdef int state
     run.count = 0
-    while run.low < run.high:
+    # Without room the next chunk is not looked at: the one before a damaged one can be read.
+    while run.low < run.high and not (run.taken and run.bytes_room == 0):
         if run.count == BATCH_CHUNKS or bytes_batch >= BATCH_BYTES:
             return CURSOR_ROW
         if run.on_row:
@@ -900,7 +902,7 @@ cdef int group_find(GroupsWalk* walk, uint64_t time_us) noexcept nogil:
             high = middle
         else:
             begin = row
-            low = row + 1
+            low = row + 1 if row < high else high
     # The row that begins last before that time, and what follows it.
     state = walk_seek(walk, begin)
     if state == CURSOR_ROW:

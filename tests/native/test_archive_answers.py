@@ -23,13 +23,14 @@ from tests.reference.archive import MAP_BYTES, ArchiveModel, replace_rows_in, se
 from tests.reference.chunks import Item, items_of
 from tests.reference.frames import Record, build_record
 from tests.reference.groups import Chunk, Group, build_chunk, chunk_of
-from tests.unit.log.archive_flips import build_model
+from tests.unit.log.archive_flips import build_model, poke, raw_questions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 TIME_US = 1_767_225_600_000_000
 ALL = 1 << 40
+PAGE_BYTES = 4096
 
 
 def make_record(pick: random.Random) -> Record:
@@ -301,3 +302,24 @@ def test_chunks_that_overlap_are_damage(tmp_path: Path) -> None:
     for ask in BOTH_WAYS:
         with pytest.raises(StorageCorrupt):
             ask(snapshot)
+
+
+def test_a_page_that_is_spoiled_changes_no_answer(tmp_path: Path) -> None:
+    """Every page in turn, in its header, its nodes and its values: each answer is right or an error."""
+    model = build_model(2, channels=30, groups=60)
+    snapshot = written(tmp_path, model.rows(400, 200))
+    questions = raw_questions(model)
+    answers = [ask(snapshot) for ask in questions]
+    path = tmp_path / "archive.mdb"
+    content = path.read_bytes()
+    refused = 0
+    for page in range(2 * PAGE_BYTES, len(content), PAGE_BYTES):
+        for at in (page + 10, page + 200, page + 3500):
+            poke(path, at, content[at] ^ 0x10)
+            for ask, answer in zip(questions, answers, strict=True):
+                try:
+                    assert ask(snapshot) == answer, at
+                except StorageCorrupt:
+                    refused += 1
+            poke(path, at, content[at])
+    assert refused > 50
