@@ -235,6 +235,15 @@ def test_a_root_that_cannot_be(grown: tuple[Path, Rows], tmp_path: Path, at: int
             ask()
 
 
+@pytest.mark.parametrize("page_bytes", [0, 511, 65537, 2**32 - 1])
+def test_a_page_size_that_cannot_be(grown: tuple[Path, Rows], tmp_path: Path, page_bytes: int) -> None:
+    """The first page says it, whichever meta page is the newest."""
+    path, _ = grown
+    copy = patched(path, tmp_path, META_PAGE_BYTES, page_bytes, 4)
+    with pytest.raises(TreeDamaged):
+        TreeReader(MappedFile(str(copy), MAP_BYTES), newest(path.read_bytes()))
+
+
 def test_a_row_has_a_key(grown: tuple[Path, Rows], tmp_path: Path) -> None:
     path, _ = grown
     content = path.read_bytes()
