@@ -298,6 +298,27 @@ def test_damaged_rows_of_every_kind_are_refused(store: Store) -> None:
         find_channels(reader, [1])
 
 
+def test_more_rows_than_one_batch_holds(store: Store) -> None:
+    rows: dict[bytes, bytes] = {}
+    names = [b"%04d" % number for number in range(600)]
+    for number, name in enumerate(names):
+        rows |= sealed(b"\x01" + name, number.to_bytes(8, "little")) | entries_row(number, name)
+    reader = store(rows)
+    assert find_names(reader, names) == list(range(600))
+    assert find_channels(reader, list(range(600))) == names
+    assert find_bodies(reader, [b"\x01" + name for name in names]) == [
+        number.to_bytes(8, "little") for number in range(600)
+    ]
+    assert [key[1:] for key, _ in list_rows(reader, b"\x01", b"", 599)] == names[:599]
+    assert [key[1:] for key, _ in list_rows(reader, b"\x01", b"\x01" + names[9], 10**6)] == names[10:]
+
+
+def test_a_channel_row_of_another_format_is_refused(store: Store) -> None:
+    with pytest.raises(RowDamaged) as caught:
+        find_channels(store(entries_row(7, b"", form=2)), [7])
+    assert caught.value.key == b"\x02" + big(7)
+
+
 def test_chunks_are_rows_too(store: Store) -> None:
     chunk = build_chunk(chunk_of(1, 1, 1, [b"x"], TIME_US))
     key = b"\x10" + big(1) + big(1)
