@@ -93,7 +93,8 @@ class Archive:
     def __init__(self, path: Path, map_bytes: int = MAP_BYTES) -> None:
         self.path = path
         self._map_bytes = map_bytes
-        self._condition = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._closed = False
         self._opened: _Opened | None = self._open()
         try:
@@ -136,15 +137,15 @@ class Archive:
         except BaseException:
             self.close()
             raise
-        with self._condition:
+        with self._lock:
             self._opened = opened
-            self._condition.notify_all()
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Close the file once its snapshots have ended. Idempotent; not within a snapshot."""
-        with self._condition:
+        with self._lock:
             self._closed = True
-            self._condition.notify_all()
+            self._changed.notify_all()
         self._shut()
 
     def _open(self) -> _Opened:
@@ -161,29 +162,29 @@ class Archive:
 
     def _shut(self) -> None:
         """Let nobody enter any more, wait for those who are in, and close."""
-        with self._condition:
+        with self._lock:
             opened, self._opened = self._opened, None
-            self._condition.notify_all()
+            self._changed.notify_all()
             if opened is None:
                 return
-            self._condition.wait_for(lambda: opened.users == 0)
+            self._changed.wait_for(lambda: opened.users == 0)
         opened.mapped.close()
         close_shared(self.path)
 
     def _enter(self) -> _Opened:
-        with self._condition:
+        with self._lock:
             while self._opened is None:
                 if self._closed:
                     raise error("CLOSED", f"{self.path}: the archive is closed")
-                self._condition.wait()
+                self._changed.wait()
             self._opened.users += 1
             return self._opened
 
     def _leave(self, opened: _Opened) -> None:
-        with self._condition:
+        with self._lock:
             opened.users -= 1
             if opened.users == 0:
-                self._condition.notify_all()
+                self._changed.notify_all()
 
     def _begin(self, opened: _Opened) -> tuple[lmdb.Transaction[memoryview], TreeReader]:
         """Begin a read transaction and look at its tree."""

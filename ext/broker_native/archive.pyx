@@ -12,6 +12,7 @@ from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyBy
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_RawFree, PyMem_RawRealloc
+from cpython.tuple cimport PyTuple_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
@@ -89,6 +90,7 @@ cdef enum:
     HEAD_BYTES = 40
     VARINT_BYTES_MAX = 10
     NAME_ROW_BYTES = 12           # u32 crc, u64 id
+    NUMBER_BYTES = 8              # of a number in a key
 
 
 class ChunkMissing(ValueError):
@@ -145,13 +147,8 @@ cdef int number_find(TreeCursor* cursor, uint8_t kind, uint64_t number) noexcept
     return row_find(cursor, &wanted)
 
 
-cdef int channel_find(TreeCursor* cursor, uint64_t channel) noexcept nogil:
-    """Go to a channel's row; as `row_find`."""
-    cdef int state = number_find(cursor, ROW_CHANNEL, channel)
-    if state == CURSOR_ROW and (cursor.value.size < CHANNEL_ROW_BYTES
-                                or load_u16(cursor.value.at + ROW_CRC_BYTES) != CHANNEL_ROW_FORMAT):
-        return ROW_DAMAGED
-    return state
+cdef bint channel_row_known(const Span* value) noexcept nogil:
+    return value.size >= CHANNEL_ROW_BYTES and load_u16(value.at + ROW_CRC_BYTES) == CHANNEL_ROW_FORMAT
 
 
 cdef int channel_ends(TreeCursor* cursor, uint64_t channel, ChannelEnds* ends) noexcept nogil:
@@ -159,9 +156,11 @@ cdef int channel_ends(TreeCursor* cursor, uint64_t channel, ChannelEnds* ends) n
     cdef const uint8_t* at
     cdef const uint8_t* end
     cdef uint32_t size
-    cdef int state = channel_find(cursor, channel)
+    cdef int state = number_find(cursor, ROW_CHANNEL, channel)
     if state != CURSOR_ROW:
         return state
+    if not channel_row_known(&cursor.value):
+        return ROW_DAMAGED
     at = cursor.value.at + CHANNEL_ROW_BYTES
     end = cursor.value.at + cursor.value.size
     ends.channel = channel
@@ -179,17 +178,59 @@ cdef int channel_ends(TreeCursor* cursor, uint64_t channel, ChannelEnds* ends) n
     return CURSOR_ROW
 
 
-cdef Span key_span(uint8_t* room, uint8_t kind, bytes key):
-    """A key of a kind, in `room` of KEY_BYTES_MAX; size 0 when no such key can be."""
-    cdef Span span
-    cdef Py_ssize_t size = PyBytes_GET_SIZE(key)
-    span.at = room
-    span.size = 0
-    if size < KEY_BYTES_MAX:
-        room[0] = kind
-        memcpy(room + 1, PyBytes_AS_STRING(key), <size_t>size)
-        span.size = <uint64_t>size + 1
-    return span
+cdef struct RowBatch:             # rows that are looked for, or listed, without the lock
+    TreeCursor cursor
+    uint32_t count
+    Span keys[BATCH_CHUNKS]
+    Span values[BATCH_CHUNKS]     # `at` is NULL where there is no such row
+
+
+cdef int batch_find(RowBatch* batch, int kind) noexcept nogil:
+    """Look for rows whose keys are a kind and a rest, or (a kind below 0) whole."""
+    cdef uint8_t key[KEY_BYTES_MAX]
+    cdef Span wanted
+    cdef uint32_t index
+    cdef int state
+    for index in range(batch.count):
+        wanted = batch.keys[index]
+        batch.values[index].at = NULL
+        if kind >= 0:
+            # No row has such a key.
+            if wanted.size >= KEY_BYTES_MAX:
+                continue
+            key[0] = <uint8_t>kind
+            memcpy(key + 1, wanted.at, wanted.size)
+            wanted.at = key
+            wanted.size += 1
+        state = row_find(&batch.cursor, &wanted)
+        if state < CURSOR_END:
+            return state
+        if state == CURSOR_ROW:
+            batch.values[index] = batch.cursor.value
+    return CURSOR_ROW
+
+
+cdef int batch_find_keys(RowBatch* batch, int kind, tuple keys, Py_ssize_t begin) except -9:
+    """Look for the next rows of a list; the tuple keeps the keys alive meanwhile."""
+    cdef Py_ssize_t end = min(begin + BATCH_CHUNKS, PyTuple_GET_SIZE(keys))
+    cdef Py_ssize_t at
+    cdef bytes key
+    batch.count = 0
+    for at in range(begin, end):
+        key = keys[at]
+        batch.keys[batch.count].at = <const uint8_t*>PyBytes_AS_STRING(key)
+        batch.keys[batch.count].size = <uint64_t>PyBytes_GET_SIZE(key)
+        batch.count += 1
+    return batch_run(batch, kind)
+
+
+cdef int batch_run(RowBatch* batch, int kind) except -9:
+    cdef int state
+    with nogil:
+        state = batch_find(batch, kind)
+    if state < CURSOR_END:
+        raise fault(&batch.cursor, state, NULL)
+    return 0
 
 
 cdef int key_check(bytes key) except -1:
@@ -200,6 +241,12 @@ cdef int key_check(bytes key) except -1:
 
 cdef bytes span_bytes(const uint8_t* at, uint64_t size):
     return PyBytes_FromStringAndSize(<const char*>at, <Py_ssize_t>size)
+
+
+cdef bytes row_body(const uint8_t* key, const Span* value):
+    """The body of a row: all of a chunk, what follows the checksum of another."""
+    cdef uint32_t skip = 0 if key[0] == ROW_CHUNK else ROW_CRC_BYTES
+    return span_bytes(value.at + skip, value.size - skip)
 
 
 def find_bodies(TreeReader reader not None, list keys not None):
@@ -216,26 +263,20 @@ def find_bodies(TreeReader reader not None, list keys not None):
         RowDamaged: A row that was looked at is not what was written.
         TreeDamaged: Nor is a page on the way.
     """
-    cdef TreeCursor cursor
-    cdef Span wanted
-    cdef bytes key
+    cdef RowBatch batch
+    cdef tuple held = tuple(keys)
     cdef list found = []
-    cdef uint32_t skip
-    cdef int state
-    reader.begin(&cursor)
-    for key in keys:
-        wanted.at = <const uint8_t*>PyBytes_AS_STRING(key)
-        wanted.size = <uint64_t>PyBytes_GET_SIZE(key)
+    cdef uint32_t index
+    for key in held:
         key_check(key)
-        with nogil:
-            state = row_find(&cursor, &wanted)
-        if state < CURSOR_END:
-            raise fault(&cursor, state, NULL)
-        if state == CURSOR_END:
-            found.append(None)
-        else:
-            skip = 0 if wanted.at[0] == ROW_CHUNK else ROW_CRC_BYTES
-            found.append(span_bytes(cursor.value.at + skip, cursor.value.size - skip))
+    reader.begin(&batch.cursor)
+    while len(found) < len(held):
+        batch_find_keys(&batch, -1, held, len(found))
+        for index in range(batch.count):
+            if batch.values[index].at == NULL:
+                found.append(None)
+            else:
+                found.append(row_body(batch.keys[index].at, &batch.values[index]))
     return found
 
 
@@ -245,24 +286,20 @@ def find_names(TreeReader reader not None, list names not None):
     Raises:
         RowDamaged, TreeDamaged: As `find_bodies`.
     """
-    cdef TreeCursor cursor
-    cdef uint8_t key[KEY_BYTES_MAX]
-    cdef Span wanted
-    cdef bytes name
+    cdef RowBatch batch
+    cdef tuple held = tuple(names)
     cdef list found = []
-    cdef int state
-    reader.begin(&cursor)
-    for name in names:
-        wanted = key_span(key, ROW_NAME, name)
-        if wanted.size == 0:
-            found.append(0)
-            continue
-        state = row_find(&cursor, &wanted)
-        if state == CURSOR_ROW and cursor.value.size != NAME_ROW_BYTES:
-            state = ROW_DAMAGED
-        if state < CURSOR_END:
-            raise fault(&cursor, state, NULL)
-        found.append(load_u64(cursor.value.at + ROW_CRC_BYTES) if state == CURSOR_ROW else 0)
+    cdef uint32_t index
+    reader.begin(&batch.cursor)
+    while len(found) < len(held):
+        batch_find_keys(&batch, ROW_NAME, held, len(found))
+        for index in range(batch.count):
+            if batch.values[index].at == NULL:
+                found.append(0)
+            elif batch.values[index].size == NAME_ROW_BYTES:
+                found.append(load_u64(batch.values[index].at + ROW_CRC_BYTES))
+            else:
+                raise RowDamaged(bytes([ROW_NAME]) + held[len(found)])
     return found
 
 
@@ -272,19 +309,29 @@ def find_channels(TreeReader reader not None, list ids not None):
     Raises:
         RowDamaged, TreeDamaged: As `find_bodies`.
     """
-    cdef TreeCursor cursor
+    cdef RowBatch batch
+    cdef uint8_t numbers[BATCH_CHUNKS][NUMBER_BYTES]
+    cdef tuple held = tuple(ids)
+    cdef Span* value
     cdef list found = []
-    cdef uint64_t channel
-    cdef int state
-    reader.begin(&cursor)
-    for channel in ids:
-        state = channel_find(&cursor, channel)
-        if state < CURSOR_END:
-            raise fault(&cursor, state, NULL)
-        if state == CURSOR_END:
-            found.append(b"")
-        else:
-            found.append(span_bytes(cursor.value.at + CHANNEL_ROW_BYTES, cursor.value.size - CHANNEL_ROW_BYTES))
+    cdef uint32_t index
+    reader.begin(&batch.cursor)
+    while len(found) < len(held):
+        batch.count = 0
+        while batch.count < BATCH_CHUNKS and len(found) + batch.count < len(held):
+            store_key_u64(numbers[batch.count], held[len(found) + batch.count])
+            batch.keys[batch.count].at = numbers[batch.count]
+            batch.keys[batch.count].size = NUMBER_BYTES
+            batch.count += 1
+        batch_run(&batch, ROW_CHANNEL)
+        for index in range(batch.count):
+            value = &batch.values[index]
+            if value.at == NULL:
+                found.append(b"")
+            elif channel_row_known(value):
+                found.append(span_bytes(value.at + CHANNEL_ROW_BYTES, value.size - CHANNEL_ROW_BYTES))
+            else:
+                raise RowDamaged(bytes([ROW_CHANNEL]) + span_bytes(numbers[index], NUMBER_BYTES))
     return found
 
 
@@ -305,6 +352,27 @@ cdef int place_seek(TreeCursor* cursor, const Span* wanted) noexcept nogil:
     return found
 
 
+cdef int batch_list(RowBatch* batch, int state, const Span* prefix, const Span* begin,
+                    uint64_t count_max) noexcept nogil:
+    """Take the row that the cursor is on and those that follow, with a prefix; CURSOR_ROW when more may follow.
+
+    The row `begin`, where it is no prefix, is the one to go on after.
+    """
+    cdef const Span* key = &batch.cursor.key
+    batch.count = 0
+    while state == CURSOR_ROW and batch.count < BATCH_CHUNKS and batch.count < count_max:
+        if not row_sound(key, &batch.cursor.value):
+            return ROW_DAMAGED
+        if key.size < prefix.size or memcmp(key.at, prefix.at, prefix.size) != 0:
+            return CURSOR_END
+        if begin.at == prefix.at or span_compare(key, begin) != 0:
+            batch.keys[batch.count] = key[0]
+            batch.values[batch.count] = batch.cursor.value
+            batch.count += 1
+        state = cursor_next(&batch.cursor)
+    return state
+
+
 def list_rows(TreeReader reader not None, bytes prefix not None, bytes after not None, uint64_t count_max):
     """Rows in the order of their keys: (key, body), copied.
 
@@ -317,10 +385,10 @@ def list_rows(TreeReader reader not None, bytes prefix not None, bytes after not
     Raises:
         RowDamaged, TreeDamaged: As `find_bodies`.
     """
-    cdef TreeCursor cursor
+    cdef RowBatch batch
     cdef Span begin, wanted
     cdef list found = []
-    cdef uint32_t skip
+    cdef uint32_t index
     cdef int state
     key_check(prefix)
     wanted.at = begin.at = <const uint8_t*>PyBytes_AS_STRING(prefix)
@@ -329,21 +397,18 @@ def list_rows(TreeReader reader not None, bytes prefix not None, bytes after not
         key_check(after)
         begin.at = <const uint8_t*>PyBytes_AS_STRING(after)
         begin.size = <uint64_t>PyBytes_GET_SIZE(after)
-    reader.begin(&cursor)
-    state = place_seek(&cursor, &begin)
-    while state == CURSOR_ROW and <uint64_t>len(found) < count_max:
-        if not row_sound(&cursor.key, &cursor.value):
-            state = ROW_DAMAGED
-            break
-        if cursor.key.size < wanted.size or memcmp(cursor.key.at, wanted.at, wanted.size) != 0:
-            break
-        if begin.at == wanted.at or span_compare(&cursor.key, &begin) != 0:
-            skip = 0 if cursor.key.at[0] == ROW_CHUNK else ROW_CRC_BYTES
-            found.append((span_bytes(cursor.key.at, cursor.key.size),
-                          span_bytes(cursor.value.at + skip, cursor.value.size - skip)))
-        state = cursor_next(&cursor)
+    reader.begin(&batch.cursor)
+    with nogil:
+        state = place_seek(&batch.cursor, &begin)
+    while state == CURSOR_ROW and count_max:
+        with nogil:
+            state = batch_list(&batch, state, &wanted, &begin, count_max)
+        count_max -= batch.count
+        for index in range(batch.count):
+            found.append((span_bytes(batch.keys[index].at, batch.keys[index].size),
+                          row_body(batch.keys[index].at, &batch.values[index])))
     if state < CURSOR_END:
-        raise fault(&cursor, state, NULL)
+        raise fault(&batch.cursor, state, NULL)
     return found
 
 
@@ -425,7 +490,8 @@ cdef int run_forward(ChunkRun* run) noexcept nogil:
     cdef uint64_t bytes_batch = 0
     cdef int state
     run.count = 0
-    while run.low < run.high:
+    # Without room the next chunk is not looked at: the one before a damaged one can be read.
+    while run.low < run.high and not (run.taken and run.bytes_room == 0):
         if run.count == BATCH_CHUNKS or bytes_batch >= BATCH_BYTES:
             return CURSOR_ROW
         if run.on_row:
@@ -449,7 +515,8 @@ cdef int run_back(ChunkRun* run) noexcept nogil:
     cdef uint64_t bytes_batch = 0
     cdef int state
     run.count = 0
-    while run.low < run.high:
+    # Without room the next chunk is not looked at: the one before a damaged one can be read.
+    while run.low < run.high and not (run.taken and run.bytes_room == 0):
         if run.count == BATCH_CHUNKS or bytes_batch >= BATCH_BYTES:
             return CURSOR_ROW
         if run.on_row:
@@ -900,7 +967,7 @@ cdef int group_find(GroupsWalk* walk, uint64_t time_us) noexcept nogil:
             high = middle
         else:
             begin = row
-            low = row + 1
+            low = row + 1 if row < high else high
     # The row that begins last before that time, and what follows it.
     state = walk_seek(walk, begin)
     if state == CURSOR_ROW:

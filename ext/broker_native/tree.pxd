@@ -21,6 +21,7 @@ cdef struct TreeCursor:
     uint64_t root                 # the number of the root's page
     uint32_t depth                # levels; 0 for an empty tree
     const uint8_t* pages[DEPTH_MAX]
+    const uint8_t* filled[DEPTH_MAX]  # the branch of each level that was proved last
     uint32_t indexes[DEPTH_MAX]   # which node of the page, from the root (0) down
     Span key
     Span value

@@ -184,8 +184,10 @@ cdef int cursor_descend(TreeCursor* cursor, uint32_t level, uint64_t number, con
         cursor.pages[level] = page
         if level == cursor.depth - 1:
             break
-        if page_filled(cursor, page, False) != CURSOR_ROW:
-            return CURSOR_DAMAGED
+        if cursor.filled[level] != page:
+            if page_filled(cursor, page, False) != CURSOR_ROW:
+                return CURSOR_DAMAGED
+            cursor.filled[level] = page
         first = 0
         last = page_count(page) - 1
         if wanted == NULL:
@@ -275,12 +277,9 @@ cdef int cursor_seek(TreeCursor* cursor, const Span* wanted) noexcept nogil:
         return CURSOR_DAMAGED
     if cursor.indexes[cursor.depth - 1] < page_count(cursor.pages[cursor.depth - 1]):
         return cursor_take(cursor)
+    # The next leaf begins past `wanted`: its first key is not below the branch that kept the descent out of it.
     cursor.indexes[cursor.depth - 1] -= 1
-    state = cursor_next(cursor)
-    # A branch's key that was changed leads to the leaf before the right one.
-    if state == CURSOR_ROW and span_compare(&cursor.key, wanted) < 0:
-        return damaged(cursor, cursor.pages[cursor.depth - 1])
-    return state
+    return cursor_next(cursor)
 
 
 cdef int cursor_last(TreeCursor* cursor) noexcept nogil:

@@ -35,6 +35,7 @@ from broker_native.tree import MappedFile, TreeReader
 from tests.native.starve import refusals
 from tests.reference.archive import MAP_BYTES, ArchiveModel, big, pack_groups, replace_rows_in, sealed
 from tests.reference.chunks import items_of
+from tests.reference.frames import Record, build_record
 from tests.reference.groups import Group, build_chunk, build_entry, build_group, chunk_of, head_entry
 
 if TYPE_CHECKING:
@@ -105,9 +106,11 @@ def test_a_group_whose_chunks_leave_it_changes_nothing() -> None:
     sound = build_group(Group(2, 1, chunks=(chunk_of(1, 1, 1, [b"x"]), chunk_of(2, 1, 1, [b"x"]))))
     overrun = bytearray(sound)
     overrun[96:100] = (1 << 20).to_bytes(4, "little")
+    cut = bytearray(sound)
+    cut[96:100] = (len(sound) - 96 - 20).to_bytes(4, "little")
     many = bytearray(sound)
     many[64:68] = (1 << 30).to_bytes(4, "little")
-    for wrong in (overrun, many):
+    for wrong in (overrun, cut, many):
         with pytest.raises(ValueError, match="chunks"):
             packer.add(wrong)
     row = packer.finish()
@@ -225,6 +228,7 @@ def entries_row(channel: int, entries: bytes, form: int = 1) -> dict[bytes, byte
         entries_row(1, b"", form=2),
         entries_row(1, b""),
         entries_row(1, bytes(8)),
+        entries_row(1, struct.pack("<IHH", 8, 4, 0)),
         entries_row(1, struct.pack("<IHH", 100, 4, 0)),
         entries_row(1, build_entry(head_entry(1, 1, 5, 0))),
         entries_row(1, build_entry(head_entry(1, 1, 5, 6))),
@@ -279,6 +283,109 @@ def test_records_that_do_not_cover_their_sequences(store: Store) -> None:
     ):
         with pytest.raises(RowDamaged):
             ask()
+    run = build_record(Record(gone=(1, 50)))
+    reader = store(rows | {b"\x10" + big(2) + big(1): build_chunk(type(chunk)(2, 1, 1, 16, run, TIME_US))})
+    with pytest.raises(RowDamaged):
+        sequence_at(reader, 2, TIME_US + 50)
+
+
+def test_damaged_rows_of_every_kind_are_refused(store: Store) -> None:
+    rows = {b"\x02" + big(1): bytes(60), b"\x03" + bytes(16): bytes(60)}
+    reader = store(rows)
+    with pytest.raises(RowDamaged):
+        find_bodies(reader, [b"\x03" + bytes(16)])
+    with pytest.raises(RowDamaged):
+        find_channels(reader, [1])
+
+
+def test_more_rows_than_one_batch_holds(store: Store) -> None:
+    rows: dict[bytes, bytes] = {}
+    names = [b"%04d" % number for number in range(600)]
+    for number, name in enumerate(names):
+        rows |= sealed(b"\x01" + name, number.to_bytes(8, "little")) | entries_row(number, name)
+    reader = store(rows)
+    assert find_names(reader, names) == list(range(600))
+    assert find_channels(reader, list(range(600))) == names
+    assert find_bodies(reader, [b"\x01" + name for name in names]) == [
+        number.to_bytes(8, "little") for number in range(600)
+    ]
+    assert [key[1:] for key, _ in list_rows(reader, b"\x01", b"", 599)] == names[:599]
+    assert [key[1:] for key, _ in list_rows(reader, b"\x01", b"\x01" + names[9], 10**6)] == names[10:]
+
+
+def test_a_channel_row_of_another_format_is_refused(store: Store) -> None:
+    with pytest.raises(RowDamaged) as caught:
+        find_channels(store(entries_row(7, b"", form=2)), [7])
+    assert caught.value.key == b"\x02" + big(7)
+
+
+def test_chunks_are_rows_too(store: Store) -> None:
+    chunk = build_chunk(chunk_of(1, 1, 1, [b"x"], TIME_US))
+    key = b"\x10" + big(1) + big(1)
+    reader = store({key: chunk} | sealed(b"\x11", b"end"))
+    assert find_bodies(reader, [key]) == [chunk]
+    assert list_rows(reader, b"\x10", b"", 5) == [(key, chunk)]
+    assert list_rows(reader, b"\x10" + big(2), b"", 5) == []
+
+
+def head_row(first: int, following: int) -> dict[bytes, bytes]:
+    return entries_row(1, build_entry(head_entry(1, 1, following, first)))
+
+
+@pytest.mark.parametrize("after", [{}, sealed(b"\xf0" + big(1), b"\x01\x00\x00\x00\x01\x00\x00")])
+def test_the_last_chunk_of_all_is_missing(store: Store, after: dict[bytes, bytes]) -> None:
+    """Nothing, or a row of another kind, stands where it should."""
+    chunk = build_chunk(chunk_of(1, 1, 1, [b"x"] * 3, TIME_US))
+    reader = store(head_row(1, 5) | {b"\x10" + big(1) + big(1): chunk} | after)
+    for after_sequence in (0, 3):
+        with pytest.raises(ChunkMissing) as caught:
+            read_chunks(reader, 1, after_sequence, ALL, 0)
+        assert (caught.value.channel, caught.value.sequence) == (1, 4)
+    assert read_chunks(reader, 1, 0, 1, 0) == [chunk]
+    with pytest.raises(ChunkMissing):
+        read_chunks(store(head_row(1, 5) | after), 1, 0, ALL, 0)
+
+
+def test_sequences_that_wrap_around(store: Store) -> None:
+    first = 2**64 - 2
+    chunk = build_chunk(chunk_of(1, 1, first, [b"x"] * 5, TIME_US))
+    reader = store(head_row(first, 2**64 - 1) | {b"\x10" + big(1) + big(first): chunk})
+    with pytest.raises(RowDamaged):
+        read_chunks(reader, 1, 0, ALL, 0)
+
+
+GOOD = b"\x05\x05\x01\x01\x01\x01"
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [row_of(1, 0, b"")],
+        [row_of(5, 1, GOOD), row_of(9, 0, b"")],
+        [row_of(5, 1, GOOD + b"\x00")],
+        [row_of(6, 1, GOOD), row_of(9, 1, b"\x09\x09\x00")],
+        [row_of(5, 1, b"\x05\x05\x02\x01\x01\x01\x01"), row_of(9, 1, b"\x09\x09\x00")],
+        [row_of(5, 1, b"\x05\x05"), row_of(9, 1, b"\x09\x09\x00")],
+        [(b"\xf0" + big(5), bytes(20))],
+        [row_of(5, 1, GOOD), (b"\xf0" + big(6), bytes(20)), row_of(9, 1, b"\x09\x09\x00")],
+    ],
+)
+def test_an_index_that_cannot_be_is_not_walked(store: Store, rows: list[tuple[bytes, bytes]]) -> None:
+    reader = store(dict(rows))
+    for ask in (lambda: read_groups(reader, 0, 0, ALL, None), lambda: group_at(reader, 8)):
+        with pytest.raises(RowDamaged):
+            ask()
+
+
+def test_the_greatest_group_of_all(store: Store) -> None:
+    greatest = 2**64 - 1
+    packer = GroupsPacker()
+    packer.add(build_group(Group(greatest, 1, time_us=7)))
+    row = packer.finish()
+    assert row is not None
+    reader = store(dict([row]))
+    assert [group_at(reader, moment) for moment in (0, 7, 8)] == [greatest, greatest, None]
+    assert read_groups(reader, 0, 0, ALL, None) == ([], (greatest, 0))
 
 
 def test_the_index_names_a_chunk_that_is_not_there(store: Store) -> None:

@@ -99,7 +99,7 @@ def bounded(rows: list[tuple[bytes, bytes]], count: int, size: int) -> list[tupl
 def grown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rows]:
     """A file of three levels, large values and free pages."""
     path = tmp_path_factory.mktemp("tree") / "file"
-    rows = fill(path, 4770, 3000)
+    rows = fill(path, 4770, 3010)
     content = path.read_bytes()
     assert int.from_bytes(content[meta_at(content) + MAIN_DEPTH :][:2], "little") == 3
     return path, rows
@@ -203,6 +203,7 @@ def test_cut_files_are_refused(grown: tuple[Path, Rows], tmp_path: Path) -> None
         (20, 2, 4),
         (META_PAGE_BYTES, 0, 4),
         (META_PAGE_BYTES, 511, 4),
+        (META_PAGE_BYTES, 2048, 4),
         (META_PAGE_BYTES, 8192, 4),
         (META_PAGE_BYTES, 2**32 - 1, 4),
         (LAST_PAGE, 1 << 40, 8),
@@ -228,16 +229,56 @@ def test_a_root_that_cannot_be(grown: tuple[Path, Rows], tmp_path: Path, at: int
         lambda: reader.get(b"1"),
         lambda: reader.range(b"1", b"", 5, 5),
         lambda: reader.range_back(b"", b"", 5, 5),
+        lambda: reader.range_back(b"1", b"", 5, 5),
     ):
         with pytest.raises(TreeDamaged):
             ask()
+
+
+@pytest.mark.parametrize("page_bytes", [0, 511, 65537, 2**32 - 1])
+def test_a_page_size_that_cannot_be(grown: tuple[Path, Rows], tmp_path: Path, page_bytes: int) -> None:
+    """The first page says it, whichever meta page is the newest."""
+    path, _ = grown
+    copy = patched(path, tmp_path, META_PAGE_BYTES, page_bytes, 4)
+    with pytest.raises(TreeDamaged):
+        TreeReader(MappedFile(str(copy), MAP_BYTES), newest(path.read_bytes()))
+
+
+def test_a_row_has_a_key(grown: tuple[Path, Rows], tmp_path: Path) -> None:
+    path, _ = grown
+    content = path.read_bytes()
+    leaf = next(page for page in range(2 * PAGE_BYTES, len(content), PAGE_BYTES) if tree_page(content, page) == 2)
+    node = leaf + int.from_bytes(content[leaf + 16 : leaf + 18], "little")
+    copy = patched(path, tmp_path, node + 6, 0, 2)
+    with pytest.raises(TreeDamaged):
+        reader_of(copy).range(b"\x00", b"", 10**9, 10**9)
+
+
+def tree_page(content: bytes, page: int) -> int:
+    """Return whether a page is a branch (1) or a leaf (2) of some tree, 0 when it is neither."""
+    is_one = int.from_bytes(content[page : page + 8], "little") == page // PAGE_BYTES
+    return content[page + 10] if is_one and content[page + 10] in (1, 2) else 0
+
+
+def test_a_snapshot_far_behind_is_gone(grown: tuple[Path, Rows], tmp_path: Path) -> None:
+    """Whatever its own meta page says, it may be in the midst of being written over."""
+    path, _ = grown
+    content = path.read_bytes()
+    transaction = newest(content)
+    copy = patched(path, tmp_path, PAGE_BYTES - meta_at(content) + META_TRANSACTION, transaction + 2, 8)
+    with pytest.raises(LookupError):
+        TreeReader(MappedFile(str(copy), MAP_BYTES), transaction)
+
+
+def test_a_file_longer_than_its_map_is_seen_as_far_as_that(grown: tuple[Path, Rows]) -> None:
+    assert MappedFile(str(grown[0]), 4 * PAGE_BYTES).size == 4 * PAGE_BYTES
 
 
 def structure(content: bytes) -> list[int]:
     """Return the offsets of bytes that a walk follows: headers, offsets and nodes of tree pages, and their keys."""
     offsets: list[int] = []
     for page in range(2 * PAGE_BYTES, len(content), PAGE_BYTES):
-        if content[page + 10] in (1, 2) and int.from_bytes(content[page : page + 8], "little") == page // PAGE_BYTES:
+        if tree_page(content, page):
             lower = int.from_bytes(content[page + 12 : page + 14], "little")
             offsets += range(page, page + lower)
             for slot in range(page + 16, page + lower, 2):
@@ -293,7 +334,7 @@ def test_a_count_that_hides_rows_is_found_out(grown: tuple[Path, Rows], tmp_path
     whole = reader.range(b"\x00", b"", 10**9, 10**9)
     caught = 0
     for page in range(2 * PAGE_BYTES, len(content), PAGE_BYTES):
-        if content[page + 10] not in (1, 2) or int.from_bytes(content[page : page + 8], "little") != page // PAGE_BYTES:
+        if not tree_page(content, page):
             continue
         lower = int.from_bytes(content[page + 12 : page + 14], "little")
         poke(copy, page + 12, (lower - 2) & 0xFF)
