@@ -61,7 +61,7 @@ def unarchived(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is moved into the archive, so that a test knows where it is."""
     open_node: Callable[..., Any] = Node.open.__func__  # type: ignore[attr-defined]
 
-    async def opened_so(cls: type[Node], path: object, **options: Any) -> Node:
+    async def opened_so(cls: type[Node], path: object, /, **options: Any) -> Node:
         node: Node = await open_node(cls, path, **{**options, "archive_by": ArchiveBy.NOBODY})
         return node
 
