@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CHANNELS = 2_000
-LAG_S_MAX = 1.0
+LAG_S_MAX = 5.0
 """Generous: on a machine that others use, the loop waits for a core."""
 
 
