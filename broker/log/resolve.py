@@ -13,6 +13,7 @@ Any thread may ask; a question is bounded by its keys. Sorted ones are answered 
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from struct import Struct
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -237,12 +238,13 @@ class Tables:
 
     def load_all(self, applier: Applier) -> None:
         """Apply the entries of everything that is stored; see `Log.load_all`."""
-        with self._layers(self._segments()) as layers:
-            ids, producers = layers.all_ids(), layers.all_producers()
-            for begin in range(0, len(ids), BATCH):
-                applier.apply_entries(b"".join(layers.channels(ids[begin : begin + BATCH])))
-            for begin in range(0, len(producers), BATCH):
-                applier.apply_entries(b"".join(layers.lines(producers[begin : begin + BATCH])))
+        ids, producers = self._read(Layers.all_ids), self._read(Layers.all_producers)
+        for begin in range(0, len(ids), BATCH):
+            some_ids = ids[begin : begin + BATCH]
+            applier.apply_entries(b"".join(self._read(partial(Layers.channels, ids=some_ids))))
+        for begin in range(0, len(producers), BATCH):
+            some = producers[begin : begin + BATCH]
+            applier.apply_entries(b"".join(self._read(partial(Layers.lines, producers=some))))
 
     def _read(self, read: Callable[[Layers], Result]) -> Result:
         def with_layers(segments: tuple[Segment, ...]) -> Result:

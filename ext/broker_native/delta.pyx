@@ -1,7 +1,7 @@
 """What the groups of one segment change in the tables, gathered and looked up.
 
-`TableDelta` takes groups in their order and keeps the last value of each row: of a channel its newest CHANNEL entry, its
-epochs, its head and what was trimmed, or that it was dropped; of a producer its line; of a name its channel. It answers
+`TableDelta` takes groups in their order and keeps the last value of each row: of a channel its newest CHANNEL entry,
+its epochs, its head and what was trimmed, or that it was dropped; of a producer its line; of a name its channel. It answers
 by key while it is in memory, and emits itself as the sorted pages of `pages.pxd` when its segment is sealed.
 
 It is filled by one thread. After that it does not change, and any thread may ask it.
@@ -21,7 +21,6 @@ from broker_native.index cimport (
     DAMAGE_UNKNOWN_ENTRY,
     Damage,
     GroupHeader,
-    IndexTable,
     array_grow,
     damage_error,
     damaged,
@@ -38,7 +37,6 @@ from broker_native.layout cimport (
     CHUNK_EPOCH,
     CHUNK_FIRST,
     ENTRY_CHANNEL,
-    ENTRY_CLOSE,
     ENTRY_DROP,
     ENTRY_DROP_BYTES,
     ENTRY_EPOCH,
@@ -688,8 +686,8 @@ cdef int pages_emit(Order order, TablePage* page, list pages) except -1:
 cdef class TableDelta:
     """What the groups of one segment change in the tables, the last value of each row.
 
-    Of a channel: its newest CHANNEL entry, its EPOCH entries in their order, then a HEAD, or a TRIM when the segment has
-    nothing of it but that. Or a DROP alone, which hides all that earlier segments have of it.
+    Of a channel: its newest CHANNEL entry, its EPOCH entries in their order, then a HEAD, or a TRIM when the segment
+    has nothing of it but that. Or a DROP alone, which hides all that earlier segments have of it.
 
     A HEAD's `first` is a lower bound: the greatest that the segment itself says, else 1; an applier takes the greater
     of it and its own. A LINE carries ENTRY_FLAG_SNAPSHOT when it is the whole state of its row, that is when it

@@ -311,8 +311,8 @@ cdef void filter_add(uint8_t* blocks, uint32_t count, uint64_t hashed) noexcept 
     """Set a key's six bits in its block."""
     cdef uint8_t* block = blocks + filter_block(hashed, count)
     cdef uint64_t bits = key_mix(hashed)
-    cdef int step
-    for step in range(6):
+    cdef int _
+    for _ in range(6):
         block[bits >> 3 & 63] |= <uint8_t>(1 << (bits & 7))
         bits >>= 9
 
@@ -320,8 +320,8 @@ cdef void filter_add(uint8_t* blocks, uint32_t count, uint64_t hashed) noexcept 
 cdef bint filter_has(const uint8_t* blocks, uint32_t count, uint64_t hashed) noexcept nogil:
     cdef const uint8_t* block = blocks + filter_block(hashed, count)
     cdef uint64_t bits = key_mix(hashed)
-    cdef int step
-    for step in range(6):
+    cdef int _
+    for _ in range(6):
         if not block[bits >> 3 & 63] >> (bits & 7) & 1:
             return False
         bits >>= 9

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from broker_native.delta import TableDelta
 from broker_native.index import GroupDamaged
+from broker_native.pages import NAMES
 from tests.native.starve import refusals
 from tests.reference.chains import Chain
 from tests.reference.groups import (
@@ -28,13 +29,16 @@ from tests.reference.groups import (
     TRIM,
     Entry,
     Tables,
+    build_entry,
     channel_entry,
     close_entry,
+    drop_entry,
     epoch_entry,
     head_entry,
     line_entry,
     parse_entries,
     run_entry,
+    trim_entry,
 )
 
 if TYPE_CHECKING:
@@ -261,3 +265,150 @@ def test_a_buffer_is_required() -> None:
     for function in (TableDelta().add, TableDelta().add_entries):
         with pytest.raises(TypeError):
             function(text)
+
+
+# --- Trims, drops, and looking up ---------------------------------------------------------------------------------
+
+
+def kinds_of(entries: bytes) -> list[int]:
+    return [entry.kind for entry in parse_entries(entries)]
+
+
+def test_a_trim_raises_the_head_or_stands_alone() -> None:
+    chain, delta = Chain(), TableDelta()
+    delta.add(chain.build([(1, [b"a", b"b", b"c"])], [trim_entry(1, 3), trim_entry(1, 2), trim_entry(2, 9)]))
+    (head,) = parse_entries(delta.find_channel(1))
+    assert struct.unpack("<QQQQ", head.body)[2:] == (4, 3)
+    assert parse_entries(delta.find_channel(2)) == (trim_entry(2, 9),)
+
+
+def test_a_drop_hides_what_was_there_and_frees_the_name() -> None:
+    chain, delta = Chain(), TableDelta()
+    chain.commit(chain.build())
+    born = [channel_entry(1, "a.b"), epoch_entry(1, 5, 1)]
+    chain.commit(chain.build([(1, [b"x"])], born))
+    chain.commit(chain.build(entries=[drop_entry(1), drop_entry(77)]))
+    for value in chain.values.values():
+        delta.add(value)
+    assert kinds_of(delta.find_channel(1)) == kinds_of(delta.find_channel(77)) == [DROP]
+    assert delta.find_name(b"a.b") == -1
+    assert delta.items(NAMES) == []
+    # One of them was created here, the other one before.
+    assert (delta.channels_new, delta.id_next) == (-1, 2)
+    again = chain.build([(2, [b"y"])], [channel_entry(2, "a.b"), epoch_entry(2, 6, 1)])
+    delta.add(again)
+    assert delta.find_name(b"a.b") == 2
+    assert delta.items(NAMES) == [(b"a.b", 2)]
+    assert (delta.channels_new, delta.id_next) == (0, 3)
+
+
+def test_what_is_not_here_is_not_found() -> None:
+    delta = TableDelta()
+    assert delta.find_channel(1) == delta.find_line(PRODUCER) == b""
+    assert delta.find_name(b"a") is None
+    assert (delta.id_next, delta.channels_new, delta.producers_new, delta.unclean_run) == (0, 0, 0, 0)
+    with pytest.raises(ValueError, match="producer"):
+        delta.find_line(b"short")
+
+
+def test_a_level_that_changes_makes_no_new_channel() -> None:
+    chain, delta = Chain(), TableDelta()
+    first = [channel_entry(1, "a", 3), epoch_entry(1, 5, 1)]
+    delta.add(chain.build([(1, [b"x"])], [*first, channel_entry(1, "a", 2), channel_entry(9, "old", 2)]))
+    assert delta.channels_new == 1
+    assert parse_entries(delta.find_channel(1))[0] == channel_entry(1, "a", 2)
+    assert delta.items(NAMES) == [(b"a", 1), (b"old", 9)]
+
+
+def test_the_newest_run_that_ended_badly() -> None:
+    delta = TableDelta()
+    delta.add(Chain().build(entries=[run_entry(5, True), run_entry(7, False), run_entry(4, False), run_entry(9, True)]))
+    assert delta.unclean_run == 6
+
+
+def test_producers_are_new_when_their_lines_begin_here() -> None:
+    delta = TableDelta()
+    lines = [line_entry(bytes([at]) * 16, at, 2, [(1, 1, 2)]) for at in (1, 2, 3)]
+    delta.add(Chain().build(entries=lines))
+    assert delta.producers_new == 1
+    assert parse_entries(delta.find_line(bytes([2]) * 16)) == (lines[1],)
+
+
+def test_a_run_of_entries_is_taken_in_as_groups_are() -> None:
+    chain = Chain()
+    values = [
+        chain.build(
+            [(1, [b"x"]), (2, [b"y"])],
+            [run_entry(2, False), channel_entry(1, "a"), epoch_entry(1, 5, 1), line_entry(PRODUCER, 1, 1, [(1, 1, 1)])],
+        )
+    ]
+    delta = TableDelta()
+    delta.add_entries(delta_of(values))
+    assert delta.finish() == delta_of(values)
+    assert (delta.id_next, delta.channels_new, delta.producers_new, delta.unclean_run) == (2, 1, 1, 1)
+
+
+@pytest.mark.parametrize("cut", [1, 7, 8, 9, 39])
+def test_a_run_of_entries_that_is_cut_is_refused(cut: int) -> None:
+    whole = delta_of([Chain().build([(1, [b"x"])], [channel_entry(1, "abc")])])
+    with pytest.raises(GroupDamaged, match="entries"):
+        TableDelta().add_entries(whole[:-cut])
+
+
+def test_an_unknown_entry_of_a_run_is_refused_unless_it_is_ignorable() -> None:
+    TableDelta().add_entries(build_entry(Entry(77, b"new", IGNORABLE)))
+    with pytest.raises(GroupDamaged, match="unknown entry"):
+        TableDelta().add_entries(build_entry(Entry(77, b"new")))
+
+
+names = st.sampled_from(["a", "b", "a.b", "c"])
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("say"), names),
+        st.tuples(st.just("drop"), names),
+        st.tuples(st.just("trim"), names),
+        st.tuples(st.just("epoch"), names),
+    ),
+    max_size=40,
+)
+
+
+@given(steps, st.lists(st.integers(0, 40), max_size=3))
+@settings(max_examples=150, deadline=None)
+def test_channels_that_come_and_go_are_what_a_dict_says(steps: list[tuple[str, str]], cuts: list[int]) -> None:
+    """However the history is cut, the deltas' answers, the newest first, are those of a replay."""
+    chain, ids, created, live = Chain(), {}, 0, {}
+    bounds = {cut for cut in cuts if cut < len(steps)}
+    deltas = [TableDelta()]
+    for at, (what, name) in enumerate(steps):
+        if at in bounds:
+            deltas.append(TableDelta())
+        if what == "say":
+            entries = []
+            if name not in ids:
+                created += 1
+                ids[name], live[name] = created, 1
+                entries = [channel_entry(created, name), epoch_entry(created, 5, 1)]
+            value = chain.build([(ids[name], [b"x"])], entries)
+            live[name] += 1
+        elif name not in ids:
+            continue
+        elif what == "drop":
+            value = chain.build(entries=[drop_entry(ids.pop(name))])
+        elif what == "trim":
+            value = chain.build(entries=[trim_entry(ids[name], live[name] - 1)])
+        else:
+            value = chain.build(entries=[epoch_entry(ids[name], at + 10, live[name])])
+        chain.commit(value)
+        deltas[-1].add(value)
+    expected, found = chain.tables(), Tables()
+    for delta in deltas:
+        found.apply_entries(delta.finish())
+    assert found == expected
+    assert sum(delta.channels_new for delta in deltas) == len(ids)
+    assert max(delta.id_next for delta in deltas) == (created + 1 if created else 0)
+    for name in ("a", "b", "a.b", "c"):
+        said = [delta.find_name(name.encode()) for delta in reversed(deltas)]
+        newest = next((channel for channel in said if channel is not None), 0)
+        dropped = any(kinds_of(delta.find_channel(max(newest, 0))) == [DROP] for delta in deltas)
+        assert (0 if newest <= 0 or dropped else newest) == ids.get(name, 0)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from broker.log import Log
+from broker.model.errors import StorageError
 from tests.powerloss.disk import Disk, Kind, Operation, read_trace
 from tests.powerloss.workload import GROUP_BYTES_MAX, MARK_ACKNOWLEDGED, SEGMENT_BYTES
 from tests.reference.groups import (
@@ -114,6 +115,7 @@ class Verdict:
     states: int = 0
     lost: int = 0
     unopenable: int = 0
+    unreadable: int = 0
     wrong: int = 0
     failures: list[str] = field(default_factory=list)
 
@@ -151,15 +153,23 @@ def open_log(path: Path) -> tuple[Log, Heads, int]:
         raise Wrong("unopenable", repr(cause)) from cause
 
 
-def check(log: Log, heads: Heads, expected: list[Known]) -> None:
-    """Compare what a log holds with what it must hold."""
+def read_all(log: Log) -> list[tuple[int, int, bytes]]:
+    """Return every chunk, in bus order."""
     place, found = (0, 0), []
     while True:
         chunks, after = log.read_groups(*place, _BYTES_MAX, None)
         found += chunks
         if after == place:
-            break
+            return found
         place = after
+
+
+def check(log: Log, heads: Heads, expected: list[Known]) -> None:
+    """Compare what a log holds with what it must hold."""
+    try:
+        found = read_all(log)
+    except StorageError as damage:
+        raise Wrong("unreadable", str(damage)) from damage
     if found != [chunk for known in expected for chunk in known.chunks]:
         raise Wrong("wrong", f"read {len(found)} chunks that are not those of the {len(expected)} groups")
     following: dict[int, int] = {}

@@ -99,7 +99,15 @@ def judge(recording: Recording, states: int) -> dict[str, Any]:
         arguments = [recording.trace, recording.history, states_folder, str(states), str(part), str(WORKERS)]
         command = [sys.executable, "-m", "tests.powerloss.enumerate", *map(str, arguments)]
         workers.append(subprocess.Popen(command, env=environment(), cwd=ROOT, stdout=subprocess.PIPE))
-    total: dict[str, Any] = {"states": 0, "lost": 0, "unopenable": 0, "wrong": 0, "died": 0, "failures": []}
+    total: dict[str, Any] = {
+        "states": 0,
+        "lost": 0,
+        "unopenable": 0,
+        "unreadable": 0,
+        "wrong": 0,
+        "died": 0,
+        "failures": [],
+    }
     for output, code in [(worker.communicate()[0], worker.returncode) for worker in workers]:
         # A signal is what LMDB ends with on pages that it never wrote; any other code is a mistake in the test.
         assert code <= 0
@@ -114,14 +122,14 @@ def judge(recording: Recording, states: int) -> dict[str, Any]:
 def test_twenty_thousand_states(recorder: Path, scratch: Path) -> None:
     verdict = judge(record(recorder, scratch, "none"), STATES)
     states = verdict.pop("states")
-    assert verdict == {"lost": 0, "unopenable": 0, "wrong": 0, "died": 0, "failures": []}
+    assert verdict == {"lost": 0, "unopenable": 0, "unreadable": 0, "wrong": 0, "died": 0, "failures": []}
     assert states >= STATES
 
 
 @pytest.mark.parametrize("mutant", [mutant for mutant in MUTANTS if mutant != "none"])
 def test_builds_that_leave_a_sync_out_are_caught(recorder: Path, scratch: Path, mutant: str) -> None:
     verdict = judge(record(recorder, scratch, mutant), 600)
-    found = verdict["lost"], verdict["unopenable"], verdict["died"]
+    found = verdict["lost"], verdict["unopenable"], verdict["unreadable"], verdict["died"]
     assert any(found), verdict
 
 
