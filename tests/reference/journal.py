@@ -38,6 +38,9 @@ class Fate(Enum):
 class MemoryJournal:
     """Groups in segments, in memory."""
 
+    settled_group = 0
+    """Nothing can be looked up, so nothing that is stored is evicted."""
+
     def __init__(self) -> None:
         self.segments: list[list[bytes]] = [[]]
         self.good: list[bytes] = []
