@@ -188,6 +188,7 @@ def test_what_is_stored_is_the_same_wherever_it_lies(tmp_path: Path) -> None:
     with archiving(tmp_path) as one:
         story.groups(one, 60)
         story.group(one, ["story.0", "gone.1"])
+        one.log.rotate()
         wait_archived(one)
         assert one.log.archived_group > 0
         assert one.log.stats()["archived_bytes"] > 0
