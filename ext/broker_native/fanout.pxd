@@ -40,8 +40,8 @@ cdef class Subscription:
 
     cdef bint tell(self, uint64_t id) except -1
     cdef void put_told(self, uint64_t id) noexcept
-    cdef int push(self, const char* name, uint8_t size_of_name, const uint8_t* chunk, uint32_t size, object shared,
-                  uint64_t group, uint32_t index, uint8_t flags) except -1
+    cdef int push(self, uint64_t id, const char* name, uint8_t name_bytes, const uint8_t* chunk, uint32_t size,
+                  object shared, uint64_t group, uint32_t index, uint8_t flags) except -1
 
 cdef class Fanout:
     cdef readonly Tails tails

@@ -228,18 +228,21 @@ cdef class Subscription:
             slot = (slot + 1) & self.told_mask
         self.told[slot] = id
 
-    cdef int push(self, const char* name, uint8_t size_of_name, const uint8_t* chunk, uint32_t size, object shared,
-                  uint64_t group, uint32_t index, uint8_t flags) except -1:
-        """Queue one chunk: copied when `shared` is None, else by reference. After a MemoryError, lose its outbox."""
+    cdef int push(self, uint64_t id, const char* name, uint8_t name_bytes, const uint8_t* chunk, uint32_t size,
+                  object shared, uint64_t group, uint32_t index, uint8_t flags) except -1:
+        """Queue one chunk of the channel with this id and name: copied when `shared` is None, else by reference.
+
+        After a MemoryError, lose its outbox.
+        """
         cdef Outbox outbox = self.outbox
         cdef uint32_t name_size = 0
         cdef uint32_t prefix = FRAME_HEADER_BYTES + DELIVER_HEADER_BYTES
         cdef uint8_t* at
         if outbox.lost:
             return 0
-        if self.tells_names and self.tell(load_u64(chunk + CHUNK_CHANNEL)):
+        if self.tells_names and self.tell(id):
             flags |= DELIVER_FLAG_NAME
-            name_size = 1 + <uint32_t>size_of_name
+            name_size = 1 + <uint32_t>name_bytes
         bytes_reserve(&outbox.small, prefix + name_size + (size if shared is None else 0))
         at = outbox.small.data + outbox.small.used
         frame_header(at, DELIVER_HEADER_BYTES + name_size + size, KIND_DELIVER, flags)
@@ -248,8 +251,8 @@ cdef class Subscription:
         store_u64(at + 16, group)
         at += prefix
         if name_size:
-            at[0] = size_of_name
-            memcpy(at + 1, name, size_of_name)
+            at[0] = name_bytes
+            memcpy(at + 1, name, name_bytes)
             at += name_size
         outbox.small.used += prefix + name_size
         outbox.queued += prefix + name_size + size
@@ -423,8 +426,8 @@ cdef class Fanout:
                     self.slow.append(subscription)
                     subscription.slow = True
                 else:
-                    subscription.push(channel_name(channel), channel.name_size, chunk, size, shared, group, index,
-                                      flags)
+                    subscription.push(channel.id, channel_name(channel), channel.name_size, chunk, size, shared, group,
+                                      index, flags)
                     self.chunks_out += 1
                     self.bytes_out += size
                     self.records_out += load_u32(chunk + CHUNK_COUNT)
@@ -436,20 +439,31 @@ cdef class Fanout:
         """Queue one chunk, an object of its own, to one subscription (catching up).
 
         Args:
-            name: Its channel's, at most 255 bytes; None for one that is in memory.
+            subscription: The subscription.
+            chunk: The chunk.
+            group, index, flags: As of `deliver`.
+            name: Of a channel that is not in memory.
+
+        Raises:
+            KeyError: The channel is not in memory, and no name is given.
         """
         cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(chunk)
         cdef uint32_t size = <uint32_t>PyBytes_GET_SIZE(chunk)
-        cdef Channel* channel = self.tails.by_channel_id(load_u64(at + CHUNK_CHANNEL))
-        cdef const char* told = PyBytes_AS_STRING(name) if name is not None else NULL
-        cdef uint8_t told_size = <uint8_t>PyBytes_GET_SIZE(name) if name is not None else 0
-        if name is None:
-            if channel == NULL:
-                raise KeyError(load_u64(at + CHUNK_CHANNEL))
-            told = channel_name(channel)
-            told_size = channel.name_size
+        cdef uint64_t id = load_u64(at + CHUNK_CHANNEL)
+        cdef Channel* channel = self.tails.by_channel_id(id)
+        cdef const char* its_name
+        cdef uint8_t name_bytes
+        if channel != NULL:
+            its_name = channel_name(channel)
+            name_bytes = channel.name_size
+        elif name is not None and PyBytes_GET_SIZE(name) <= 255:
+            its_name = PyBytes_AS_STRING(name)
+            name_bytes = <uint8_t>PyBytes_GET_SIZE(name)
+        else:
+            raise KeyError(id)
         try:
-            subscription.push(told, told_size, at, size, chunk if size > COPY_BYTES_MAX else None, group, index, flags)
+            subscription.push(id, its_name, name_bytes, at, size, chunk if size > COPY_BYTES_MAX else None, group,
+                              index, flags)
         except MemoryError:
             subscription.outbox.lose()
             return

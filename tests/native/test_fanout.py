@@ -570,7 +570,7 @@ def test_a_connection_that_closed_while_it_was_paused_holds_nothing_back() -> No
 
 
 def evict(house: House) -> int:
-    house.publisher.close()
+    house.publisher.leave()
     return house.tails.evict(1 << 62, 1, 2 * house.tails.slots)
 
 

@@ -1331,7 +1331,7 @@ def test_a_publisher_lets_its_channels_go_when_it_ends() -> None:
     for publisher in publishers:
         for slot in range(20):
             publisher.bind(slot, b"s.x")
-    publishers[0].close()
+    publishers[0].leave()
     assert publishers[0].publish_frame(publish_body(0, 1, [build_record(Record())])) == twin.INVALID_CHANNEL
     assert tails.held(b"s.x")
     publishers.clear()
@@ -1455,7 +1455,7 @@ def test_profiles_are_counted() -> None:
     publisher = native.Publisher(tails, native.Line(), None, 0)
     publisher.bind(0, b"new")
     publisher.publish_frame(publish_body(0, 1, [build_record(Record())]))
-    publisher.close()
+    publisher.leave()
     tails.load(b"other", SYNCED, 2, 10, 3)
     assert tails.count(3) == 2
     value, _ = tails.close_group(0, 0, 0, 0, 0)
