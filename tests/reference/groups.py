@@ -337,6 +337,6 @@ class Tables:
         elif entry.kind == DROP:
             (channel,) = struct.unpack("<Q", entry.body)
             for rows in (self.channels, self.epochs, self.heads):
-                rows.pop(channel, None)  # type: ignore[attr-defined]
+                rows.pop(channel, None)
         elif entry.kind in (RUN, CLOSE):
             self.runs.append((entry.kind, entry.body))
