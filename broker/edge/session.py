@@ -140,8 +140,7 @@ class Session(Intake):
                 self.node.catchup.leave(subscription.state)
         self.subscriptions = None
         if self.publisher is not None:
-            # Or its channels would be held until a collector comes to this connection.
-            self.publisher.close()
+            self.publisher.leave()
         if self.publisher is not None and self.publisher.line.holder is self:
             self.publisher.line.holder = None
             if self._producer is not None:

@@ -231,8 +231,8 @@ cdef class Publisher:
     cdef bint in_turn
     cdef bint in_group
 
+    cpdef void leave(self) noexcept
     cdef void let_go(self, uint32_t number) noexcept
-    cdef void let_all_go(self) noexcept
     cdef int publish(self, const uint8_t* body, uint32_t size) except -1
     cdef int out_of_line(self, uint64_t number, uint32_t count) except -1
     cdef int check_records(self, Channel* channel, const uint8_t* at, uint32_t size, uint32_t count) except -1

@@ -1696,7 +1696,7 @@ cdef class Publisher:
         self.headers_bytes_max = headers_bytes_max
 
     def __dealloc__(self):
-        self.let_all_go()
+        self.leave()
         free(self.slots)
         free(self.turn_answers.data)
         free(self.group_answers.data)
@@ -1727,18 +1727,10 @@ cdef class Publisher:
         self.let_go(number)
         self.slots[number] = channel
 
-    def close(self):
-        """Let go of every channel: the connection is over. What it has published stays and is answered.
-
-        The end of the object does the same, and may come much later.
-        """
-        self.let_all_go()
-
-    cdef void let_all_go(self) noexcept:
+    cpdef void leave(self) noexcept:
+        """The connection is gone: hold no channel any more. Answers that are under way may keep the publisher."""
         cdef uint32_t number
         for number in range(self.slots_count):
-            if number + AHEAD < self.slots_count and self.slots[number + AHEAD] != NULL:
-                memory_prefetch(&self.slots[number + AHEAD].holders)
             self.let_go(number)
             self.slots[number] = NULL
 

@@ -1331,7 +1331,7 @@ def test_a_publisher_lets_its_channels_go_when_it_ends() -> None:
     for publisher in publishers:
         for slot in range(20):
             publisher.bind(slot, b"s.x")
-    publishers[0].close()
+    publishers[0].leave()
     assert publishers[0].publish_frame(publish_body(0, 1, [build_record(Record())])) == twin.INVALID_CHANNEL
     assert tails.held(b"s.x")
     publishers.clear()

@@ -83,7 +83,7 @@ class Connection:
     def close(self) -> None:
         """The connection is over."""
         self.outbox.close()
-        self.publisher.close()
+        self.publisher.leave()
         self.publisher.line.holders -= 1
 
     def slot(self, name: bytes) -> int:

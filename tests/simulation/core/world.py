@@ -45,9 +45,17 @@ class NamingFanout:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._core.fanout, name)
 
-    def deliver_one(self, subscription: Subscription, chunk: bytes, group: int, index: int, flags: int = 0) -> None:
+    def deliver_one(
+        self,
+        subscription: Subscription,
+        chunk: bytes,
+        group: int,
+        index: int,
+        flags: int = 0,
+        name: bytes | None = None,
+    ) -> None:
         channel = chunk_head(chunk)[0]
-        name = self._core.tails.name_of(channel) or self._core.resolver.names_of([channel])[0]
+        name = name or self._core.tails.name_of(channel) or self._core.resolver.names_of([channel])[0]
         self._core.fanout.deliver_one(subscription, chunk, group, index, flags, name)
 
 
