@@ -1586,7 +1586,8 @@ cdef class Tails:
                 channel = <Channel*>segment.slots[slot].item
                 if (channel != NULL and channel.state != STATE_GONE and channel.stored_id and channel.applied_level
                         and channel.name_size >= PyBytes_GET_SIZE(prefix)
-                        and memcmp(channel_name(channel), PyBytes_AS_STRING(prefix), <size_t>PyBytes_GET_SIZE(prefix)) == 0
+                        and memcmp(channel_name(channel), PyBytes_AS_STRING(prefix),
+                                   <size_t>PyBytes_GET_SIZE(prefix)) == 0
                         and name_compare(channel, after) > 0
                         and (before is None or name_compare(channel, before) < 0)):
                     found.append(PyBytes_FromStringAndSize(channel_name(channel), channel.name_size))

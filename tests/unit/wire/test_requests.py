@@ -68,7 +68,7 @@ PARTS = st.one_of(
     st.builds(
         NamesPart,
         st.lists(
-            st.builds(ChannelRow, TEXT) | st.builds(ChannelRow, TEXT, U64, U64, U64, st.integers(1, 4)), max_size=4
+            TEXT.map(ChannelRow) | st.builds(ChannelRow, TEXT, U64, U64, U64, st.integers(1, 4)), max_size=4
         ).map(tuple),
         st.booleans(),
     ),
