@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from broker.events import emit
@@ -28,7 +28,7 @@ from broker.log.retention import Step, pack_cursors
 from broker.model.errors import BY_CODE, BrokerError, error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from broker.log.retention import Policies
@@ -209,6 +209,7 @@ class Archiving:
         self._waiting: deque[tuple[Segment, int, float]] = deque()
         self._compactions: deque[tuple[Future[CompactResult], int]] = deque()
         self._retentions: deque[tuple[Future[Step], Policies, Mapping[bytes, int], int]] = deque()
+        self._hurries = 0
         self._closing = False
         self._writer: Writer | None = None
         self._failures = 0
@@ -233,6 +234,18 @@ class Archiving:
     def pace(self, commit_s: float) -> None:
         """Take in how long a commit took; the commit thread only."""
         self._pace.committed(commit_s)
+
+    @contextmanager
+    def hurry(self) -> Iterator[None]:
+        """While the block lasts, a slice waits for nothing: somebody waits for what is queued to be archived."""
+        with self._condition:
+            self._hurries += 1
+            self._condition.notify_all()
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._hurries -= 1
 
     def compact(self) -> Future[CompactResult]:
         """Have the archive rebuilt after what is waiting now is archived; the result comes on the thread."""
@@ -326,6 +339,8 @@ class Archiving:
         if self._retentions or self._compactions or len(self._waiting) >= self._segments_min:
             return 0.0
         if self._waiting:
+            if self._hurries:
+                return 0.0
             return max(self._waiting[0][2] + self._wait_s - time.monotonic(), 0.0)
         return float("inf")
 

@@ -431,10 +431,11 @@ class Log:
         if archiving is None:
             raise error("UNAVAILABLE", f"{self._directory.path}: nobody archives what is stored")
         # What was taken out is gone for good when no segment has it either.
-        self.rotate()
-        while self.archived_group < last:
-            time.sleep(COMPACT_POLL_S)
-            between(0, 0)
+        with archiving.hurry():
+            self.rotate()
+            while self.archived_group < last:
+                time.sleep(COMPACT_POLL_S)
+                between(0, 0)
         rebuilt = archiving.compact()
         while True:
             try:

@@ -185,7 +185,7 @@ def forget_crashes_after_a_good_run(patch: Patch) -> None:
 
 
 def go_on_in_an_epoch_that_a_crash_cut(patch: Patch) -> None:
-    patch.setattr(Sequencer, "_may_have_lost", lambda self, epoch: False)
+    patch.setattr(Sequencer, "_may_have_lost", lambda self, epoch, accepted: False)
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------

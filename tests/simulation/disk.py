@@ -242,6 +242,7 @@ class SimulatedLog:
         self._segment_groups = 1
         self._settled = 0
         self.journal_id = disk.journal_id
+        self.restored_run = 0
 
     def recover(self) -> Recovery:
         """Find the good groups; they lie in segments of some length, each with what it changed in the tables."""
