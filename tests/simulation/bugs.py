@@ -184,6 +184,16 @@ def forget_crashes_after_a_good_run(patch: Patch) -> None:
     patch.setattr(Sequencer, "_note_runs", lambda self, entries: None)
 
 
+def forget_crashes_before_the_last_run(patch: Patch) -> None:
+    """A run that begins with nothing in memory does not hear that an older one ended badly."""
+    begin = Sequencer.begin
+
+    def forgetful(self: Sequencer, run: int, **how: Any) -> Group:
+        return begin(self, run, **{**how, "unclean_run": 0})
+
+    patch.setattr(Sequencer, "begin", forgetful)
+
+
 def go_on_in_an_epoch_that_a_crash_cut(patch: Patch) -> None:
     patch.setattr(Sequencer, "_may_have_lost", lambda self, epoch, accepted: False)
 
@@ -329,7 +339,7 @@ BUGS: list[Callable[[Patch], None]] = [
     stay_in_a_failed_segment,
     swallow_a_failed_commit,
     end_in_good_order_after_a_failed_commit,
-    forget_crashes_after_a_good_run,
+    forget_crashes_before_the_last_run,
     go_on_in_an_epoch_that_a_crash_cut,
     count_credit_twice,
     grant_again_what_was_granted,
@@ -396,16 +406,6 @@ def give_an_id_again(patch: Patch) -> None:
 
     def forgetful(self: Sequencer, run: int, **how: Any) -> Group:
         return begin(self, run, **{**how, "id_next": 0})
-
-    patch.setattr(Sequencer, "begin", forgetful)
-
-
-def forget_crashes_before_the_last_run(patch: Patch) -> None:
-    """A run that begins with nothing in memory does not hear that an older one ended badly."""
-    begin = Sequencer.begin
-
-    def forgetful(self: Sequencer, run: int, **how: Any) -> Group:
-        return begin(self, run, **{**how, "unclean_run": 0})
 
     patch.setattr(Sequencer, "begin", forgetful)
 
