@@ -52,7 +52,7 @@ def make_history(
         RequestError: INVALID_POSITION; the bounds do not fit the name.
     """
     if limit is not None and limit < 1:
-        raise error("INVALID_POSITION", f"history: got limit {limit}, expected at least 1")
+        raise error("INVALID_POSITION", f"history: got a limit of {limit}, expected at least 1 message")
     if is_pattern(name.encode("utf-8", "replace")) or isinstance(since, BusPosition):
         return BusHistory(client, name, since, until, limit, reverse)
     return ChannelHistory(client, name, since, until, limit, reverse)

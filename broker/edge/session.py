@@ -826,7 +826,9 @@ class Session(Intake):
         info = self.node.tails.info(name)
         end = info[6] if info is not None else 1
         if asked.first > end:
-            raise error("INVALID_POSITION", f"trim {asked.name}: got first {asked.first}, its newest is {end - 1}")
+            raise error(
+                "INVALID_POSITION", f"trim {asked.name}: got first {asked.first}, expected no position above {end}"
+            )
 
         def reply() -> dict[str, object]:
             left = self.node.tails.info(name)

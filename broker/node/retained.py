@@ -128,7 +128,7 @@ class RetainedBroker:
 def _outcome(step: asyncio.Future[Step]) -> Step | BrokerError:
     """Return what came of a step, a failure as the error that it is."""
     if step.cancelled():
-        return error("CLOSED", "archiving has ended")
+        return error("CLOSED", "archive: archiving has ended")
     failure = step.exception()
     if failure is None:
         return step.result()

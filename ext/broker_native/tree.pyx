@@ -82,14 +82,18 @@ cdef class MappedFile:
 
     def __cinit__(self, str path not None, uint64_t reserve_bytes):
         cdef bytes encoded = path.encode("utf-8", "surrogateescape")
+        cdef int descriptor = posix_open(PyBytes_AS_STRING(encoded), OPEN_FLAGS)
+        cdef int failure
         cdef void* data
-        self.path = path
-        self.descriptor = posix_open(PyBytes_AS_STRING(encoded), OPEN_FLAGS)
-        if self.descriptor < 0:
+        if descriptor < 0:
             raise OSError(errno, f"{path}: cannot be opened")
-        data = mmap(NULL, reserve_bytes, PROT_READ, MAP_SHARED, self.descriptor, 0)
+        data = mmap(NULL, reserve_bytes, PROT_READ, MAP_SHARED, descriptor, 0)
         if data == MAP_FAILED:
-            raise OSError(errno, f"{path}: {reserve_bytes} bytes cannot be mapped")
+            failure = errno
+            posix_close(descriptor)
+            raise OSError(failure, f"{path}: {reserve_bytes} bytes cannot be mapped")
+        self.path = path
+        self.descriptor = descriptor
         self.data = <const uint8_t*>data
         self.reserved = reserve_bytes
 
@@ -98,12 +102,11 @@ cdef class MappedFile:
 
     def close(self):
         """Unmap and close the file. Idempotent."""
+        # An object whose construction failed has no file, and its descriptor of 0 is standard input.
         if self.data != NULL:
             munmap(<void*>self.data, self.reserved)
             self.data = NULL
-        if self.descriptor >= 0:
             posix_close(self.descriptor)
-            self.descriptor = -1
 
     @property
     def size(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from bisect import bisect_left
 from pathlib import Path
@@ -174,6 +175,19 @@ def test_what_cannot_be_mapped(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(OSError, match="mapped"):
         MappedFile(str(tmp_path / "file"), 0)
+
+
+def test_a_mapping_that_never_was_closes_nothing() -> None:
+    lowest = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest)
+    standard = [os.fstat(descriptor) for descriptor in range(3)]
+    for wrong in ((None, MAP_BYTES), ("file", -1), ("file\x00", "many"), ()):
+        with pytest.raises((TypeError, OverflowError)):
+            MappedFile(*wrong)
+    assert [os.fstat(descriptor) for descriptor in range(3)] == standard
+    again = os.open(os.devnull, os.O_RDONLY)
+    os.close(again)
+    assert again == lowest
 
 
 # -- damage ------------------------------------------------------------------------------------------------------------

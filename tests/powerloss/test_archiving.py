@@ -62,7 +62,15 @@ def judge(trace: Path, segments: Path, folder: Path, states: int) -> dict[str, A
         workers.append(
             subprocess.Popen([*COMMAND, *map(str, arguments)], env=environment(), cwd=ROOT, stdout=subprocess.PIPE)
         )
-    total: dict[str, Any] = {"states": 0, "lost": 0, "unopenable": 0, "wrong": 0, "died": 0, "failures": []}
+    total: dict[str, Any] = {
+        "states": 0,
+        "lost": 0,
+        "unopenable": 0,
+        "unreadable": 0,
+        "wrong": 0,
+        "died": 0,
+        "failures": [],
+    }
     for output, code in [(worker.communicate()[0], worker.returncode) for worker in workers]:
         assert code <= 0
         part_verdict = json.loads(output) if code == 0 else {"died": 1}
@@ -81,7 +89,7 @@ def test_states_of_archiving(recorder: Path, scratch: Path, segments: Path) -> N
     assert (len(renamed), len(marks)) == (3, 5)
     verdict = judge(trace, segments, scratch, STATES)
     states = verdict.pop("states")
-    assert verdict == {"lost": 0, "unopenable": 0, "wrong": 0, "died": 0, "failures": []}
+    assert verdict == {"lost": 0, "unopenable": 0, "unreadable": 0, "wrong": 0, "died": 0, "failures": []}
     assert states >= STATES * 9 // 10
 
 
@@ -93,4 +101,4 @@ def test_builds_that_leave_a_sync_out_are_caught(
     mutant: str,
 ) -> None:
     verdict = judge(record(recorder, scratch, segments, mutant), segments, scratch, 60)
-    assert any(verdict[kind] for kind in ("lost", "unopenable", "wrong", "died")), verdict
+    assert any(verdict[kind] for kind in ("lost", "unopenable", "unreadable", "wrong", "died")), verdict
