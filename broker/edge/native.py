@@ -281,7 +281,7 @@ class NativeListener:
     async def _connect(self, sock: socket.socket, peer: str) -> None:
         try:
             await self.node.loop.connect_accepted_socket(lambda: NativeConnection(self.node, Identity(peer=peer)), sock)
-        except OSError:
+        except (OSError, MemoryError):
             sock.close()
 
     def _refuse_by_spare(self, listening: socket.socket, failure: OSError) -> None:

@@ -159,7 +159,10 @@ class Session(Intake):
 
     def on_read(self) -> None:
         if self._waiting is not None and not self.closed:
-            self._ask(self._waiting[2])
+            try:
+                self._ask(self._waiting[2])
+            except MemoryError:
+                self.on_exhausted()
         self.node.has_read(self)
 
     def on_frame(self, kind: int, flags: int, body: bytes) -> None:
@@ -309,6 +312,10 @@ class Session(Intake):
         handler, body, _ = self._waiting
         self._waiting = None
         self._load_asked = False
+        if failure is not None and failure.name == "LIMIT":
+            # There was no memory to load it. It is as if there were none to take the frame: the client comes back.
+            self.on_exhausted()
+            return
         self._load_failure = failure
         self.tails.now_us = self.node.clock.now_us()
         try:

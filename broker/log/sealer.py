@@ -238,10 +238,10 @@ class Sealer:
             if self._ready is not None or self._closing or time.monotonic() < self._prepare_at_s:
                 return
             ordinal = self._next_ordinal
-        segment = Segment(ordinal, segment_path(self._folder, ordinal), self._map_bytes, self._open_files)
         failure: Exception | None = None
         syncs = 0
         try:
+            segment = Segment(ordinal, segment_path(self._folder, ordinal), self._map_bytes, self._open_files)
             syncs = create_file(segment.path, self._map_bytes)
             segment.file.open()
         except (OSError, lmdb.Error, StorageError, MemoryError) as cause:

@@ -19,7 +19,6 @@ import asyncio
 from bisect import bisect_left
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from broker.events import emit
@@ -49,6 +48,9 @@ STEP_NAMES_MAX = 1_024
 WAITING_BYTES_MAX = 64 << 20
 ABSENT_MAX = 65_536
 """Names known not to be stored: those of frames that wait, and of frames that come next."""
+DAMAGED_MAX = 4_096
+DAMAGED_US = 1_000_000
+"""Names that cannot be read are remembered, so many for so long."""
 NAME_BYTES = 256
 """What a name that is waited for costs beside its own bytes, about."""
 LINE = b"\0"
@@ -125,6 +127,8 @@ class Loader:
         self._found: deque[tuple[bytes, Found]] = deque()
         self._absent: dict[bytes, None] = {}
         self._absent_at = 0
+        self._damaged: dict[bytes, BrokerError] = {}
+        self._damaged_until_us = 0
         self._job_names = JOB_NAMES_MAX
         self._busy = False
         self._installing = False
@@ -274,11 +278,19 @@ class Loader:
         if self._busy or self._found or self._stopped:
             return
         keys = self._next_job()
+        if self._damaged:
+            keys = self._readable(keys)
         if not keys:
+            if self._found:
+                self._install_soon()
             return
-        self._busy = True
-        job = self._pool.submit(look_up, self._log, keys, self._clock)
-        asyncio.wrap_future(job, loop=self._loop).add_done_callback(lambda found: self._have(keys, found))
+        try:
+            job = self._pool.submit(look_up, self._log, keys, self._clock)
+            asyncio.wrap_future(job, loop=self._loop).add_done_callback(lambda found: self._have(keys, found))
+            self._busy = True
+        except MemoryError as shortage:
+            self._cannot(keys, shortage)
+            self._install_soon()
 
     def _next_job(self) -> list[bytes]:
         """Take a share of each asker's keys, in turn, until the job is full; sorted."""
@@ -299,6 +311,20 @@ class Loader:
         keys.sort()
         return keys
 
+    def _readable(self, keys: list[bytes]) -> list[bytes]:
+        """Answer the keys that could not be read a moment ago: one of them makes a job take many look-ups."""
+        if self._clock.steady_us() >= self._damaged_until_us:
+            self._damaged.clear()
+            return keys
+        self._found.extend((key, self._damaged[key]) for key in keys if key in self._damaged)
+        return [key for key in keys if key not in self._damaged]
+
+    def _note_damaged(self, key: bytes, failure: BrokerError) -> None:
+        if not self._damaged:
+            self._damaged_until_us = self._clock.steady_us() + DAMAGED_US
+        if len(self._damaged) < DAMAGED_MAX:
+            self._damaged[key] = failure
+
     def _have(self, keys: list[bytes], job: asyncio.Future[tuple[list[Found], int]]) -> None:
         """A job is done."""
         self._busy = False
@@ -308,11 +334,18 @@ class Loader:
         if failure is None:
             found, took_us = job.result()
             self._pace(len(keys), took_us)
-            self._found.extend(zip(keys, found, strict=True))
+            for key, answer in zip(keys, found, strict=True):
+                self._found.append((key, answer))
+                if isinstance(answer, BrokerError):
+                    self._note_damaged(key, answer)
         else:
-            reason = self._reason(failure)
-            self._found.extend((key, reason) for key in keys)
+            self._cannot(keys, failure)
         self._install()
+
+    def _cannot(self, keys: list[bytes], failure: BaseException) -> None:
+        """A job has failed."""
+        reason = self._reason(failure)
+        self._found.extend((key, reason) for key in keys)
 
     def _pace(self, count: int, took_us: int) -> None:
         if took_us > JOB_US_MAX and count > JOB_NAMES_MIN:
@@ -334,23 +367,29 @@ class Loader:
     def _install(self) -> None:
         """Install what was found, and tell those who have all that they need, for one step."""
         self._installing = False
-        begun_us = self._clock.steady_us()
         try:
+            begun_us = self._clock.steady_us()
             for _ in range(STEP_NAMES_MAX):
                 if not self._found or self._clock.steady_us() - begun_us >= STEP_US_MAX:
                     break
                 self._settle(*self._found.popleft())
+        except MemoryError:
+            pass  # there was none to read the clock; the next step goes on
         finally:
-            if not self._found:
+            if self._found:
+                self._install_soon()
+            else:
                 self._start()
-            elif not self._installing:
-                self._installing = True
-                self._loop.call_soon(self._install)
+
+    def _install_soon(self) -> None:
+        if not self._installing:
+            self._installing = True
+            self._loop.call_soon(self._install)
 
     def _settle(self, key: bytes, found: Found) -> None:
         """A key is answered."""
         self._asked.discard(key)
-        loads = list(self._waiting.pop(key, ()))
+        loads = self._waiting.pop(key, None)
         if not loads:
             return
         failure = self._take(key, found)
@@ -387,17 +426,26 @@ class Loader:
         return None
 
     def _hold(self, load: Load, key: bytes) -> None:
-        if not key.startswith(LINE):
+        if key.startswith(LINE):
+            return
+        load.held.append(key)
+        try:
+            self._tails.hold(key)
+        except KeyError:
             # One that is not stored, or is being removed, is nobody's to hold: whoever needs it finds that out.
-            with suppress(KeyError):
-                self._tails.hold(key)
-                load.held.append(key)
+            load.held.pop()
+        except MemoryError as shortage:
+            load.held.pop()
+            load.failure = self._reason(shortage)
 
     def _finish(self, load: Load) -> None:
         """All keys of a load are answered."""
         self.waiting_bytes -= load.bytes
         if load.failure is None and load.done is not None and len(load.keys) > 1:
-            again = self._unknown(load.keys)
+            try:
+                again = self._unknown(load.keys)
+            except MemoryError as shortage:
+                again, load.failure = [], self._reason(shortage)
             if again:
                 # One that was not stored has been created by another meanwhile, and evicted.
                 self._queue(load, again)

@@ -258,9 +258,39 @@ async def test_a_job_that_fails_is_told_and_the_next_one_goes_on(
     assert station.told[0][1] is not None
     assert station.told[0][1].name == code
     station.log.failure = None
-    station.loader.need([b"a", b"b"], station.told_as("b"))
+    station.loader.need([b"c", b"d"], station.told_as("b"))
     await station.until(2)
     assert station.told[1] == ("b", None)
+    assert station.nothing_is_left()
+
+
+async def test_what_cannot_be_read_is_not_looked_up_at_once_again(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    station.log.damaged = {b"b"}
+    station.log.stored = stored(b"a", b"b", b"c")
+    station.loader.need([b"a", b"b"], station.told_as("first"))
+    await station.until(1)
+    jobs = len(station.log.asked)
+    station.loader.need([b"b"], station.told_as("again"))
+    station.loader.need([b"c"], station.told_as("other"))
+    await station.until(3)
+    assert [(who, failure and failure.name) for who, failure in station.told] == [
+        ("first", "STORAGE_CORRUPT"),
+        ("again", "STORAGE_CORRUPT"),
+        ("other", None),
+    ]
+    assert station.log.asked[jobs:] == [[b"c"]]
+    # Later it is: it may have been mended.
+    monkeypatch.setattr(loader_module, "DAMAGED_US", 0)
+    station.log.damaged = {b"d"}
+    station.loader._damaged.clear()
+    station.loader.need([b"d"], station.told_as("damaged"))
+    await station.until(4)
+    station.log.damaged = set()
+    station.loader.need([b"d"], station.told_as("mended"))
+    await station.until(5)
+    assert station.told[4] == ("mended", None)
     assert station.nothing_is_left()
 
 

@@ -43,17 +43,17 @@ async def filled(folder: Path, prefix: str = "s") -> None:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many names each look-up was for."""
-    counts: list[int] = []
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[list[bytes]]:
+    """The names that each look-up was for."""
+    every: list[list[bytes]] = []
     resolve = Log.resolve
 
-    def counted(self: Log, wanted: list[bytes]) -> list[bytes]:
-        counts.append(len(wanted))
+    def noted(self: Log, wanted: list[bytes]) -> list[bytes]:
+        every.append(wanted)
         return resolve(self, wanted)
 
-    monkeypatch.setattr(Log, "resolve", counted)
-    return counts
+    monkeypatch.setattr(Log, "resolve", noted)
+    return every
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ async def watched(late_s: list[float]) -> None:
 
 
 async def test_first_publishes_after_a_start_load_in_few_batches(
-    tmp_path: Path, asked: list[int], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, jobs: list[list[bytes]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     await filled(tmp_path)
     async with opened(tmp_path) as bus:
@@ -85,22 +85,22 @@ async def test_first_publishes_after_a_start_load_in_few_batches(
         assert node.core.channels == CHANNELS
         late_s: list[float] = []
         watching = asyncio.create_task(watched(late_s))
-        del asked[:]
+        del jobs[:]
         publications = [bus.publish(name, b"again") for name in reversed(names())]
         assert {receipt.sequence for receipt in await asyncio.gather(*publications)} == {2}
         watching.cancel()
         with capsys.disabled():
             late_ms = max(late_s) * 1e3
-            print(f"\n{CHANNELS} cold channels in {len(asked)} look-ups, the loop at most {late_ms:.1f} ms late")
+            print(f"\n{CHANNELS} cold channels in {len(jobs)} look-ups, the loop at most {late_ms:.1f} ms late")
         assert max(late_s) < LAG_S_MAX
-        assert sum(asked) <= 2 * CHANNELS
-        assert len(asked) <= CHANNELS // 20
-        assert max(asked) <= JOB_NAMES_MAX
+        assert sum(map(len, jobs)) <= 2 * CHANNELS
+        assert len(jobs) <= CHANNELS // 20
+        assert max(map(len, jobs)) <= JOB_NAMES_MAX
         assert node.loader.loaded == CHANNELS
         assert node.loader.waiting_bytes == 0
 
 
-async def test_others_are_served_while_one_names_very_many(tmp_path: Path, asked: list[int]) -> None:
+async def test_others_are_served_while_one_names_very_many(tmp_path: Path, jobs: list[list[bytes]]) -> None:
     """One that names channels which do not exist delays another's first publish by a look-up or two."""
     await filled(tmp_path)
     async with opened(tmp_path, limits=Limits(channels_max=100_000)) as bus:
@@ -108,11 +108,11 @@ async def test_others_are_served_while_one_names_very_many(tmp_path: Path, asked
         await guest.publish(names()[0], b"warm")
         for name in names(30_000, "none"):
             stranger.post(name, b"")
-        begun = len(asked)
-        for name in names()[1:11]:
+        for name in names()[1:6]:
+            begun = len(jobs)
             assert (await guest.publish(name, b"again")).sequence == 2
-        assert len(asked) - begun <= 40
-        assert bus._node.core.channels < CHANNELS + 30_000, "the guest was not served before the stranger was"
+            # What the loop had still to do when it asked is not a matter of turns.
+            assert [name.encode() in job for job in jobs[begun : begun + 5]].count(True) == 1
         await stranger.close()
         await guest.close()
 
@@ -126,12 +126,11 @@ async def test_a_damaged_page_refuses_those_alone_whose_channels_are_in_it(tmp_p
     broken = every[70]
     damage(tmp_path / "data" / "journal", broken.encode())
     async with opened(tmp_path) as bus:
-        # Of one room, which sort together, and of another one, which lie in other pages.
-        asked = [name for name in every if int(name.rpartition(".")[2]) % 37 in (70 % 37, 3)][:20]
-        outcomes = await asyncio.gather(*(bus.publish(name, b"again") for name in asked), return_exceptions=True)
-        refused = [name for name, outcome in zip(asked, outcomes, strict=True) if isinstance(outcome, BaseException)]
+        outcomes = await asyncio.gather(*(bus.publish(name, b"again") for name in every), return_exceptions=True)
+        refused = [name for name, outcome in zip(every, outcomes, strict=True) if isinstance(outcome, BaseException)]
         assert broken in refused
-        assert len(refused) < len(asked)
+        # A page holds some twenty names, and the tables name a channel in more than one place.
+        assert len(refused) < len(every) // 5
         for outcome in outcomes:
             assert not isinstance(outcome, BaseException) or "STORAGE_CORRUPT" in str(outcome)
         assert bus._node.loader.waiting_bytes == 0
