@@ -20,7 +20,7 @@ BUILT := $(VENV)/.built
 # The caller's environment must not put other code before ours.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help build demo test quick run bench lint format check debug sanitize fuzz coverage annotate clean stale
+.PHONY: help build demo test quick run bench lint format check proofs debug sanitize fuzz coverage annotate clean stale
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -59,6 +59,9 @@ format: build ## put the Python code into its form
 
 check: ## what CI does
 	.ci/run
+
+proofs: build ## the whole suite, with each proof as large as tests/README.md quotes it: ARGS="tests/powerloss"
+	BROKER_PROOFS=1 $(BIN)/python -m pytest --timeout 14400 $(ARGS)
 
 debug: build ## the native modules with bounds checks, asserts and warnings as errors, under their tests
 	BROKER_DEBUG=1 $(BIN)/python setup.py -q build --build-lib build/debug/lib

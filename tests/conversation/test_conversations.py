@@ -1,4 +1,4 @@
-"""Twenty thousand programs of whole conversations against the model, and the mistakes that they must find.
+"""Thousands of programs of whole conversations against the model, and the mistakes that they must find.
 
 The programs are spread over the machine's processors. One that fails is in the test's output as code, with its seed,
 and stays in `build/conversation`.
@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from tests.conversation.programs import MISTAKES, PROGRAMS_A_SEED
+from tests.sizes import size
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "build" / "conversation"
-PROGRAMS = 20_000
+PROGRAMS = size("BROKER_PROGRAMS", 6_000, 20_000)
 SEED = 1
 MISTAKEN_PROGRAMS_MAX = 3_000
 SECONDS_MAX = 900

@@ -18,11 +18,12 @@ import pytest
 from tests.checker.check import check
 from tests.checker.history import ACCEPTED, SYNCED
 from tests.fault.harness import Crowd, Server, Start, kill_at_random
+from tests.sizes import size
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-KILLS = int(os.environ.get("BROKER_KILLS", "300"))
+KILLS = size("BROKER_KILLS", 150, 1_000)
 SEED = int(os.environ.get("BROKER_SEED", random.SystemRandom().randrange(1 << 32)))
 
 READY_S_MAX = 1.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import tarfile
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +12,7 @@ from broker.log.backup import restore
 from broker.log.care import backup, judge
 from broker.log.directory import Directory
 from broker.model.errors import BrokerError
-from tests.formats.make import DATA, PRODUCER, PROFILES, SEGMENT_BYTES, messages
+from tests.formats.make import DATA, PRODUCER, PROFILES, SEGMENT_BYTES, messages, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,8 +25,7 @@ CHANNELS = ("s.0", "s.1", "s.2", "a.one", "s.run.1", "s.run.2")
 @pytest.fixture(params=FORMATS)
 def golden(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A folder with `data`, a directory of an old format, and `expected.jsonl`."""
-    with tarfile.open(DATA / f"{request.param}.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
+    unpack(DATA / f"{request.param}.tar.gz", tmp_path)
     for folder in (tmp_path / "data", tmp_path / "data" / "journal"):
         folder.chmod(0o700)
     return tmp_path

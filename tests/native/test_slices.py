@@ -6,7 +6,6 @@ archive ends with the same channels.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from contextlib import ExitStack
@@ -42,13 +41,14 @@ from tests.reference.slices import (
     tables_of,
     write_segment,
 )
+from tests.sizes import size
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Iterator
 
 MAP_BYTES = 1 << 30
-EXAMPLES = int(os.environ.get("BROKER_SLICE_EXAMPLES", "50"))
+EXAMPLES = size("BROKER_SLICE_EXAMPLES", 50, 20_000)
 """Cuts of journals that are tried."""
 WHOLE = 1 << 40
 

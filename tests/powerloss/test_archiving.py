@@ -6,7 +6,6 @@ BROKER_ARCHIVE_STATES chooses how many states are reopened (120). The judge must
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ import pytest
 from tests.powerloss.archiving import make_segments
 from tests.powerloss.disk import Kind, read_trace
 from tests.powerloss.test_powerloss import ROOT, WORKERS, environment, recorder, scratch
+from tests.sizes import size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="the recorder interposes the system calls of Linux"
 )
 
-STATES = int(os.environ.get("BROKER_ARCHIVE_STATES", "120"))
+STATES = size("BROKER_ARCHIVE_STATES", 120, 20_000)
 COMMAND = [sys.executable, "-m", "tests.powerloss.archiving"]
 
 

@@ -21,6 +21,7 @@ import pytest
 
 from tests.powerloss.disk import Disk, Kind, Node, Operation, read_trace
 from tests.powerloss.workload import APPENDS, MUTANTS
+from tests.sizes import size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.skipif(
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 WORKERS = 2
-STATES = 20_000
+STATES = size("BROKER_STATES", 6_000, 20_000)
 STRETCHES = 5
 
 
@@ -119,7 +120,7 @@ def judge(recording: Recording, states: int) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_twenty_thousand_states(recorder: Path, scratch: Path) -> None:
+def test_states_of_the_disk(recorder: Path, scratch: Path) -> None:
     verdict = judge(record(recorder, scratch, "none"), STATES)
     states = verdict.pop("states")
     assert verdict == {"lost": 0, "unopenable": 0, "unreadable": 0, "wrong": 0, "died": 0, "failures": []}

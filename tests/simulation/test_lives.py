@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.sizes import size
+
 ROOT = Path(__file__).parents[2]
-LIVES = 2_000
+LIVES = size("BROKER_LIVES", 1_000, 2_000)
 PROCESSES = 2
 
 

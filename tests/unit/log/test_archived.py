@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tarfile
 import threading
 import time
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from broker.log.archiver import ArchiveWriter
 from broker.log.segment import open_segment
 from broker.model.errors import StorageError
 from broker_native.groups import chunk_cut
+from tests.formats.make import unpack
 from tests.reference.chains import Chain
 from tests.reference.groups import (
     Entry,
@@ -335,8 +335,7 @@ def test_commits_slow_down_and_are_refused_at_the_bound(tmp_path: Path, monkeypa
 
 
 def test_a_directory_of_format_1_opens_and_is_archived(tmp_path: Path) -> None:
-    with tarfile.open(GOLDEN / "format-1.tar.xz") as packed:
-        packed.extractall(tmp_path, filter="data")
+    unpack(GOLDEN / "format-1.tar.xz", tmp_path)
     said: dict[str, list[list[Any]]] = json.loads((GOLDEN / "format-1.json").read_text())
     data = tmp_path / "data"
     for opening in (opened, opened, archiving, opened):

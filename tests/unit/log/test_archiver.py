@@ -33,6 +33,7 @@ from tests.reference.groups import (
     parse_group,
     trim_entry,
 )
+from tests.sizes import size
 from tests.unit.log.archives import CHUNK_BYTES_REBUILT, Journal, check_archive, rows_of
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ SMALL_BYTES = 20_000
 CANARY_CHANNEL = 1_000_000
 STEPS_MAX = 200
 LIFE_S_MAX = 0.2
-KILLS = int(os.environ.get("BROKER_ARCHIVER_KILLS", "4"))
+KILLS = size("BROKER_ARCHIVER_KILLS", 4, 1_000)
 SEED = int(os.environ.get("BROKER_SEED", random.SystemRandom().randrange(1 << 32)))
 
 
