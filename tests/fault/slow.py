@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 WARM_S = 0.3
 PACE_S = 0.001
+STOOD_US = 20_000
 PROMISE_S = 0.05
 
 
@@ -63,6 +64,7 @@ class Figures:
     Attributes:
         sync_s: how long a sync took.
         lag_us: p50, p99 and the largest of how late the loop's timers came, microseconds.
+        stood_s: how long the loop stood still in all, counting stretches of STOOD_US and more.
         ephemeral_p99_s: of the round trips.
         synced_p50_s: of the synced messages that were acknowledged meanwhile; one that was not took all the time.
         replays: how often a channel was read from its start meanwhile.
@@ -74,6 +76,7 @@ class Figures:
 
     sync_s: float
     lag_us: tuple[int, int, int]
+    stood_s: float
     ephemeral_p99_s: float
     synced_p50_s: float
     replays: int
@@ -84,8 +87,8 @@ class Figures:
 
     def __str__(self) -> str:
         return (
-            f"sync {self.sync_s * 1e3:6.0f} ms: loop lag p50/p99/max {'/'.join(map(str, self.lag_us))} us; ephemeral "
-            f"p99 {self.ephemeral_p99_s * 1e3:.1f} ms, synced p50 {self.synced_p50_s * 1e3:.0f} ms, "
+            f"sync {self.sync_s * 1e3:6.0f} ms: loop lag p50/p99/max {'/'.join(map(str, self.lag_us))} us, "
+            f"it stood for {self.stood_s:.2f} s; ephemeral p99 {self.ephemeral_p99_s * 1e3:.1f} ms, synced p50 {self.synced_p50_s * 1e3:.0f} ms, "
             f"{self.replays} replays; accepted: {self.ahead_s * 1e3:.0f} ms ahead of the disk, a kill took "
             f"{self.lost_s * 1e3:.0f} ms of it, flows again {self.resumed_s * 1e3:.0f} ms after the disk; "
             f"{self.lost} synced lost"
@@ -161,6 +164,7 @@ async def run(folder: Path, library: Path, sync_s: float, plant: str = "") -> Fi
     return Figures(
         sync_s=sync_s,
         lag_us=(late_us[len(late_us) // 2], late_us[len(late_us) * 99 // 100], late_us[-1]),
+        stood_s=sum(each for each in late_us if each >= STOOD_US) / 1e6,
         ephemeral_p99_s=sorted(seen.ephemeral_s)[len(seen.ephemeral_s) * 99 // 100],
         synced_p50_s=synced_p50_s,
         replays=seen.replays,

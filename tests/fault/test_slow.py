@@ -43,6 +43,7 @@ async def test_slow_syncs_hold_nobody_up(tmp_path: Path, scratch: Path, sync_s: 
     # it is seldom and short; `tests.fault.slow` prints the sharp figure.
     assert figures.lag_us[0] < 10_000
     assert figures.lag_us[1] < 200_000
+    assert figures.stood_s < 0.5
     assert figures.ephemeral_p99_s < SLACK_S
     assert figures.replays > 10
     assert figures.synced_p50_s > 0.9 * sync_s
@@ -55,4 +56,5 @@ async def test_slow_syncs_hold_nobody_up(tmp_path: Path, scratch: Path, sync_s: 
 async def test_commits_on_the_loop_are_noticed(tmp_path: Path, scratch: Path) -> None:
     """The mistake that the figures are there to find."""
     figures = await run(scratch, build(tmp_path), 0.05, plant="inline")
-    assert figures.lag_us[0] > 20_000
+    print(figures)
+    assert figures.stood_s > 0.7
