@@ -88,7 +88,8 @@ class Figures:
     def __str__(self) -> str:
         return (
             f"sync {self.sync_s * 1e3:6.0f} ms: loop lag p50/p99/max {'/'.join(map(str, self.lag_us))} us, "
-            f"it stood for {self.stood_s:.2f} s; ephemeral p99 {self.ephemeral_p99_s * 1e3:.1f} ms, synced p50 {self.synced_p50_s * 1e3:.0f} ms, "
+            f"it stood for {self.stood_s:.2f} s; ephemeral p99 {self.ephemeral_p99_s * 1e3:.1f} ms, "
+            f"synced p50 {self.synced_p50_s * 1e3:.0f} ms, "
             f"{self.replays} replays; accepted: {self.ahead_s * 1e3:.0f} ms ahead of the disk, a kill took "
             f"{self.lost_s * 1e3:.0f} ms of it, flows again {self.resumed_s * 1e3:.0f} ms after the disk; "
             f"{self.lost} synced lost"
