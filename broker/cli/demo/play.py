@@ -182,7 +182,7 @@ class Play:
         ready_s = time.monotonic() - killed_s
         self._screen.step(
             "Restart",
-            f"same data, same port, run {self._server.run}: it replayed its journal and was ready "
+            f"same data, same port, run {self._server.run}: it found the end of its journal and was ready "
             f"{ready_s * 1e3:.0f} ms after the kill.",
         )
         board.waited_for = board.publishing | {each.name for each in self._subscribers if not each.is_complete()}
