@@ -10,7 +10,7 @@ import os
 import random
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
 from broker.bench.conversation import Conversation
@@ -21,6 +21,7 @@ from broker.model.errors import BrokerError, error
 from broker_native.histogram import Histogram
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
     from typing import Self
 
@@ -66,14 +67,20 @@ class Course:
         return self._looks[-1][0] - self._looks[0][0]
 
 
-class Watch:
-    """A thread that asks a server, over a connection for each question, how much waits for its archive."""
+class Asking:
+    """A thread that asks a server something again and again while a run lasts.
 
-    def __init__(self, url: str) -> None:
-        self.backlog_bytes_max = 0
-        self._url = url
+    Args:
+        period_s: how long it waits between two questions.
+        ask: asks once; when it raises BrokerError it is asked no more, since the run itself says what has become of
+            the server.
+    """
+
+    def __init__(self, period_s: float, ask: Callable[[], None]) -> None:
+        self._period_s = period_s
+        self._ask = ask
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="bench-watch")
+        self._thread = threading.Thread(target=self._run, name="bench-asking")
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -84,38 +91,9 @@ class Watch:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._over.wait(ASK_S):
-            try:
-                self.backlog_bytes_max = max(self.backlog_bytes_max, backlog_bytes(self._url))
-            except BrokerError:
-                # The run itself says what has become of the server.
-                return
-
-
-class LagProbe:
-    """A thread that times PINGs: what they take is the lag of the server's loop, and two thread switches here."""
-
-    def __init__(self, url: str) -> None:
-        self.lag = Histogram()
-        self._conversation = Conversation(url)
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="bench-lag")
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-        self._conversation.close()
-
-    def _run(self) -> None:
-        while not self._over.wait(PING_S):
-            try:
-                self.lag.record(self._conversation.ping_ns())
-            except BrokerError:
-                return
+        with suppress(BrokerError):
+            while not self._over.wait(self._period_s):
+                self._ask()
 
 
 def backlog_bytes(url: str) -> int:
@@ -139,13 +117,14 @@ def run_channels(options: Options, target: Target) -> Result:
         load = Load(options, target, stack)
         load.add_publishers()
         course = Course(load, probe)
-        with Watch(target.url) as watch:
+        backlogs = [0]
+        with Asking(ASK_S, lambda: backlogs.append(backlog_bytes(target.url))):
             result = load.measure(probe, on_slice=course.look)
         result.latency_us = latency_of(load.driver.answers)
         result.extra |= {
             "start_per_s": round(course.rate(0, START_S), 1),
             "sustained_per_s": round(course.rate(course.seconds / 2, course.seconds), 1),
-            "backlog_bytes_max": watch.backlog_bytes_max,
+            "backlog_bytes_max": max(backlogs),
             "server_us_per_message": round(result.server_cpu_s / max(result.messages, 1) * 1e6, 3),
         }
         if options.read_back and not result.errors:
@@ -192,7 +171,9 @@ def run_cold(options: Options, server: OwnServer) -> Result:
         probe = Probe(target)
         idle = probe.figures()
         load = Load(options, target, stack, names=names)
-        with LagProbe(target.url) as lag:
+        # What a PING takes is the lag of the server's loop, and two thread switches here.
+        lag, conversation = Histogram(), stack.enter_context(Conversation(target.url))
+        with Asking(PING_S, lambda: lag.record(conversation.ping_ns())):
             begun = time.monotonic()
             load.add_publishers(head=1)
             outcome = load.run(probe)
@@ -206,7 +187,7 @@ def run_cold(options: Options, server: OwnServer) -> Result:
         result.server_memory_bytes = probe.memory_bytes_max
         result.extra |= {
             "ready_ms": round(ready_s * 1000, 1),
-            "loop_lag_p99_us": latency_of(lag.lag)["p99"],
+            "loop_lag_p99_us": latency_of(lag)["p99"],
             "memory_bytes_idle_above_empty": idle.memory_bytes - empty,
             "memory_bytes_per_channel": round((after.memory_bytes - idle.memory_bytes) / options.channels, 1),
         }

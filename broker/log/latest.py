@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import replace
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from broker.log.archive_rows import CHECKPOINT_KEY, LATEST, Checkpoint
@@ -26,10 +27,10 @@ from broker_native.chunks import chunk_compact, chunk_keys
 from broker_native.rows import pack_row, row_body
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from broker.log.retention import ChannelState, Policies
+    from broker.log.retention import ChannelState, IndexedGroup, Policies
 
 __all__ = ["LatestStep", "cursor_names"]
 
@@ -104,13 +105,7 @@ class LatestStep:
         """Take in what came; answers up to which group the rows are right."""
         name = _latest_cursor(self._policies)
         at = self._cursors.get(name, 0)
-        spans: dict[int, tuple[int, int]] = {}
-        for group in self._view.index(at, chunks_max):
-            for channel, first, count in group.chunks:
-                begin, end = spans.get(channel, (first, first))
-                spans[channel] = (min(begin, first), max(end, first + count))
-            at = group.group
-            self.more = True
+        spans, at = self._spans(self._view.index(at, chunks_max), at)
         for channel, state in self._states(spans):
             self._take_in(channel, state, *spans[channel])
         self._put_cursor(name, at)
@@ -120,20 +115,26 @@ class LatestStep:
         """Take out tombstones whose time is up."""
         name = _deleted_cursor(self._policies, tombstone_us)
         at = self._cursors.get(name, 0)
-        spans: dict[int, tuple[int, int]] = {}
-        for group in self._view.index(at, chunks_max):
-            if group.time_us > until_us or group.group > latest:
-                break
-            for channel, first, count in group.chunks:
-                begin, end = spans.get(channel, (first, first))
-                spans[channel] = (min(begin, first), max(end, first + count))
-            at = group.group
-            self.more = True
+        due = takewhile(
+            lambda group: group.time_us <= until_us and group.group <= latest, self._view.index(at, chunks_max)
+        )
+        spans, at = self._spans(due, at)
         for channel, state in self._states(spans):
             policy = self._policies(state.name)
             if policy is not None and policy.tombstone_us == tombstone_us:
                 self._take_out(channel, state, *spans[channel], until_us)
         self._put_cursor(name, at)
+
+    def _spans(self, groups: Iterable[IndexedGroup], at: int) -> tuple[dict[int, tuple[int, int]], int]:
+        """Return from where before where each channel has chunks in groups, and the last group, `at` without any."""
+        spans: dict[int, tuple[int, int]] = {}
+        for group in groups:
+            for channel, first, count in group.chunks:
+                begin, end = spans.get(channel, (first, first))
+                spans[channel] = (min(begin, first), max(end, first + count))
+            at = group.group
+            self.more = True
+        return spans, at
 
     def _put_cursor(self, name: bytes, group: int) -> None:
         if self._cursors.get(name, 0) != group:

@@ -5,7 +5,6 @@ BROKER_ARCHIVE_STATES chooses how many states are reopened (120). The judge must
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ import pytest
 
 from tests.powerloss.archiving import make_segments
 from tests.powerloss.disk import Kind, read_trace
-from tests.powerloss.test_powerloss import ROOT, WORKERS, environment, recorder, scratch
+from tests.powerloss.test_powerloss import ROOT, environment, judge_in_parts, recorder, scratch
 from tests.sizes import size
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 STATES = size("BROKER_ARCHIVE_STATES", 120, 20_000)
-COMMAND = [sys.executable, "-m", "tests.powerloss.archiving"]
+MODULE = "tests.powerloss.archiving"
 
 
 @pytest.fixture
@@ -43,7 +42,7 @@ def record(library: Path, folder: Path, segments: Path, mutant: str) -> Path:
     root.mkdir()
     trace = folder / "trace"
     subprocess.run(
-        [*COMMAND, "record", root, segments, mutant],
+        [sys.executable, "-m", MODULE, "record", root, segments, mutant],
         env=environment(LD_PRELOAD=str(library), POWERLOSS_ROOT=str(root), POWERLOSS_TRACE=str(trace)),
         cwd=ROOT,
         check=True,
@@ -53,30 +52,8 @@ def record(library: Path, folder: Path, segments: Path, mutant: str) -> Path:
 
 
 def judge(trace: Path, segments: Path, folder: Path, states: int) -> dict[str, Any]:
-    """Judge states in processes of their own: one may die of a signal, which is a verdict, too."""
-    workers = []
-    for part in range(WORKERS):
-        states_folder = folder / f"states-{part}"
-        states_folder.mkdir()
-        arguments = ["judge", trace, segments, states_folder, str(states), str(part), str(WORKERS)]
-        workers.append(
-            subprocess.Popen([*COMMAND, *map(str, arguments)], env=environment(), cwd=ROOT, stdout=subprocess.PIPE)
-        )
-    total: dict[str, Any] = {
-        "states": 0,
-        "lost": 0,
-        "unopenable": 0,
-        "unreadable": 0,
-        "wrong": 0,
-        "died": 0,
-        "failures": [],
-    }
-    for output, code in [(worker.communicate()[0], worker.returncode) for worker in workers]:
-        assert code <= 0
-        part_verdict = json.loads(output) if code == 0 else {"died": 1}
-        for name, value in part_verdict.items():
-            total[name] += value
-    return total
+    """Judge states of an archive."""
+    return judge_in_parts([MODULE, "judge", trace, segments], folder, states)
 
 
 @pytest.mark.timeout(60 + STATES)

@@ -91,14 +91,19 @@ def record(recorder: Path, folder: Path, mutant: str) -> Recording:
     return recording
 
 
-def judge(recording: Recording, states: int) -> dict[str, Any]:
-    """Judge the states of a recording in processes of their own: one may die of a signal, which is a verdict, too."""
+def judge_in_parts(words: list[object], folder: Path, states: int) -> dict[str, Any]:
+    """Judge states in processes of their own: one may die of a signal, which is a verdict, too.
+
+    Args:
+        words: The module that judges, and what it judges; folder, states, part and number of parts follow.
+        folder: Room for states.
+        states: How many.
+    """
     workers = []
     for part in range(WORKERS):
-        states_folder = recording.folder / f"states-{part}"
+        states_folder = folder / f"states-{part}"
         states_folder.mkdir()
-        arguments = [recording.trace, recording.history, states_folder, str(states), str(part), str(WORKERS)]
-        command = [sys.executable, "-m", "tests.powerloss.enumerate", *map(str, arguments)]
+        command = [sys.executable, "-m", *map(str, [*words, states_folder, states, part, WORKERS])]
         workers.append(subprocess.Popen(command, env=environment(), cwd=ROOT, stdout=subprocess.PIPE))
     total: dict[str, Any] = {
         "states": 0,
@@ -116,6 +121,11 @@ def judge(recording: Recording, states: int) -> dict[str, Any]:
         for name, value in part_verdict.items():
             total[name] += value
     return total
+
+
+def judge(recording: Recording, states: int) -> dict[str, Any]:
+    """Judge states of a recording."""
+    return judge_in_parts(["tests.powerloss.enumerate", recording.trace, recording.history], recording.folder, states)
 
 
 @pytest.mark.slow
