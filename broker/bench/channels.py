@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from broker.bench.conversation import Conversation
@@ -36,6 +37,9 @@ ASK_S: Final = 1.0
 
 PING_S: Final = 0.005
 """How often the lag of the server's loop is looked at."""
+
+COLD_PATIENCE_S: Final = 120.0
+"""The names of all channels are told before the first message, so the first answer comes when all have been found."""
 
 SETTLE_S: Final = 120.0
 """How long a server may take to archive what it was given."""
@@ -153,6 +157,7 @@ def run_cold(options: Options, server: OwnServer) -> Result:
     Raises:
         BrokerError: the server refused a connection, or does not get done with its archive.
     """
+    options = replace(options, patience_s=max(options.patience_s, COLD_PATIENCE_S))
     with ExitStack() as stack:
         target = server.start()
         empty = Probe(target).figures().memory_bytes
