@@ -26,6 +26,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 STATES = size("BROKER_ARCHIVE_STATES", 120, 20_000)
+DIFFERENT = 11_700
 MODULE = "tests.powerloss.archiving"
 
 
@@ -67,7 +68,8 @@ def test_states_of_archiving(recorder: Path, scratch: Path, segments: Path) -> N
     verdict = judge(trace, segments, scratch, STATES)
     states = verdict.pop("states")
     assert verdict == {"lost": 0, "unopenable": 0, "unreadable": 0, "wrong": 0, "died": 0, "failures": []}
-    assert states >= STATES * 9 // 10
+    # There are some 11,700 different ones, and none is judged twice.
+    assert states >= min(STATES, DIFFERENT) * 9 // 10
 
 
 @pytest.mark.parametrize("mutant", ["metasync=False", "without folder sync"])
