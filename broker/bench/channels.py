@@ -119,13 +119,16 @@ def run_channels(options: Options, target: Target) -> Result:
     with ExitStack() as stack:
         probe = Probe(target)
         load = Load(options, target, stack)
-        load.add_publishers()
+        begun = time.monotonic()
+        load.add_publishers(settled=True)
+        named_s = time.monotonic() - begun
         course = Course(load, probe)
         backlogs = [0]
         with Asking(ASK_S, lambda: backlogs.append(backlog_bytes(target.url))):
             result = load.measure(probe, on_slice=course.look)
         result.latency_us = latency_of(load.driver.answers)
         result.extra |= {
+            "named_s": round(named_s, 3),
             "start_per_s": round(course.rate(0, START_S), 1),
             "sustained_per_s": round(course.rate(course.seconds / 2, course.seconds), 1),
             "backlog_bytes_max": max(backlogs),

@@ -72,11 +72,12 @@ class Load:
             random=options.work is Work.CHANNELS,
         )
 
-    def add_publishers(self, *, head: int = 0) -> None:
+    def add_publishers(self, *, head: int = 0, settled: bool = False) -> None:
         """Connect all publishers. Each names every channel, or those that it owns.
 
         Args:
             head: what sequence owned channels have reached; 0 when nobody knows.
+            settled: wait until the server has taken the names in, so that they are no part of what follows.
 
         Raises:
             BrokerError: the server refuses, or its limit is below the payload.
@@ -91,6 +92,8 @@ class Load:
                 conversation.name_channels(
                     self.names_bytes[index::publishers] if self.options.owned else self.names_bytes
                 )
+                if settled:
+                    conversation.ping_ns()
                 detached = self.stack.enter_context(conversation.detach())
             self.driver.add_publisher(detached.fileno(), head=head)
 

@@ -56,6 +56,7 @@ def rows(result: Result) -> list[tuple[str, str]]:
 
 
 EXTRA_ROWS = (
+    ("named_s", "names told", "in {:,.1f} s before"),
     ("start_per_s", "at the start", "{:,.0f} messages/s"),
     ("sustained_per_s", "second half", "{:,.0f} messages/s"),
     ("read_back_per_s", "read back at", "{:,.0f} messages/s"),

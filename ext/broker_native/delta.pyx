@@ -15,6 +15,8 @@ from libc.stdlib cimport qsort
 from libc.string cimport memcmp, memcpy, memset
 
 from broker_native.index cimport (
+    AHEAD,
+    BYTES_HELD_MAX,
     DAMAGE_ENTRIES,
     DAMAGE_MEMORY,
     DAMAGE_NONE,
@@ -29,6 +31,7 @@ from broker_native.index cimport (
     table_add,
     table_find,
     table_free,
+    table_look_ahead,
     view_check,
 )
 from broker_native.layout cimport (
@@ -60,6 +63,7 @@ from broker_native.layout cimport (
     store_u32,
     store_u64,
 )
+from broker_native.order cimport Keyed, keyed_sort
 from broker_native.pages cimport (
     FILTER_BLOCK_BYTES,
     FILTER_HEADER_BYTES,
@@ -80,6 +84,8 @@ from broker_native.pages cimport (
     page_finish,
     page_has_room,
 )
+
+from broker_native.slabs cimport memory_prefetch
 
 import os
 
@@ -394,12 +400,14 @@ cdef int delta_add(TableDelta self, const uint8_t* at, size_t size, Damage* dama
     """Take in one group: its entries, then the heads of its chunks. The whole group is checked."""
     cdef uint64_t offset = GROUP_HEADER_BYTES
     cdef uint64_t end = offset + load_u32(at + GROUP_ENTRIES_BYTES)
+    cdef uint64_t ahead = end
     cdef ChannelDelta* row
     while offset < end:
         if delta_add_entry(self, at, offset, damage) != DAMAGE_NONE:
             return damage.reason
         offset += load_u32(at + offset)
     while offset < size:
+        ahead = table_look_ahead(&self.channels, at, size, ahead, AHEAD if offset == end else 1)
         row = delta_channel(self, load_u64(at + offset + CHUNK_CHANNEL))
         if row == NULL:
             return damaged(damage, DAMAGE_MEMORY, 0, 0)
@@ -509,12 +517,6 @@ cdef size_t line_write(const Line* line, uint8_t* at) noexcept nogil:
 # -- rows in their order -----------------------------------------------------------------------------------------------
 
 
-cdef int channel_compare(const void* left, const void* right) noexcept nogil:
-    cdef uint64_t left_channel = (<const ChannelDelta**>left)[0].channel
-    cdef uint64_t right_channel = (<const ChannelDelta**>right)[0].channel
-    return (left_channel > right_channel) - (left_channel < right_channel)
-
-
 cdef int line_compare(const void* left, const void* right) noexcept nogil:
     return memcmp((<const Line**>left)[0].producer, (<const Line**>right)[0].producer, 16)
 
@@ -543,24 +545,33 @@ cdef class Order:
         PyMem_RawFree(<void*>self.rows)
 
     cdef int collect(self) except -1:
-        cdef uint32_t room = self.delta.rows_of(self.kind)
+        cdef size_t room = self.delta.rows_of(self.kind)
+        cdef size_t to_sort = 2 * room if self.kind == TABLE_CHANNELS else 0
+        cdef Keyed* keyed = <Keyed*>PyMem_RawMalloc((to_sort + 1) * sizeof(Keyed))
         self.rows = <const void**>PyMem_RawMalloc((room + 1) * sizeof(void*))
-        if self.rows == NULL:
-            raise MemoryError
-        with nogil:
-            order_fill(self, self.delta)
+        try:
+            if keyed == NULL or self.rows == NULL:
+                raise MemoryError
+            with nogil:
+                order_fill(self, self.delta, keyed)
+        finally:
+            PyMem_RawFree(keyed)
         return 0
 
 
-cdef void order_fill(Order self, TableDelta delta) noexcept nogil:
+cdef void order_fill(Order self, TableDelta delta, Keyed* keyed) noexcept nogil:
+    """Point to the rows in their order; `keyed` has room for twice as many channels."""
+    cdef const ChannelDelta* channels = <const ChannelDelta*>delta.channels.items
     cdef const NameDelta* names = <const NameDelta*>delta.names.items
     cdef const uint8_t* entry = delta.rest.data
     cdef uint32_t row
     if self.kind == TABLE_CHANNELS:
         for row in range(delta.channels.count):
-            self.rows[row] = <const void*>&(<const ChannelDelta*>delta.channels.items)[row]
+            keyed[row] = Keyed(channels[row].channel, &channels[row])
         self.count = delta.channels.count
-        qsort(<void*>self.rows, self.count, sizeof(void*), channel_compare)
+        keyed = keyed_sort(keyed, keyed + self.count, self.count)
+        for row in range(self.count):
+            self.rows[row] = keyed[row].item
     elif self.kind == TABLE_LINES:
         for row in range(delta.lines.count):
             self.rows[row] = <const void*>&(<const Line*>delta.lines.items)[row]
@@ -651,6 +662,8 @@ cdef uint32_t page_fill(Order self, TablePage* page, uint32_t at) noexcept nogil
     cdef size_t size
     cdef uint8_t* to
     while at < self.count:
+        if at + AHEAD < self.count:
+            memory_prefetch(self.rows[at + AHEAD])
         size = item_head_bytes(self, at) + row_bytes(self, at)
         if not page_has_room(page, size):
             break
@@ -748,8 +761,11 @@ cdef class TableDelta:
         PyObject_GetBuffer(group, &view, PyBUF_SIMPLE)
         try:
             reason = view_check(&view, &closed_run, &damage)
-            if reason == DAMAGE_NONE:
+            if reason == DAMAGE_NONE and view.len <= BYTES_HELD_MAX:
                 reason = delta_add(self, <const uint8_t*>view.buf, <size_t>view.len, &damage)
+            elif reason == DAMAGE_NONE:
+                with nogil:
+                    reason = delta_add(self, <const uint8_t*>view.buf, <size_t>view.len, &damage)
             if reason != DAMAGE_NONE:
                 raise damage_error(&damage)
             header = header_of(<const uint8_t*>view.buf, closed_run)

@@ -25,9 +25,16 @@ cdef enum:
     # Eight pages of LMDB's minus its own header, so that a page wastes nothing: (8 * 4096 - 16 - 16) / 40.
     PAGE_ENTRIES_MAX = 818
 
+cdef enum:
+    AHEAD = 8                     # so many items are fetched into the cache before they are looked at
+    BYTES_HELD_MAX = 262144       # so much is walked before the interpreter lock is given away for it
+
+cdef struct IndexSlot:
+    uint64_t key
+    uint32_t row                  # the item's index + 1; 0 is a free place
+
 cdef struct IndexTable:           # u64 key -> an item of an array; open addressing, at most half full
-    uint64_t* keys
-    uint32_t* rows                # the item's index + 1; 0 is a free place
+    IndexSlot* slots
     uint32_t capacity             # power of two, 0 before the first insertion
     uint32_t count                # of keys and of items
     void* items                   # in the order in which their keys came
@@ -41,11 +48,12 @@ cdef struct ChunkPlace:           # where one chunk stands
     uint32_t offset               # bytes from the beginning of the group
     uint32_t size                 # bytes
 
-cdef struct ChannelRow:
+cdef struct ChannelRow:           # of very many channels a segment has one chunk each: that needs no array
     uint64_t channel
-    ChunkPlace* places            # ascending by `first`
+    ChunkPlace only               # the place of a row that has one
+    ChunkPlace* places            # ascending by `first`; NULL as long as `only` is enough
     uint32_t count
-    uint32_t capacity
+    uint32_t capacity             # of `places`
 
 cdef enum:
     DAMAGE_NONE = 0
@@ -85,5 +93,8 @@ cdef GroupHeader header_of(const uint8_t* at, uint64_t closed_run)
 cdef void* array_grow(void* items, uint32_t* capacity, uint32_t initial, size_t item_bytes) noexcept nogil
 cdef uint64_t key_mix(uint64_t key) noexcept nogil
 cdef uint32_t table_find(const IndexTable* table, uint64_t key) noexcept nogil
+cdef uint64_t table_look_ahead(
+    const IndexTable* table, const uint8_t* at, size_t size, uint64_t offset, int chunks
+) noexcept nogil
 cdef void* table_add(IndexTable* table, uint64_t key, uint32_t initial, size_t item_bytes) noexcept nogil
 cdef void table_free(IndexTable* table) noexcept nogil
