@@ -1,11 +1,13 @@
 """The commit thread: one group at a time from the loop to the journal and back.
 
-Two hand-overs a group, whatever its size: the loop puts it here, the thread calls back into the loop. An fsync never
-runs on the loop.
+Two hand-overs a group, whatever its size: the loop puts it here, the thread leaves the outcome and wakes the loop. A
+busy loop looks for outcomes between two reads as well, since the disk has nothing to do until it has heard. An fsync
+never runs on the loop.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -51,6 +53,9 @@ class CommitThread:
         journal: Where they go.
         loop: The loop that is told.
         done: Called on the loop with (group, None or the error) after each group, in order.
+
+    Attributes:
+        outcomes: Groups that the thread is through with, and the loop has not heard of.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class CommitThread:
         self._journal = journal
         self._loop = loop
         self._done = done
+        self.outcomes: deque[tuple[Group, BrokerError | None]] = deque()
         self._queue: SimpleQueue[Work | None] = SimpleQueue()
         self._stopping = Event()
         self._thread = Thread(target=self._run, name="broker-commit", daemon=True)
@@ -79,6 +85,11 @@ class CommitThread:
             abandon: Leave the active segment first: a group that failed may be in it.
         """
         self._queue.put(Work(group, True, abandon))
+
+    def hear(self) -> None:
+        """Tell of the groups that the thread is through with; on the loop."""
+        while self.outcomes:
+            self._done(*self.outcomes.popleft())
 
     def stop(self) -> None:
         """End the thread after what is queued; blocks until it has ended."""
@@ -116,8 +127,9 @@ class CommitThread:
         return None
 
     def _tell(self, group: Group, failure: BrokerError | None) -> None:
+        self.outcomes.append((group, failure))
         try:
-            self._loop.call_soon_threadsafe(self._done, group, failure)
+            self._loop.call_soon_threadsafe(self.hear)
         except RuntimeError:
             # The loop was closed under us (its owner did not close the broker): there is nobody to tell.
             self._stopping.set()
