@@ -64,7 +64,13 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What a server has used and done since it began; differences of two are what a work cost."""
+    """What a server has used and done since it began; differences of two are what a work cost.
+
+    Attributes:
+        cpu_s: processor time of the server and of its archiver.
+        memory_bytes: of the server.
+        fsyncs: of its journal.
+    """
 
     cpu_s: float
     memory_bytes: int
@@ -73,7 +79,8 @@ class Figures:
 
 def figures(stats: dict[str, Any]) -> Figures:
     """Take the figures of a REPLY to `stats`."""
-    return Figures(float(stats["cpu_s"]), int(stats["rss_anon_bytes"]), int(stats["fsyncs"]))
+    cpu_s = float(stats["cpu_s"]) + float(stats.get("archive_cpu_s", 0.0))
+    return Figures(cpu_s, int(stats["rss_anon_bytes"]), int(stats["fsyncs"]))
 
 
 class Probe:

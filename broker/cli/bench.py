@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -37,7 +38,12 @@ def counts(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 @click.option(
     "--subscribers", callback=counts, metavar="N[,N...]", help="Connections that read; with commas, one run for each."
 )
-@click.option("--channels", type=click.IntRange(1), metavar="N", help="Channels that are published to in turn.")
+@click.option(
+    "--channels",
+    callback=counts,
+    metavar="N[,N...]",
+    help="Channels that are published to in turn; with commas, one run for each.",
+)
 @click.option(
     "--payload", type=int, default=128, show_default=True, metavar="BYTES", help="Bytes of a message, from 24."
 )
@@ -65,7 +71,13 @@ def counts(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
     metavar="N",
     help="Records under way to the slowest reader.  [default: what credit allows]",
 )
-def command(work: str, subscribers: tuple[int, ...] | None, json_path: str | None, **given: Any) -> ExitCode:
+def command(
+    work: str,
+    subscribers: tuple[int, ...] | None,
+    channels: tuple[int, ...] | None,
+    json_path: str | None,
+    **given: Any,
+) -> ExitCode:
     """Load a broker and verify content, order and count of every message.
 
     \b
@@ -87,12 +99,13 @@ def command(work: str, subscribers: tuple[int, ...] | None, json_path: str | Non
     broker bench pubsub --durability ephemeral
     broker bench latency --rate 100000 --json latency.json
     broker bench fanout --subscribers 1000 --url broker://127.0.0.1:4770
+    broker bench channels --channels 1000,1000000
     """
     from broker.bench.report import print_results
     from broker.bench.works import run_work
 
     results: list[Result] = []
-    for options in options_of(work, subscribers, given):
+    for options in options_of(work, subscribers, channels, given):
         found = run_work(options, **(homes() if work == "client" else {}))
         results += found
         if json_path != "-":
@@ -102,8 +115,10 @@ def command(work: str, subscribers: tuple[int, ...] | None, json_path: str | Non
     return ExitCode.OK if all(result.right for result in results) else ExitCode.WRONG
 
 
-def options_of(work: str, subscribers: tuple[int, ...] | None, given: dict[str, Any]) -> list[Options]:
-    """Put what was given over the work's defaults; one set of options for each count of subscribers.
+def options_of(
+    work: str, subscribers: tuple[int, ...] | None, channels: tuple[int, ...] | None, given: dict[str, Any]
+) -> list[Options]:
+    """Put what was given over the work's defaults; one set of options for each count of subscribers and channels.
 
     Raises:
         UsageError: an option is out of its range, or makes no sense for the work.
@@ -118,23 +133,26 @@ def options_of(work: str, subscribers: tuple[int, ...] | None, given: dict[str, 
     durability = parse_level(chosen.pop("durability"))
     merged = {
         "publishers": defaults.publishers,
-        "channels": defaults.channels,
         "rate": defaults.rate,
         "messages": defaults.messages,
         **chosen,
     }
-    if work == Work.COLD and "channels" in chosen:
-        merged.setdefault("messages", 0)
-        merged["messages"] = given.get("messages") or merged["channels"]
     every = [
-        Options(Work(work), durability=durability, seconds=seconds, subscribers=readers, **merged)
-        for readers in subscribers or defaults.subscribers
+        Options(
+            Work(work), durability=durability, seconds=seconds, subscribers=readers, **merged | own(work, names, given)
+        )
+        for readers, names in product(subscribers or defaults.subscribers, channels or (defaults.channels,))
     ]
     for options in every:
         wrong = complaint(options)
         if wrong is not None:
             raise click.UsageError(wrong)
     return every
+
+
+def own(work: str, channels: int, given: dict[str, Any]) -> dict[str, int]:
+    """Return what follows from the number of channels: `cold` has one message for each."""
+    return {"channels": channels} | ({"messages": given.get("messages") or channels} if work == "cold" else {})
 
 
 def homes() -> dict[str, Any]:

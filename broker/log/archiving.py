@@ -50,6 +50,7 @@ class Writer(Protocol):
 
     checkpoint: Checkpoint
     written_bytes: int
+    cpu_s: float
 
     @property
     def begun_ordinal(self) -> int:
@@ -83,12 +84,16 @@ class ChildWriter:
     Args:
         data: the data directory.
 
+    Attributes:
+        cpu_s: processor time that the child has used, as of its last answer.
+
     Raises:
         StorageError: what the child's writer raises. ChildDied: it ended. OSError: it cannot be started.
     """
 
     def __init__(self, data: Path) -> None:
         self.written_bytes = 0
+        self.cpu_s = 0.0
         command = [sys.executable, "-m", "broker.log.archiver", "--data", str(data)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
@@ -161,6 +166,7 @@ class ChildWriter:
         if not line:
             raise ChildDied(f"it ended with status {self.process.wait()}")
         answer: dict[str, Any] = json.loads(line)
+        self.cpu_s = answer.pop("cpu_s")
         if answer["state"] == "failed":
             raise _failure(answer)
         return answer
@@ -212,6 +218,7 @@ class Archiving:
         self._hurries = 0
         self._closing = False
         self._writer: Writer | None = None
+        self._ended_cpu_s = 0.0
         self._failures = 0
         self._step_began_s = 0.0
         self._slices = 0
@@ -271,7 +278,10 @@ class Archiving:
         return future
 
     def stats(self) -> dict[str, int | float]:
-        """Return counts: slices, seconds spent writing and resting, bytes written by this writer, what waits."""
+        """Return counts: slices, seconds spent writing and resting, bytes written by this writer, what waits.
+
+        `archive_cpu_s` is the processor time of child processes, which is not in this process's own.
+        """
         writer = self._writer
         return {
             "archive_backlog_bytes": self.backlog_bytes,
@@ -280,6 +290,7 @@ class Archiving:
             "archive_s": self._archive_s,
             "archive_pause_s": self._pause_s,
             "archive_written_bytes": writer.written_bytes if writer is not None else 0,
+            "archive_cpu_s": self._ended_cpu_s + (writer.cpu_s if writer is not None else 0.0),
             "archive_failures": self._failures,
         }
 
@@ -403,6 +414,7 @@ class Archiving:
     def _drop_writer(self) -> None:
         writer, self._writer = self._writer, None
         if writer is not None:
+            self._ended_cpu_s += writer.cpu_s
             writer.close()
 
     def _next_slice(self, writer: Writer) -> list[Path]:

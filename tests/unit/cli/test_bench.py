@@ -26,21 +26,26 @@ def test_help_names_every_work(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_fanout_runs_once_for_each_count() -> None:
-    assert [options.subscribers for options in options_of("fanout", None, GIVEN)] == [10, 100, 1000]
-    assert [options.subscribers for options in options_of("fanout", (3, 7), GIVEN)] == [3, 7]
+    assert [options.subscribers for options in options_of("fanout", None, None, GIVEN)] == [10, 100, 1000]
+    assert [options.subscribers for options in options_of("fanout", (3, 7), None, GIVEN)] == [3, 7]
+
+
+def test_channels_run_once_for_each_count() -> None:
+    assert [options.channels for options in options_of("channels", None, (20, 100), GIVEN)] == [20, 100]
+    assert [options.messages for options in options_of("cold", None, (20, 30), GIVEN)] == [20, 30]
 
 
 def test_messages_take_the_place_of_seconds() -> None:
-    (timed,) = options_of("pubsub", None, GIVEN)
+    (timed,) = options_of("pubsub", None, None, GIVEN)
     assert (timed.seconds, timed.messages) == (5.0, 0)
-    (counted,) = options_of("pubsub", None, {**GIVEN, "messages": 10})
+    (counted,) = options_of("pubsub", None, None, {**GIVEN, "messages": 10})
     assert (counted.seconds, counted.messages) == (0.0, 10)
-    (both,) = options_of("pubsub", None, {**GIVEN, "messages": 10, "seconds": 1.0})
+    (both,) = options_of("pubsub", None, None, {**GIVEN, "messages": 10, "seconds": 1.0})
     assert (both.seconds, both.messages) == (1.0, 10)
 
 
 def test_durability_is_a_level() -> None:
-    (options,) = options_of("pubsub", None, {**GIVEN, "durability": "accepted"})
+    (options,) = options_of("pubsub", None, None, {**GIVEN, "durability": "accepted"})
     assert options.durability is Level.ACCEPTED
 
 
