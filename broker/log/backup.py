@@ -32,7 +32,7 @@ from broker.log.directory import FORMAT, write_identity, write_restored
 from broker.log.environment import close_shared, create_file, open_lmdb, open_shared
 from broker.log.errors import corrupt, failed
 from broker.log.segment import Link, group_key
-from broker.model.errors import error
+from broker.model.errors import StorageError, error
 from broker_native.index import GroupDamaged, check_group
 
 if TYPE_CHECKING:
@@ -258,7 +258,11 @@ def _take_backup(
             archive = stack.enter_context(ArchiveCopy.begin(directory.path / "archive" / ARCHIVE_NAME))
             if archive.ordinal < taken[-1].ordinal:
                 rest = [each for each in taken if each.ordinal > archive.ordinal]
-                return _copy_all(directory, archive, rest, sealed, target, map_bytes, between)
+                try:
+                    return _copy_all(directory, archive, rest, sealed, target, map_bytes, between)
+                except (StorageError, OSError):
+                    if not any(each.gone for each in rest if each not in sealed):
+                        raise
     raise error("BUSY", f"{directory.path}: got {OVERTAKEN_MAX} archived segments meanwhile, which overtook the copy")
 
 
@@ -271,26 +275,30 @@ def _copy_all(
     map_bytes: int,
     between: Between,
 ) -> Manifest:
-    """Copy the archive as it was, then what follows it, the active segment up to its last good group of now."""
+    """Copy the archive as it was, and what follows it, the active segment up to its last good group of now.
+
+    What is not sealed is copied first: by the time that an archive takes it may be sealed, archived and removed.
+    """
     total = archive.size + sum(os.fstat(sealed[each].fileno()).st_size if each in sealed else each.bytes
                                for each in segments)  # fmt: skip
     with Copier(target, total, between) as copier:
         # First: what has the beginning of a manifest passes for no data directory, however little is there.
         (target / (MANIFEST + durable.ASIDE_SUFFIX)).touch(durable.FILE_MODE)
         folder = copier.folder("journal")
+        last = archive.last
+        for segment in segments:
+            if segment in sealed:
+                last = segment.last
+            elif not segment.empty:
+                last = _copy_groups(segment, folder / segment.path.name, map_bytes, copier)
+                copier.note(f"journal/{segment.path.name}")
         if archive.size:
             durable.sync_path(copier.folder("archive"))
             copier.copy(archive, f"archive/{ARCHIVE_NAME}")
             durable.sync_path(target / "archive")
-        last = archive.last
         for segment in segments:
-            name = f"journal/{segment.path.name}"
             if segment in sealed:
-                copier.copy(sealed[segment], name)
-                last = segment.last
-            elif not segment.empty:
-                last = _copy_groups(segment, folder / segment.path.name, map_bytes, copier)
-                copier.note(name)
+                copier.copy(sealed[segment], f"journal/{segment.path.name}")
         durable.sync_path(folder)
         manifest = Manifest(
             format=MANIFEST_FORMAT, data_format=FORMAT, journal=directory.journal_id.hex(), group=last.number,
