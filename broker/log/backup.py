@@ -50,7 +50,7 @@ PIECE_BYTES = 4 * 1024 * 1024
 ARCHIVE_NAME = "archive.mdb"
 ARCHIVE_MAP_BYTES = 1 << 42
 OVERTAKEN_MAX = 5
-"""How often the archive may overtake the look at the segments; it takes one segment in about a second."""
+"""How often the archive may overtake the look at it or at the segments; it takes one segment in about a second."""
 _PAGE_BYTES_AT, _LAST_PAGE_AT, _TRANSACTION_AT, _META_BYTES = 40, 136, 144, 152
 _NAME = re.compile(r"journal/[0-9a-f]{16}\.seg|archive/archive\.mdb")
 RUNS_SKIPPED_MIN, RUNS_SKIPPED_SPREAD = 1 << 10, 1 << 16
@@ -338,17 +338,25 @@ class ArchiveCopy:
             return
         environment = open_shared(path, ARCHIVE_MAP_BYTES)
         try:
-            with path.open("rb", buffering=0) as copy._file, environment.begin(buffers=True) as transaction:
-                value = transaction.get(CHECKPOINT_KEY)
-                found = Checkpoint.unpack(bytes(value) if value is not None else None, path)
-                copy.ordinal = found.ordinal
-                copy.last = Link(found.group, found.chain, found.time_us, found.term, found.run, found.closed_run)
-                copy._find_meta(path, transaction.id())
-                yield copy
+            with path.open("rb", buffering=0) as copy._file:
+                for _ in range(OVERTAKEN_MAX):
+                    with environment.begin(buffers=True) as transaction:
+                        if not copy._find_meta(path, transaction.id()):
+                            continue  # committed to twice since: its meta page is another one's now
+                        value = transaction.get(CHECKPOINT_KEY)
+                        found = Checkpoint.unpack(bytes(value) if value is not None else None, path)
+                        copy.ordinal = found.ordinal
+                        copy.last = Link(
+                            found.group, found.chain, found.time_us, found.term, found.run, found.closed_run
+                        )
+                        yield copy
+                        return
         finally:
             close_shared(path)
+        raise error("BUSY", f"{path}: got {OVERTAKEN_MAX} pairs of commits meanwhile, each of which overtook the copy")
 
-    def _find_meta(self, path: Path, transaction: int) -> None:
+    def _find_meta(self, path: Path, transaction: int) -> bool:
+        """Take the meta page of a transaction for both; tell whether it is still there."""
         with path.open("rb") as file:
             page_bytes = int.from_bytes(file.read(_META_BYTES)[_PAGE_BYTES_AT : _PAGE_BYTES_AT + 4], "little")
             for slot in (0, 1):
@@ -363,8 +371,8 @@ class ArchiveCopy:
                     self._metas = b"".join(at.to_bytes(8, "little") + each[8:] for at, each in enumerate(metas))
                     pages = int.from_bytes(page[_LAST_PAGE_AT : _LAST_PAGE_AT + 8], "little") + 1
                     self.size = pages * page_bytes
-                    return
-        raise error("BUSY", f"{path}: got transactions newer than {transaction}, which is no longer known")
+                    return True
+        return False
 
     def read(self, size: int) -> bytes:
         """Return the next bytes, none at the end; as of a file."""
