@@ -4,6 +4,7 @@ One LMDB file, all in the main database, in the order of their keys. Numbers in 
 in values little-endian. `‖` puts one behind the other.
 
     00 "checkpoint"             the checkpoint, below
+    00 "slice"                  u32 crc | u64 last segment | i64 × 4 added so far            a slice on its way
     00 "cursor" ‖ name          u32 crc | u64 group: how far something that walks the groups has come
     01 ‖ name                   u32 crc | u64 id                                               a channel by its name
     02 ‖ u64 id                 u32 crc | u16 format | u16 0 | u64 bytes | u64 chunks | entries            a channel

@@ -32,7 +32,7 @@ from broker.log.directory import FORMAT, write_identity, write_restored
 from broker.log.environment import close_shared, create_file, open_lmdb, open_shared
 from broker.log.errors import corrupt, failed
 from broker.log.segment import Link, group_key
-from broker.model.errors import error
+from broker.model.errors import StorageError, error
 from broker_native.index import GroupDamaged, check_group
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ PIECE_BYTES = 4 * 1024 * 1024
 ARCHIVE_NAME = "archive.mdb"
 ARCHIVE_MAP_BYTES = 1 << 42
 OVERTAKEN_MAX = 5
-"""How often the archive may overtake the look at the segments; it takes one segment in about a second."""
+"""How often the archive may overtake the look at it or at the segments; it takes one segment in about a second."""
 _PAGE_BYTES_AT, _LAST_PAGE_AT, _TRANSACTION_AT, _META_BYTES = 40, 136, 144, 152
 _NAME = re.compile(r"journal/[0-9a-f]{16}\.seg|archive/archive\.mdb")
 RUNS_SKIPPED_MIN, RUNS_SKIPPED_SPREAD = 1 << 10, 1 << 16
@@ -258,7 +258,11 @@ def _take_backup(
             archive = stack.enter_context(ArchiveCopy.begin(directory.path / "archive" / ARCHIVE_NAME))
             if archive.ordinal < taken[-1].ordinal:
                 rest = [each for each in taken if each.ordinal > archive.ordinal]
-                return _copy_all(directory, archive, rest, sealed, target, map_bytes, between)
+                try:
+                    return _copy_all(directory, archive, rest, sealed, target, map_bytes, between)
+                except (StorageError, OSError):
+                    if not any(each.gone for each in rest if each not in sealed):
+                        raise
     raise error("BUSY", f"{directory.path}: got {OVERTAKEN_MAX} archived segments meanwhile, which overtook the copy")
 
 
@@ -271,26 +275,30 @@ def _copy_all(
     map_bytes: int,
     between: Between,
 ) -> Manifest:
-    """Copy the archive as it was, then what follows it, the active segment up to its last good group of now."""
+    """Copy the archive as it was, and what follows it, the active segment up to its last good group of now.
+
+    What is not sealed is copied first: by the time that an archive takes it may be sealed, archived and removed.
+    """
     total = archive.size + sum(os.fstat(sealed[each].fileno()).st_size if each in sealed else each.bytes
                                for each in segments)  # fmt: skip
     with Copier(target, total, between) as copier:
         # First: what has the beginning of a manifest passes for no data directory, however little is there.
         (target / (MANIFEST + durable.ASIDE_SUFFIX)).touch(durable.FILE_MODE)
         folder = copier.folder("journal")
+        last = archive.last
+        for segment in segments:
+            if segment in sealed:
+                last = segment.last
+            elif not segment.empty:
+                last = _copy_groups(segment, folder / segment.path.name, map_bytes, copier)
+                copier.note(f"journal/{segment.path.name}")
         if archive.size:
             durable.sync_path(copier.folder("archive"))
             copier.copy(archive, f"archive/{ARCHIVE_NAME}")
             durable.sync_path(target / "archive")
-        last = archive.last
         for segment in segments:
-            name = f"journal/{segment.path.name}"
             if segment in sealed:
-                copier.copy(sealed[segment], name)
-                last = segment.last
-            elif not segment.empty:
-                last = _copy_groups(segment, folder / segment.path.name, map_bytes, copier)
-                copier.note(name)
+                copier.copy(sealed[segment], f"journal/{segment.path.name}")
         durable.sync_path(folder)
         manifest = Manifest(
             format=MANIFEST_FORMAT, data_format=FORMAT, journal=directory.journal_id.hex(), group=last.number,
@@ -330,17 +338,25 @@ class ArchiveCopy:
             return
         environment = open_shared(path, ARCHIVE_MAP_BYTES)
         try:
-            with path.open("rb", buffering=0) as copy._file, environment.begin(buffers=True) as transaction:
-                value = transaction.get(CHECKPOINT_KEY)
-                found = Checkpoint.unpack(bytes(value) if value is not None else None, path)
-                copy.ordinal = found.ordinal
-                copy.last = Link(found.group, found.chain, found.time_us, found.term, found.run, found.closed_run)
-                copy._find_meta(path, transaction.id())
-                yield copy
+            with path.open("rb", buffering=0) as copy._file:
+                for _ in range(OVERTAKEN_MAX):
+                    with environment.begin(buffers=True) as transaction:
+                        if not copy._find_meta(path, transaction.id()):
+                            continue  # committed to twice since: its meta page is another one's now
+                        value = transaction.get(CHECKPOINT_KEY)
+                        found = Checkpoint.unpack(bytes(value) if value is not None else None, path)
+                        copy.ordinal = found.ordinal
+                        copy.last = Link(
+                            found.group, found.chain, found.time_us, found.term, found.run, found.closed_run
+                        )
+                        yield copy
+                        return
         finally:
             close_shared(path)
+        raise error("BUSY", f"{path}: got {OVERTAKEN_MAX} pairs of commits meanwhile, each of which overtook the copy")
 
-    def _find_meta(self, path: Path, transaction: int) -> None:
+    def _find_meta(self, path: Path, transaction: int) -> bool:
+        """Take the meta page of a transaction for both; tell whether it is still there."""
         with path.open("rb") as file:
             page_bytes = int.from_bytes(file.read(_META_BYTES)[_PAGE_BYTES_AT : _PAGE_BYTES_AT + 4], "little")
             for slot in (0, 1):
@@ -355,8 +371,8 @@ class ArchiveCopy:
                     self._metas = b"".join(at.to_bytes(8, "little") + each[8:] for at, each in enumerate(metas))
                     pages = int.from_bytes(page[_LAST_PAGE_AT : _LAST_PAGE_AT + 8], "little") + 1
                     self.size = pages * page_bytes
-                    return
-        raise error("BUSY", f"{path}: got transactions newer than {transaction}, which is no longer known")
+                    return True
+        return False
 
     def read(self, size: int) -> bytes:
         """Return the next bytes, none at the end; as of a file."""

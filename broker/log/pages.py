@@ -90,6 +90,7 @@ class Pages:
         if found != number or flags != kind or not 16 <= lower <= upper <= self._page_bytes or lower % 2:
             self._tell(at, f"the header of page {number} is wrong: the rows below it cannot be reached")
             return
+        self._check_filled(at, (lower - 16) // 2, upper, leaf=depth == 1)
         for index in range((lower - 16) // 2):
             node = self._node(at, index, upper)
             if node is None:
@@ -105,6 +106,24 @@ class Pages:
             if index and key <= self._last_key:
                 self._tell(node_at, "a branch's key is not between its neighbours: a search may miss rows")
             yield from self._walk(low | high << 16 | top << 32, depth - 1, node_at)
+
+    def _check_filled(self, page_at: int, count: int, upper: int, *, leaf: bool) -> None:
+        """Judge whether the nodes are all that is in a page: LMDB leaves no holes, and readers refuse one."""
+        filled = 0
+        for index in range(count):
+            low, high, flags, key_bytes = self._node_header(page_at, index)
+            value_bytes = (8 if flags else low | high << 16) if leaf else 0
+            filled += _NODE.size + key_bytes + value_bytes + 1 & ~1
+        if filled != self._page_bytes - upper:
+            self._tell(page_at, "what the page holds does not fill it: readers refuse the rows below it")
+
+    def _node_header(self, page_at: int, index: int) -> tuple[int, int, int, int]:
+        """Return the four numbers that a node begins with; zeros when it is not within its page."""
+        offset = int.from_bytes(self._content[page_at + 16 + 2 * index : page_at + 18 + 2 * index], "little")
+        if offset > self._page_bytes - _NODE.size:
+            return 0, 0, 0, 0
+        low, high, flags, key_bytes = _NODE.unpack_from(self._content, page_at + offset)
+        return low, high, flags, key_bytes
 
     def _claim(self, first: int, count: int) -> bool:
         """Note that pages are referred to; False when one is not in the file, or is referred to already."""

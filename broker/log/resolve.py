@@ -34,7 +34,8 @@ Result = TypeVar("Result")
 BATCH = 4096
 """Keys that are looked up at once when everything is."""
 _ENTRY_HEADER = Struct("<IHH")
-_CHANNEL, _EPOCH, _HEAD, _DROP = 1, 2, 4, 8
+_CHANNEL, _EPOCH, _HEAD, _TRIM, _DROP = 1, 2, 4, 7, 8
+_ADDED = (_EPOCH, _TRIM)
 _SNAPSHOT = 0x0002
 _NAME_SIZE_AT, _NAME_AT = 18, 20
 _NUMBER_AT = 24
@@ -271,15 +272,17 @@ def name_in(entries: bytes) -> bytes | None:
 
 
 def _joined(parts: list[bytes]) -> bytes:
-    """Join a channel's entries, oldest first, with each epoch once.
+    """Join a channel's entries, oldest first, with each epoch once, and what was trimmed behind them.
 
-    An archive that is being written to is ahead of its checkpoint, so what it has may come again.
+    An archive that is being written to is ahead of its checkpoint, so what it has may come again. A trim may be past
+    the heads before it, of which only the newest is asked for, and who applies it takes it no further than the head.
     """
     parts = [part for part in parts if part]
-    if len(parts) < 2 or all(kind != _EPOCH for entries in parts[1:] for kind, _, _ in entries_of(entries)):
+    if len(parts) < 2 or all(kind not in _ADDED for entries in parts[1:] for kind, _, _ in entries_of(entries)):
         return b"".join(parts)
     seen: set[bytes] = set()
     kept: list[bytes] = []
+    trims: list[bytes] = []
     for entries in parts:
         for kind, _, at in entries_of(entries):
             entry = entries[at : at + int.from_bytes(entries[at : at + 4], "little")]
@@ -287,8 +290,8 @@ def _joined(parts: list[bytes]) -> bytes:
                 if entry in seen:
                     continue
                 seen.add(entry)
-            kept.append(entry)
-    return b"".join(kept)
+            (trims if kind == _TRIM else kept).append(entry)
+    return b"".join(kept + trims)
 
 
 def _going_on(parts: list[bytes]) -> bytes:

@@ -130,10 +130,15 @@ class Channels:
     """The tables as far as density needs them, moved on by entries and chunks in their order.
 
     What the archive knows is asked for when a channel is met, so that only the journal's are in memory.
+
+    Attributes:
+        orphans: faults of chunks that have no channel because, as may be, a slice that was cut short has removed it
+            already: they are none if it is removed further on.
     """
 
     def __init__(self) -> None:
         self.archive: ArchiveTables | None = None
+        self.orphans: dict[int, list[Fault]] = {}
         self._by_id: dict[int, ChannelState | None] = {}
 
     def get(self, channel: int) -> ChannelState | None:
@@ -168,6 +173,7 @@ class Channels:
                 self.put(created[0]).name = created[1]
         elif entry.kind == ENTRY_DROP and (dropped := numbers(entry.body, 1)):
             self.put(dropped[0]).dropped = True
+            self.orphans.pop(dropped[0], None)
         elif entry.kind == ENTRY_TRIM and (trimmed := numbers(entry.body, 2)):
             state = self.put(trimmed[0])
             state.first = max(state.first, trimmed[1])
@@ -332,9 +338,21 @@ class SegmentCheck:
         if chunk.first + chunk.sequences <= state.archived:
             return
         if not state.name:
-            self.tell("a chunk's channel was never created", "its messages cannot be asked for by a name",
-                      offset=row.offset + chunk.offset, group=group, channel=channels.name(chunk.channel),
-                      epoch=chunk.epoch, first=chunk.first, last=chunk.first + chunk.sequences - 1)  # fmt: skip
+            fault = Fault(
+                self._verifier.relative(self._path),
+                "a chunk's channel was never created",
+                "its messages cannot be asked for by a name",
+                offset=row.offset + chunk.offset,
+                group=group,
+                channel=channels.name(chunk.channel),
+                epoch=chunk.epoch,
+                first=chunk.first,
+                last=chunk.first + chunk.sequences - 1,
+            )
+            if int(self._path.stem, 16) <= self._verifier.begun_ordinal:
+                channels.orphans.setdefault(chunk.channel, []).append(fault)
+                return
+            report.faults.append(fault)
         if state.epoch != chunk.epoch:
             self.tell(f"a chunk's epoch is {chunk.epoch}, its channel's is {state.epoch}",
                       "positions of the epoch are refused as diverged", offset=row.offset + chunk.offset, group=group,
@@ -461,6 +479,7 @@ class Verifier:
         channels: what is known of the channels at the place that the walk has reached.
         last: the last good group.
         reached: the last group that is in the archive.
+        begun_ordinal: the last segment of a slice whose archiving was cut short, 0 for none.
     """
 
     def __init__(
@@ -475,6 +494,7 @@ class Verifier:
         self.report = Report()
         self.channels = Channels()
         self.last = self.reached = Link()
+        self.begun_ordinal = 0
         self.on_group = on_group
         self.on_chunk = on_chunk
         self._path = path
@@ -500,6 +520,8 @@ class Verifier:
             paths = [path for path in paths if int(path.stem, 16) > archived]
         for path, limit in zip(paths, self._limits(paths), strict=True):
             SegmentCheck(self, path).run(limit)
+        for faults in self.channels.orphans.values():
+            self.report.faults += faults
         self._progress(self.report.bytes, self.report.bytes)
         return self.report
 
@@ -514,6 +536,7 @@ class Verifier:
         except StorageError as failure:
             self.tell(path, failure.detail.removeprefix(f"{path}: "), "what is in the archive cannot be read")
             return 0
+        self.begun_ordinal = check.begun_ordinal
         if check.checkpoint is None:
             return 0
         reached = check.checkpoint

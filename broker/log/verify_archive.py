@@ -29,7 +29,7 @@ from broker.log.archive_rows import (
 from broker.log.environment import check_file
 from broker.log.pages import Row, open_pages
 from broker.log.parts import CHUNK_HEADER, ENTRY_CHANNEL, ENTRY_EPOCH, ENTRY_HEAD, channel_entry, entries_in, numbers
-from broker.log.slice import SLICE_KEY
+from broker.log.slice import SLICE_KEY, Begun
 from broker.model.errors import StorageError
 from broker_native.archive import find_channels, unpack_groups
 from broker_native.btree import TreeDamaged
@@ -134,12 +134,12 @@ class ArchiveCheck:
 
     Attributes:
         checkpoint: up to where the archive goes; None when that cannot be read.
-        begun: whether a slice was cut short.
+        begun_ordinal: the last segment of a slice that was cut short, 0 when none was.
     """
 
     def __init__(self, verifier: Verifier, path: Path, tables: ArchiveTables) -> None:
         self.checkpoint: Checkpoint | None = None
-        self.begun = False
+        self.begun_ordinal = 0
         self._verifier = verifier
         self._path = path
         self._tables = tables
@@ -190,8 +190,11 @@ class ArchiveCheck:
                 self.tell(failure.detail.removeprefix(f"{self._path}: "), "the archive cannot be opened",
                           offset=row.offset)  # fmt: skip
             return
-        self.begun = self.begun or row.key == SLICE_KEY
-        self._body(row, "work that was begun is begun once more")
+        if self._body(row, "work that was begun is begun once more") is not None and row.key == SLICE_KEY:
+            try:
+                self.begun_ordinal = Begun.unpack(row.value, self._path).ordinal
+            except StorageError:
+                self.tell(f"{describe_key(row.key)}: says nothing", "nothing more is archived", offset=row.offset)
 
     def _take_name(self, row: Row) -> None:
         self._counts[NAME] += 1
@@ -323,10 +326,10 @@ class ArchiveCheck:
             if not self._damaged:
                 self.tell("it has no checkpoint", "the archive cannot be opened")
             return
-        if self._last_group > self.checkpoint.group and not self.begun:
+        if self._last_group > self.checkpoint.group and not self.begun_ordinal:
             self.tell(f"the commit index goes up to group {self._last_group}, the checkpoint to "
                       f"{self.checkpoint.group}", "groups may be there twice")  # fmt: skip
-        if self.begun or self._damaged:
+        if self.begun_ordinal or self._damaged:
             return
         said = (self.checkpoint.channels, self.checkpoint.producers, self.checkpoint.records, self.checkpoint.bytes)
         found = (self._counts[CHANNEL], self._counts[LINE], self._records, self._bytes)

@@ -260,7 +260,14 @@ class HistoryReader:
 
     def _name_of(self, channel: int) -> bytes | None:
         name = self._core.tails.name_of(channel)
-        return name if name is not None else self._log.names_of([channel])[0]
+        if name is not None:
+            return name
+        name = self._log.names_of([channel])[0]
+        if name is None or self._core.missing([name]):
+            return name
+        # It has come into memory since, or else what is there under its name is another channel: this one was removed,
+        # and the log does not know of that yet.
+        return self._core.tails.name_of(channel)
 
     def _answer(self, ask: Ask, applied: Applied, now_s: int) -> bytes:
         try:

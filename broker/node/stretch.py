@@ -83,7 +83,9 @@ class Known(NamedTuple):
                 _, epoch, begin = EPOCH_BODY.unpack_from(entries, body)
                 epochs.append((epoch, begin))
             elif kind == ENTRY_HEAD:
-                _, _, following, first = HEAD_BODY.unpack_from(entries, body)
+                _, _, following, head_first = HEAD_BODY.unpack_from(entries, body)
+                # A segment knows a lower bound only.
+                first = max(first, head_first)
             elif kind == ENTRY_TRIM:
                 first = max(first, TRIM_BODY.unpack_from(entries, body)[1])
             at += size

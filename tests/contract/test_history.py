@@ -406,7 +406,7 @@ async def test_trimmed(home: Home, room: str) -> None:
 
 
 async def test_removed(home: Home, room: str) -> None:
-    channel = f"s.{room}"
+    channel = f"s.{room}.one"
     async with home.bus() as bus:
         before = await bus.publish(channel, b"x")
         with pytest.raises(BrokerError, match="BUSY"):
@@ -418,6 +418,7 @@ async def test_removed(home: Home, room: str) -> None:
         await remove_when_let_go(bus, channel)
         assert [listed async for listed in bus.channels(channel)] == []
         assert await bus.history(channel).messages() == []
+        assert await bus.history(f"s.{room}.>").messages() == []
         assert (await bus.channel(channel))[:3] == (0, 1, 0)
         after = await bus.publish(channel, b"y")
         assert (after.sequence, after.epoch == before.epoch) == (1, False)

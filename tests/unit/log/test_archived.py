@@ -5,26 +5,31 @@ from __future__ import annotations
 import json
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from broker.core.lines import Lines
 from broker.log import AppendFull, ArchiveBy, Log
-from broker.log.archiver import ArchiveWriter
+from broker.log.archiver import ArchiveWriter, archive_path
 from broker.log.segment import open_segment
 from broker.model.errors import StorageError
+from broker.node.stretch import Known
 from broker_native.groups import chunk_cut
+from broker_native.tails import Tails
 from tests.formats.make import unpack
 from tests.reference.chains import Chain
 from tests.reference.groups import (
     Entry,
     Tables,
+    build_entry,
     channel_entry,
     close_entry,
     drop_entry,
     epoch_entry,
+    head_entry,
     line_entry,
     run_entry,
     trim_entry,
@@ -244,6 +249,47 @@ def test_trims_and_the_ends_of_runs_are_known(tmp_path: Path) -> None:
         assert one.log.settled_group == story.chain.last
         story.groups(one, 1)
         assert one.log.settled_group == story.chain.last - 1
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_a_trim_past_the_heads_before_it_counts_whole(tmp_path: Path, archived: bool) -> None:
+    """Records, more records, a trim of both, and a last record, each in a segment: only the last head is looked up."""
+    chain = Chain(run=3)
+    with opened(tmp_path) as one:
+        one.append(chain, [(1, [b"a", b"b", b"c"])], [channel_entry(1, "trimmed"), epoch_entry(1, 7, 1)])
+        one.log.rotate()
+        if archived:
+            assert one.log.wait_sealed(WAIT_S)
+            with closing(ArchiveWriter(archive_path(tmp_path))) as writer:
+                writer.archive(segment_files(tmp_path)[:1], lambda: None)
+        for chunks, entries in (
+            ([(1, [b"d", b"e", b"f"])], []),
+            ([], [trim_entry(1, 6)]),
+            ([(1, [b"g"])], []),
+        ):
+            one.append(chain, chunks, entries)
+            one.log.rotate()
+        assert one.log.wait_sealed(WAIT_S)
+        (entries_found,) = one.log.resolve([b"trimmed"])
+    tails = Tails(1, 1)
+    tails.apply_entries(entries_found, Lines().line)
+    info = tails.info(b"trimmed")
+    assert info is not None
+    known = Known.from_entries(entries_found)
+    assert (info[3], info[4]) == (known.first, known.next) == (6, 8)
+
+
+def test_the_newest_head_does_not_undo_a_trim() -> None:
+    """The heads of segments begin with 1 when the segment does not know better."""
+    entries = [
+        channel_entry(1, "trimmed"),
+        epoch_entry(1, 7, 1),
+        head_entry(1, 7, 7, 1),
+        trim_entry(1, 6),
+        head_entry(1, 7, 8, 1),
+    ]
+    known = Known.from_entries(b"".join(map(build_entry, entries)))
+    assert (known.first, known.next) == (6, 8)
 
 
 def test_readers_beside_the_archiver_see_every_record_once(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from broker.bus import Bus
+    from broker.log.segment import Link, Segment
 
 CHANNELS = ("c.one", "c.two", "a.three")
 PROFILES = (Profile(b"a.>", durability=Level.ACCEPTED), Profile(b">"))
@@ -161,6 +163,47 @@ def test_a_backup_while_publishing_holds_all_up_to_its_group(tmp_path: Path) -> 
         assert found[channel] == whole[channel][: len(found[channel])]
 
 
+@pytest.mark.parametrize("when", ["before it is copied", "after it is copied"])
+def test_what_is_archived_and_removed_under_a_backup_is_in_it(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The active segment is sealed, archived and removed while the archive, which may be large, is copied."""
+    data, target = tmp_path / "data", tmp_path / "backup"
+    copy_groups = backup_module._copy_groups
+    removed: list[Path] = []
+
+    async def run() -> None:
+        async with opening(data) as bus:
+            await publish(bus, 0, 600)
+            log = bus._node._log
+
+            def remove() -> None:
+                if removed or log._archiving is None:
+                    return
+                removed.append(log._segments()[-1].path)
+                last = log.last_group
+                with log._archiving.hurry():
+                    log.rotate()
+                    while log.archived_group < last or removed[0].exists():
+                        time.sleep(0.001)
+
+            def copy(segment: Segment, *rest: Any) -> Link:
+                if when == "before it is copied":
+                    remove()
+                return copy_groups(segment, *rest)
+
+            monkeypatch.setattr(backup_module, "_copy_groups", copy)
+            between = remove if when == "after it is copied" else lambda: None
+            await asyncio.to_thread(log.backup, target, lambda done, total: between())
+
+    asyncio.run(run())
+    assert removed
+    assert judge(target, ignore).faults == []
+    restore(target, tmp_path / "restored", ignore)
+    found = asyncio.run(read_all(tmp_path / "restored"))
+    assert {channel: len(messages) for channel, messages in found.items()} == dict.fromkeys(CHANNELS, 200)
+
+
 def test_a_changed_backup_is_found_and_not_restored(data: Path, tmp_path: Path) -> None:
     copy = tmp_path / "backup"
     manifest = backup(data, copy, ignore)
@@ -216,7 +259,7 @@ def test_what_is_there_is_not_touched(data: Path, tmp_path: Path) -> None:
 def test_a_full_disk_leaves_nothing(data: Path, tmp_path: Path) -> None:
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     target = tmp_path / "backup"
-    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limit[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
     try:
         with pytest.raises(BrokerError, match="STORAGE_FULL"):
             backup(data, target, ignore)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -148,6 +149,30 @@ def test_a_damaged_page_costs_what_is_below_it_and_no_more(data: Path) -> None:
     report = look(data)
     assert any("header of page" in fault.what and fault.offset in leaves for fault in report.faults)
     assert {fault.file for fault in report.faults} == {f"journal/{path.name}"}
+
+
+def test_a_page_with_a_hole_is_named_as_it_is_refused(data: Path) -> None:
+    """A free space that seems to end sooner: all rows are still reached, but a reader takes the hole for a lost row."""
+    path = segment_files(data)[1]
+    whole = path.read_bytes()
+    refused: list[int] = []
+    for at in range(8192, len(whole), 4096):
+        number, _, flags, lower, upper = struct.unpack_from("<QHHHH", whole, at)
+        # A flip of this bit leaves the page's nodes where they are, and their offsets within it.
+        if number != at // 4096 or flags != 2 or not upper & 512 or upper - 512 < lower:
+            continue
+        path.write_bytes(whole[: at + 15] + bytes([whole[at + 15] ^ 2]) + whole[at + 16 :])
+        faults = look(data).faults
+        try:
+            with opened(data) as one:
+                one.all_groups()
+                for channel in CHANNELS:
+                    one.all_of_channel(channel)
+        except BrokerError:
+            refused.append(at)
+        path.write_bytes(whole)
+        assert at not in refused or (f"journal/{path.name}", at) in {(fault.file, fault.offset) for fault in faults}
+    assert refused
 
 
 def test_a_cut_file_costs_its_groups(data: Path) -> None:

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import random
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from broker.log import backup
 from broker.log.archive_rows import Checkpoint
+from broker.log.archiver import ArchiveWriter, Stopped, archive_path
 from broker.log.backup import ArchiveCopy, Copier
+from broker.log.care import judge
 from broker.log.durable import make_folder
 from broker.log.environment import close_shared, create_file, open_lmdb, open_shared
+from broker.log.segment import group_key
+from broker.log.slice import SLICE_KEY
 from broker.log.verify import Verifier
+from broker.model.errors import BrokerError
+from broker_native.rows import pack_row
 from tests.reference.archive import MAP_BYTES, ArchiveModel
-from tests.reference.groups import Group, chunk_of
+from tests.reference.chains import EPOCH, Chain
+from tests.reference.groups import Group, channel_entry, chunk_of, drop_entry, epoch_entry
+from tests.unit.log.support import opened, segment_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from broker.log.verify import Report
+    from tests.reference.groups import Entry
 
 CHANNELS = range(1, 30)
 GROUPS = 200
@@ -152,3 +162,87 @@ def test_a_copy_is_the_snapshot_whatever_is_written_meanwhile(
     assert written >= 4
     assert look(target).faults == []
     assert any("unknown row" in fault.what for fault in look(data).faults)
+
+
+def test_a_copy_is_begun_anew_when_two_commits_overtake_it(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snapshot's meta page is another one's after two commits; the next snapshot may be luckier."""
+    path = data / "archive" / "archive.mdb"
+    find_meta, looks = ArchiveCopy._find_meta, 0
+
+    def overtaken(copy: ArchiveCopy, path: Path, transaction: int) -> bool:
+        nonlocal looks
+        looks += 1
+        if looks <= overtakes:
+            for number in range(2):
+                with writer.begin(write=True) as writing:
+                    writing.put(b"\xf8%d %d" % (looks, number), b"w")
+        return find_meta(copy, path, transaction)
+
+    monkeypatch.setattr(ArchiveCopy, "_find_meta", overtaken)
+    writer = open_shared(path, MAP_BYTES)
+    overtakes = 2
+    with ArchiveCopy.begin(path) as copy:
+        assert (looks, copy.ordinal) == (3, 0)
+        assert copy.size
+    overtakes = 1 << 30
+    with pytest.raises(BrokerError, match="BUSY"), ArchiveCopy.begin(path):
+        pass
+    close_shared(path)
+
+
+def slices_with_a_removal(path: Path) -> None:
+    """Make an archive of one segment, behind it a slice that was cut short when it had removed a channel."""
+    with opened(path) as one:
+        chain = Chain()
+        born = [entry for channel in (1, 2) for entry in (channel_entry(channel, f"c.{channel}"), epoch(channel))]
+        for entries in (born, []):
+            one.append(chain, [(1, [b"1" * 500]), (2, [b"2" * 500])], entries)
+            one.log.rotate()
+        one.append(chain, [], [drop_entry(1)])
+        one.log.rotate()
+        assert one.log.wait_sealed(10)
+    files = segment_files(path)
+    with closing(ArchiveWriter(archive_path(path), transaction_bytes=1)) as writer:
+        writer.archive(files[:1], lambda: None)
+        with pytest.raises(Stopped):
+            writer.archive(files[1:3], stop)
+        assert writer.begun_ordinal == 3
+
+
+def epoch(channel: int) -> Entry:
+    return epoch_entry(channel, EPOCH, 1)
+
+
+def stop() -> None:
+    raise Stopped
+
+
+def test_a_channel_that_a_slice_which_was_cut_short_has_removed_is_no_fault(tmp_path: Path) -> None:
+    slices_with_a_removal(tmp_path)
+    archive = archive_path(tmp_path)
+    environment = open_lmdb(archive, MAP_BYTES, locks=False)
+    with environment.begin() as transaction:
+        assert transaction.get(b"\x01c.1") is None
+        assert transaction.get(b"\x01c.2") is not None
+    environment.close()
+    assert judge(tmp_path, lambda done, total: None).faults == []
+
+
+def test_a_channel_that_is_not_removed_further_on_is_one(tmp_path: Path) -> None:
+    """The same, but for the removal: the group that holds it is not there."""
+    slices_with_a_removal(tmp_path)
+    path = segment_files(tmp_path)[2]
+    environment = open_lmdb(path, MAP_BYTES, locks=False)
+    with environment.begin(write=True) as transaction:
+        assert transaction.delete(group_key(3))
+    environment.close()
+    faults = judge(tmp_path, lambda done, total: None).faults
+    assert [fault.group for fault in faults if fault.what == "a chunk's channel was never created"] == [2]
+
+
+def test_a_note_of_a_slice_that_says_nothing_is_named(data: Path) -> None:
+    environment = open_lmdb(data / "archive" / "archive.mdb", MAP_BYTES, locks=False)
+    with environment.begin(write=True) as transaction:
+        transaction.put(SLICE_KEY, pack_row(SLICE_KEY, b"short"))
+    environment.close()
+    assert any("the row slice" in fault.what for fault in look(data).faults)
