@@ -7,9 +7,8 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -19,18 +18,17 @@ import pytest
 
 from broker import connect
 from broker.log import ArchiveBy, Log, archiving
-from broker.log.archiver import ArchiveWriter, archive_path
+from broker.log.archiver import archive_path
 from broker.log.care import judge
-from broker.log.environment import remove_file
 from tests.fault.harness import Server
 from tests.reference.chains import EPOCH, Chain
 from tests.reference.groups import Entry, channel_entry, epoch_entry
-from tests.unit.log.archives import Journal
-from tests.unit.log.support import KIB, Opened, last_sequence, segment_files
+from tests.unit.log.support import KIB, Opened, last_sequence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from broker import Bus
     from broker.log.archive import Snapshot
 
 SMALL_BYTES = 512 * KIB
@@ -39,6 +37,8 @@ GROUPS = 120
 PAYLOAD_BYTES = 4_000
 WAIT_S = 60.0
 MARGIN_BYTES = 64 * KIB
+KILLS = 3
+PUBLISHED_BYTES = 60_000
 CHANNELS = range(1, 8)
 
 
@@ -79,7 +79,9 @@ def may_mount() -> bool:
         return possible
 
 
-@pytest.mark.skipif(not may_mount(), reason="needs a small disk of its own; tests/unit/log/test_archiver.py does without")
+@pytest.mark.skipif(
+    not may_mount(), reason="needs a small disk of its own; tests/unit/log/test_archiver.py does without"
+)
 @pytest.mark.parametrize("archive_by", [ArchiveBy.THREAD, ArchiveBy.PROCESS])
 def test_a_full_disk_delays_the_archive_alone(
     archive_by: ArchiveBy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -115,9 +117,7 @@ def test_a_full_disk_delays_the_archive_alone(
 @contextmanager
 def opened(path: Path, archive_by: ArchiveBy) -> Iterator[Opened]:
     """Open a log whose archiver waits for nothing."""
-    log = Log.open(
-        path, segment_bytes=256 * KIB, reserve_bytes=0, group_bytes_max=64 * KIB, archive_by=archive_by
-    )
+    log = Log.open(path, segment_bytes=256 * KIB, reserve_bytes=0, group_bytes_max=64 * KIB, archive_by=archive_by)
     try:
         one = Opened(log)
         if log._archiving is not None:
@@ -186,7 +186,7 @@ def test_a_held_reader_keeps_its_view_and_costs_what_is_written_meanwhile(tmp_pa
 
 
 def rounds(one: Opened, chain: Chain, count: int) -> None:
-    """Append a little to every channel and have it archived, again and again: each time every last chunk is rewritten."""
+    """Append a little to every channel and have it archived, again and again: that rewrites every last chunk."""
     for _ in range(count):
         one.fill(chain, 4, payload_bytes=100)
         one.log.rotate()
@@ -196,3 +196,51 @@ def rounds(one: Opened, chain: Chain, count: int) -> None:
 def read(snapshot: Snapshot) -> list[bytes]:
     """Return everything that a snapshot has of the channels."""
     return [chunk for channel in CHANNELS for chunk in snapshot.chunks(channel, 0, 1 << 30)]
+
+
+# -- a killed child ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_killed_child_of_a_server_is_started_again(tmp_path: Path) -> None:
+    """The server goes on, what the child had begun is repeated, and everything is archived and readable."""
+    server = Server(tmp_path, program="tests.fault.early")
+    await server.start()
+    try:
+        sent: list[bytes] = []
+        killed: set[int] = set()
+        async with connect(server.url) as bus:
+            async with asyncio.timeout(WAIT_S):
+                while len(killed) < KILLS:
+                    await publish(bus, sent)
+                    for child in children(server):
+                        if child not in killed:
+                            os.kill(child, signal.SIGKILL)
+                            killed.add(child)
+                            break
+                group = (await bus.stats())["groups"]
+                await publish(bus, sent)
+                while (await bus.stats())["archived_group"] < group:  # noqa: ASYNC110  (a process sets no event)
+                    await asyncio.sleep(0.02)
+            assert (await bus.stats())["archive_failures"] >= 1
+            assert [message.payload for message in await bus.history("some.stored").messages()] == sent
+        assert await server.stop() == 0
+        assert "archiving_delayed" in server.said()
+    finally:
+        server.kill()
+    assert judge(server.data, lambda done, total: None).faults == []
+
+
+async def publish(bus: Bus, sent: list[bytes]) -> None:
+    """Publish more than a segment takes."""
+    payloads = [b"%d " % (len(sent) + number) + bytes(PUBLISHED_BYTES) for number in range(20)]
+    sent += payloads
+    for payload in payloads:
+        bus.post("some.stored", payload)
+    await bus.flush()
+
+
+def children(server: Server) -> list[int]:
+    """Return the archivers that a server has now."""
+    assert server.process is not None
+    found = psutil.Process(server.process.pid).children()
+    return [child.pid for child in found if "broker.log.archiver" in " ".join(child.cmdline())]
