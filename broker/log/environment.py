@@ -180,6 +180,8 @@ def remove_file(path: Path) -> None:
 def check_file(path: Path) -> int:
     """Prove that a file may be mapped: it is an LMDB file of our format and none of its pages is cut off.
 
+    The last pages may be missing if they are free: LMDB takes pages at the end that it gives back unwritten.
+
     Returns:
         Where the newer of its two meta pages begins, bytes.
 
@@ -208,21 +210,31 @@ def _newer_meta(path: Path) -> tuple[int, int]:
         raise error("STORAGE_FORMAT", f"{path}: got LMDB data format {first.version}, expected {_META_VERSION}", hint)
     if second is None or second.page_bytes != first.page_bytes or second.version != first.version:
         raise corrupt(path, "its two meta pages disagree")
-    newer = _check_metas(path, size, first, second)
-    return 0 if newer is first else first.page_bytes, newer.transaction
+    newer = _check_metas(path, first, second)
+    meta_at = 0 if newer is first else first.page_bytes
+    need = (newer.last_page + 1) * newer.page_bytes
+    if size < need and not _is_tail_free(path, meta_at):
+        raise corrupt(path, f"is cut: {size} bytes are there, its pages need {need}")
+    return meta_at, newer.transaction
 
 
-def _check_metas(path: Path, size: int, first: _Meta, second: _Meta) -> _Meta:
-    """Return the newer meta; their transactions can follow each other, and its pages are there."""
+def _is_tail_free(path: Path, meta_at: int) -> bool:
+    """Tell whether the pages that a short file lacks are in its list of free ones, and nothing refers to them."""
+    with _mapped(path) as content:
+        try:
+            check_tree(content, meta_at, True)
+        except TreeDamaged:
+            return False
+    return True
+
+
+def _check_metas(path: Path, first: _Meta, second: _Meta) -> _Meta:
+    """Return the newer meta; their transactions can follow each other."""
     newest = max(first.transaction, second.transaction)
     # Transaction n is written to meta n mod 2, so they are neighbours, or both 0 in a file without a commit.
     if newest > 0 and (abs(first.transaction - second.transaction) != 1 or first.transaction % 2 != 0):
         raise corrupt(path, f"its meta pages name transactions {first.transaction} and {second.transaction}")
-    newer = first if first.transaction == newest else second
-    need = (newer.last_page + 1) * newer.page_bytes
-    if size < need:
-        raise corrupt(path, f"is cut: {size} bytes are there, its pages need {need}")
-    return newer
+    return first if first.transaction == newest else second
 
 
 @contextmanager

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from broker_native.index import GroupDamaged
 
 _FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+FULL_BYTES = 64 * 1024
+"""With less free than this, a write that came to nothing is taken for one that found no room."""
 FULL_HINT = "Free space on the file system of the data directory; publishing recovers by itself."
 
 
@@ -75,6 +77,11 @@ def is_full(cause: BaseException) -> bool:
     return isinstance(cause, OSError) and cause.errno in _FULL_ERRNOS
 
 
+def _is_short(cause: BaseException) -> bool:
+    """Tell whether an error may mean a write that was cut short, which is how LMDB meets a full disk first."""
+    return isinstance(cause, lmdb.Error) and getattr(cause, "code", 0) == errno.EIO
+
+
 def free_bytes(folder: Path) -> int:
     """Return the bytes that this process may still write below a folder, 0 when the file system does not answer."""
     try:
@@ -86,7 +93,7 @@ def free_bytes(folder: Path) -> int:
 
 def failed(path: Path, cause: Exception) -> BrokerError:
     """Return the error for a file that the system refuses to read or write."""
-    if is_full(cause):
+    if is_full(cause) or (_is_short(cause) and free_bytes(path.parent) < FULL_BYTES):
         return append_full(f"{path}: {cause}")
     return error("STORAGE_FAILED", f"{path}: {cause}")
 

@@ -57,7 +57,9 @@ class Pages:
         self._tell = tell
         self._meta_at = meta_at
         self._page_bytes: int = _PAGE_BYTES.unpack_from(content, meta_at + _PAGE_BYTES_AT)[0]
-        self._pages: int = _LAST_PAGE.unpack_from(content, meta_at + _LAST_PAGE_AT)[0] + 1
+        # The last ones may be free and not written.
+        last: int = _LAST_PAGE.unpack_from(content, meta_at + _LAST_PAGE_AT)[0]
+        self._pages = min(last + 1, len(content) // self._page_bytes)
         self._seen = bytearray(self._pages // 8 + 1)
         self._last_key = b""
 

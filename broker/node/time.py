@@ -51,11 +51,12 @@ class BrokerTime:
     def ages_us(self) -> int:
         """Return the time by which ages are judged, microseconds since 1970; it may go back.
 
-        It is not ahead of broker time, nor of the wall clock when that is behind. While the wall clock has not kept
-        pace with the broker's for a minute since the start it may be a wrong one, which somebody is about to set: until
-        then no more time has passed since the last group than the broker has been running.
+        It is not ahead of the time that is steered, nor of the wall clock when that is behind. Broker time may be ahead
+        of both, by as much as a wall clock once was when groups were written. While the wall clock has not kept pace
+        with the broker's for a minute since the start it may be a wrong one, which somebody is about to set: until then
+        no more time has passed since the last group than the broker has been running.
         """
-        now_us = min(self.clock.now_us(), self._wall_us())
+        now_us = min(self.clock.steady_us() + self.clock.offset_us, self._wall_us())
         if self._floor_us and self._settled_s < JUMP_LASTS_S:
             now_us = min(now_us, self._floor_us + self.clock.steady_us() - self._started_us)
         return now_us

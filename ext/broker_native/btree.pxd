@@ -38,6 +38,7 @@ cdef enum:
     META_BYTES = 152
     DEPTH_MAX = 16
     PAGES_FIRST = 2               # before it are the metas
+    PAGES_UNWRITTEN_MAX = 1024    # free pages at the end that a file may lack
 
 cdef struct Span:                 # bytes within the file
     const uint8_t* at
@@ -46,6 +47,7 @@ cdef struct Span:                 # bytes within the file
 cdef struct TreeWalk:
     const uint8_t* file
     uint64_t pages                # pages from 0 to this, exclusive, may be referred to
+    uint64_t declared             # the meta's count of them: what is not in the file must be free
     uint32_t page_bytes
     uint8_t* seen                 # a bit for each page: whether something refers to it already
     uint64_t entries

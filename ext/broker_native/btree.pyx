@@ -8,7 +8,10 @@ to twice, the number of entries; for a file that will be written to also the lis
 `find_row` looks one key up with the same distrust, for those who only want that.
 
 Pages of large values are not touched; what they hold has checksums of its own. The caller has checked the metas (magic,
-version, page size, that the file is as long as it must be). Nothing here knows what the rows mean.
+version, page size). Nothing here knows what the rows mean.
+
+A file may be shorter than its meta says: LMDB does not write a page that a transaction takes at the end and gives back
+before it commits. Such pages are in the list of free ones; whoever meets a short file has that list checked as well.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -54,13 +57,13 @@ cdef inline int key_compare(const TreeWalk* walk, const Span* left, const Span* 
     return (load_u64(left.at) > load_u64(right.at)) - (load_u64(left.at) < load_u64(right.at))
 
 
-cdef bint pages_claim(TreeWalk* walk, uint64_t first, uint64_t count, const uint8_t* by) noexcept nogil:
-    """Note that pages are referred to; wrong when the first is not in the file, or one is referred to already.
+cdef bint pages_claim(TreeWalk* walk, uint64_t first, uint64_t count, uint64_t end, const uint8_t* by) noexcept nogil:
+    """Note that pages are referred to; wrong when the first is not before `end`, or one is referred to already.
 
     A count above 1 is that of a large value, whose pages `node_value` has found to be in the file.
     """
     cdef uint64_t page
-    if first < PAGES_FIRST or first >= walk.pages:
+    if first < PAGES_FIRST or first >= end:
         return wrong(walk, by)
     for page in range(first, first + count):
         if walk.seen[page >> 3] >> (page & 7) & 1:
@@ -160,7 +163,7 @@ cdef bint walk_free_pages(TreeWalk* walk, const uint8_t* node, const Span* value
     for item in range(1, count + 1):
         if item > 1 and load_u64(value.at + 8 * item) >= load_u64(value.at + 8 * item - 8):
             return wrong(walk, node)
-        if not pages_claim(walk, load_u64(value.at + 8 * item), 1, node):
+        if not pages_claim(walk, load_u64(value.at + 8 * item), 1, walk.declared, node):
             return False
     return True
 
@@ -174,7 +177,7 @@ cdef bint walk_leaf(TreeWalk* walk, const uint8_t* page) noexcept nogil:
         if node == NULL or not walk_leaf_key(walk, node, &key) or not node_value(walk, page, node, &key, &value):
             return False
         if load_u16(node + NODE_FLAGS) == NODE_BIGDATA and not pages_claim(
-            walk, load_u64(key.at + key.size), (PAGE_NODES - 1 + value.size) // walk.page_bytes + 1, node
+            walk, load_u64(key.at + key.size), (PAGE_NODES - 1 + value.size) // walk.page_bytes + 1, walk.pages, node
         ):
             return False
         if walk.free_list and not walk_free_pages(walk, node, &value):
@@ -188,7 +191,7 @@ cdef bint walk_page(TreeWalk* walk, uint64_t number, uint32_t depth, const uint8
     cdef const uint8_t* node
     cdef Span key
     cdef uint32_t index
-    if not pages_claim(walk, number, 1, by):
+    if not pages_claim(walk, number, 1, walk.pages, by):
         return False
     page = page_at(walk, number, depth == 1)
     if page == NULL:
@@ -237,8 +240,9 @@ cdef bint walk_begin(TreeWalk* walk, const Py_buffer* view, uint64_t meta_at) no
 
 
 cdef bint walk_begin_at(TreeWalk* walk, const uint8_t* file, uint64_t size, uint64_t meta_at) noexcept nogil:
-    """Set a walk up from a meta page; wrong when the file is shorter than the meta says."""
+    """Set a walk up from a meta page; wrong when the file is much shorter than the meta says."""
     cdef const uint8_t* meta
+    cdef uint64_t there
     memset(walk, 0, sizeof(TreeWalk))
     walk.file = file
     if meta_at > size or size - meta_at < META_BYTES:
@@ -246,18 +250,29 @@ cdef bint walk_begin_at(TreeWalk* walk, const uint8_t* file, uint64_t size, uint
     meta = walk.file + meta_at
     walk.damage = meta_at
     walk.page_bytes = load_u32(meta + META_PAGE_BYTES)
-    walk.pages = load_u64(meta + META_LAST_PAGE) + 1
-    if walk.page_bytes < 512 or walk.page_bytes > 65536 or walk.pages > size // walk.page_bytes:
+    walk.declared = load_u64(meta + META_LAST_PAGE) + 1
+    if walk.page_bytes < 512 or walk.page_bytes > 65536:
         return False
+    there = size // walk.page_bytes
+    if walk.declared > there + PAGES_UNWRITTEN_MAX:
+        return False
+    walk.pages = walk.declared if walk.declared < there else there
     walk.damage = 0
     return True
 
 
 cdef bint check_trees(TreeWalk* walk, uint64_t meta_at, bint writable) noexcept nogil:
-    cdef bint sound = walk_tree(walk, walk.file + meta_at + META_MAIN_TREE, 0)
-    if sound and writable:
-        sound = walk_tree(walk, walk.file + meta_at + META_FREE_TREE, TREE_INTEGER_KEY)
-    return sound
+    cdef uint64_t page
+    if not walk_tree(walk, walk.file + meta_at + META_MAIN_TREE, 0):
+        return False
+    if not writable and walk.pages == walk.declared:
+        return True
+    if not walk_tree(walk, walk.file + meta_at + META_FREE_TREE, TREE_INTEGER_KEY):
+        return False
+    for page in range(walk.pages, walk.declared):
+        if not walk.seen[page >> 3] >> (page & 7) & 1:
+            return wrong(walk, walk.file + meta_at)
+    return True
 
 
 def check_tree(file, uint64_t meta_at, bint writable):
@@ -266,7 +281,7 @@ def check_tree(file, uint64_t meta_at, bint writable):
     Args:
         file: the whole file, usually a map of it; borrowed for the call, and nobody may write to it meanwhile.
         meta_at: where the newer meta page begins, bytes.
-        writable: check the list of free pages, too.
+        writable: check the list of free pages, too; it always is when the file is shorter than the meta says.
 
     Raises:
         TreeDamaged: the structure is not what LMDB writes.
@@ -281,11 +296,11 @@ def check_tree(file, uint64_t meta_at, bint writable):
     try:
         if not walk_begin(&walk, &view, meta_at):
             raise TreeDamaged(walk.damage)
-        walk.seen = <uint8_t*>PyMem_RawMalloc(walk.pages // 8 + 1)
+        walk.seen = <uint8_t*>PyMem_RawMalloc(walk.declared // 8 + 1)
         if walk.seen == NULL:
             raise MemoryError
         with nogil:
-            memset(walk.seen, 0, walk.pages // 8 + 1)
+            memset(walk.seen, 0, walk.declared // 8 + 1)
             sound = check_trees(&walk, meta_at, writable)
             PyMem_RawFree(walk.seen)
         if not sound:

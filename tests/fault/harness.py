@@ -134,16 +134,30 @@ class Server:
         folder: an existing folder, for the data, the configuration, the ready file and the log.
         port: of the TCP listener; None takes a free one and keeps it.
         data: the data directory; None makes one of its own.
+        program: the module that serves.
+        config: the configuration file.
+        environment: what the process gets besides.
     """
 
-    def __init__(self, folder: Path, *, port: int | None = None, data: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        port: int | None = None,
+        data: Path | None = None,
+        program: str = "broker",
+        config: str = CONFIG,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.port = free_port() if port is None else port
         self.data = data or folder / "data"
         self.log = folder / "log"
         self.unix = folder / "socket"
         self._config = folder / "broker.toml"
         self._ready = folder / "ready"
-        self._config.write_text(CONFIG)
+        self._config.write_text(config)
+        self._program = program
+        self._environment = dict(environment or {})
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -154,10 +168,20 @@ class Server:
     def spawn(self, *options: str) -> subprocess.Popen[bytes]:
         """Start the process, and do not wait for it."""
         self._ready.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "broker", "serve", "--config", str(self._config), "--data", str(self.data)]
+        command = [
+            sys.executable,
+            "-m",
+            self._program,
+            "serve",
+            "--config",
+            str(self._config),
+            "--data",
+            str(self.data),
+        ]
         command += ["--tcp", f"127.0.0.1:{self.port}", "--ready-file", str(self._ready), "--drain-s", "5", *options]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_")}
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "ext")])
+        environment.update(self._environment)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=self._config.parent

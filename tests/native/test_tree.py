@@ -202,12 +202,17 @@ def patched(path: Path, folder: Path, at: int, value: int, size: int) -> Path:
 
 
 def test_cut_files_are_refused(grown: tuple[Path, Rows], tmp_path: Path) -> None:
+    """A page that is not there is damage when it is asked for; one that is free may be missing at the end."""
     content = grown[0].read_bytes()
     transaction = newest(content)
-    for size in (0, 100, 151, 4096, 8191, 8192, len(content) // 2, len(content) - 4096):
+    for size in (0, 100, 151, 4096):
         (tmp_path / "cut").write_bytes(content[:size])
         with pytest.raises(TreeDamaged):
             TreeReader(MappedFile(str(tmp_path / "cut"), MAP_BYTES), transaction)
+    for size in (8192, len(content) // 2):
+        (tmp_path / "cut").write_bytes(content[:size])
+        with pytest.raises(TreeDamaged):
+            TreeReader(MappedFile(str(tmp_path / "cut"), MAP_BYTES), transaction).range(b"", b"", 1 << 30, 1 << 40)
 
 
 @pytest.mark.parametrize(

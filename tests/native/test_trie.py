@@ -73,7 +73,7 @@ some_patterns = st.builds(
 operations = st.lists(st.tuples(st.booleans(), some_patterns, st.integers(0, 3)), max_size=40)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(steps=operations, names=st.lists(some_names, min_size=5, max_size=10))
 def test_same_as_twin(steps: list[tuple[bool, bytes, int]], names: list[bytes]) -> None:
     both, values = Both(), [Value() for _ in range(4)]

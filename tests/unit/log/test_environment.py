@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import stat
 import struct
 import threading
@@ -10,13 +11,24 @@ from typing import TYPE_CHECKING
 import lmdb
 import pytest
 
-from broker.log.environment import EnvironmentFile, OpenFiles, check_file, create_file, lock_path, open_lmdb
+from broker.log.environment import (
+    EnvironmentFile,
+    OpenFiles,
+    check_file,
+    check_pages,
+    create_file,
+    lock_path,
+    open_lmdb,
+    reading_tree,
+)
+from broker.log.pages import open_pages
 from broker.model.errors import StorageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 MAP_BYTES = 16 * 1024 * 1024
+PAGE_BYTES = 4096
 META_PAGE_BYTES_AT = 40
 META_LAST_PAGE_AT = 136
 META_TRANSACTION_AT = 144
@@ -206,3 +218,65 @@ def test_open_files_are_bounded(tmp_path: Path) -> None:
     assert [file._environment is not None for file in many] == [False, False, False, True, True]
     for file in many:
         file.close()
+
+
+def lacking(path: Path, seed: int) -> dict[bytes, bytes]:
+    """Make a file until it lacks free pages at its end; returns its rows.
+
+    A transaction that takes pages there and gives them back before it commits does not write them.
+    """
+    pick = random.Random(seed)
+    rows: dict[bytes, bytes] = {}
+    environment = open_lmdb(path, MAP_BYTES, locks=False)
+    try:
+        for _ in range(60):
+            with environment.begin(write=True) as transaction:
+                keys = [b"%03d" % pick.randrange(200) for _ in range(pick.randint(1, 40))]
+                for key in keys:
+                    rows[key] = bytes([pick.randrange(256)]) * pick.choice((10, 700, 1500, 5000))
+                    transaction.put(key, rows[key])
+                for key in pick.sample(keys, pick.randint(0, len(keys))):
+                    transaction.delete(key)
+                    rows.pop(key, None)
+            if path.stat().st_size < (environment.info()["last_pgno"] + 1) * PAGE_BYTES:
+                return rows
+    finally:
+        environment.close()
+    raise AssertionError("no file that is short")
+
+
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_a_file_may_lack_free_pages_at_its_end(tmp_path: Path, seed: int) -> None:
+    path = tmp_path / "short"
+    rows = lacking(path, seed)
+    check_pages(path, writable=False)
+    check_pages(path, writable=True)
+    with reading_tree(path) as tree:
+        assert dict(tree.range(b"", b"", 1 << 30, 1 << 30)) == rows
+    told: list[str] = []
+    with open_pages(path, lambda offset, what: told.append(what)) as pages:
+        assert {row.key: row.value for row in pages.rows()} == rows
+    assert told == []
+    environment = open_lmdb(path, MAP_BYTES, locks=False)
+    with environment.begin(write=True) as transaction:
+        transaction.put(b"more", bytes(20_000))
+    environment.close()
+    check_pages(path, writable=True)
+
+
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_a_file_that_lacks_a_page_in_use_is_cut(tmp_path: Path, seed: int) -> None:
+    path = tmp_path / "short"
+    rows = lacking(path, seed)
+    refused = False
+    while not refused:
+        with path.open("r+b") as file:
+            file.truncate(path.stat().st_size - PAGE_BYTES)
+        try:
+            check_file(path)
+        except StorageError as failure:
+            refused = "is cut" in failure.detail
+            assert refused
+        else:
+            with reading_tree(path) as tree:
+                assert dict(tree.range(b"", b"", 1 << 30, 1 << 30)) == rows

@@ -55,6 +55,17 @@ def test_other_causes_ask_the_file_system(tmp_path: Path, cause: Exception, monk
     assert str(cause) in found.detail
 
 
+def test_a_write_that_was_cut_short_on_a_full_disk_is_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LMDB's first failing commit says EIO."""
+    cause = lmdb_error(errno.EIO)
+    assert errors.failed(tmp_path / "x", cause).name == "STORAGE_FAILED"
+    monkeypatch.setattr(errors, "free_bytes", lambda _: 4096)
+    assert errors.failed(tmp_path / "x", cause).name == "STORAGE_FULL"
+    assert errors.failed(tmp_path / "x", lmdb.CorruptedError("mdb_get")).name == "STORAGE_FAILED"
+
+
 def test_handed_over_survives_copies() -> None:
     original = errors.append_full("full", handed_over=True)
     for twin in (copy.copy(original), pickle.loads(pickle.dumps(original))):

@@ -222,7 +222,7 @@ def test_a_flipped_bit_in_a_sealed_chunk_is_found_by_its_reader(tmp_path: Path) 
 def test_a_cut_file_is_an_error_and_not_a_signal(tmp_path: Path) -> None:
     filled(tmp_path / "whole")
     for position in (0, -2):
-        for cut in (1, 4096, 20_000):
+        for cut in (20_000, 40_000):
             shutil.copytree(tmp_path / "whole", tmp_path / "cut")
             file = segment_files(tmp_path / "cut")[position]
             file.write_bytes(file.read_bytes()[:-cut])

@@ -165,6 +165,16 @@ def test_a_start_under_a_wrong_wall_makes_nothing_older(corrected_after_s: int) 
     assert broker_time.clock.now_us() > last_us + 4 * DAY_US
 
 
+def test_groups_of_a_wrong_time_do_not_vouch_for_a_jump_to_it() -> None:
+    """They were written under a clock five days ahead, it is right since the start, and jumps there again."""
+    wall = Wall()
+    broker_time = steered(BrokerTime(wall() + 5 * DAY_US, wall), 2 * JUMP_LASTS_S)
+    before = wall()
+    wall.offset_us += 5 * DAY_US
+    assert broker_time.clock.now_us() >= before + 5 * DAY_US - SLACK_US
+    assert steered(broker_time, 2).ages_us() < before + SLACK_US
+
+
 def test_a_pause_counts_once_the_wall_has_kept_pace_for_a_minute() -> None:
     wall = Wall()
     last_us = wall() - 5 * DAY_US
