@@ -756,11 +756,9 @@ def decode_request(body: bytes | memoryview) -> Request:
         MalformedFrame: A field is missing or wrong.
     """
     fields = decode(body)
-    return Request(
-        request=take_int(fields, "request", U32_MAX),
-        op=take_str(fields, "op"),
-        more={key: value for key, value in fields.items() if key not in ("request", "op")},
-    )
+    request, op = take_int(fields, "request", U32_MAX), take_str(fields, "op")
+    del fields["request"], fields["op"]
+    return Request(request, op, fields)
 
 
 def encode_reply(request: int, more: Mapping[str, object]) -> bytes:
