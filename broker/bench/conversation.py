@@ -16,7 +16,7 @@ from broker.wire import control
 from broker.wire.kinds import FRAME_HEADER_BYTES, Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Self
 
 TIMEOUT_S: Final = 30.0
@@ -93,11 +93,19 @@ class Conversation:
         Raises:
             BrokerError: the server refuses.
         """
-        self._requests += 1
-        self._socket.sendall(control.encode_request(self._requests, "stats"))
-        _, fields = control.decode_reply(self._expect(Kind.REPLY))
-        stats: dict[str, Any] = fields["stats"]
+        stats: dict[str, Any] = self.ask("stats")["stats"]
         return stats
+
+    def ask(self, operation: str, arguments: Mapping[str, object] | None = None) -> dict[str, Any]:
+        """Send a REQUEST and return the fields of its REPLY.
+
+        Raises:
+            BrokerError: the server refuses.
+        """
+        self._requests += 1
+        self._socket.sendall(control.encode_request(self._requests, operation, arguments))
+        _, fields = control.decode_reply(self._expect(Kind.REPLY))
+        return fields
 
     def ping_ns(self) -> int:
         """Send a PING, wait for its PONG, and return how long that took, nanoseconds.

@@ -239,8 +239,13 @@ def run_live(options: Options, target: Target) -> Result:
         return load.measure(probe)
 
 
-def run_replay(options: Options, target: Target) -> Result:
+def run_replay(options: Options, target: Target, settle: Callable[[Load], None] | None = None) -> Result:
     """Publish first, then read everything from the start. The figures are those of reading.
+
+    Args:
+        options: the work's.
+        target: the server.
+        settle: called between the two.
 
     Raises:
         BrokerError: the server refused a connection or a subscription.
@@ -256,6 +261,8 @@ def run_replay(options: Options, target: Target) -> Result:
             result.errors = [f"while publishing: {failure}" for failure in failures]
             return result
         load.driver.latency.clear()
+        if settle is not None:
+            settle(load)
         begun = time.monotonic()
         load.add_subscribers(from_start=True)
         waited_s = time.monotonic() - begun

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Final
 
 from broker.model.levels import Level
-from broker.model.settings import KIB, MIB
+from broker.model.settings import GIB, KIB, MIB
 
 STAMP_BYTES: Final = 24
 """The smallest payload: it holds the stamp by which a message is recognised."""
@@ -54,6 +54,7 @@ class Work(StrEnum):
     IDLE = "idle"
     CHANNELS = "channels"
     COLD = "cold"
+    RESTART = "restart"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,9 @@ class Options:
         embedded: `client` only: the embedded home instead of a server.
         window: records on their way to the slowest subscriber; 0 takes what credit and memory allow.
         read_back: `channels` only: read everything in the end, and check it.
+        archived: `replay` only: read when the archive has all of it.
+        stored_bytes: `restart` only: how much the files hold when the server is killed, about.
+        unarchived_bytes: `restart` only: how much of it the archive has not, about.
         patience_s: how long the server may owe something and send nothing before the rest counts as lost.
     """
 
@@ -98,6 +102,9 @@ class Options:
     embedded: bool = False
     window: int = 0
     read_back: bool = True
+    archived: bool = False
+    stored_bytes: int = 0
+    unarchived_bytes: int = 0
     patience_s: float = 10.0
 
     @property
@@ -108,7 +115,7 @@ class Options:
     @property
     def owned(self) -> bool:
         """Whether each publisher has channels of its own."""
-        return self.work in (Work.CHANNELS, Work.COLD)
+        return self.work in (Work.CHANNELS, Work.COLD, Work.RESTART)
 
     @property
     def record_bytes_max(self) -> int:
@@ -141,6 +148,9 @@ class Defaults:
     rate: int = 0
     seconds: float = 5.0
     messages: int = 0
+    batch: int = 1
+    stored_bytes: int = 0
+    unarchived_bytes: int = 0
 
 
 DEFAULTS: Final = {
@@ -153,6 +163,9 @@ DEFAULTS: Final = {
     Work.IDLE: Defaults(publishers=0, subscribers=(10_000,), seconds=2.0),
     Work.CHANNELS: Defaults(publishers=16, channels=1_000_000, seconds=60.0),
     Work.COLD: Defaults(publishers=16, channels=1_000_000, seconds=0, messages=1_000_000),
+    Work.RESTART: Defaults(
+        publishers=4, channels=10_000, seconds=0, batch=100, stored_bytes=GIB, unarchived_bytes=GIB // 2
+    ),
 }
 
 PAYLOAD_BYTES_MAX: Final = 1 * MIB
@@ -179,7 +192,7 @@ def complaint(options: Options) -> str | None:
         (work is Work.REPLAY and options.durability is Level.EPHEMERAL, "replay: ephemeral messages are not stored"),
         (work is Work.LATENCY and not options.rate, "latency: needs a --rate"),
         (
-            work is not Work.IDLE and not options.seconds and not options.messages,
+            work not in (Work.IDLE, Work.RESTART) and not options.seconds and not options.messages,
             "one of --seconds and --messages must end it",
         ),
         (work in (Work.REPLAY, Work.CLIENT) and not options.messages, f"{work}: needs --messages"),
@@ -187,11 +200,31 @@ def complaint(options: Options) -> str | None:
         (options.owned and options.publishers > options.channels, f"{work}: each publisher needs a channel"),
         (options.owned and options.durability is Level.EPHEMERAL, f"{work}: ephemeral messages are not stored"),
         (options.owned and options.subscribers != 1, f"{work}: one subscriber reads it back"),
-        (work is Work.COLD and options.url is not None, "cold: starts its server twice, so no --url"),
+        (
+            work in (Work.COLD, Work.RESTART) and options.url is not None,
+            f"{work}: starts its server twice, so no --url",
+        ),
         (
             work is Work.COLD and options.messages != options.channels,
             "cold: one message to each channel: no --messages",
         ),
+        (
+            work is Work.RESTART and options.durability is not Level.SYNCED,
+            "restart: a kill takes what is acknowledged and not committed: --durability synced alone loses nothing",
+        ),
+        (
+            work is Work.RESTART and bool(options.messages or options.seconds or options.rate),
+            "restart: what it stores is said in bytes: no --messages, --seconds or --rate",
+        ),
+        (
+            work is Work.RESTART and not 0 <= options.unarchived_bytes <= options.stored_bytes,
+            f"--unarchived-bytes: got {options.unarchived_bytes} bytes, from 0 to the {options.stored_bytes} stored",
+        ),
+        (
+            work is not Work.RESTART and bool(options.stored_bytes or options.unarchived_bytes),
+            "--stored-bytes and --unarchived-bytes are for `restart`",
+        ),
+        (options.archived and work is not Work.REPLAY, "--archived is for `replay`"),
         (options.embedded and work is not Work.CLIENT, "--embedded is for `client`"),
         (options.embedded and options.url is not None, "--embedded has no server, so no --url"),
         (

@@ -26,7 +26,7 @@ from broker.model.limits import Limits
 from broker.model.profiles import Profile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 START_SECONDS_MAX: Final = 30.0
 STOP_SECONDS_MAX: Final = 30.0
@@ -40,10 +40,16 @@ def bench_profiles() -> list[Profile]:
     return [Profile(f"{room}.>".encode(), durability=level) for level, room in ROOMS.items()]
 
 
-def bench_configuration(channels: int = 0) -> str:
-    """Return the same profiles as a configuration file, with room for so many channels besides the default."""
+def bench_configuration(channels: int = 0, storage: Mapping[str, int] | None = None) -> str:
+    """Return the same profiles as a configuration file.
+
+    Args:
+        channels: it has room for so many besides the default.
+        storage: settings of its section of that name.
+    """
     limits = f"[limits]\nchannels_max = {Limits().channels_max + channels}\n\n"
-    return limits + "".join(
+    section = "".join(f"{name} = {value}\n" for name, value in (storage or {}).items())
+    return f"{limits}[storage]\n{section}\n" + "".join(
         f'[[profiles]]\npattern = "{profile.pattern.decode()}"\ndurability = "{profile.durability.label}"\n\n'
         for profile in bench_profiles()
     )
@@ -126,14 +132,21 @@ class OwnServer:
         folder: where its data, its configuration and its log go.
         cores: processor cores that it keeps to; None for all.
         channels: how many it must have room for besides the default.
+        storage: settings of its section of that name.
     """
 
-    def __init__(self, folder: Path, cores: set[int] | None = None, channels: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        cores: set[int] | None = None,
+        channels: int = 0,
+        storage: Mapping[str, int] | None = None,
+    ) -> None:
         self.folder = folder
         self.data = folder / "data"
         self._cores = cores
         self._config = folder / "broker.toml"
-        self._config.write_text(bench_configuration(channels))
+        self._config.write_text(bench_configuration(channels, storage))
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Target:
@@ -164,10 +177,16 @@ class OwnServer:
 
 
 @contextmanager
-def own_server(*, cores: set[int] | None = None, channels: int = 0) -> Iterator[OwnServer]:
-    """Yield a server that is not started yet; it is ended, and its folder removed, with the block."""
+def own_server(
+    *, cores: set[int] | None = None, channels: int = 0, storage: Mapping[str, int] | None = None
+) -> Iterator[OwnServer]:
+    """Yield a server that is not started yet; it is ended, and its folder removed, with the block.
+
+    Args:
+        cores, channels, storage: as of `OwnServer`.
+    """
     folder = Path(tempfile.mkdtemp(prefix="broker-bench-"))
-    server = OwnServer(folder, cores, channels)
+    server = OwnServer(folder, cores, channels, storage)
     try:
         yield server
     finally:
@@ -176,13 +195,20 @@ def own_server(*, cores: set[int] | None = None, channels: int = 0) -> Iterator[
 
 
 @contextmanager
-def running_server(url: str | None, *, cores: set[int] | None = None, channels: int = 0) -> Iterator[Target]:
+def running_server(
+    url: str | None,
+    *,
+    cores: set[int] | None = None,
+    channels: int = 0,
+    storage: Mapping[str, int] | None = None,
+) -> Iterator[Target]:
     """Yield the server to load: the one at `url`, or one of our own that lives as long as the block.
 
     Args:
         url: a running server, or None to start one.
         cores: processor cores that a started server keeps to; None for all.
         channels: how many a started server must have room for besides the default.
+        storage: settings of that section for a started server.
 
     Raises:
         BrokerError: UNAVAILABLE; the server did not start.
@@ -192,7 +218,7 @@ def running_server(url: str | None, *, cores: set[int] | None = None, channels: 
             pid = conversation.stats().get("pid")
         yield Target(url, pid if isinstance(pid, int) and pid > 0 and _is_local(url) else None)
         return
-    with own_server(cores=cores, channels=channels) as server:
+    with own_server(cores=cores, channels=channels, storage=storage) as server:
         yield server.start()
 
 

@@ -6,11 +6,13 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from broker.bench.archived import archive_all, storage_for
 from broker.bench.channels import run_channels, run_cold
 from broker.bench.client import run_client, run_embedded
-from broker.bench.load import RUNNERS, raise_descriptor_limit, run_live
+from broker.bench.load import RUNNERS, raise_descriptor_limit, run_live, run_replay
 from broker.bench.machine import commit_us_p50
 from broker.bench.options import Options, Work
+from broker.bench.restart import run_restart
 from broker.bench.server import own_server, running_server
 
 if TYPE_CHECKING:
@@ -47,15 +49,20 @@ def run_work(options: Options, *, connect: Opener | None = None, open_embedded: 
 def _run_with_server(options: Options, connect: Opener | None) -> list[Result]:
     with ExitStack() as stack:
         server_cores, driver_cores = split_cores() if options.pin else (None, None)
-        if options.work is Work.COLD:
-            server = stack.enter_context(own_server(cores=server_cores, channels=options.channels))
+        storage = storage_for(options)
+        if options.work in (Work.COLD, Work.RESTART):
+            server = stack.enter_context(own_server(cores=server_cores, channels=options.channels, storage=storage))
             keep_to(stack, driver_cores)
-            return [run_cold(options, server)]
-        target = stack.enter_context(running_server(options.url, cores=server_cores, channels=options.channels))
+            return [(run_cold if options.work is Work.COLD else run_restart)(options, server)]
+        target = stack.enter_context(
+            running_server(options.url, cores=server_cores, channels=options.channels, storage=storage)
+        )
         keep_to(stack, driver_cores)
         if options.work is Work.CLIENT:
             assert connect is not None
             return run_client(options, target, connect)
+        if options.archived:
+            return [run_replay(options, target, archive_all)]
         runner = run_channels if options.work is Work.CHANNELS else RUNNERS.get(options.work, run_live)
         return [runner(options, target)]
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from broker.bench.options import Options
     from broker.bench.result import Result
 
-WORKS = ("pubsub", "fanout", "many", "latency", "replay", "client", "idle", "channels", "cold")
+WORKS = ("pubsub", "fanout", "many", "latency", "replay", "client", "idle", "channels", "cold", "restart")
 
 
 def counts(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -47,7 +47,7 @@ def counts(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 @click.option(
     "--payload", type=int, default=128, show_default=True, metavar="BYTES", help="Bytes of a message, from 24."
 )
-@click.option("--batch", type=int, default=1, show_default=True, metavar="N", help="Records in a PUBLISH frame.")
+@click.option("--batch", type=int, metavar="N", help="Records in a PUBLISH frame.  [default: 1; `restart`: 100]")
 @click.option("--rate", type=click.IntRange(0), metavar="N", help="Messages a second; 0 is as fast as it goes.")
 @click.option("--seconds", type=click.FloatRange(0), metavar="S", help="How long to publish, or for `idle` to wait.")
 @click.option("--messages", type=click.IntRange(0), metavar="N", help="How many to publish, instead of --seconds.")
@@ -63,6 +63,9 @@ def counts(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 @click.option("--crc", is_flag=True, help="Check every chunk's CRC-32C as well.")
 @click.option("--pin", is_flag=True, help="Keep server and driver on cores of their own (Linux).")
 @click.option("--embedded", is_flag=True, help="`client`: the broker in this process instead of a server.")
+@click.option("--archived", is_flag=True, help="`replay`: read when all of it is in the archive.")
+@click.option("--stored-bytes", type=click.IntRange(1), metavar="BYTES", help="`restart`: what the files hold.")
+@click.option("--unarchived-bytes", type=click.IntRange(0), metavar="BYTES", help="`restart`: how much not archived.")
 @click.option("--no-read-back", "read_back", flag_value=False, default=True, help="`channels`: leave out the reading.")
 @click.option(
     "--window",
@@ -90,6 +93,7 @@ def command(
     idle     what 10,000 subscribed connections cost in memory
     channels 1,000,000 channels at random for 60 s, then all of it is read back; the latency is that of answers
     cold     the first publish to each of 1,000,000 stored channels after a start with nothing cached
+    restart  a start after SIGKILL, with nothing cached and half of what is stored not archived
 
     Without --url a server is started for the occasion, with its journal in a temporary directory: TMPDIR chooses
     whose disk is measured. A server at --url needs profiles for bench.e.> (ephemeral), bench.a.> (accepted) and
@@ -125,6 +129,7 @@ def options_of(
     """
     from broker.bench.options import DEFAULTS, Options, Work, complaint
     from broker.model.levels import parse_level
+    from broker.model.settings import GIB
 
     defaults = DEFAULTS[Work(work)]
     chosen = {name: value for name, value in given.items() if value is not None}
@@ -135,6 +140,9 @@ def options_of(
         "publishers": defaults.publishers,
         "rate": defaults.rate,
         "messages": defaults.messages,
+        "batch": defaults.batch,
+        "stored_bytes": defaults.stored_bytes,
+        "unarchived_bytes": min(defaults.unarchived_bytes, chosen.get("stored_bytes", GIB) // 2),
         **chosen,
     }
     every = [

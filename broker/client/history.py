@@ -138,16 +138,16 @@ class ChannelHistory(PagedHistory):
         query = HistoryQuery(name, reverse=reverse)
         match since:
             case Position(epoch, sequence):
-                query = replace(query, after=sequence, after_epoch=epoch)
+                query = query._replace(after=sequence, after_epoch=epoch)
             case Since(time_us):
-                query = replace(query, from_us=time_us)
+                query = query._replace(from_us=time_us)
             case Last(messages):
-                query = replace(query, last=messages)
+                query = query._replace(last=messages)
         match until:
             case Position(_, sequence):
-                query = replace(query, before=sequence + 1)
+                query = query._replace(before=sequence + 1)
             case Until(time_us):
-                query = replace(query, until_us=time_us)
+                query = query._replace(until_us=time_us)
         self._query: HistoryQuery | None = query
 
     @property
@@ -160,7 +160,7 @@ class ChannelHistory(PagedHistory):
             return None
         if self._left is not None:
             # Sequences are as many as messages or more.
-            query = replace(query, limit=self._left)
+            query = query._replace(limit=self._left)
         part = requests.decode_history_part(await self._ask(requests.pack_query(query)))
         if self.info is None:
             self.info = ChannelInfo(part.epoch, part.first, part.head, Level(part.level))

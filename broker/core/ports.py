@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Container
+    from contextlib import AbstractContextManager
 
 
 class Applier(Protocol):
@@ -40,8 +41,8 @@ class Journal(Protocol):
         """
 
 
-class Reader(Protocol):
-    """Committed groups, read back. On any thread; each call is bounded and holds nothing after it."""
+class ChannelReader(Protocol):
+    """Committed records of channels, read back."""
 
     def read_channel(
         self, channel_id: int, after_sequence: int, bytes_max: int, before_sequence: int = ...
@@ -58,6 +59,18 @@ class Reader(Protocol):
 
     def sequence_at(self, channel_id: int, first: int, next_sequence: int, time_us: int) -> int:
         """The first sequence from `first` on whose record is of a time or later; `next_sequence` if none is."""
+
+
+class Reading(ChannelReader, Protocol):
+    """What is stored at one instant, for some reads of one thread."""
+
+    @property
+    def overtaken(self) -> bool:
+        """Whether a failure may only be that something was moved meanwhile: another one finds it."""
+
+
+class Reader(ChannelReader, Protocol):
+    """Committed groups, read back. On any thread; each call is bounded and holds nothing after it."""
 
     def read_groups(
         self, after_group: int, after_index: int, bytes_max: int, wanted: Container[int] | None
@@ -99,6 +112,9 @@ class Stored(Protocol):
 
 class StoredReader(Reader, Stored, Protocol):
     """A log that is read, and asked for what memory does not know."""
+
+    def reading(self) -> AbstractContextManager[Reading]:
+        """Hold what is stored as it is, for a bounded number of reads; nothing else is read within the block."""
 
     def names(self, prefix: bytes, after: bytes, count_max: int) -> list[bytes]:
         """The smallest names of stored channels with a prefix past another name, ascending, at most so many.

@@ -19,6 +19,7 @@ from broker.access.gate import Identity, Verb
 from broker.core.group import Duplicate
 from broker.events import emit, tally
 from broker.model.errors import BrokerError, error
+from broker.model.history import HistoryQuery
 from broker.model.levels import Level
 from broker.model.names import check_channel, check_pattern, display, is_pattern
 from broker.node.catchup import INDEX_END, Following, Wanted
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from broker.model.history import BusPart, BusQuery, HistoryPart, HistoryQuery, NamesPart
+    from broker.model.history import BusPart, BusQuery, HistoryPart, NamesPart
     from broker.node.node import Node
 
 __all__ = ["Session"]
@@ -810,7 +811,10 @@ class Session(Intake):
     def _read_back(self, number: int, query: HistoryQuery | BusQuery, name: bytes) -> None:
         bytes_max = min(query.bytes_max, self.frame_bytes_max - REPLY_OVERHEAD_BYTES)
         if bytes_max < query.bytes_max:
-            query = replace(query, bytes_max=bytes_max)
+            if isinstance(query, HistoryQuery):
+                query = query._replace(bytes_max=bytes_max)
+            else:
+                query = replace(query, bytes_max=bytes_max)
         if self.node.history.ask(self, number, query, name) >= ASKS_MAX:
             self._read_no_more(HELD_BY_ASKING)
         self.node.kick()

@@ -26,12 +26,13 @@ from broker.log.recovery import Applier, Recovery, recover
 from broker.log.resolve import Tables
 from broker.log.sealer import Sealer
 from broker.log.space import Space
-from broker.log.view import View
+from broker.log.view import Reading, View
 from broker.model.errors import error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping
     from concurrent.futures import Future
+    from contextlib import AbstractContextManager
 
     from broker.log.archiver import CompactResult
     from broker.log.retention import Policies, Step
@@ -376,6 +377,19 @@ class Log:
         return sequence_at(
             lambda after: self.read_channel(channel_id, after, 0, next_sequence), first, next_sequence, time_us
         )
+
+    def reading(self) -> AbstractContextManager[Reading]:
+        """Hold what is stored as it is now, for a bounded number of `read_channel`, `read_channel_back`, `sequence_at`.
+
+        Beginning costs about ten times what a short read does. Any thread, which reads nothing else of the log within
+        the block; the files of a compaction and of segments that are archived stay until it ends.
+
+        Raises:
+            StorageError: STORAGE_CORRUPT when the archive is damaged; of a read, as that of the log, and also when a
+                segment has gone to the archive meanwhile: `overtaken` tells.
+        """
+        self._ready()
+        return self._view.reading()
 
     def read_groups(
         self, after_group: int, after_index: int, bytes_max: int, wanted: Container[int] | None

@@ -34,8 +34,7 @@ PLACES_MAX: Final = 1_000
 """Chunks in one answer to a read by bus position."""
 
 
-@dataclass(frozen=True, slots=True)
-class HistoryQuery:
+class HistoryQuery(NamedTuple):
     """A stretch of one channel. All bounds hold together.
 
     Attributes:
@@ -61,8 +60,7 @@ class HistoryQuery:
     bytes_max: int = HISTORY_BYTES_DEFAULT
 
 
-@dataclass(frozen=True, slots=True)
-class HistoryPart:
+class HistoryPart(NamedTuple):
     """A part of a channel's history.
 
     Attributes:

@@ -176,10 +176,16 @@ class Profile:
                 )
 
 
+def _beginning(pattern: bytes) -> bytes:
+    """Return what stands in a pattern before its first wildcard; all of it when it has none."""
+    begin = pattern.partition(b"*")[0]
+    return begin.removesuffix(b">")
+
+
 class Profiles:
     """The ordered profiles of a broker; immutable, shared between threads freely."""
 
-    __slots__ = ("_profiles",)
+    __slots__ = ("_begins", "_profiles")
 
     def __init__(self, profiles: Iterable[Profile] = ()) -> None:
         """Keep profiles in their order; none means the shipped default, `>` with `synced`.
@@ -188,6 +194,8 @@ class Profiles:
             ConfigError: INVALID_CONFIG; a profile can never be the first match because an earlier one covers it.
         """
         self._profiles = tuple(profiles) or (Profile(b">"),)
+        # What a name begins with that a pattern selects, up to its first wildcard: most patterns fail by that alone.
+        self._begins = tuple((_beginning(profile.pattern), profile) for profile in self._profiles)
         for index, profile in enumerate(self._profiles):
             for earlier, wider in enumerate(self._profiles[:index]):
                 if covers(wider.pattern, profile.pattern):
@@ -209,8 +217,8 @@ class Profiles:
 
         Linear in the number of profiles; a caller keeps the answer with the channel.
         """
-        for profile in self._profiles:
-            if matches(profile.pattern, name):
+        for begin, profile in self._begins:
+            if name.startswith(begin) and matches(profile.pattern, name):
                 return profile
         raise error("NO_PROFILE", f"channel {display(name)}: none of {len(self._profiles)} profiles matches it")
 

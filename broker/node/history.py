@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from broker.core.ports import StoredReader
+    from broker.core.ports import Reading, StoredReader
     from broker.core.sequencer import Sequencer
     from broker_native.fanout import Outbox
 
@@ -33,6 +33,8 @@ __all__ = ["ASKS_MAX", "Asker", "HistoryReader"]
 ASKS_MAX = 1_024
 """Questions of one connection that may wait; at this many it is not read, until half of them are answered."""
 JOB_ASKS_MAX = 256
+SPARE_SHARE = 4
+"""Behind a job that came to its bound, the next one takes so many more than that one answered."""
 JOB_BYTES_MAX = 1 << 20
 """Bytes of answers after which a job ends; the questions that it has not come to are the first of the next one."""
 QUEUED_BYTES_MAX = 2 << 20
@@ -111,6 +113,7 @@ class HistoryReader:
         self._crowded: dict[Asker, deque[Ask]] = {}
         self._uncommitted: list[Ask] = []
         self._busy = False
+        self._job_asks = JOB_ASKS_MAX
 
     # -- what sessions call --------------------------------------------------------------------------------------------
 
@@ -201,7 +204,7 @@ class HistoryReader:
         """Take questions for a job, one of each connection in turn."""
         taken: list[Ask] = []
         room = min(QUEUED_BYTES_MAX, self._core.limits.connection_bytes_max // QUEUED_SHARE)
-        while self._waiting and len(taken) < JOB_ASKS_MAX:
+        while self._waiting and len(taken) < self._job_asks:
             asker = next(iter(self._waiting))
             asks = self._waiting.pop(asker)
             if asker.outbox.queued > room:
@@ -231,15 +234,33 @@ class HistoryReader:
     def _read(self, asks: list[Ask], applied: Applied, now_s: int) -> list[bytes]:
         """Answer questions, on the reader thread; returns the frames of the first of them, at least one."""
         frames: list[bytes] = []
-        frames_bytes = 0
         self._resolve([ask for ask in asks if ask.known is None and isinstance(ask.query, HistoryQuery)])
-        for ask in asks:
-            if frames_bytes >= JOB_BYTES_MAX:
-                break
-            frame = self._answer(ask, applied, now_s)
-            frames_bytes += len(frame)
-            frames.append(frame)
+        while len(frames) < len(asks) and (room := JOB_BYTES_MAX - sum(map(len, frames))) > 0:
+            ask = asks[len(frames)]
+            if ask.known is None:
+                frames.append(self._answer(ask, applied, now_s))
+                continue
+            try:
+                self._answer_some(asks, frames, room, now_s)
+            except BrokerError as refusal:
+                frames.append(ask.asker.encode_refusal(ask.number, refusal))
         return frames
+
+    def _answer_some(self, asks: list[Ask], frames: list[bytes], room: int, now_s: int) -> None:
+        """Answer the next ones, as far as they ask for channels that are known, from one look at what is stored.
+
+        Raises:
+            StorageError: It cannot be looked at.
+        """
+        with self._log.reading() as reading:
+            for ask in asks[len(frames) :]:
+                if ask.known is None or room <= 0:
+                    return
+                frame = self._answer_stretch(ask, ask.known, reading, now_s)
+                if frame is None:
+                    return
+                room -= len(frame)
+                frames.append(frame)
 
     def _resolve(self, asks: list[Ask]) -> None:
         """Look up the channels that are not in memory, all at once; on the reader thread."""
@@ -269,20 +290,34 @@ class HistoryReader:
         # and the log does not know of that yet.
         return self._core.tails.name_of(channel)
 
+    def _answer_stretch(self, ask: Ask, known: Known, reading: Reading, now_s: int) -> bytes | None:
+        """Answer a question about a channel; None when it must be asked of another reading."""
+        assert isinstance(ask.query, HistoryQuery)
+        try:
+            return ask.asker.encode_part(ask.number, read_stretch(reading, known, ask.query, now_s))
+        except BrokerError as refusal:
+            return None if reading.overtaken else ask.asker.encode_refusal(ask.number, refusal)
+        except ValueError as damage:
+            return self._refuse_damaged(ask, damage)
+
     def _answer(self, ask: Ask, applied: Applied, now_s: int) -> bytes:
+        """Answer a question about a pattern, or a channel that could not be looked up with others."""
         try:
             part: Part
             if isinstance(ask.query, BusQuery):
                 part = read_bus(self._log, Selected(ask.name, self._name_of), ask.query, applied, now_s)
             else:
-                known = ask.known or self._from_log(ask, self._log.resolve([ask.name])[0])
-                part = read_stretch(self._log, known, ask.query, now_s)
+                part = read_stretch(self._log, self._from_log(ask, self._log.resolve([ask.name])[0]), ask.query, now_s)
             return ask.asker.encode_part(ask.number, part)
         except BrokerError as refusal:
             return ask.asker.encode_refusal(ask.number, refusal)
-        except ValueError as damage:  # a chunk whose checksum is right and whose records are not
-            failure = error("STORAGE_CORRUPT", f"history of {ask.name.decode()}: {damage}")
-            return ask.asker.encode_refusal(ask.number, failure)
+        except ValueError as damage:
+            return self._refuse_damaged(ask, damage)
+
+    def _refuse_damaged(self, ask: Ask, damage: ValueError) -> bytes:
+        """Refuse for a chunk whose checksum is right and whose records are not."""
+        failure = error("STORAGE_CORRUPT", f"history of {ask.name.decode()}: {damage}")
+        return ask.asker.encode_refusal(ask.number, failure)
 
     def _have(self, asks: list[Ask], done: asyncio.Future[list[bytes]]) -> None:
         """A job is done: queue its answers, and begin the next one."""
@@ -291,9 +326,15 @@ class HistoryReader:
             return
         failure = done.exception()
         frames = done.result() if failure is None else self._refuse(asks, failure)
+        answered: dict[Asker, list[bytes]] = {}
         for ask, frame in zip(asks, frames, strict=False):
-            if not ask.asker.closed:
-                ask.asker.outbox.frame(frame)
+            answered.setdefault(ask.asker, []).append(frame)
+        for asker, parts in answered.items():
+            if not asker.closed:
+                asker.outbox.frame(b"".join(parts))
+        # What a job takes and does not come to is looked up for nothing.
+        more = len(frames) if len(frames) == len(asks) else len(frames) // SPARE_SHARE
+        self._job_asks = min(len(frames) + more + 1, JOB_ASKS_MAX)
         for ask in reversed(asks[len(frames) :]):
             self._waiting.setdefault(ask.asker, deque()).appendleft(ask)
         for asker in {ask.asker: None for ask in asks}:

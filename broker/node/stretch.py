@@ -22,6 +22,7 @@ from broker_native.groups import chunk_head
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from broker.core.ports import ChannelReader
     from broker.core.ports import Reader as LogReader
 
 __all__ = ["Applied", "Known", "Selected", "read_bus", "read_stretch"]
@@ -95,7 +96,7 @@ class Known(NamedTuple):
 # -- a channel ---------------------------------------------------------------------------------------------------------
 
 
-def read_stretch(log: LogReader, known: Known, query: HistoryQuery, now_s: int) -> HistoryPart:
+def read_stretch(log: ChannelReader, known: Known, query: HistoryQuery, now_s: int) -> HistoryPart:
     """Read a part of a channel.
 
     Args:
@@ -117,17 +118,10 @@ def read_stretch(log: LogReader, known: Known, query: HistoryQuery, now_s: int) 
         high = chunk_head(chunks[0])[2] if chunks else begin
     else:
         low = sum(chunk_head(chunks[-1])[2:]) if chunks else end
+    name, at = (None, 0) if outcome is None else (outcome.name, outcome.at)
+    joined = chunks[0] if len(chunks) == 1 else b"".join(chunks)
     return HistoryPart(
-        epoch=known.epoch,
-        first=known.first,
-        head=known.next - 1,
-        level=known.level,
-        outcome=None if outcome is None else outcome.name,
-        at=0 if outcome is None else outcome.at,
-        after=low - 1,
-        before=high,
-        more=low < high,
-        chunks=b"".join(chunks),
+        known.epoch, known.first, known.next - 1, known.level, name, at, low - 1, high, low < high, joined
     )
 
 
@@ -142,7 +136,7 @@ def _begin(known: Known, query: HistoryQuery) -> Outcome | None:
     return Outcome("resumed", query.after, query.after)
 
 
-def _bounds(log: LogReader, known: Known, query: HistoryQuery, low: int) -> tuple[int, int]:
+def _bounds(log: ChannelReader, known: Known, query: HistoryQuery, low: int) -> tuple[int, int]:
     """Return the sequences that are asked for: from the one, before the other."""
     high = known.next if query.before is None else min(query.before, known.next)
     if query.from_us is not None and low < high:
@@ -155,7 +149,9 @@ def _bounds(log: LogReader, known: Known, query: HistoryQuery, low: int) -> tupl
     return min(low, max(high, 1)), max(high, 1)
 
 
-def _read_between(log: LogReader, channel: int, begin: int, end: int, query: HistoryQuery, now_s: int) -> list[bytes]:
+def _read_between(
+    log: ChannelReader, channel: int, begin: int, end: int, query: HistoryQuery, now_s: int
+) -> list[bytes]:
     """Read chunks of the sequences from `begin` before `end`: as many as there is room for, at least one."""
     if query.reverse:
         found = log.read_channel_back(channel, end, end - begin, query.bytes_max)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import msgpack
 
@@ -80,6 +80,8 @@ ITEMS_MAX: Final = 1024
 """Items of one array, or pairs of one map."""
 ITEMS_TOTAL_MAX: Final = 16 * ITEMS_MAX
 """Values in a whole body: bounds the objects built from it to about 2 MiB."""
+FLAT_BYTES_MAX: Final = 512
+"""Bytes of a body that may be built before it is looked at: fewer values than any bound, and none inside another."""
 HELLO_ITEMS_TOTAL_MAX: Final = 2 * ITEMS_MAX
 """Values in a HELLO, a stranger's: it may cost no more than the longest list of versions."""
 
@@ -100,6 +102,8 @@ SCALAR_BYTES: Final = {
 }  # fmt: skip
 LENGTH_BYTES: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
 COUNT_BYTES: Final = {0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}
+FLAT_TYPES: Final = frozenset([int, str, bytes, bool, float, type(None)])
+KEY_TYPES: Final = frozenset([str])
 STRING_FIRST_BYTES: Final = frozenset([*range(0xA0, 0xC0), 0xD9, 0xDA, 0xDB])
 
 
@@ -225,6 +229,8 @@ def decode(body: bytes | memoryview, values_max: int = ITEMS_TOTAL_MAX) -> dict[
         MalformedFrame: It is no map with string keys, or breaks a limit, or holds text that is not UTF-8.
     """
     data = bytes(body)
+    if len(data) <= min(FLAT_BYTES_MAX, values_max) and (flat := decode_flat(data)) is not None:
+        return flat
     walk(data, values_max)
     try:
         # The walk has bounded everything; the unpacker's own limits only repeat it.
@@ -234,6 +240,21 @@ def decode(body: bytes | memoryview, values_max: int = ITEMS_TOTAL_MAX) -> dict[
     if not isinstance(value, dict):
         raise malformed("is no map")
     return value
+
+
+def decode_flat(data: bytes) -> dict[str, Any] | None:
+    """Decode a short body that is a map of strings to scalars, as most are; None for any other, right or wrong.
+
+    It is a short cut past the walk and accepts nothing that the walk refuses.
+    """
+    try:
+        # Lists are made as long as they say before their items are looked at: there are none here.
+        value = msgpack.unpackb(data, raw=False, max_array_len=0, max_map_len=ITEMS_MAX, max_ext_len=0)
+    except ValueError:
+        return None
+    if type(value) is not dict or not FLAT_TYPES.issuperset(map(type, value.values())):
+        return None
+    return value if KEY_TYPES.issuperset(map(type, value)) else None
 
 
 # --- Fields -------------------------------------------------------------------------------------------------------
@@ -715,8 +736,7 @@ def decode_event(body: bytes | memoryview) -> Event:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """An operation that is no publish and no subscription, with its own arguments in `more`."""
 
     request: int
@@ -736,11 +756,9 @@ def decode_request(body: bytes | memoryview) -> Request:
         MalformedFrame: A field is missing or wrong.
     """
     fields = decode(body)
-    return Request(
-        request=take_int(fields, "request", U32_MAX),
-        op=take_str(fields, "op"),
-        more={key: value for key, value in fields.items() if key not in ("request", "op")},
-    )
+    request, op = take_int(fields, "request", U32_MAX), take_str(fields, "op")
+    del fields["request"], fields["op"]
+    return Request(request, op, fields)
 
 
 def encode_reply(request: int, more: Mapping[str, object]) -> bytes:

@@ -6,6 +6,7 @@ body; what they name is judged by whoever carries the operation out. No I/O, no 
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import msgpack
@@ -186,9 +187,24 @@ def pack_part(part: HistoryPart | BusPart | NamesPart) -> dict[str, object]:
             return {"channels": [list(row) if row.level else [row.name] for row in channels], "more": more}
 
 
+class _Packers(threading.local):
+    """A packer for each thread that answers: a new one for each answer would take a buffer of 256 KiB and clear it."""
+
+    packer: msgpack.Packer
+
+    def make(self) -> msgpack.Packer:
+        self.packer = msgpack.Packer(use_bin_type=True)
+        return self.packer
+
+
+_packers = _Packers()
+
+
 def encode_part(request: int, part: HistoryPart | BusPart | NamesPart) -> bytes:
     """Encode REPLY. Its counts are bounded by ours, so it is not walked as other control bodies are."""
-    return frame(Kind.REPLY, msgpack.packb({"request": request, **pack_part(part)}, use_bin_type=True))
+    packers = _packers
+    packer = packers.packer if hasattr(packers, "packer") else packers.make()
+    return frame(Kind.REPLY, packer.pack({"request": request, **pack_part(part)}))
 
 
 def decode_history_part(fields: Mapping[str, Any]) -> HistoryPart:

@@ -20,9 +20,10 @@ TINY = {
     "replay": ("--messages", "3000", "--batch", "10"),
     "channels": ("--messages", "3000", "--channels", "200", "--publishers", "4"),
     "cold": ("--channels", "300", "--publishers", "7"),
+    "restart": ("--stored-bytes", "12000000", "--channels", "50"),
     "idle": ("--subscribers", "50", "--seconds", "0.1"),
 }
-STORED = ("replay", "channels", "cold")
+STORED = ("replay", "channels", "cold", "restart")
 
 OWN_FSYNCS_MAX = 8
 """What a broker syncs on its own account about when it starts: its first groups and the next segment."""
@@ -40,19 +41,19 @@ def run(path: Path, *arguments: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("durability", ["ephemeral", "accepted", "synced"])
 @pytest.mark.parametrize("work", TINY)
 def test_native_works(tmp_path: Path, work: str, durability: str) -> None:
-    if work in STORED and durability == "ephemeral":
+    if (work in STORED and durability == "ephemeral") or (work == "restart" and durability != "synced"):
         assert main(["bench", work, "--durability", durability]) == 2
         return
     (result,) = run(tmp_path, work, *TINY[work], "--durability", durability, "--crc")
-    messages = int(TINY[work][1]) if work != "idle" else 0
+    messages = int(TINY[work][1]) if "--messages" in TINY[work] or work == "cold" else result["messages"]
     assert (result["work"], result["durability"], result["messages"]) == (work, durability, messages)
     if work == "channels":
         assert result["extra"]["read_back"] == messages
-    elif messages and work != "cold":
+    elif messages and work not in ("cold", "restart"):
         # In `many` a message has one reader; else everybody reads everything.
         readers = 1 if work == "many" else result["subscribers"]
         assert result["extra"]["deliveries"] == messages * readers
-    if durability == "synced" and work not in ("replay", "cold") and messages:
+    if durability == "synced" and work not in ("replay", "cold", "restart") and messages:
         assert result["fsyncs"] > 0
     if durability == "ephemeral":
         assert result["fsyncs"] <= OWN_FSYNCS_MAX
@@ -87,3 +88,31 @@ def test_embedded_home(tmp_path: Path, durability: str) -> None:
     elif durability == "synced":
         # Accepted messages are answered ahead of their commit, which so short a run may not see.
         assert fsyncs > 0
+
+
+def test_a_replay_from_the_archive(tmp_path: Path) -> None:
+    (result,) = run(tmp_path, "replay", "--messages", "20000", "--batch", "10", "--archived")
+    assert result["extra"]["deliveries"] == 20000
+
+
+def test_a_restart_says_what_was_stored_and_how_long_it_took(tmp_path: Path) -> None:
+    (result,) = run(tmp_path, "restart", "--stored-bytes", "20000000", "--channels", "50")
+    extra = result["extra"]
+    assert extra["stored_bytes"] >= max(20_000_000, extra["unarchived_bytes"])
+    assert extra["unarchived_bytes"] > 0
+    assert extra["ready_ms"] > 0
+    assert extra["first_read_ms"] > extra["ready_ms"]
+
+
+def test_a_restart_that_lost_something_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(data: Path) -> None:
+        for segment in data.rglob("*.seg"):
+            segment.unlink()
+
+    monkeypatch.setattr("broker.bench.restart.forget_cached", lose)
+    file = tmp_path / "result.jsonl"
+    arguments = ["--stored-bytes", "12000000", "--channels", "50", "--json", str(file)]
+    assert main(["bench", "restart", *arguments]) == 1
+    result = json.loads(file.read_text())
+    assert 0 < result["lost"] <= result["messages"]
+    assert "expected" in result["extra"]["errors"][0]

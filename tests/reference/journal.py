@@ -10,6 +10,7 @@ it has of channels and of producers' lines, `resolve` and `resolve_lines` find b
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from tests.reference.groups import Group, parse_group
 
 if TYPE_CHECKING:
     from collections.abc import Container
+    from contextlib import AbstractContextManager
 
 PlacedChunk = tuple[int, int, bytes]
 
@@ -166,6 +168,15 @@ class MemoryJournal:
         return groups.build_entry(groups.line_entry(producer, number, count, runs, groups.SNAPSHOT))
 
     # -- Reader --
+
+    def reading(self) -> AbstractContextManager[MemoryJournal]:
+        """Return itself: nothing of it is ever moved."""
+        return nullcontext(self)
+
+    @property
+    def overtaken(self) -> bool:
+        """Nothing is ever moved."""
+        return False
 
     def read_channel(
         self, channel_id: int, after_sequence: int, bytes_max: int, before_sequence: int = 0

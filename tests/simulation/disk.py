@@ -15,6 +15,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from concurrent.futures import Future
+from contextlib import nullcontext
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -31,6 +32,7 @@ from broker_native.index import check_group
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
+    from contextlib import AbstractContextManager
 
     from broker.core.group import Group
     from broker.core.ports import Applier
@@ -336,6 +338,15 @@ class SimulatedLog:
         return {}
 
     # -- reading --
+
+    def reading(self) -> AbstractContextManager[SimulatedLog]:
+        """Return itself: one job of the reader is one step of the simulation, so nothing changes in between."""
+        return nullcontext(self)
+
+    @property
+    def overtaken(self) -> bool:
+        """Nothing is ever moved."""
+        return False
 
     def read_channel(
         self, channel_id: int, after_sequence: int, bytes_max: int, before_sequence: int = 0

@@ -62,6 +62,9 @@ def test_defaults_make_sense(work: Work) -> None:
             rate=defaults.rate,
             seconds=defaults.seconds,
             messages=defaults.messages,
+            batch=defaults.batch,
+            stored_bytes=defaults.stored_bytes,
+            unarchived_bytes=defaults.unarchived_bytes,
         )
         assert complaint(options) is None
 
@@ -73,6 +76,7 @@ RIGHT = {
     Work.REPLAY: Options(Work.REPLAY, messages=10),
     Work.CLIENT: Options(Work.CLIENT, messages=10),
     Work.IDLE: Options(Work.IDLE, publishers=0),
+    Work.RESTART: Options(Work.RESTART, seconds=0, stored_bytes=10, unarchived_bytes=10),
 }
 
 
@@ -100,6 +104,12 @@ def test_has_no_complaint(options: Options) -> None:
         (Work.LATENCY, {"rate": 0}, "--rate"),
         (Work.REPLAY, {"messages": 0}, "--messages"),
         (Work.REPLAY, {"durability": Level.EPHEMERAL}, "ephemeral"),
+        (Work.RESTART, {"unarchived_bytes": 11}, "--unarchived-bytes"),
+        (Work.RESTART, {"messages": 1}, "--messages"),
+        (Work.RESTART, {"durability": Level.ACCEPTED}, "synced"),
+        (Work.RESTART, {"url": "broker://127.0.0.1:1"}, "--url"),
+        (Work.PUBSUB, {"archived": True}, "--archived"),
+        (Work.PUBSUB, {"stored_bytes": 1}, "--stored-bytes"),
         (Work.CLIENT, {"embedded": True, "url": "broker://127.0.0.1:1"}, "--url"),
     ],
 )

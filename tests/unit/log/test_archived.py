@@ -292,6 +292,29 @@ def test_the_newest_head_does_not_undo_a_trim() -> None:
     assert (known.first, known.next) == (6, 8)
 
 
+def test_a_reading_says_that_it_was_overtaken(tmp_path: Path) -> None:
+    story = Story()
+    with opened(tmp_path) as one:
+        story.groups(one, 30)
+        one.log.rotate()
+        assert one.log.wait_sealed(WAIT_S)
+        channel = story.ids["story.2"]
+        sealed = one.log._segments()[0]
+        whole = one.log.read_channel(channel, 0, 100 * KIB)
+        with one.log.reading() as reading:
+            assert reading.read_channel(channel, 0, 100 * KIB) == whole
+            assert reading.read_channel_back(channel, last_sequence(whole) + 1, 1, 100 * KIB) == whole[-1:]
+            assert not reading.overtaken
+            # As the archive's owner does when it has taken the segment in.
+            sealed.file.close()
+            sealed.path.rename(tmp_path / "elsewhere")
+            with pytest.raises(StorageError):
+                reading.read_channel(channel, 0, 100 * KIB)
+            assert not reading.overtaken
+            sealed.gone = True
+            assert reading.overtaken
+
+
 def test_readers_beside_the_archiver_see_every_record_once(tmp_path: Path) -> None:
     story = Story()
     failures: list[BaseException] = []

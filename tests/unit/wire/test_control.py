@@ -266,6 +266,34 @@ def test_text_that_is_none_and_extensions_are_malformed(packed: bytes) -> None:
         control.decode(packed)
 
 
+@given(
+    st.binary(max_size=40)
+    | st.dictionaries(
+        TEXT | st.binary(max_size=2) | U64, U64 | TEXT | st.binary(max_size=4) | st.none() | st.lists(U64, max_size=2)
+    ).map(msgpack.packb),
+    st.integers(0, 255),
+    st.integers(0, 255),
+)
+def test_the_short_cut_accepts_nothing_that_the_walk_refuses(packed: bytes, at: int, byte: int) -> None:
+    for body in (packed, packed[:at] + bytes([byte]) + packed[at + 1 :]):
+        flat = control.decode_flat(body)
+        if flat is not None:
+            control.walk(body)
+            assert control.decode(body) == flat
+
+
+@pytest.mark.parametrize(
+    "value", [{}, {"a": 1, "b": "x", "c": b"y", "d": None, "e": True, "f": -1.5}, {"long": "x" * 400}], ids=str
+)
+def test_the_short_cut_takes_what_it_is_for(value: dict[str, Any]) -> None:
+    assert control.decode_flat(msgpack.packb(value)) == value
+
+
+@pytest.mark.parametrize("value", [{"a": []}, {"a": {}}, {"a": [1]}, {b"a": 1}, {1: 1}, [], 1, "x"], ids=str)
+def test_the_short_cut_leaves_the_rest_to_the_walk(value: object) -> None:
+    assert control.decode_flat(msgpack.packb(value)) is None
+
+
 def test_headers_that_msgpack_cannot_hold_are_an_error_of_the_caller() -> None:
     assert msgpack.unpackb(control.pack_headers({"a": b"b"})) == {"a": b"b"}
     for value in (object(), 2**64, {1, 2}):
