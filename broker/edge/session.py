@@ -895,7 +895,11 @@ class Session(Intake):
             return {"id": self.node.compact()}
         path = request.more.get("path")
         if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
-            raise error("UNKNOWN_OPERATION", f"operation backup: path is {path!r:.100}, expected an absolute one")
+            raise error(
+                "UNKNOWN_OPERATION",
+                f"operation backup: path is {path!r:.100}, expected an absolute one",
+                "Name a folder on the broker's machine, from the root on, that is missing or empty.",
+            )
         return {"id": self.node.backup(Path(path))}
 
     def _describe(self, asked: object) -> dict[str, object]:

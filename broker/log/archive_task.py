@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ARCHIVE_NAME = "archive.mdb"
+TIME_MAX_US = (1 << 63) - 1
+"""No time at all, where one bounds another."""
 
 
 class Stopped(Exception):

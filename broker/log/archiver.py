@@ -31,7 +31,7 @@ import lmdb
 from broker.log import durable
 from broker.log.archive import create_archive
 from broker.log.archive_rows import CHECKPOINT_KEY, Checkpoint
-from broker.log.archive_task import CompactResult, Stopped, archive_path
+from broker.log.archive_task import TIME_MAX_US, CompactResult, Stopped, archive_path
 from broker.log.environment import check_file, close_shared, lock_path, open_shared, remove_file
 from broker.log.errors import corrupt, failed
 from broker.log.rebuild import rebuild
@@ -142,7 +142,7 @@ class ArchiveWriter:
                     return found
                 between()
 
-    def compact(self, between: Callable[[], None]) -> CompactResult:
+    def compact(self, between: Callable[[], None], now_us: int = TIME_MAX_US) -> CompactResult:
         """Put a rebuilt file in the archive's place, without free pages, trimmed and expired records.
 
         Readers go on in the former file until they open the archive again (`Archive.reopen`). Those of this process
@@ -150,6 +150,7 @@ class ArchiveWriter:
 
         Args:
             between: as of `archive`; what it raises ends the rebuild, and the archive is as it was.
+            now_us: the time by which ages are judged, microseconds since 1970; no more has expired.
 
         Raises:
             StorageError: STORAGE_CORRUPT naming what is damaged; STORAGE_FULL or STORAGE_FAILED. The archive is as it
@@ -163,7 +164,7 @@ class ArchiveWriter:
         try:
             reader = TreeReader(mapped, int(environment.info()["last_txnid"]))
             before = self.path.stat().st_size
-            checkpoint = rebuild(self.path, aside, reader, self.checkpoint, self._transaction_bytes, between)
+            checkpoint = rebuild(self.path, aside, reader, self.checkpoint, self._transaction_bytes, between, now_us)
             after = aside.stat().st_size
             durable.sync_path(aside)
             self._shut()
@@ -307,11 +308,11 @@ def serve(writer: ArchiveWriter, commands: TextIO, answers: TextIO) -> None:
     """Obey the owner until its end of the pipe is closed.
 
     One JSON object a line. First of all comes `{"state": "ready", "checkpoint": {…}, "begun": ordinal}`. A command is
-    `{"do": "archive", "segments": [path, …]}`, `{"do": "retain", …}` or `{"do": "compact"}`. After each transaction of
-    a slice or a rebuild `{"state": "step", "bytes": written}` is said, and the owner's `{"do": "go"}` or `{"do":
-    "stop"}` awaited: so it sets the pace. At the end comes `{"state": "archived", "checkpoint": {…}}`, `{"state":
-    "retained", …}`, `{"state": "compacted", …}`, `{"state": "stopped"}` or `{"state": "failed", "code": …, "detail":
-    …}`. Each answer says in `cpu_s` what the process has used.
+    `{"do": "archive", "segments": [path, …]}`, `{"do": "retain", …}` or `{"do": "compact", "now_us": time}`. After each
+    transaction of a slice or a rebuild `{"state": "step", "bytes": written}` is said, and the owner's `{"do": "go"}` or
+    `{"do": "stop"}` awaited: so it sets the pace. At the end comes `{"state": "archived", "checkpoint": {…}}`,
+    `{"state": "retained", …}`, `{"state": "compacted", …}`, `{"state": "stopped"}` or `{"state": "failed", "code": …,
+    "detail": …}`. Each answer says in `cpu_s` what the process has used.
     """
 
     def say(state: str, **fields: Any) -> None:
@@ -335,7 +336,7 @@ def serve(writer: ArchiveWriter, commands: TextIO, answers: TextIO) -> None:
                 policies, cursors = Policies.unpack(command["policies"]), unpack_cursors(command["cursors"])
                 say("retained", **writer.retain(policies, cursors, command["now_us"]).pack())
             elif command["do"] == "compact":
-                say("compacted", **asdict(writer.compact(between)))
+                say("compacted", **asdict(writer.compact(between, command["now_us"])))
             else:
                 raise ValueError(f"no such command: {command['do']}")
         except Stopped:

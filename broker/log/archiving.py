@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from broker.events import emit
 from broker.log.archive_rows import Checkpoint
-from broker.log.archive_task import CompactResult, Stopped, archive_path
+from broker.log.archive_task import TIME_MAX_US, CompactResult, Stopped, archive_path
 from broker.log.pace import Pace
 from broker.log.retention import Step, pack_cursors
 from broker.model.errors import BY_CODE, BrokerError, error
@@ -61,7 +61,7 @@ class Writer(Protocol):
         """As of `ArchiveWriter`."""
         ...
 
-    def compact(self, between: Callable[[], None]) -> CompactResult:
+    def compact(self, between: Callable[[], None], now_us: int) -> CompactResult:
         """As of `ArchiveWriter`."""
         ...
 
@@ -112,9 +112,9 @@ class ChildWriter:
         self.written_bytes = done["bytes"]
         return self.checkpoint
 
-    def compact(self, between: Callable[[], None]) -> CompactResult:
+    def compact(self, between: Callable[[], None], now_us: int) -> CompactResult:
         """Have the file rebuilt; as `ArchiveWriter.compact`."""
-        done = self._do({"do": "compact"}, between)
+        done = self._do({"do": "compact", "now_us": now_us}, between)
         del done["state"]
         return CompactResult(**done)
 
@@ -213,7 +213,7 @@ class Archiving:
         self._pace = Pace(backlog_bytes_max)
         self._condition = threading.Condition()
         self._waiting: deque[tuple[Segment, int, float]] = deque()
-        self._compactions: deque[tuple[Future[CompactResult], int]] = deque()
+        self._compactions: deque[tuple[Future[CompactResult], int, int]] = deque()
         self._retentions: deque[tuple[Future[Step], Policies, Mapping[bytes, int], int]] = deque()
         self._hurries = 0
         self._closing = False
@@ -254,13 +254,17 @@ class Archiving:
             with self._condition:
                 self._hurries -= 1
 
-    def compact(self) -> Future[CompactResult]:
-        """Have the archive rebuilt after what is waiting now is archived; the result comes on the thread."""
+    def compact(self, now_us: int = TIME_MAX_US) -> Future[CompactResult]:
+        """Have the archive rebuilt after what is waiting now is archived; the result comes on the thread.
+
+        Args:
+            now_us: as of `ArchiveWriter.compact`.
+        """
         future: Future[CompactResult] = Future()
         with self._condition:
             if self._closing:
                 raise error("CLOSED", f"{self._folder}: archiving has ended")
-            self._compactions.append((future, self._waiting[-1][0].ordinal if self._waiting else 0))
+            self._compactions.append((future, self._waiting[-1][0].ordinal if self._waiting else 0, now_us))
             self._condition.notify_all()
         return future
 
@@ -316,7 +320,7 @@ class Archiving:
                 ended, self._compactions = self._compactions, deque()
                 retentions, self._retentions = self._retentions, deque()
             closed = error("CLOSED", f"{self._folder}: archiving has ended")
-            for future, _ in ended:
+            for future, _, _ in ended:
                 future.set_exception(closed)
             for retention, *_ in retentions:
                 retention.set_exception(closed)
@@ -374,10 +378,11 @@ class Archiving:
         self._pace.begin()
         try:
             if compaction is not None:
-                result = writer.compact(self._between)
+                future, now_us = compaction
+                result = writer.compact(self._between, now_us)
                 self._on_compacted(result)
                 self._compactions.popleft()
-                compaction.set_result(result)
+                future.set_result(result)
             else:
                 self._archived(writer.archive(segments, self._between))
                 self._slices += 1
@@ -397,10 +402,15 @@ class Archiving:
             if not (isinstance(cause, BrokerError) and cause.temporary):
                 raise
 
-    def _next_compaction(self, writer: Writer) -> Future[CompactResult] | None:
-        """Return the rebuild that is due: what waited when it was asked for is archived, no slice is half done."""
-        if self._compactions and not writer.begun_ordinal and writer.checkpoint.ordinal >= self._compactions[0][1]:
-            return self._compactions[0][0]
+    def _next_compaction(self, writer: Writer) -> tuple[Future[CompactResult], int] | None:
+        """Return the rebuild that is due, and the time by which ages are judged.
+
+        What waited when it was asked for is archived, and no slice is half done.
+        """
+        if self._compactions and not writer.begun_ordinal:
+            future, ordinal, now_us = self._compactions[0]
+            if writer.checkpoint.ordinal >= ordinal:
+                return future, now_us
         return None
 
     def _start_writer(self) -> Writer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -96,7 +97,7 @@ def compact(path: Path, progress: Progress) -> CompactResult:
     log = Log.open(path, archive_by=ArchiveBy.THREAD)
     try:
         log.recover()
-        return log.compact(progress)
+        return log.compact(progress, time.time_ns() // 1000)
     finally:
         log.close()
 

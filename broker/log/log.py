@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from broker.log.archive import Archive, Checkpoint
+from broker.log.archive_task import TIME_MAX_US
 from broker.log.archiving import Archiving
 from broker.log.backlog import Backlog
 from broker.log.backup import Manifest, take_backup
@@ -427,12 +428,13 @@ class Log:
         found = self._view.time_to_group(time_us)
         return journal.last.number + 1 if found is None else found
 
-    def compact(self, between: Callable[[int, int], None]) -> CompactResult:
+    def compact(self, between: Callable[[int, int], None], now_us: int = TIME_MAX_US) -> CompactResult:
         """Rebuild the archive without what was taken out of it, once all that is stored now is in it; any thread.
 
         Args:
             between: called with (0, 0) several times a second; what it raises ends the waiting, while a rebuild that
                 has begun goes on.
+            now_us: the time by which ages are judged, microseconds since 1970; no more has expired.
 
         Returns:
             The archive's bytes before and after it.
@@ -450,7 +452,7 @@ class Log:
             while self.archived_group < last:
                 time.sleep(COMPACT_POLL_S)
                 between(0, 0)
-        rebuilt = archiving.compact()
+        rebuilt = archiving.compact(now_us)
         while True:
             try:
                 return rebuilt.result(COMPACT_POLL_S)

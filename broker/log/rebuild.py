@@ -49,6 +49,7 @@ def rebuild(
     checkpoint: Checkpoint,
     transaction_bytes: int,
     between: Callable[[], None],
+    now_us: int,
 ) -> Checkpoint:
     """Write a new file; it is whole and synced on return, and removed if anything is raised.
 
@@ -56,9 +57,11 @@ def rebuild(
         path: the archive, for errors and its size.
         aside: the new file.
         reader: the archive; nobody commits to it meanwhile.
-        checkpoint: the archive's, whose totals become the new file's; what has expired by its time is left out.
+        checkpoint: the archive's, whose totals become the new file's.
         transaction_bytes: about how much goes into one transaction.
         between: called between transactions; what it raises ends the rebuild.
+        now_us: the time by which ages are judged, microseconds since 1970: what has expired by then, and by the
+            checkpoint's time, is left out.
 
     Returns:
         The new file's checkpoint.
@@ -67,7 +70,8 @@ def rebuild(
         StorageError: STORAGE_CORRUPT naming the row. OSError, lmdb.Error: there is no room, or the disk refused.
     """
     remove_file(aside)
-    source = _Source(path, reader, checkpoint)
+    # Groups that were written under a wrong clock do not vouch for the time.
+    source = _Source(path, reader, checkpoint, min(checkpoint.time_us, now_us) // 1_000_000)
     try:
         environment = open_lmdb(aside, 2 * path.stat().st_size + _MAP_MARGIN_BYTES, locks=False)
         try:
@@ -107,11 +111,11 @@ class _Source:
         checkpoint: its totals are the new file's once all rows have been taken.
     """
 
-    def __init__(self, path: Path, reader: TreeReader, checkpoint: Checkpoint) -> None:
+    def __init__(self, path: Path, reader: TreeReader, checkpoint: Checkpoint, now_s: int) -> None:
         self.checkpoint = checkpoint
         self._path = path
         self._reader = reader
-        self._now_s = checkpoint.time_us // 1_000_000
+        self._now_s = now_s
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows; ascending, but that rows with totals come again once these are known."""

@@ -300,12 +300,31 @@ class HistoryReader:
         except ValueError as damage:
             return self._refuse_damaged(ask, damage)
 
+    def _firsts_of(self, names: dict[int, bytes]) -> dict[int, int]:
+        """What channels begin with now, by their ids; on the reader thread."""
+        firsts: dict[int, int] = {}
+        absent: dict[bytes, int] = {}
+        for channel, name in names.items():
+            info = self._core.tails.info(name)
+            if info is not None and self._core.tails.stored_id(name) == channel:
+                firsts[channel] = info[3]
+            else:
+                absent[name] = channel
+        if absent:
+            ordered = sorted(absent)
+            for name, entries in zip(ordered, self._log.resolve(ordered), strict=True):
+                known = Known.from_entries(entries)
+                if known.id == absent[name]:
+                    firsts[known.id] = known.first
+        return firsts
+
     def _answer(self, ask: Ask, applied: Applied, now_s: int) -> bytes:
         """Answer a question about a pattern, or a channel that could not be looked up with others."""
         try:
             part: Part
             if isinstance(ask.query, BusQuery):
-                part = read_bus(self._log, Selected(ask.name, self._name_of), ask.query, applied, now_s)
+                selected = Selected(ask.name, self._name_of)
+                part = read_bus(self._log, selected, ask.query, applied, now_s, self._firsts_of)
             else:
                 part = read_stretch(self._log, self._from_log(ask, self._log.resolve([ask.name])[0]), ask.query, now_s)
             return ask.asker.encode_part(ask.number, part)

@@ -449,8 +449,10 @@ class Node:
             Unavailable: BUSY; another task is running.
         """
 
+        now_us = self._time.ages_us()
+
         def work(between: Callable[[int, int], None]) -> str:
-            result = self._log.compact(between)
+            result = self._log.compact(between, now_us)
             return f"the archive had {result.bytes_before} bytes and has {result.bytes_after}"
 
         return self.housekeeping.start("compact", work)

@@ -17,7 +17,7 @@ from broker.model.levels import Level
 from broker.model.names import matches
 from broker.model.positions import BusPosition
 from broker_native.chunks import chunk_expire, merge_chunks
-from broker_native.groups import chunk_head
+from broker_native.groups import chunk_cut, chunk_head
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -197,8 +197,19 @@ class Selected(Container[int]):
         return self._names[channel]
 
 
-def read_bus(log: LogReader, selected: Selected, query: BusQuery, applied: Applied, now_s: int) -> BusPart:
-    """Read a part of the bus; arguments and errors as for `read_stretch`."""
+def read_bus(
+    log: LogReader,
+    selected: Selected,
+    query: BusQuery,
+    applied: Applied,
+    now_s: int,
+    firsts_of: Callable[[dict[int, bytes]], dict[int, int]],
+) -> BusPart:
+    """Read a part of the bus; arguments and errors as for `read_stretch`.
+
+    `firsts_of` answers for channels and their names the oldest sequence that each still has: groups that are not
+    archived yet hold what was trimmed since.
+    """
     place = (0, 0)
     if query.bus is not None:
         if query.bus.journal != applied.journal or query.bus.group > applied.group:
@@ -212,12 +223,17 @@ def read_bus(log: LogReader, selected: Selected, query: BusQuery, applied: Appli
         place = found[-1][:2]
     if place[0] > applied.group:
         place = (applied.group, INDEX_END)
-    chunks = tuple(
-        NamedChunk((selected.name(chunk_head(chunk)[0]) or b"").decode(), group, index, chunk_expire(chunk, now_s))
-        for group, index, chunk in found
-        if group <= applied.group
-    )
+    found = [(group, index, chunk) for group, index, chunk in found if group <= applied.group]
+    names = {channel: selected.name(channel) or b"" for channel, *_ in (chunk_head(chunk) for _, _, chunk in found)}
+    firsts = firsts_of(names)
+    chunks: list[NamedChunk] = []
+    for group, index, chunk in found:
+        channel, _, first, count = chunk_head(chunk)
+        oldest = firsts.get(channel, 0)
+        if first + count > oldest:
+            kept = chunk if first >= oldest else chunk_cut(chunk, oldest - 1)
+            chunks.append(NamedChunk(names[channel].decode(), group, index, chunk_expire(kept, now_s)))
     # Of a group that is the last there may be more than this answer had room for: the next one says.
     return BusPart(
-        "resumed", chunks, BusPosition(applied.journal, *place), more=bool(chunks) or place[0] < applied.group
+        "resumed", tuple(chunks), BusPosition(applied.journal, *place), more=bool(found) or place[0] < applied.group
     )

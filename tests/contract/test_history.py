@@ -381,7 +381,7 @@ async def test_names_that_come_meanwhile(home: Home, room: str) -> None:
 
 async def test_trimmed(home: Home, room: str) -> None:
     async with home.bus() as bus:
-        channel = f"s.{room}"
+        channel = f"s.{room}.one"
         await fill(bus, channel, 3, 3, 4)
         epoch = (await bus.channel(channel)).epoch
         assert await bus.trim(channel, 5) == 5
@@ -390,6 +390,7 @@ async def test_trimmed(home: Home, room: str) -> None:
         assert sequences(await bus.history(channel).messages()) == [5, 6, 7, 8, 9, 10]
         assert sequences(await bus.history(channel, reverse=True, limit=2).messages()) == [10, 9]
         assert sequences(await bus.history(channel, since=Last(50)).messages()) == [5, 6, 7, 8, 9, 10]
+        assert sequences(await bus.history(f"s.{room}.>").messages()) == [5, 6, 7, 8, 9, 10]
         behind = bus.history(channel, since=Position(epoch, 2))
         assert sequences(await behind.messages()) == [5, 6, 7, 8, 9, 10]
         assert [(event.name, event.at) for event in behind.events] == [("trimmed", 5)]
@@ -397,6 +398,7 @@ async def test_trimmed(home: Home, room: str) -> None:
             await bus.trim(channel, 12)
         assert await bus.trim(channel, 11) == 11
         assert await bus.history(channel).messages() == []
+        assert await bus.history(f"s.{room}.>").messages() == []
         receipt = await bus.publish(channel, b"goes on")
         assert receipt.sequence == 11
         assert sequences(await bus.history(channel).messages()) == [11]

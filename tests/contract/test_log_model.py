@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     Result = TypeVar("Result")
 
-PROGRAMS = size("BROKER_LOG_PROGRAMS", 25, 2_000)
+PROGRAMS = size("BROKER_LOG_PROGRAMS", 16, 2_000)
 STEPS = 30
 SEGMENT_BYTES = 32 * 1024
 TRANSACTION_BYTES = 12 * 1024
@@ -107,8 +107,6 @@ class Kept:
     first: int = 1
     next: int = 1
     messages: dict[int, Sent] = field(default_factory=dict)
-    trimmed: dict[int, Sent] = field(default_factory=dict)
-    """What readers of the bus may still meet, until the trim is archived."""
 
     def add(self, sent: Sent) -> None:
         if self.name.startswith("keys.") and sent.key is not None:
@@ -119,7 +117,7 @@ class Kept:
 
     def trim(self, first: int) -> None:
         for sequence in range(self.first, first):
-            self.trimmed[sequence] = self.messages.pop(sequence)
+            del self.messages[sequence]
         self.first = max(self.first, first)
 
     @property
@@ -138,13 +136,6 @@ class Kept:
             assert first == self.first, f"{self.name}: begins with {first}, not with {self.first}"
         assert self.first <= first <= self.next
         self.trim(first)
-
-    def untrimmed(self, found: list[Message]) -> list[Message]:
-        """Return what was read of the bus without what was trimmed and may still be met there."""
-        for message in found:
-            if message.sequence in self.trimmed:
-                assert message.payload == self.trimmed[message.sequence].payload
-        return [message for message in found if message.sequence not in self.trimmed]
 
     def compare(self, found: list[Message], sequences: Sequence[int], limit: int | None, asked_s: float) -> None:
         """Compare what was read with what must be there.
@@ -539,12 +530,10 @@ class WholeLog(RuleBasedStateMachine):
                 found.setdefault(message.channel, []).append(message)
             return found, history.bus_position
 
-        if self.log.archived_group >= self.log.last_group:
-            self.forget_trimmed()
         found, place = self.run(read(None))
         assert not found.keys() - self.model.kept.keys()
         for name, kept in self.model.kept.items():
-            kept.compare(kept.untrimmed(found.get(name, [])), sorted(kept.messages), None, asked_s)
+            kept.compare(found.get(name, []), sorted(kept.messages), None, asked_s)
         if self.marked is not None:
             since, known = self.marked
             found, _ = self.run(read(since))
@@ -552,14 +541,9 @@ class WholeLog(RuleBasedStateMachine):
             for name, kept in self.model.kept.items():
                 before, following = known.get(name, (None, 1))
                 sequences = [each for each in sorted(kept.messages) if kept is not before or each >= following]
-                kept.compare(kept.untrimmed(found.get(name, [])), sequences, None, asked_s)
+                kept.compare(found.get(name, []), sequences, None, asked_s)
         if place is not None:
             self.marked = (place, {name: (kept, kept.next) for name, kept in self.model.kept.items()})
-
-    def forget_trimmed(self) -> None:
-        """All trims are archived: what they took is nowhere any more."""
-        for kept in self.model.kept.values():
-            kept.trimmed.clear()
 
     @invariant()
     def the_same_channels(self) -> None:

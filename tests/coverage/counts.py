@@ -142,6 +142,8 @@ def read_module(
             ran[line.source_line] = max(ran.get(line.source_line, 0), lines[line.number]["count"])
     seen = set()
     for decision in decisions(c_text, parsed):
+        if decision.c_line not in lines:
+            continue  # of a function of a `.pxd` that stands in the C of each module and is used by others only
         name, number, order = decision.place
         seen.add((name, number))
         text = texts[name].splitlines()[number - 1].strip()

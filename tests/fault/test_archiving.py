@@ -33,11 +33,12 @@ if TYPE_CHECKING:
 
 SMALL_BYTES = 512 * KIB
 """Room for the first slices, and for no more."""
-GROUPS = 120
+GROUPS = 90
 PAYLOAD_BYTES = 4_000
 WAIT_S = 60.0
 MARGIN_BYTES = 64 * KIB
-KILLS = 3
+ROUNDS = 12
+KILLS = 2
 PUBLISHED_BYTES = 60_000
 CHANNELS = range(1, 8)
 
@@ -168,7 +169,7 @@ def test_a_held_reader_keeps_its_view_and_costs_what_is_written_meanwhile(tmp_pa
         assert archive is not None
         with archive.snapshot() as snapshot:
             before, size, written = read(snapshot), path.stat().st_size, one.log.stats()["archive_written_bytes"]
-            rounds(one, chain, 25)
+            rounds(one, chain, ROUNDS)
             assert read(snapshot) == before
             grown = path.stat().st_size - size
             assert grown <= one.log.stats()["archive_written_bytes"] - written + MARGIN_BYTES
@@ -177,7 +178,7 @@ def test_a_held_reader_keeps_its_view_and_costs_what_is_written_meanwhile(tmp_pa
         check(one, chain)
         size = path.stat().st_size
         live = sum(len(chunk) for _, _, chunk in chain.bus())
-        rounds(one, chain, 25)
+        rounds(one, chain, ROUNDS)
         added = sum(len(chunk) for _, _, chunk in chain.bus()) - live
         assert path.stat().st_size - size <= 2 * added
         check(one, chain)

@@ -1295,6 +1295,18 @@ def test_an_eviction_goes_on_where_it_stopped() -> None:
     assert tails.evicted == 0, "none of them was stored"
 
 
+@pytest.mark.parametrize(("trims", "first"), [((3,), 3), ((9,), 4), ((3, 2), 3), ((2, 1 << 60), 4)])
+def test_a_trim_goes_no_further_than_the_head(trims: tuple[int, ...], first: int) -> None:
+    """Sequences 1 to 3 are stored; whatever a trim says, the next record is not below the first."""
+    entries = [groups.channel_entry(1, "s.x"), groups.epoch_entry(1, 77, 1), groups.head_entry(1, 77, 4, 1)]
+    packed = b"".join(map(groups.build_entry, [*entries, *(groups.trim_entry(1, trim) for trim in trims)]))
+    tails = native.Tails(1, 1)
+    tails.apply_entries(packed, native.Line)
+    info = tails.info(b"s.x")
+    assert info is not None
+    assert (info[3], info[4]) == (first, 4)
+
+
 def test_holds_are_counted_and_end() -> None:
     tails = native.Tails(1, 1)
     tails.load(b"s.x", SYNCED, 2, 10)

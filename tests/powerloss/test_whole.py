@@ -1,6 +1,6 @@
 """No loss of power takes what was acknowledged, or brings back what is gone, while a log does all that a log does.
 
-BROKER_WHOLE_STATES chooses how many states are reopened (80). The judge must find losses in builds without syncs.
+BROKER_WHOLE_STATES chooses how many states are reopened (40). The judge must find losses in builds without syncs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="the recorder interposes the system calls of Linux"
 )
 
-STATES = size("BROKER_WHOLE_STATES", 80, 20_000)
+STATES = size("BROKER_WHOLE_STATES", 40, 20_000)
 MODULE = "tests.powerloss.whole"
 
 
@@ -70,5 +70,5 @@ def test_states_of_a_whole_log(recorder: Path, scratch: Path) -> None:
 
 @pytest.mark.parametrize("mutant", ["metasync=False", "without folder sync"])
 def test_builds_that_leave_a_sync_out_are_caught(recorder: Path, scratch: Path, mutant: str) -> None:
-    verdict = judge(record(recorder, scratch, mutant), scratch, 40)
+    verdict = judge(record(recorder, scratch, mutant), scratch, 24)
     assert any(verdict[kind] for kind in ("lost", "unopenable", "unreadable", "wrong", "died")), verdict

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 SEED = 20_261_123
 NAMES = 6
 PAYLOAD_BYTES = 1_500
-GROUPS_MAX = 400
+GROUPS_MAX = 130
+"""More than are recorded; also more than there are names."""
 TRANSACTION_BYTES = 12_000
 STRETCH = 14
 GO_ON_EVERY = 10

@@ -150,8 +150,10 @@ def test_a_backup_while_publishing_holds_all_up_to_its_group(tmp_path: Path) -> 
             await publishing
             with pytest.raises(BrokerError, match="not an empty folder"):
                 await bus.backup(str(tmp_path / "backup"))
-            with pytest.raises(BrokerError, match="expected an absolute one"):
+            with pytest.raises(BrokerError, match="expected an absolute one") as caught:
                 await bus.backup("relative")
+            assert caught.value.hint is not None
+            assert "from the root on" in caught.value.hint
             return heads
 
     heads = asyncio.run(run())
