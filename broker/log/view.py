@@ -53,10 +53,12 @@ class Reading:
     ) -> list[Chunk]:
         """Return chunks of a channel; see `Log.read_channel`."""
         archived = self._snapshot.chunks(channel_id, after_sequence, bytes_max, before_sequence)
-        room = bytes_max - sum(map(len, archived))
         last = _last(archived) or after_sequence
         before = before_sequence or SEQUENCE_MAX
-        if archived and (room <= 0 or last + 1 >= before):
+        if archived and last + 1 >= before:
+            return _placed(archived)
+        room = bytes_max - sum(map(len, archived))
+        if archived and room <= 0:
             return _placed(archived)
         rest = self._channels.read(self._live, channel_id, last, room, before)
         if not archived:

@@ -210,12 +210,14 @@ class HistoryReader:
             if asker.outbox.queued > room:
                 self._crowded[asker] = asks
                 continue
-            ask = asks.popleft()
+            # Alone it is its turn again and again.
+            for _ in range(1 if self._waiting else min(len(asks), self._job_asks - len(taken))):
+                ask = asks.popleft()
+                if not asker.closed:
+                    ask.known = self._known(ask)
+                    taken.append(ask)
             if asks:
                 self._waiting[asker] = asks
-            if not asker.closed:
-                ask.known = self._known(ask)
-                taken.append(ask)
         return taken
 
     def _known(self, ask: Ask) -> Known | None:

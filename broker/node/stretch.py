@@ -34,12 +34,9 @@ SEQUENCES_MAX = 65_536
 KNOWN_MAX = 65_536
 """Names of channels that one reading of the bus remembers."""
 
-ENTRY = Struct("<IHH")
+ENTRY = Struct("<IHHQQQQ")
+"""The header of an entry and four numbers of its body; whoever reads a shorter one has some bytes behind it."""
 ENTRY_CHANNEL, ENTRY_EPOCH, ENTRY_HEAD, ENTRY_TRIM = 1, 2, 4, 7
-CHANNEL_BODY = Struct("<QB")
-EPOCH_BODY = Struct("<QQQ")
-HEAD_BODY = Struct("<QQQQ")
-TRIM_BODY = Struct("<QQ")
 
 
 class Known(NamedTuple):
@@ -74,21 +71,19 @@ class Known(NamedTuple):
         """Return what the whole entries of a stored channel say."""
         channel, level, first, following = 0, 0, 1, 1
         epochs: list[tuple[int, int]] = []
-        at = 0
-        while at < len(entries):
-            size, kind, _ = ENTRY.unpack_from(entries, at)
-            body = at + ENTRY.size
+        at, end = 0, len(entries)
+        padded = entries + bytes(ENTRY.size)
+        while at < end:
+            size, kind, _, subject, one, two, three = ENTRY.unpack_from(padded, at)
             if kind == ENTRY_CHANNEL:
-                channel, level = CHANNEL_BODY.unpack_from(entries, body)
+                channel, level = subject, one & 0xFF
             elif kind == ENTRY_EPOCH:
-                _, epoch, begin = EPOCH_BODY.unpack_from(entries, body)
-                epochs.append((epoch, begin))
+                epochs.append((one, two))
             elif kind == ENTRY_HEAD:
-                _, _, following, head_first = HEAD_BODY.unpack_from(entries, body)
-                # A segment knows a lower bound only.
-                first = max(first, head_first)
+                # Of the first sequence a segment knows a lower bound only.
+                following, first = two, max(first, three)
             elif kind == ENTRY_TRIM:
-                first = max(first, TRIM_BODY.unpack_from(entries, body)[1])
+                first = max(first, one)
             at += size
         return cls(channel, level, first, following, epochs)
 
