@@ -60,6 +60,7 @@ DAMAGED_US = 1_000_000
 """Names that cannot be read are remembered, so many for so long."""
 NAME_BYTES = 256
 """What a name that is waited for costs beside its own bytes, about."""
+NO_MEMORY = error("LIMIT", "memory: none is left for loading channels", "give the process more memory")
 LINE = b"\0"
 """A key is a channel's name, or this and a producer: no name has such a byte."""
 
@@ -373,7 +374,7 @@ class Loader:
         if isinstance(failure, BrokerError):
             return failure
         if isinstance(failure, MemoryError):
-            return error("LIMIT", "memory: none is left for loading channels", "give the process more memory")
+            return NO_MEMORY
         emit("load_failed", failure=failure)
         return error("STORAGE_FAILED", "loading channels: the log cannot be searched")
 
@@ -407,30 +408,31 @@ class Loader:
             self._loop.call_soon(self._install)
 
     def _settle(self, keys: list[bytes], found: list[Found]) -> None:
-        """Keys are answered."""
-        waiting = self._waiting
-        loads_of = [waiting.pop(key, None) for key in keys]
+        """Keys are answered; without memory to install them, with that."""
+        failures: dict[bytes, BrokerError] = {}
+        shortage = None
+        try:
+            failures = self._take(keys, found)
+        except MemoryError:
+            shortage = NO_MEMORY
         self._asked.difference_update(keys)
-        failures = self._take(keys, found, loads_of)
-        for key, loads in zip(keys, loads_of, strict=True):
-            for load in loads or ():
+        for key in keys:
+            for load in self._waiting.pop(key, ()):
                 load.left -= 1
-                if key in failures:
-                    load.failure = failures[key]
+                if shortage is not None or key in failures:
+                    load.failure = shortage or failures[key]
                 elif load.done is not None:
                     self._hold(load, key)
                 if not load.left:
                     self._answered.append(load)
 
-    def _take(
-        self, keys: list[bytes], found: list[Found], loads_of: list[tuple[Load, ...] | None]
-    ) -> dict[bytes, BrokerError]:
+    def _take(self, keys: list[bytes], found: list[Found]) -> dict[bytes, BrokerError]:
         """Install what was found of keys that somebody waits for; returns of which that cannot be done, and why."""
         failures: dict[bytes, BrokerError] = {}
         names: list[bytes] = []
         stored: list[bytes] = []
-        for key, answer, loads in zip(keys, found, loads_of, strict=True):
-            if not loads:
+        for key, answer in zip(keys, found, strict=True):
+            if not self._waiting.get(key):
                 continue
             if isinstance(answer, BrokerError):
                 failures[key] = answer

@@ -429,6 +429,19 @@ async def test_what_was_evicted_while_others_were_awaited_is_looked_up_again(
     assert station.nothing_is_left()
 
 
+async def test_without_memory_to_install_everybody_is_told(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+    def starved(found: list[bytes]) -> dict[int, Exception]:
+        raise MemoryError
+
+    monkeypatch.setattr(station.core, "install_each", starved)
+    station.log.stored = stored(b"a", b"b")
+    station.loader.need([b"a", b"b"], station.told_as("x"))
+    station.loader.need([b"b", b"none"], station.told_as("y"))
+    assert sorted(await station.until(2)) == ["x", "y"]
+    assert {failure.name for _, failure in station.told if failure is not None} == {"LIMIT"}
+    assert station.nothing_is_left()
+
+
 async def test_steps_end_so_that_the_loop_can_do_something_else(
     station: Station, monkeypatch: pytest.MonkeyPatch
 ) -> None:
