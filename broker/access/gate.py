@@ -60,3 +60,10 @@ class Gate:
         if is_reserved(name):
             who = identity.user or identity.peer or "anyone"
             raise error("DENIED", f"{verb} {display(name)}: names that begin with $ are reserved, asked by {who}")
+
+    def count_allowed(self, identity: Identity, verb: Verb, names: list[bytes]) -> int:
+        """Return how many of the names, from the first on, pass `check`; it says why the next one does not."""
+        for count, name in enumerate(names):
+            if is_reserved(name):
+                return count
+        return len(names)

@@ -7,9 +7,9 @@ producer's retry of either finds the line where it was before.
 Records themselves are decided in `broker_native.tails`; this module works per turn and per group.
 
 Not all that is stored is in memory. Whoever names a channel asks `missing` first and, for what it answers, has the
-stored entries looked up and gives them to `install`; the same holds for a producer's line with `knows_producer` and
-`install_line`. A name that is stored nowhere is created by `load` without more ado: between that look-up and the load
-nothing may come.
+stored entries looked up and gives them to `install_each`; the same holds for a producer's line with `knows_producer`
+and `install_line`. A name that is stored nowhere is created by `load` without more ado: between that look-up and the
+load nothing may come.
 """
 
 from __future__ import annotations
@@ -193,13 +193,16 @@ class Sequencer:
         """Return those of the names that are not in memory and may be stored, each once, in order."""
         return [] if self.complete else self.tails.absent(names)
 
-    def install(self, entries: bytes | bytearray | memoryview) -> None:
+    def install_each(self, found: list[bytes]) -> dict[int, Exception]:
         """Have channels in memory again, of which `missing` told.
 
         Args:
-            entries: What is stored of them: CHANNEL, EPOCH and HEAD entries. The bytes are borrowed for the call.
+            found: What is stored of each: CHANNEL, EPOCH and HEAD entries.
+
+        Returns:
+            By index why one cannot be had: ValueError, its entries make no sense; MemoryError.
         """
-        self.tails.apply_entries(entries, self.lines.line)
+        return self.tails.apply_each(found, self.lines.line)
 
     def knows_producer(self, producer: bytes) -> bool:
         """Whether the producer's line is in memory, or surely stored nowhere."""
@@ -250,6 +253,43 @@ class Sequencer:
         self._load(name, profile)
         if info is not None and self._may_have_lost(info[2], accepted=Level.ACCEPTED in (info[1], profile.durability)):
             self.tails.mark_unclean(name)
+
+    def load_each(self, names: list[bytes]) -> dict[int, BrokerError]:
+        """Do what `load` does for one name after the other.
+
+        Returns:
+            By index why a name cannot be had; nothing for those that can.
+        """
+        refused: dict[int, BrokerError] = {}
+        unready = self.tails.unready(names)
+        if unready:
+            self._load_stored([names[at] for at in unready])
+            for at in self.tails.unready(names):
+                try:
+                    self.load(names[at])
+                except BrokerError as failure:
+                    refused[at] = failure
+        return refused
+
+    def _load_stored(self, names: list[bytes]) -> None:
+        """Give channels that have come into memory with what is stored their profiles; others are left to `load`."""
+        by_profile: dict[bytes, tuple[Profile, list[bytes]]] = {}
+        for name in names:
+            try:
+                profile = self.profiles.resolve(name)
+            except RequestError:
+                continue
+            by_profile.setdefault(profile.pattern, (profile, []))[1].append(name)
+        for profile, some in by_profile.values():
+            self.tails.load_stored(
+                some,
+                profile.durability,
+                profile.shard_tokens,
+                self._payload_bytes_max(profile),
+                self._profile_index(profile),
+                self._restored_run,
+                self._unclean_run,
+            )
 
     def _load(self, name: bytes, profile: Profile) -> None:
         index = self._profile_index(profile)

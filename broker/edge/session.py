@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from broker._version import __version__
 from broker.access.gate import Identity, Verb
 from broker.core.group import Duplicate
 from broker.events import emit, tally
-from broker.model.errors import BrokerError, error
+from broker.model.errors import BrokerError, StorageError, error
 from broker.model.history import HistoryQuery
 from broker.model.levels import Level
 from broker.model.names import check_channel, check_pattern, display, is_pattern
@@ -53,7 +54,7 @@ HELD_BY_ANSWERS = 2
 HELD_BY_TURN = 4
 HELD_BY_LOAD = 8
 HELD_BY_ASKING = 16
-NAMES_AHEAD_MAX = 4_096
+NAMES_AHEAD_MAX = 1_024
 """Channels that a connection is about to name, and that are loaded with the one that it waits for."""
 U64 = struct.Struct("<Q")
 
@@ -70,6 +71,30 @@ class _NotLoaded(Exception):
         super().__init__()
         self.names = names
         self.producer = producer
+
+
+class _Naming:
+    """CHANNEL frames that are handled together: what is left of them.
+
+    Attributes:
+        first: The number of the first of them; they are consecutive.
+        names: Their names, well formed and allowed.
+        alone: One of them cannot be loaded, so the first waits for itself alone.
+    """
+
+    __slots__ = ("alone", "first", "names")
+
+    def __init__(self, first: int, names: list[bytes]) -> None:
+        self.first = first
+        self.names = names
+        self.alone = False
+
+    def take(self, count: int) -> tuple[int, list[bytes]]:
+        """Take the first ones out."""
+        first, names = self.first, self.names[:count]
+        self.first += count
+        self.names = self.names[count:]
+        return first, names
 
 
 class Session(Intake):
@@ -112,7 +137,7 @@ class Session(Intake):
         self._locating: set[int] | None = None
         self._producer: bytes | None = None
         self._pinged_us = 0
-        self._waiting: tuple[Callable[[Session, bytes], None], bytes, _NotLoaded] | None = None
+        self._waiting: tuple[Callable[[], None], _NotLoaded] | None = None
         self._load_asked = False
         self._load_failure: BrokerError | None = None
         self._hello_timer: asyncio.TimerHandle | None = None
@@ -161,7 +186,7 @@ class Session(Intake):
     def on_read(self) -> None:
         if self._waiting is not None and not self.closed:
             try:
-                self._ask(self._waiting[2])
+                self._ask(self._waiting[1])
             except MemoryError:
                 self.on_exhausted()
         self.node.has_read(self)
@@ -181,13 +206,24 @@ class Session(Intake):
         except BrokerError as failure:
             self.end(failure)
         else:
-            self._handle(handler, body)
+            self._handle(partial(handler, self, body))
 
-    def _handle(self, handler: Callable[[Session, bytes], None], body: bytes) -> None:
+    def on_channels(self, first: int, names: list[bytes]) -> int:
+        limit = self.node.limits.channels_per_connection_max
+        # Whatever is special about a frame is for the handler of single ones.
+        if not self.opened or self.publisher is None or first > self._channels_named or first >= limit:
+            return 0
+        count = self.node.gate.count_allowed(self.identity, Verb.PUBLISH, names[: limit - first])
+        if count:
+            self._handle(partial(self._name_channels, _Naming(first, names[:count])))
+        return count
+
+    def _handle(self, handler: Callable[[], None]) -> None:
+        """Handle what came, or keep it until what it needs is there; `handler` is then called anew."""
         try:
-            handler(self, body)
+            handler()
         except _NotLoaded as needed:
-            self._wait(handler, body, needed)
+            self._wait(handler, needed)
         except BrokerError as failure:
             self.end(failure)
 
@@ -276,9 +312,9 @@ class Session(Intake):
         if not self.node.loader.knows_line(producer):
             raise _NotLoaded([], producer)
 
-    def _wait(self, handler: Callable[[Session, bytes], None], body: bytes, needed: _NotLoaded) -> None:
+    def _wait(self, handler: Callable[[], None], needed: _NotLoaded) -> None:
         """Keep a frame until what it needs is in memory; what follows it waits behind it."""
-        self._waiting = handler, body, needed
+        self._waiting = handler, needed
         self._read_no_more(HELD_BY_LOAD)
         self.suspend()
 
@@ -286,53 +322,60 @@ class Session(Intake):
         """Ask for what the frame that waits needs, now that what waits behind it can be seen."""
         if self._load_asked:
             return
+        refusal = self._ask_loader(needed)
+        if refusal is not None:
+            self._loaded(refusal)
+
+    def _ask_loader(self, needed: _NotLoaded) -> BrokerError | None:
+        """Have the loader bring it; returns why it does not."""
         self._load_asked = True
         loader = self.node.loader
         try:
             if needed.producer is not None:
                 loader.need_line(needed.producer, self._loaded, self)
             else:
-                loader.need(needed.names, self._loaded, self, self._names_ahead())
-        except BrokerError as failure:
-            self._loaded(failure)
-
-    def _names_ahead(self) -> list[bytes]:
-        """Names that the frames behind the one that waits are about to name, for as long as they may."""
-        names = []
-        for raw in self.names_ahead(NAMES_AHEAD_MAX):
-            try:
-                names.append(check_channel(raw))
-            except BrokerError:
-                break  # it is refused when its turn comes
-        return names
+                loader.need(needed.names, self._loaded, self, self.names_ahead(NAMES_AHEAD_MAX))
+        except BrokerError as refusal:
+            return refusal
+        return None
 
     def _loaded(self, failure: BrokerError | None) -> None:
         """What the frame that waits needs is in memory, or cannot be had: handle it."""
-        if self._waiting is None or self.closed:
-            return
-        handler, body, _ = self._waiting
-        self._waiting = None
-        self._load_asked = False
-        if failure is not None and failure.name == "LIMIT":
-            # There was no memory to load it. It is as if there were none to take the frame: the client comes back.
-            self.on_exhausted()
-            return
-        self._load_failure = failure
-        self.tails.now_us = self.node.clock.now_us()
         try:
-            self._handle(handler, body)
-            self._load_failure = None
-            if self._waiting is not None:
-                self._ask(self._waiting[2])
-            else:
-                self.resume()
-                self._read_on(HELD_BY_LOAD)
-            self.node.kick()
+            while self._waiting is not None and not self.closed:
+                if failure is not None and failure.name == "LIMIT":
+                    # There was no memory to load it. It is as if there were none to take the frame: the client comes
+                    # back.
+                    self._waiting = None
+                    self.on_exhausted()
+                    return
+                if not self._handle_waiting(failure):
+                    return
+                assert self._waiting is not None
+                failure = self._ask_loader(self._waiting[1])
+                if failure is None:
+                    return
         except MemoryError:
             self.on_exhausted()
         except Exception as mistake:
             self.stop()
             self.on_failed(mistake)
+
+    def _handle_waiting(self, failure: BrokerError | None) -> bool:
+        """Handle the frame that waits; answers whether it has to wait again."""
+        assert self._waiting is not None
+        handler, _ = self._waiting
+        self._waiting = None
+        self._load_asked = False
+        self._load_failure = failure
+        self.tails.now_us = self.node.clock.now_us()
+        self._handle(handler)
+        self._load_failure = None
+        if self._waiting is None:
+            self.resume()
+            self._read_on(HELD_BY_LOAD)
+        self.node.kick()
+        return self._waiting is not None
 
     # -- the node's calls ----------------------------------------------------------------------------------------------
 
@@ -505,6 +548,45 @@ class Session(Intake):
             self.outbox.frame(control.encode_error(failure, channel=number))
         self._channels_named = max(self._channels_named, number + 1)
         publisher.bind(number, bound)
+
+    def _name_channels(self, naming: _Naming) -> None:
+        """Do what `_channel` does for frames of which nothing is known but that they are sound, one after the other."""
+        failure, self._load_failure = self._load_failure, None
+        while naming.names:
+            missing = self.node.loader.missing(naming.names)
+            self._bind(*naming.take(naming.names.index(missing[0]) if missing else len(naming.names)))
+            if not naming.names:
+                return
+            if failure is None:
+                naming.alone = False
+                raise _NotLoaded(naming.names)
+            if not isinstance(failure, StorageError):
+                self._refuse(failure, *naming.take(1))  # and each that is missing: nobody is loaded now
+            elif naming.alone:
+                self._refuse(failure, *naming.take(1))
+                failure = None
+            else:
+                naming.alone = True
+                raise _NotLoaded(naming.names[:1])
+
+    def _bind(self, first: int, names: list[bytes]) -> None:
+        """Give consecutive numbers to channels of which memory knows."""
+        refused = self.node.core.load_each(names)
+        bound: list[bytes | None] = list(names)
+        for at, failure in sorted(refused.items()):
+            self.outbox.frame(control.encode_error(failure, channel=first + at))
+            bound[at] = None
+        self._give(first, bound)
+
+    def _refuse(self, failure: BrokerError, number: int, names: list[bytes]) -> None:
+        """Answer a CHANNEL frame whose channel cannot be loaded."""
+        self.outbox.frame(control.encode_error(failure, channel=number))
+        self._give(number, [None] * len(names))
+
+    def _give(self, first: int, bound: list[bytes | None]) -> None:
+        assert self.publisher is not None
+        self._channels_named = max(self._channels_named, first + len(bound))
+        self.publisher.bind_all(first, bound)
 
     def _publisher(self) -> Publisher:
         if self.publisher is None:

@@ -17,9 +17,10 @@ from functools import partial
 from struct import Struct
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from broker.log.tables import CLOSED, HEADED, channel_key
 from broker.model.errors import StorageError
-from broker_native.pages import CHANNELS, LINES
+from broker_native.archive import channel_keys
+from broker_native.pages import CHANNELS, CLOSED, LINES, adds_up, join_older
+from broker_native.sorting import sort_keys, sort_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -34,8 +35,7 @@ Result = TypeVar("Result")
 BATCH = 4096
 """Keys that are looked up at once when everything is."""
 _ENTRY_HEADER = Struct("<IHH")
-_CHANNEL, _EPOCH, _HEAD, _TRIM, _DROP = 1, 2, 4, 7, 8
-_ADDED = (_EPOCH, _TRIM)
+_CHANNEL, _EPOCH, _TRIM = 1, 2, 7
 _SNAPSHOT = 0x0002
 _NAME_SIZE_AT, _NAME_AT = 18, 20
 _NUMBER_AT = 24
@@ -99,10 +99,12 @@ class Layers:
 
     def ids(self, names: list[bytes]) -> list[int]:
         """Return the channels of ascending names, 0 for each that has none."""
+        if not self._segments:
+            return self._snapshot.ids(names)
         ids = [0] * len(names)
         known = bytearray(len(names))
         for tables in self._segments:
-            for at, channel in tables.find_names(names, known):
+            for at, channel in zip(*tables.find_names(names, known), strict=True):
                 ids[at] = max(channel, 0)
                 known[at] = True
         open_names = [at for at in range(len(names)) if not known[at]]
@@ -112,29 +114,28 @@ class Layers:
 
     def channels(self, ids: list[int]) -> list[bytes]:
         """Return the entries of ascending channels, b"" for each that is not there."""
-        keys = [channel_key(channel) for channel in ids]
+        if not self._segments:
+            return self._snapshot.channels(ids)
+        keys = channel_keys(ids)
         state = bytearray(len(ids))
-        parts: list[list[bytes]] = [[] for _ in ids]
+        parts: list[bytes | list[bytes] | None] = [None] * len(ids)
         for tables in self._segments:
-            for at, entries in tables.find_channels(keys, state):
-                kinds = {kind for kind, _, _ in entries_of(entries)}
-                if _DROP in kinds:
-                    state[at] = CLOSED
-                    continue
-                parts[at].append(entries)
-                if _HEAD in kinds:
-                    state[at] = HEADED
-        live = [at for at in range(len(ids)) if state[at] != CLOSED]
-        for at, entries in zip(live, self._snapshot.channels([ids[at] for at in live]), strict=True):
-            parts[at].append(entries)
-        return [_joined(part[::-1]) for part in parts]
+            join_older(*tables.find_channels(keys, state), state, parts)
+        if CLOSED not in state:
+            found = self._snapshot.channels(ids)
+        else:
+            found = [b""] * len(ids)
+            live = [at for at in range(len(ids)) if state[at] != CLOSED]
+            for at, entries in zip(live, self._snapshot.channels([ids[at] for at in live]), strict=True):
+                found[at] = entries
+        return [old if newer is None else _joined(old, newer) for old, newer in zip(found, parts, strict=True)]
 
     def lines(self, producers: list[bytes]) -> list[bytes]:
         """Return the LINE entries of ascending producers, b"" for each that is not there."""
         whole = bytearray(len(producers))
         parts: list[list[bytes]] = [[] for _ in producers]
         for tables in self._segments:
-            for at, entry in tables.find_lines(producers, whole):
+            for at, entry in zip(*tables.find_lines(producers, whole), strict=True):
                 parts[at].append(entry)
                 whole[at] = bool(int.from_bytes(entry[6:8], "little") & _SNAPSHOT)
         live = [at for at in range(len(producers)) if not whole[at]]
@@ -193,15 +194,20 @@ class Tables:
     def resolve(self, names: list[bytes]) -> list[bytes]:
         """Return for each name the entries of its channel, b"" when there is none; see `Log.resolve`."""
 
-        def read(layers: Layers) -> dict[bytes, bytes]:
-            wanted = sorted(set(names))
+        def read(layers: Layers) -> list[bytes]:
             ids = layers.ids(wanted)
-            known = sorted(set(ids) - {0})
+            known = sort_numbers(ids)
+            if known and not known[0]:
+                del known[0]
             entries = dict(zip(known, layers.channels(known), strict=True))
-            return {name: entries.get(channel, b"") for name, channel in zip(wanted, ids, strict=True)}
+            return [entries.get(channel, b"") for channel in ids]
 
+        wanted = sort_keys(names)
         found = self._read(read)
-        return [found[name] for name in names]
+        if wanted == names:
+            return found
+        by_name = dict(zip(wanted, found, strict=True))
+        return [by_name[name] for name in names]
 
     def resolve_lines(self, producers: list[bytes]) -> list[bytes]:
         """Return for each producer its LINE entries, b"" when there is none; see `Log.resolve_lines`."""
@@ -271,14 +277,20 @@ def name_in(entries: bytes) -> bytes | None:
     return name
 
 
-def _joined(parts: list[bytes]) -> bytes:
-    """Join a channel's entries, oldest first, with each epoch once, and what was trimmed behind them.
+def _joined(archived: bytes, newer: bytes | list[bytes]) -> bytes:
+    """Join a channel's entries: the archive's, and the segments', of several the newest first.
+
+    Each epoch comes once, and what was trimmed behind all else.
 
     An archive that is being written to is ahead of its checkpoint, so what it has may come again. A trim may be past
     the heads before it, of which only the newest is asked for, and who applies it takes it no further than the head.
     """
-    parts = [part for part in parts if part]
-    if len(parts) < 2 or all(kind not in _ADDED for entries in parts[1:] for kind, _, _ in entries_of(entries)):
+    if isinstance(newer, bytes):
+        if not archived:
+            return newer
+        newer = [newer]
+    parts = [archived, *newer[::-1]] if archived else newer[::-1]
+    if not any(map(adds_up, parts[1:])):
         return b"".join(parts)
     seen: set[bytes] = set()
     kept: list[bytes] = []

@@ -20,7 +20,19 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from broker.log.environment import reading_tree
 from broker.log.errors import corrupt
 from broker_native.index import GroupDamaged
-from broker_native.pages import CHANGED, CHANNELS, LINES, NAMES, REST, TableFilter, find_in_table, table_items
+from broker_native.pages import (
+    CHANGED,
+    CHANNELS,
+    CLOSED,
+    HEADED,
+    LINES,
+    NAMES,
+    OPEN,
+    REST,
+    TableFilter,
+    find_in_pages,
+    table_items,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,22 +48,17 @@ PAGE_KEYS: Final = {NAMES: b"name", CHANNELS: b"table", LINES: b"line", REST: b"
 DROPPED = -1
 """The channel of a name whose channel was dropped."""
 
-OPEN, HEADED, CLOSED = range(3)
-"""How far a channel is known from newer segments: not at all; where it ends; that nothing older counts."""
 _BUT_HEADED = bytes.maketrans(bytes([OPEN, HEADED, CLOSED]), bytes([1, 0, 1]))
 """Makes of states what is passed over when a channel's head is known."""
-
-
-def channel_key(channel: int) -> bytes:
-    """Return the key of a channel."""
-    return channel.to_bytes(8, "big")
+_BUT_LIVE = bytes.maketrans(bytes([OPEN, HEADED, CLOSED]), bytes([0, 0, 1]))
+"""Makes of states what is passed over since nothing older counts."""
 
 
 class SegmentTables(Protocol):
     """What one segment changed in the tables."""
 
-    def find_names(self, names: list[bytes], skip: bytearray) -> list[tuple[int, int]]:
-        """Return (index, channel) for the names that the segment gave to a channel.
+    def find_names(self, names: list[bytes], skip: bytearray) -> tuple[list[int], list[int]]:
+        """Return the indexes of the names that the segment gave to a channel, and the channels.
 
         Args:
             names: ascending.
@@ -61,16 +68,16 @@ class SegmentTables(Protocol):
             StorageError: a page is not what was written.
         """
 
-    def find_channels(self, keys: list[bytes], state: bytearray) -> list[tuple[int, bytes]]:
-        """Return (index, entries) for the channels that the segment has more of than newer ones tell.
+    def find_channels(self, keys: list[bytes], state: bytearray) -> tuple[list[int], list[bytes]]:
+        """Return the indexes of the channels that the segment has more of than newer ones tell, and their entries.
 
         Args:
             keys: ascending.
             state: OPEN, HEADED or CLOSED for each.
         """
 
-    def find_lines(self, producers: list[bytes], skip: bytearray) -> list[tuple[int, bytes]]:
-        """Return (index, LINE entry) for the producers of whom the segment has something; as `find_names`."""
+    def find_lines(self, producers: list[bytes], skip: bytearray) -> tuple[list[int], list[bytes]]:
+        """Return the indexes of the producers of whom the segment has something, and LINE entries; as `find_names`."""
 
     def names(self, prefix: bytes, after: bytes, count_max: int) -> list[tuple[bytes, int]]:
         """Return the names with a prefix that follow another one, and the channels they were given to last."""
@@ -89,21 +96,19 @@ class MemoryTables:
     def _names(self) -> list[tuple[bytes, int]]:
         return self._delta.items(NAMES)
 
-    def find_names(self, names: list[bytes], skip: bytearray) -> list[tuple[int, int]]:
+    def find_names(self, names: list[bytes], skip: bytearray) -> tuple[list[int], list[int]]:
         """As `SegmentTables.find_names`; a name whose channel was dropped here is given to DROPPED."""
-        found = ((at, self._delta.find_name(name)) for at, name in enumerate(names) if not skip[at])
-        return [(at, channel) for at, channel in found if channel is not None]
+        return self._delta.find_names(names, skip)
 
-    def find_channels(self, keys: list[bytes], state: bytearray) -> list[tuple[int, bytes]]:
+    def find_channels(self, keys: list[bytes], state: bytearray) -> tuple[list[int], list[bytes]]:
         """As `SegmentTables.find_channels`."""
-        find = self._delta.find_channel
-        found = ((at, find(int.from_bytes(key, "big"))) for at, key in enumerate(keys) if state[at] != CLOSED)
-        return [(at, entries) for at, entries in found if entries]
+        return self._delta.find_channels(keys, state.translate(_BUT_LIVE))
 
-    def find_lines(self, producers: list[bytes], skip: bytearray) -> list[tuple[int, bytes]]:
+    def find_lines(self, producers: list[bytes], skip: bytearray) -> tuple[list[int], list[bytes]]:
         """As `SegmentTables.find_lines`."""
         found = ((at, self._delta.find_line(producer)) for at, producer in enumerate(producers) if not skip[at])
-        return [(at, entry) for at, entry in found if entry]
+        there = [(at, entry) for at, entry in found if entry]
+        return [at for at, _ in there], [entry for _, entry in there]
 
     def names(self, prefix: bytes, after: bytes, count_max: int) -> list[tuple[bytes, int]]:
         """As `SegmentTables.names`."""
@@ -138,35 +143,30 @@ class SealedTables:
         except GroupDamaged as damage:
             raise corrupt(self._path, "its filter's checksum or size is wrong") from damage
 
-    def find_names(self, names: list[bytes], skip: bytearray) -> list[tuple[int, int]]:
+    def find_names(self, names: list[bytes], skip: bytearray) -> tuple[list[int], list[int]]:
         """As `SegmentTables.find_names`; a name whose channel was dropped here is not found."""
         return self._find(NAMES, names, self.filter.pick(NAMES, names, skip))
 
-    def find_channels(self, keys: list[bytes], state: bytearray) -> list[tuple[int, bytes]]:
+    def find_channels(self, keys: list[bytes], state: bytearray) -> tuple[list[int], list[bytes]]:
         """As `SegmentTables.find_channels`."""
         picked = self.filter.pick(CHANNELS, keys, state)
         # Of a channel whose head is known, an older head says nothing.
         more = self.filter.pick(CHANGED, keys, state.translate(_BUT_HEADED))
         return self._find(CHANNELS, keys, sorted(picked + more) if more else picked)
 
-    def find_lines(self, producers: list[bytes], skip: bytearray) -> list[tuple[int, bytes]]:
+    def find_lines(self, producers: list[bytes], skip: bytearray) -> tuple[list[int], list[bytes]]:
         """As `SegmentTables.find_lines`."""
         return self._find(LINES, producers, self.filter.pick(LINES, producers, skip))
 
-    def _find(self, kind: int, keys: list[bytes], picked: list[int]) -> list[tuple[int, Any]]:
+    def _find(self, kind: int, keys: list[bytes], picked: list[int]) -> tuple[list[int], list[Any]]:
         """Look the picked keys up, each page once."""
-        found: list[tuple[int, Any]] = []
         if not picked:
-            return found
+            return [], []
         with reading_tree(self._path) as tree:
-            at = 0
-            while at < len(picked):
-                low, page = self._page(tree, kind, keys[picked[at]])
-                try:
-                    at = find_in_table(kind, low, page, keys, picked, at, found)
-                except GroupDamaged as damage:
-                    raise self._damaged(kind) from damage
-        return found
+            try:
+                return find_in_pages(tree, kind, PAGE_KEYS[kind], keys, picked)
+            except GroupDamaged as damage:
+                raise self._damaged(kind) from damage
 
     def names(self, prefix: bytes, after: bytes, count_max: int) -> list[tuple[bytes, int]]:
         """As `SegmentTables.names`."""

@@ -6,12 +6,13 @@ shipped default is one profile that matches everything. A change of the list con
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from broker.model.errors import error
 from broker.model.levels import Level
-from broker.model.names import TOKENS_MAX, check_pattern, covers, display, matches
+from broker.model.names import TOKENS_MAX, check_pattern, covers, display
 from broker.model.settings import KIB, MIB, check_settings, invalid, setting
 
 if TYPE_CHECKING:
@@ -176,16 +177,10 @@ class Profile:
                 )
 
 
-def _beginning(pattern: bytes) -> bytes:
-    """Return what stands in a pattern before its first wildcard; all of it when it has none."""
-    begin = pattern.partition(b"*")[0]
-    return begin.removesuffix(b">")
-
-
 class Profiles:
     """The ordered profiles of a broker; immutable, shared between threads freely."""
 
-    __slots__ = ("_begins", "_profiles")
+    __slots__ = ("_expression", "_profiles")
 
     def __init__(self, profiles: Iterable[Profile] = ()) -> None:
         """Keep profiles in their order; none means the shipped default, `>` with `synced`.
@@ -194,8 +189,8 @@ class Profiles:
             ConfigError: INVALID_CONFIG; a profile can never be the first match because an earlier one covers it.
         """
         self._profiles = tuple(profiles) or (Profile(b">"),)
-        # What a name begins with that a pattern selects, up to its first wildcard: most patterns fail by that alone.
-        self._begins = tuple((_beginning(profile.pattern), profile) for profile in self._profiles)
+        # Each channel that comes into memory is resolved: one scan for all patterns tells the first that matches.
+        self._expression = re.compile(rb"(?!\$)(?:%b)" % b"|".join(map(_expression, self._profiles)), re.DOTALL)
         for index, profile in enumerate(self._profiles):
             for earlier, wider in enumerate(self._profiles[:index]):
                 if covers(wider.pattern, profile.pattern):
@@ -215,11 +210,11 @@ class Profiles:
         Raises:
             RequestError: NO_PROFILE; none matches.
 
-        Linear in the number of profiles; a caller keeps the answer with the channel.
+        Linear in the number of profiles at worst; a caller keeps the answer with the channel.
         """
-        for begin, profile in self._begins:
-            if name.startswith(begin) and matches(profile.pattern, name):
-                return profile
+        matched = self._expression.fullmatch(name)
+        if matched is not None:
+            return self._profiles[(matched.lastindex or 0) - 1]
         raise error("NO_PROFILE", f"channel {display(name)}: none of {len(self._profiles)} profiles matches it")
 
     def __iter__(self) -> Iterator[Profile]:
@@ -239,3 +234,9 @@ class Profiles:
 
     def __repr__(self) -> str:
         return f"Profiles({list(self._profiles)!r})"
+
+
+def _expression(profile: Profile) -> bytes:
+    """Return a group that matches the names that the profile's pattern does."""
+    pattern = re.escape(profile.pattern).replace(rb"\*", rb"[^.]+")
+    return b"(" + (pattern[:-1] + b".+" if pattern.endswith(b">") else pattern) + b")"

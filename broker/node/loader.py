@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING
 
 from broker.events import emit
 from broker.model.errors import BrokerError, error
+from broker_native.sorting import sort_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from broker.core.ports import Stored
     from broker.core.sequencer import Sequencer
@@ -36,15 +37,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Loader"]
 
-JOB_NAMES_MAX = 4_096
+JOB_NAMES_MAX = 8_192
+"""The more names a job has, the more of them share a page of what is stored."""
+JOB_NAMES_BEGIN = 4_096
 JOB_NAMES_MIN = 64
-JOB_US_MAX = 20_000
+JOB_US_MAX = 80_000
 """A job that took longer makes the next one smaller: whoever comes next waits for two of them at most."""
 SHARE = 64
 """Names of one connection that a job takes in a row."""
-STEP_US_MAX = 2_000
+STEP_US_MAX = 1_000
 """The loop does something else after so long, as it does after the next bound when no clock moves."""
 STEP_NAMES_MAX = 1_024
+INSTALL_NAMES = 128
+"""Names that are installed at once."""
+AHEAD_NAMES = 2 * JOB_NAMES_MAX
+"""No more than this may be found and not installed yet: the thread looks up while the loop installs."""
 WAITING_BYTES_MAX = 64 << 20
 ABSENT_MAX = 65_536
 """Names known not to be stored: those of frames that wait, and of frames that come next."""
@@ -53,6 +60,7 @@ DAMAGED_US = 1_000_000
 """Names that cannot be read are remembered, so many for so long."""
 NAME_BYTES = 256
 """What a name that is waited for costs beside its own bytes, about."""
+NO_MEMORY = error("LIMIT", "memory: none is left for loading channels", "give the process more memory")
 LINE = b"\0"
 """A key is a channel's name, or this and a producer: no name has such a byte."""
 
@@ -122,14 +130,16 @@ class Loader:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="broker-load")
         self._askers: dict[object, Asker] = {}
         self._round: deque[Asker] = deque()
-        self._waiting: dict[bytes, dict[Load, None]] = {}
+        self._waiting: dict[bytes, tuple[Load, ...]] = {}
         self._asked: set[bytes] = set()
-        self._found: deque[tuple[bytes, Found]] = deque()
+        self._found: deque[tuple[list[bytes], list[Found]]] = deque()
+        self._found_count = 0
+        self._answered: deque[Load] = deque()
         self._absent: dict[bytes, None] = {}
         self._absent_at = 0
         self._damaged: dict[bytes, BrokerError] = {}
         self._damaged_until_us = 0
-        self._job_names = JOB_NAMES_MAX
+        self._job_names = JOB_NAMES_BEGIN
         self._busy = False
         self._installing = False
         self._stopped = False
@@ -141,9 +151,9 @@ class Loader:
     def missing(self, names: list[bytes]) -> list[bytes]:
         """Return those of the channels that have to be looked up before anybody may load or create them."""
         missing = self._core.missing(names)
-        if not missing:
-            return missing
         absent = self._known_absent()
+        if not missing or not absent:
+            return missing
         return [name for name in missing if name not in absent]
 
     def knows_line(self, producer: bytes) -> bool:
@@ -173,7 +183,7 @@ class Loader:
         names: list[bytes],
         done: Callable[[BrokerError | None], None],
         owner: object = None,
-        ahead: Sequence[bytes] = (),
+        ahead: list[bytes] | None = None,
     ) -> None:
         """Bring channels into memory.
 
@@ -190,7 +200,7 @@ class Loader:
         """
         self._add(names, done, owner)
         if ahead:
-            self._add_ahead(list(dict.fromkeys(ahead)), owner)
+            self._add_ahead(ahead, owner)
         self._start()
 
     def need_line(self, producer: bytes, done: Callable[[BrokerError | None], None], owner: object = None) -> None:
@@ -257,9 +267,10 @@ class Loader:
 
     def _queue(self, load: Load, keys: list[bytes]) -> None:
         """Have a load wait for keys; those that it needs come before those that it will."""
-        asker = load.asker
+        asker, waiting, alone = load.asker, self._waiting, (load,)
         for key in keys:
-            self._waiting.setdefault(key, {})[load] = None
+            others = waiting.get(key)
+            waiting[key] = (*others, load) if others else alone
         load.left += len(keys)
         self.waiting_bytes += load.bytes
         asker.loads[load] = None
@@ -274,15 +285,15 @@ class Loader:
     # -- jobs ----------------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        """Give the thread its next job, unless it has one or the loop has not installed the last one yet."""
-        if self._busy or self._found or self._stopped:
+        """Give the thread its next job, unless it has one or the loop is far from having installed what was found."""
+        if self._busy or self._found_count >= AHEAD_NAMES or self._stopped:
             return
         keys = self._next_job()
         if self._damaged:
             keys = self._readable(keys)
+        if self._found:
+            self._install_soon()
         if not keys:
-            if self._found:
-                self._install_soon()
             return
         try:
             job = self._pool.submit(look_up, self._log, keys, self._clock)
@@ -293,22 +304,19 @@ class Loader:
             self._install_soon()
 
     def _next_job(self) -> list[bytes]:
-        """Take a share of each asker's keys, in turn, until the job is full; sorted."""
+        """Take a share of each asker's keys, in turn, until the job is full."""
         keys: list[bytes] = []
         while self._round and len(keys) < self._job_names:
             asker = self._round.popleft()
-            room = min(SHARE, self._job_names - len(keys))
-            while asker.queue and room:
-                key = asker.queue.popleft()
-                # Another asker's job may have answered it, or may be about to.
-                if key in self._waiting and key not in self._asked:
-                    self._asked.add(key)
-                    keys.append(key)
-                    room -= 1
+            queue = asker.queue
+            taken = [queue.popleft() for _ in range(min(SHARE, self._job_names - len(keys), len(queue)))]
+            # Another asker's job may have answered it, or may be about to.
+            taken = [key for key in taken if key in self._waiting and key not in self._asked]
+            self._asked.update(taken)
+            keys += taken
             asker.in_turn = bool(asker.queue)
             if asker.in_turn:
                 self._round.append(asker)
-        keys.sort()
         return keys
 
     def _readable(self, keys: list[bytes]) -> list[bytes]:
@@ -316,7 +324,8 @@ class Loader:
         if self._clock.steady_us() >= self._damaged_until_us:
             self._damaged.clear()
             return keys
-        self._found.extend((key, self._damaged[key]) for key in keys if key in self._damaged)
+        damaged = [key for key in keys if key in self._damaged]
+        self._add_found(damaged, [self._damaged[key] for key in damaged])
         return [key for key in keys if key not in self._damaged]
 
     def _note_damaged(self, key: bytes, failure: BrokerError) -> None:
@@ -325,32 +334,39 @@ class Loader:
         if len(self._damaged) < DAMAGED_MAX:
             self._damaged[key] = failure
 
-    def _have(self, keys: list[bytes], job: asyncio.Future[tuple[list[Found], int]]) -> None:
+    def _have(self, keys: list[bytes], job: asyncio.Future[tuple[list[bytes], list[Found], int]]) -> None:
         """A job is done."""
         self._busy = False
         if self._stopped or job.cancelled():
             return
         failure = job.exception()
         if failure is None:
-            found, took_us = job.result()
+            keys, found, took_us = job.result()
             self._pace(len(keys), took_us)
-            for key, answer in zip(keys, found, strict=True):
-                self._found.append((key, answer))
-                if isinstance(answer, BrokerError):
-                    self._note_damaged(key, answer)
+            self._add_found(keys, found)
+            if any(type(answer) is not bytes for answer in found):
+                for key, answer in zip(keys, found, strict=True):
+                    if isinstance(answer, BrokerError):
+                        self._note_damaged(key, answer)
         else:
             self._cannot(keys, failure)
-        self._install()
+        self._start()
+        self._install_soon()
 
     def _cannot(self, keys: list[bytes], failure: BaseException) -> None:
         """A job has failed."""
-        reason = self._reason(failure)
-        self._found.extend((key, reason) for key in keys)
+        self._add_found(keys, [self._reason(failure)] * len(keys))
+
+    def _add_found(self, keys: list[bytes], found: list[Found]) -> None:
+        """Keep answers until they are installed; in parts, so that no object stands for a single one."""
+        for begin in range(0, len(keys), INSTALL_NAMES):
+            self._found.append((keys[begin : begin + INSTALL_NAMES], found[begin : begin + INSTALL_NAMES]))
+        self._found_count += len(keys)
 
     def _pace(self, count: int, took_us: int) -> None:
         if took_us > JOB_US_MAX and count > JOB_NAMES_MIN:
-            self._job_names = max(JOB_NAMES_MIN, count // 2)
-        elif count == self._job_names and took_us < JOB_US_MAX // 4:
+            self._job_names = min(max(JOB_NAMES_MIN, count * JOB_US_MAX // took_us), self._job_names)
+        elif count == self._job_names and took_us < JOB_US_MAX // 2:
             self._job_names = min(JOB_NAMES_MAX, self._job_names * 2)
 
     @staticmethod
@@ -358,7 +374,7 @@ class Loader:
         if isinstance(failure, BrokerError):
             return failure
         if isinstance(failure, MemoryError):
-            return error("LIMIT", "memory: none is left for loading channels", "give the process more memory")
+            return NO_MEMORY
         emit("load_failed", failure=failure)
         return error("STORAGE_FAILED", "loading channels: the log cannot be searched")
 
@@ -369,61 +385,85 @@ class Loader:
         self._installing = False
         try:
             begun_us = self._clock.steady_us()
-            for _ in range(STEP_NAMES_MAX):
-                if not self._found or self._clock.steady_us() - begun_us >= STEP_US_MAX:
-                    break
-                self._settle(*self._found.popleft())
+            left = STEP_NAMES_MAX
+            while (self._found or self._answered) and left > 0 and self._clock.steady_us() - begun_us < STEP_US_MAX:
+                if self._answered:
+                    left -= 1
+                    self._finish(self._answered.popleft())
+                else:
+                    keys, found = self._found.popleft()
+                    left -= len(keys)
+                    self._found_count -= len(keys)
+                    self._settle(keys, found)
         except MemoryError:
             pass  # there was none to read the clock; the next step goes on
         finally:
-            if self._found:
+            if self._found or self._answered:
                 self._install_soon()
-            else:
-                self._start()
+            self._start()
 
     def _install_soon(self) -> None:
         if not self._installing:
             self._installing = True
             self._loop.call_soon(self._install)
 
-    def _settle(self, key: bytes, found: Found) -> None:
-        """A key is answered."""
-        self._asked.discard(key)
-        loads = self._waiting.pop(key, None)
-        if not loads:
-            return
-        failure = self._take(key, found)
-        for load in loads:
-            if load.dropped:  # by what one of the others did
-                continue
-            load.left -= 1
-            if failure is not None:
-                load.failure = failure
-            elif load.done is not None:
-                self._hold(load, key)
-            if not load.left:
-                self._finish(load)
-
-    def _take(self, key: bytes, found: Found) -> BrokerError | None:
-        """Install what was found of a key; returns why that cannot be done."""
-        if isinstance(found, BrokerError):
-            return found
+    def _settle(self, keys: list[bytes], found: list[Found]) -> None:
+        """Keys are answered; without memory to install them, with that."""
+        failures: dict[bytes, BrokerError] = {}
+        shortage = None
         try:
-            if not found:
+            failures = self._take(keys, found)
+        except MemoryError:
+            shortage = NO_MEMORY
+        self._asked.difference_update(keys)
+        for key in keys:
+            for load in self._waiting.pop(key, ()):
+                load.left -= 1
+                if shortage is not None or key in failures:
+                    load.failure = shortage or failures[key]
+                elif load.done is not None:
+                    self._hold(load, key)
+                if not load.left:
+                    self._answered.append(load)
+
+    def _take(self, keys: list[bytes], found: list[Found]) -> dict[bytes, BrokerError]:
+        """Install what was found of keys that somebody waits for; returns of which that cannot be done, and why."""
+        failures: dict[bytes, BrokerError] = {}
+        names: list[bytes] = []
+        stored: list[bytes] = []
+        for key, answer in zip(keys, found, strict=True):
+            if not self._waiting.get(key):
+                continue
+            if isinstance(answer, BrokerError):
+                failures[key] = answer
+            elif not answer:
                 self._note_absent(key)
             elif key.startswith(LINE):
-                assert not self._core.knows_producer(key[1:]), "a line came into memory without asking here"
-                self._core.install_line(found)
+                self._take_line(key, answer, failures)
             else:
-                # What is in memory is newer: it must never be set back.
-                assert self._tails.absent([key]), "a channel came into memory without asking here"
-                self._core.install(found)
-        except MemoryError as shortage:
-            return self._reason(shortage)
-        except ValueError as damage:  # entries whose checksum is right and which make no sense
-            return error("STORAGE_CORRUPT", f"tables of {key.decode('latin-1')}: {damage}")
-        self.loaded += bool(found)
-        return None
+                names.append(key)
+                stored.append(answer)
+        # What is in memory is newer: it must never be set back.
+        assert len(self._tails.absent(names)) == len(names), "a channel came into memory without asking here"
+        for at, cause in self._core.install_each(stored).items():
+            failures[names[at]] = self._unfit(names[at], cause)
+        self.loaded += len(names)
+        return failures
+
+    def _take_line(self, key: bytes, entry: bytes, failures: dict[bytes, BrokerError]) -> None:
+        assert not self._core.knows_producer(key[1:]), "a line came into memory without asking here"
+        try:
+            self._core.install_line(entry)
+            self.loaded += 1
+        except (ValueError, MemoryError) as cause:
+            failures[key] = self._unfit(key, cause)
+
+    def _unfit(self, key: bytes, cause: Exception) -> BrokerError:
+        """Say why what was found cannot be installed."""
+        if isinstance(cause, MemoryError):
+            return self._reason(cause)
+        # Entries whose checksum is right and which make no sense.
+        return error("STORAGE_CORRUPT", f"tables of {key.decode('latin-1')}: {cause}")
 
     def _hold(self, load: Load, key: bytes) -> None:
         if key.startswith(LINE):
@@ -440,6 +480,8 @@ class Loader:
 
     def _finish(self, load: Load) -> None:
         """All keys of a load are answered."""
+        if load.dropped:  # by what one of the others did
+            return
         self.waiting_bytes -= load.bytes
         if load.failure is None and load.done is not None and len(load.keys) > 1:
             try:
@@ -466,7 +508,12 @@ class Loader:
         self.waiting_bytes -= load.bytes
         for key in load.keys:
             loads = self._waiting.get(key)
-            if loads is not None and loads.pop(load, self) is None and not loads and key not in self._asked:
+            if loads is None or load not in loads:
+                continue
+            others = tuple(other for other in loads if other is not load)
+            if others or key in self._asked:
+                self._waiting[key] = others
+            else:
                 del self._waiting[key]
         self._release(load)
 
@@ -488,6 +535,8 @@ class Loader:
                 if load.done is not None:
                     load.done(failure)
         self._found.clear()
+        self._found_count = 0
+        self._answered.clear()
         self._waiting.clear()
         self._asked.clear()
 
@@ -499,20 +548,21 @@ class Loader:
 # -- on the loader's thread --------------------------------------------------------------------------------------------
 
 
-def look_up(log: Stored, keys: list[bytes], clock: Clock) -> tuple[list[Found], int]:
-    """Find what is stored of sorted keys.
+def look_up(log: Stored, keys: list[bytes], clock: Clock) -> tuple[list[bytes], list[Found], int]:
+    """Find what is stored of keys.
 
     Returns:
-        What was found of each, and how long that took, microseconds.
+        The keys, sorted; what was found of each; and how long that took, microseconds.
     """
     begun_us = clock.steady_us()
+    keys = sort_keys(keys)
     # Lines sort before all names.
     lines = bisect_left(keys, LINE + b"\xff" * 17)
     found = [
         *resolve_each(log.resolve_lines, [key[1:] for key in keys[:lines]]),
         *resolve_each(log.resolve, keys[lines:]),
     ]
-    return found, clock.steady_us() - begun_us
+    return keys, found, clock.steady_us() - begun_us
 
 
 def resolve_each(resolve: Callable[[list[bytes]], list[bytes]], keys: list[bytes]) -> Iterable[Found]:

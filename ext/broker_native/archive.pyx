@@ -9,10 +9,10 @@ the disk. Nothing here writes, opens or locks anything.
 """
 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.mem cimport PyMem_RawFree, PyMem_RawRealloc
-from cpython.tuple cimport PyTuple_GET_SIZE
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawRealloc
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
@@ -178,22 +178,26 @@ cdef int channel_ends(TreeCursor* cursor, uint64_t channel, ChannelEnds* ends) n
     return CURSOR_ROW
 
 
-cdef struct RowBatch:             # rows that are looked for, or listed, without the lock
+cdef struct RowBatch:             # rows that are listed without the lock
     TreeCursor cursor
     uint32_t count
     Span keys[BATCH_CHUNKS]
-    Span values[BATCH_CHUNKS]     # `at` is NULL where there is no such row
+    Span values[BATCH_CHUNKS]
 
 
-cdef int batch_find(RowBatch* batch, int kind) noexcept nogil:
+cdef struct Sought:               # a row that is looked for without the lock
+    Span key
+    Span value                    # `at` is NULL when there is no such row
+
+
+cdef int rows_find(TreeCursor* cursor, int kind, Sought* rows, size_t count) noexcept nogil:
     """Look for rows whose keys are a kind and a rest, or (a kind below 0) whole."""
     cdef uint8_t key[KEY_BYTES_MAX]
     cdef Span wanted
-    cdef uint32_t index
+    cdef size_t index
     cdef int state
-    for index in range(batch.count):
-        wanted = batch.keys[index]
-        batch.values[index].at = NULL
+    for index in range(count):
+        wanted = rows[index].key
         if kind >= 0:
             # No row has such a key.
             if wanted.size >= KEY_BYTES_MAX:
@@ -202,35 +206,51 @@ cdef int batch_find(RowBatch* batch, int kind) noexcept nogil:
             memcpy(key + 1, wanted.at, wanted.size)
             wanted.at = key
             wanted.size += 1
-        state = row_find(&batch.cursor, &wanted)
+        state = row_find(cursor, &wanted)
         if state < CURSOR_END:
             return state
         if state == CURSOR_ROW:
-            batch.values[index] = batch.cursor.value
+            rows[index].value = cursor.value
     return CURSOR_ROW
 
 
-cdef int batch_find_keys(RowBatch* batch, int kind, tuple keys, Py_ssize_t begin) except -9:
-    """Look for the next rows of a list; the tuple keeps the keys alive meanwhile."""
-    cdef Py_ssize_t end = min(begin + BATCH_CHUNKS, PyTuple_GET_SIZE(keys))
-    cdef Py_ssize_t at
-    cdef bytes key
-    batch.count = 0
-    for at in range(begin, end):
-        key = keys[at]
-        batch.keys[batch.count].at = <const uint8_t*>PyBytes_AS_STRING(key)
-        batch.keys[batch.count].size = <uint64_t>PyBytes_GET_SIZE(key)
-        batch.count += 1
-    return batch_run(batch, kind)
+@cython.internal
+@cython.final
+cdef class RowSearch:
+    """Many rows that are looked for at once: another thread that wants the lock gets it once, and for long.
 
+    Args:
+        keys: The keys, or what follows the kind in them; ascending ones cost least.
+    """
 
-cdef int batch_run(RowBatch* batch, int kind) except -9:
-    cdef int state
-    with nogil:
-        state = batch_find(batch, kind)
-    if state < CURSOR_END:
-        raise fault(&batch.cursor, state, NULL)
-    return 0
+    cdef Sought* rows
+    cdef size_t count
+    cdef tuple keys                   # keeps what `rows` points into
+
+    def __cinit__(self, keys):
+        cdef bytes key
+        self.keys = tuple(keys)
+        self.count = <size_t>len(self.keys)
+        self.rows = <Sought*>PyMem_RawCalloc(self.count + 1, sizeof(Sought))
+        if self.rows == NULL:
+            raise MemoryError
+        for at, key in enumerate(self.keys):
+            self.rows[<size_t>at].key.at = <const uint8_t*>PyBytes_AS_STRING(key)
+            self.rows[<size_t>at].key.size = <uint64_t>PyBytes_GET_SIZE(key)
+
+    def __dealloc__(self):
+        PyMem_RawFree(self.rows)
+
+    cdef int run(self, TreeReader reader, int kind) except -1:
+        """Look for all of them; a kind below 0: the keys are whole."""
+        cdef TreeCursor cursor
+        cdef int state
+        reader.begin(&cursor)
+        with nogil:
+            state = rows_find(&cursor, kind, self.rows, self.count)
+        if state < CURSOR_END:
+            raise fault(&cursor, state, NULL)
+        return 0
 
 
 cdef int key_check(bytes key) except -1:
@@ -263,21 +283,29 @@ def find_bodies(TreeReader reader not None, list keys not None):
         RowDamaged: A row that was looked at is not what was written.
         TreeDamaged: Nor is a page on the way.
     """
-    cdef RowBatch batch
-    cdef tuple held = tuple(keys)
+    cdef RowSearch search
     cdef list found = []
-    cdef uint32_t index
-    for key in held:
+    cdef size_t index
+    for key in keys:
         key_check(key)
-    reader.begin(&batch.cursor)
-    while len(found) < len(held):
-        batch_find_keys(&batch, -1, held, len(found))
-        for index in range(batch.count):
-            if batch.values[index].at == NULL:
-                found.append(None)
-            else:
-                found.append(row_body(batch.keys[index].at, &batch.values[index]))
+    search = RowSearch(keys)
+    search.run(reader, -1)
+    for index in range(search.count):
+        if search.rows[index].value.at == NULL:
+            found.append(None)
+        else:
+            found.append(row_body(search.rows[index].key.at, &search.rows[index].value))
     return found
+
+
+def channel_keys(list ids not None):
+    """The keys of channels: their ids, big-endian."""
+    cdef uint8_t key[NUMBER_BYTES]
+    cdef list keys = []
+    for channel in ids:
+        store_key_u64(key, channel)
+        keys.append(span_bytes(key, NUMBER_BYTES))
+    return keys
 
 
 def find_names(TreeReader reader not None, list names not None):
@@ -286,20 +314,19 @@ def find_names(TreeReader reader not None, list names not None):
     Raises:
         RowDamaged, TreeDamaged: As `find_bodies`.
     """
-    cdef RowBatch batch
-    cdef tuple held = tuple(names)
+    cdef RowSearch search = RowSearch(names)
+    cdef const Span* value
     cdef list found = []
-    cdef uint32_t index
-    reader.begin(&batch.cursor)
-    while len(found) < len(held):
-        batch_find_keys(&batch, ROW_NAME, held, len(found))
-        for index in range(batch.count):
-            if batch.values[index].at == NULL:
-                found.append(0)
-            elif batch.values[index].size == NAME_ROW_BYTES:
-                found.append(load_u64(batch.values[index].at + ROW_CRC_BYTES))
-            else:
-                raise RowDamaged(bytes([ROW_NAME]) + held[len(found)])
+    cdef size_t index
+    search.run(reader, ROW_NAME)
+    for index in range(search.count):
+        value = &search.rows[index].value
+        if value.at == NULL:
+            found.append(0)
+        elif value.size == NAME_ROW_BYTES:
+            found.append(load_u64(value.at + ROW_CRC_BYTES))
+        else:
+            raise RowDamaged(bytes([ROW_NAME]) + search.keys[<Py_ssize_t>index])
     return found
 
 
@@ -309,29 +336,19 @@ def find_channels(TreeReader reader not None, list ids not None):
     Raises:
         RowDamaged, TreeDamaged: As `find_bodies`.
     """
-    cdef RowBatch batch
-    cdef uint8_t numbers[BATCH_CHUNKS][NUMBER_BYTES]
-    cdef tuple held = tuple(ids)
-    cdef Span* value
+    cdef RowSearch search = RowSearch(channel_keys(ids))
+    cdef const Span* value
     cdef list found = []
-    cdef uint32_t index
-    reader.begin(&batch.cursor)
-    while len(found) < len(held):
-        batch.count = 0
-        while batch.count < BATCH_CHUNKS and len(found) + batch.count < len(held):
-            store_key_u64(numbers[batch.count], held[len(found) + batch.count])
-            batch.keys[batch.count].at = numbers[batch.count]
-            batch.keys[batch.count].size = NUMBER_BYTES
-            batch.count += 1
-        batch_run(&batch, ROW_CHANNEL)
-        for index in range(batch.count):
-            value = &batch.values[index]
-            if value.at == NULL:
-                found.append(b"")
-            elif channel_row_known(value):
-                found.append(span_bytes(value.at + CHANNEL_ROW_BYTES, value.size - CHANNEL_ROW_BYTES))
-            else:
-                raise RowDamaged(bytes([ROW_CHANNEL]) + span_bytes(numbers[index], NUMBER_BYTES))
+    cdef size_t index
+    search.run(reader, ROW_CHANNEL)
+    for index in range(search.count):
+        value = &search.rows[index].value
+        if value.at == NULL:
+            found.append(b"")
+        elif channel_row_known(value):
+            found.append(span_bytes(value.at + CHANNEL_ROW_BYTES, value.size - CHANNEL_ROW_BYTES))
+        else:
+            raise RowDamaged(bytes([ROW_CHANNEL]) + search.keys[<Py_ssize_t>index])
     return found
 
 

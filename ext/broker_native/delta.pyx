@@ -63,7 +63,6 @@ from broker_native.layout cimport (
     store_u32,
     store_u64,
 )
-from broker_native.order cimport Keyed, keyed_sort
 from broker_native.pages cimport (
     FILTER_BLOCK_BYTES,
     FILTER_HEADER_BYTES,
@@ -85,7 +84,9 @@ from broker_native.pages cimport (
     page_has_room,
 )
 
+from broker_native.rows cimport load_key_u64
 from broker_native.slabs cimport memory_prefetch
+from broker_native.sorting cimport Keyed, keyed_sort
 
 import os
 
@@ -895,6 +896,52 @@ cdef class TableDelta:
         if row == NULL:
             return None
         return row.channel if row.channel else -1
+
+    def find_names(self, list names not None, bytearray skip not None):
+        """Return the indexes of the names that are here, and of each what `find_name` says.
+
+        Those with a byte other than 0 in `skip` are passed over.
+        """
+        cdef uint64_t key
+        cdef NameDelta* row
+        cdef bytes name
+        cdef Py_ssize_t at
+        cdef list indexes = [], found = []
+        if len(skip) != len(names):
+            raise ValueError(f"skip: got {len(skip)} bytes for {len(names)} names")
+        if self.rows_of(TABLE_NAMES) == 0:
+            return indexes, found
+        for at in range(len(names)):
+            if not skip[at]:
+                name = names[at]
+                row = delta_name(self, <const uint8_t*>PyBytes_AS_STRING(name), <size_t>PyBytes_GET_SIZE(name), &key)
+                if row != NULL:
+                    indexes.append(at)
+                    found.append(row.channel if row.channel else -1)
+        return indexes, found
+
+    def find_channels(self, list keys not None, bytearray skip not None):
+        """Return the indexes of the channels, by their keys, that are here, and of each what `find_channel` says.
+
+        `skip` as of `find_names`.
+        """
+        cdef bytes key
+        cdef Py_ssize_t at
+        cdef list indexes = [], found = []
+        if len(skip) != len(keys):
+            raise ValueError(f"skip: got {len(skip)} bytes for {len(keys)} keys")
+        if self.rows_of(TABLE_CHANNELS) == 0:
+            return indexes, found
+        for at in range(len(keys)):
+            if not skip[at]:
+                key = keys[at]
+                if PyBytes_GET_SIZE(key) != 8:
+                    raise ValueError(f"a channel's key: got {len(key)} bytes, expected 8")
+                entries = self.find_channel(load_key_u64(<const uint8_t*>PyBytes_AS_STRING(key)))
+                if entries:
+                    indexes.append(at)
+                    found.append(entries)
+        return indexes, found
 
     def find_line(self, bytes producer not None):
         """Return the LINE entry of a producer, b"" when nothing of it is here."""

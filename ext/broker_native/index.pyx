@@ -63,8 +63,8 @@ from broker_native.layout cimport (
     store_u32,
     store_u64,
 )
-from broker_native.order cimport Keyed, keyed_sort
 from broker_native.slabs cimport memory_prefetch
+from broker_native.sorting cimport Keyed, keyed_sort
 
 cdef enum:
     # Up to here a walk takes less than giving the interpreter lock away and getting it back beside a busy thread.

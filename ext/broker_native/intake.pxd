@@ -68,6 +68,7 @@ cdef class Intake:
     cdef uint64_t frames_us             # when the first of them was
     cdef Bytes spill
     cdef size_t spill_at
+    cdef size_t told_at                 # up to where in it `names_ahead` has been
     cdef SpillPool pool                 # where the spill counts; None while there is none
     cdef size_t spilled_bytes           # as how much
     cdef uint64_t spilled_us            # since when
@@ -79,12 +80,15 @@ cdef class Intake:
     cdef int go_on(self) except -1
     cdef size_t take_spilled(self, const uint8_t* data, size_t size) except? 0
     cdef size_t take_frames(self, const uint8_t* data, size_t size) except? 0
+    cdef size_t take_channels(self, const uint8_t* data, size_t size, int* became) except? 0
+    cdef int count_frames(self, uint32_t count) except -1
     cdef int keep(self, const uint8_t* data, size_t size) except -1
     cdef int keep_rest(self) except -1
     cdef int forget_spill(self) except -1
     cdef int settle(self) except -1
     cdef int put_off_now(self) except -1
-    cdef bint may_handle(self) noexcept
+    cdef bint may_handle(self, uint32_t turns) noexcept
+    cdef uint32_t turns_allowed(self) noexcept
     cdef bint check_header(self, const uint8_t* header) except -1
     cdef int take_frame(self, const uint8_t* frame) except -1
     cdef int answer_publish(self, int code, const uint8_t* body, uint32_t size) except -1

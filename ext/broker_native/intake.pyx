@@ -12,14 +12,19 @@ What one peer costs the others is bounded, without a look at those who do nothin
   all. The rest of what a connection sent is put off, in order, and goes on in a later turn, one connection after the
   other; meanwhile the connection is not read.
 - A frame that cannot be handled yet suspends its connection alone: what follows is put off, in order, until `resume`,
-  and `names_ahead` says which channels the frames that wait are about to name.
+  and `names_ahead` says which channels the frames that wait are about to name, each once.
 
-A subclass gives `on_frame(kind, flags, body)`, `on_refused(code, slot, number, count)`, `on_duplicate(slot, number,
-count)`, `on_malformed(code, size)`, `on_credit(subscription)` (of one that is behind), `on_exhausted()` (there is no
-memory for what came, or for what should be sent: end the connection) and `on_read()` (bytes were taken in: end the
-turn). When it shares its loop with others, also `on_put_off()` and `on_caught_up()` (pause and resume reading),
-`on_crowded(name, bytes, limit, held_us)` (end the connection: it takes up room that others need) and
-`on_failed(failure)` (a handler raised while it went on with what was put off). All of it belongs to the loop's thread.
+CHANNEL frames with consecutive numbers and well-formed names that came together are handed over together: one call for
+some dozens of them, since a client that comes back names all that it publishes to, and may publish to a million.
+
+A subclass gives `on_frame(kind, flags, body)`, `on_channels(first, names)` (answers how many of the frames it has
+taken; the first of those that it has not goes to `on_frame`, and so does one that stands alone),
+`on_refused(code, slot, number, count)`, `on_duplicate(slot, number, count)`, `on_malformed(code, size)`,
+`on_credit(subscription)` (of one that is behind), `on_exhausted()` (there is no memory for what came, or for what
+should be sent: end the connection) and `on_read()` (bytes were taken in: end the turn). When it shares its loop with
+others, also `on_put_off()` and `on_caught_up()` (pause and resume reading), `on_crowded(name, bytes, limit, held_us)`
+(end the connection: it takes up room that others need) and `on_failed(failure)` (a handler raised while it went on with
+what was put off). All of it belongs to the loop's thread.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -30,6 +35,7 @@ from libc.string cimport memcpy
 
 from broker_native.fanout cimport Fanout, Outbox, Subscription
 from broker_native.layout cimport *
+from broker_native.names cimport name_is_channel
 from broker_native.tails cimport Bytes, bytes_release
 
 cdef enum:
@@ -56,10 +62,24 @@ cdef enum:
 
     SPILL_BYTES_MIN = 64
     CHANNEL_NUMBER_BYTES = 4
-    NAME_BYTES_MAX = 255
+    # CHANNEL frames that are handed over together, and how many of them count as one frame: together they cost less.
+    CHANNELS_MAX = 64
+    CHANNELS_A_FRAME = 8
     CROWDED_READ_BYTES = 4096           # of a read while much is put off: it adds little to that
     EARLY_BYTES_MAX = 4 << 20
     PARTIAL_BYTES_MAX = 32 << 20
+
+
+cdef inline bint is_naming(const uint8_t* frame, size_t size) noexcept nogil:
+    """Whether a frame with so many bytes of body, all there, is a CHANNEL with a well-formed name."""
+    return (frame[4] == KIND_CHANNEL and frame[5] == 0 and load_u16(frame + 6) == 0 and size > CHANNEL_NUMBER_BYTES
+            and name_is_channel(frame + FRAME_HEADER_BYTES + CHANNEL_NUMBER_BYTES, size - CHANNEL_NUMBER_BYTES))
+
+
+cdef inline bytes name_in(const uint8_t* frame, size_t size):
+    """The name in such a frame."""
+    return PyBytes_FromStringAndSize(<const char*>frame + FRAME_HEADER_BYTES + CHANNEL_NUMBER_BYTES,
+                                     <Py_ssize_t>(size - CHANNEL_NUMBER_BYTES))
 
 
 cdef class Clock:
@@ -319,15 +339,26 @@ cdef class Intake:
         if not self.feeding:
             self.settle()
 
+    def on_channels(self, uint32_t first, list names):
+        """Handle CHANNEL frames together, from the first on; answers how many. Here: none, each goes to `on_frame`.
+
+        Args:
+            first: The number of the first of them; they are consecutive.
+            names: Well-formed names, two at least.
+        """
+        return 0
+
     def names_ahead(self, size_t count_max):
-        """Return the names in the CHANNEL frames that were put off, in order, as they came; duplicates included.
+        """Return the names in the CHANNEL frames that were put off, in order; duplicates included.
+
+        A frame's name is told once, and only if it is one: no second call goes over the same frames again.
 
         Args:
             count_max: How many at most.
         """
         cdef list names = []
         cdef size_t count = 0
-        cdef size_t at = self.spill_at
+        cdef size_t at = max(self.spill_at, self.told_at)
         cdef size_t size
         cdef const uint8_t* frame
         # Half a frame that no turn was asked for is no frame that waits: the walk would stop at it anyway.
@@ -336,12 +367,11 @@ cdef class Intake:
             size = load_u32(frame)
             if size > self.spill.used - at - FRAME_HEADER_BYTES:
                 break
-            if frame[4] == KIND_CHANNEL and CHANNEL_NUMBER_BYTES < size <= CHANNEL_NUMBER_BYTES + NAME_BYTES_MAX:
-                names.append(PyBytes_FromStringAndSize(
-                    <const char*>frame + FRAME_HEADER_BYTES + CHANNEL_NUMBER_BYTES, size - CHANNEL_NUMBER_BYTES
-                ))
+            if is_naming(frame, size):
+                names.append(name_in(frame, size))
                 count += 1
             at += FRAME_HEADER_BYTES + size
+            self.told_at = at
         return names
 
     cdef int take(self, const uint8_t* data, size_t size) except -1:
@@ -425,7 +455,7 @@ cdef class Intake:
     cdef size_t take_frames(self, const uint8_t* data, size_t size) except? 0:
         """Take the whole frames of `data`; answers how many bytes they were."""
         cdef size_t at = 0
-        cdef size_t frame
+        cdef size_t frame, used
         cdef int became
         while size - at >= FRAME_HEADER_BYTES:
             if not self.check_header(data + at):
@@ -433,16 +463,61 @@ cdef class Intake:
             frame = FRAME_HEADER_BYTES + <size_t>load_u32(data + at)
             if frame > size - at:
                 break
-            became = self.take_frame(data + at)
+            used = 0
+            became = TAKEN
+            if is_naming(data + at, frame - FRAME_HEADER_BYTES):
+                used = self.take_channels(data + at, size - at, &became)
+            if not used and not became:
+                used = frame
+                became = self.take_frame(data + at)
             if became:
                 if became == TAKEN_LAST:
                     return size
                 if became == TAKEN_ENOUGH:
-                    at += frame
+                    at += used
                 self.put_off = at < size
                 break
-            at += frame
+            at += used
         return at
+
+    cdef size_t take_channels(self, const uint8_t* data, size_t size, int* became) except? 0:
+        """Take CHANNEL frames that can be handled together; answers how many bytes they were, 0 when none can.
+
+        Sets what has become of them, when it is any.
+        """
+        cdef size_t ends[CHANNELS_MAX]
+        cdef size_t at = 0
+        cdef size_t body
+        cdef uint32_t count = 0
+        cdef uint32_t first = load_u32(data + FRAME_HEADER_BYTES)
+        cdef list names = []
+        while count < CHANNELS_MAX and size - at >= FRAME_HEADER_BYTES + CHANNEL_NUMBER_BYTES:
+            body = load_u32(data + at)
+            if (body > size - at - FRAME_HEADER_BYTES or body > self.frame_bytes_max or not is_naming(data + at, body)
+                    or load_u32(data + at + FRAME_HEADER_BYTES) != <uint64_t>first + count):
+                break
+            names.append(name_in(data + at, body))
+            at += FRAME_HEADER_BYTES + body
+            ends[count] = at
+            count += 1
+        if count < 2:
+            return 0
+        if not self.may_handle(1):
+            became[0] = PUT_OFF
+            return 0
+        count = min(count, <uint32_t>self.on_channels(first, names))
+        if not count:
+            return 0
+        self.count_frames((count + CHANNELS_A_FRAME - 1) // CHANNELS_A_FRAME)
+        became[0] = TAKEN_LAST if self.closed else TAKEN_ENOUGH if self.suspended else TAKEN
+        return ends[count - 1]
+
+    cdef int count_frames(self, uint32_t count) except -1:
+        """Charge the turn with frames that Python has handled."""
+        self.frames += count
+        self.buffer.frames += count
+        self.buffer.ask_for_turn()
+        return 0
 
     # .. what is kept ..
 
@@ -472,7 +547,7 @@ cdef class Intake:
         cdef Bytes done = self.spill
         cdef size_t at = self.spill_at
         self.spill.data = NULL
-        self.spill.used = self.spill.capacity = self.spill_at = 0
+        self.spill.used = self.spill.capacity = self.spill_at = self.told_at = 0
         try:
             if at < done.used:
                 self.keep(done.data + at, done.used - at)
@@ -484,7 +559,7 @@ cdef class Intake:
         if self.pool is not None:
             self.pool.remove(self)
         bytes_release(&self.spill)
-        self.spill_at = 0
+        self.spill_at = self.told_at = 0
         return 0
 
     cdef int settle(self) except -1:
@@ -521,8 +596,12 @@ cdef class Intake:
         self.on_put_off()
         return 0
 
-    cdef bint may_handle(self) noexcept:
-        """Whether the budget has room for another frame that Python handles."""
+    cdef bint may_handle(self, uint32_t turns) noexcept:
+        """Whether the budget has room for another frame that Python handles.
+
+        Args:
+            turns: What this one may make of the turn's budget, as a multiple of it.
+        """
         cdef ReadBuffer buffer = self.buffer
         cdef uint64_t now_us
         if buffer.schedule is None:
@@ -534,10 +613,18 @@ cdef class Intake:
             self.frames_us = now_us
         return (
             self.frames < SLOW_FRAMES_MAX
-            and buffer.frames < TURN_FRAMES_MAX
+            and buffer.frames < turns * TURN_FRAMES_MAX
             and now_us - self.frames_us < SLOW_US_MAX
-            and now_us - buffer.turn_us < TURN_US_MAX
+            and now_us - buffer.turn_us < turns * TURN_US_MAX
         )
+
+    cdef uint32_t turns_allowed(self) noexcept:
+        """How much of the turn's budget the next frame may use: the first of a read has a share of its own.
+
+        Those who have much put off use a turn up as it begins. Who sends a frame now and then is not to wait behind
+        each of them.
+        """
+        return 2 if not self.frames and self.pool is not self.buffer.backlog else 1
 
     # .. frames ..
 
@@ -561,22 +648,20 @@ cdef class Intake:
             if not code:
                 return TAKEN
             # What it was is known only now: it is answered whatever the budget says, and ends it.
-            enough = not self.may_handle()
+            enough = not self.may_handle(1)
             self.answer_publish(code, body, size)
         elif (frame[4] == KIND_CREDIT and self.subscriptions is not None and not frame[5] and size == CREDIT_BYTES
                 and not load_u32(body + 4)):
             if not self.take_credit(body):
                 return TAKEN_LAST if self.closed else TAKEN
-            enough = not self.may_handle()
-        elif self.may_handle():
+            enough = not self.may_handle(1)
+        elif self.may_handle(self.turns_allowed()):
             self.on_frame(frame[4], frame[5], PyBytes_FromStringAndSize(<const char*>body, size))
         else:
             return PUT_OFF
         if self.closed:
             return TAKEN_LAST
-        self.frames += 1
-        self.buffer.frames += 1
-        self.buffer.ask_for_turn()
+        self.count_frames(1)
         return TAKEN_ENOUGH if enough or self.suspended else TAKEN
 
     cdef int answer_publish(self, int code, const uint8_t* body, uint32_t size) except -1:

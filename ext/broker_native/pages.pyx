@@ -10,13 +10,34 @@ with the reason "table page".
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.mem cimport PyMem_RawRealloc
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawRealloc
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
+from broker_native.btree cimport Span
 from broker_native.crc32c cimport crc32c
 from broker_native.index cimport DAMAGE_TABLE, Damage, damage_error, damaged, key_mix
-from broker_native.layout cimport ENTRY_HEADER_BYTES, load_u32, load_u64, store_u32
+from broker_native.layout cimport (
+    ENTRY_DROP,
+    ENTRY_EPOCH,
+    ENTRY_HEAD,
+    ENTRY_HEADER_BYTES,
+    ENTRY_TRIM,
+    load_u16,
+    load_u32,
+    load_u64,
+    store_u32,
+    store_u64,
+)
+from broker_native.tree cimport CURSOR_DAMAGED, CURSOR_ROW, TreeCursor, TreeReader, cursor_prev, cursor_seek
+
+from broker_native.btree import TreeDamaged
+
+cdef extern from *:
+    """
+    static inline uint64_t swap_u64(uint64_t number) { return __builtin_bswap64(number); }
+    """
+    uint64_t swap_u64(uint64_t number) noexcept nogil  # keys are big-endian, so that they sort as numbers do
 
 NAMES = TABLE_NAMES
 CHANNELS = TABLE_CHANNELS
@@ -106,14 +127,24 @@ cdef void number_key(uint8_t* at, uint64_t number, int size) noexcept nogil:
         at[index] = <uint8_t>(number >> (8 * (size - 1 - index)) & 0xFF)
 
 
-cdef int key_compare(const uint8_t* left, size_t left_size, const uint8_t* right, size_t right_size) noexcept nogil:
-    cdef int order = memcmp(left, right, left_size if left_size < right_size else right_size)
+cdef inline int key_compare(const uint8_t* left, size_t left_size, const uint8_t* right,
+                            size_t right_size) noexcept nogil:
+    cdef size_t size = left_size if left_size < right_size else right_size
+    cdef uint64_t one, other
+    cdef int order
+    if size >= 8:
+        one = swap_u64(load_u64(left))
+        other = swap_u64(load_u64(right))
+        if one != other:
+            return 1 if one > other else -1
+    order = memcmp(left, right, size)
     if order != 0:
         return order
     return (left_size > right_size) - (left_size < right_size)
 
 
-cdef bint table_page_check(const uint8_t* at, size_t size, int kind, bytes low) noexcept:
+cdef bint table_page_check(const uint8_t* at, size_t size, int kind, const uint8_t* low,
+                           size_t low_bytes) noexcept nogil:
     """Whether a page is what was written, of this kind, and under its own key."""
     cdef uint32_t items_end, low_size
     if size < TABLE_PAGE_HEADER_BYTES or load_u32(at) != size or load_u32(at + 8) != TABLE_PAGE_MAGIC:
@@ -124,8 +155,7 @@ cdef bint table_page_check(const uint8_t* at, size_t size, int kind, bytes low) 
     low_size = load_u32(at + 24)
     if items_end < TABLE_PAGE_HEADER_BYTES or <uint64_t>items_end + low_size + load_u32(at + 28) != size:
         return False
-    return key_compare(at + items_end, low_size, <const uint8_t*>PyBytes_AS_STRING(low),
-                       <size_t>PyBytes_GET_SIZE(low)) == 0
+    return key_compare(at + items_end, low_size, low, low_bytes) == 0
 
 
 cdef uint32_t page_item(const uint8_t* at, uint32_t offset, uint32_t end, int kind, uint32_t number,
@@ -143,7 +173,7 @@ cdef uint32_t page_item(const uint8_t* at, uint32_t offset, uint32_t end, int ki
         item.value_size = 8
         size = 1 + <uint64_t>item.key_size + 8
     elif kind == TABLE_CHANNELS:
-        number_key(item.number, load_u64(at), 8)
+        store_u64(item.number, swap_u64(load_u64(at)))
         item.key = item.number
         item.key_size = 8
         item.value = at + 12
@@ -178,79 +208,160 @@ cdef object item_value(int kind, const PageItem* item):
     return PyBytes_FromStringAndSize(<const char*>item.value, <Py_ssize_t>item.value_size)
 
 
-def find_in_table(int kind, bytes low not None, page, list keys not None, list picked not None, Py_ssize_t at,
-                  list into not None):
-    """Look many keys up in one page.
+cdef enum:
+    FIND_PAGE_DAMAGED = -2            # CURSOR_DAMAGED is -1
+    FIND_DONE = 0
+    PAGE_KEY_BYTES_MAX = 16 + 255     # the kind's prefix, a key, and a zero byte behind it
 
-    Args:
-        kind: NAMES, CHANNELS or LINES.
-        low: what the row's key says that the page begins with.
-        page: the stored value; borrowed for the call.
-        keys: as bytes, see `pages.pxd`.
-        picked: which of the keys are wanted, in the keys' ascending order; from `at` on, the first of them not below
-            `low`.
-        into: gets (index in `keys`, value) for each that is there: a name's channel, else the entries as bytes.
 
-    Returns:
-        The first of `picked` that the page does not cover.
+cdef struct Sought:                   # a key that is looked for
+    Span key
+    Span found                        # what the segment has of it; `at` is NULL for nothing
 
-    Raises:
-        GroupDamaged: the page is not what was written, or not the one that covers the first key.
 
-    Any thread. A few microseconds, most of them for the checksum.
-    """
-    cdef Py_buffer view
-    cdef const uint8_t* data
+cdef int page_find(int kind, const Span* page, const Span* low, Sought* sought, size_t count,
+                   size_t* at) noexcept nogil:
+    """Look up, from `at` on, the keys that a page covers, the first of them at least; sets `at` past them."""
+    cdef const uint8_t* data = page.at
+    cdef const uint8_t* bound
     cdef PageItem item
     cdef uint32_t offset = TABLE_PAGE_HEADER_BYTES, following = TABLE_PAGE_HEADER_BYTES
-    cdef uint32_t end, bound_size, number = 0, count
-    cdef const uint8_t* bound
-    cdef bytes key
-    cdef Py_ssize_t begun = at
+    cdef uint32_t end, bound_size, items, number = 0
+    cdef size_t begun = at[0]
+    cdef Span* key
     cdef int order = -1
-    PyObject_GetBuffer(page, &view, PyBUF_SIMPLE)
-    try:
-        data = <const uint8_t*>view.buf
-        if not table_page_check(data, <size_t>view.len, kind, low):
-            raise page_damage()
-        end = load_u32(data + 20)
-        bound_size = load_u32(data + 28)
-        bound = data + view.len - bound_size
-        count = load_u32(data + 12)
-        while at < len(picked):
-            key = <bytes>keys[<Py_ssize_t>picked[at]]
-            if bound_size and key_compare(<const uint8_t*>PyBytes_AS_STRING(key), <size_t>PyBytes_GET_SIZE(key),
-                                          bound, bound_size) >= 0:
-                break
-            # The item that the last key stopped at is looked at again: it may be this one's.
-            while True:
-                if following == offset:
-                    if number == count:
-                        break
-                    following = page_item(data, offset, end, kind, number, &item)
-                    if following == 0:
-                        raise page_damage()
-                order = key_compare(item.key, item.key_size, <const uint8_t*>PyBytes_AS_STRING(key),
-                                    <size_t>PyBytes_GET_SIZE(key))
-                if order >= 0:
+    if not table_page_check(data, page.size, kind, low.at, low.size):
+        return FIND_PAGE_DAMAGED
+    end = load_u32(data + 20)
+    bound_size = load_u32(data + 28)
+    bound = data + page.size - bound_size
+    items = load_u32(data + 12)
+    while at[0] < count:
+        key = &sought[at[0]].key
+        if bound_size and key_compare(key.at, key.size, bound, bound_size) >= 0:
+            break
+        # The item that the last key stopped at is looked at again: it may be this one's.
+        while True:
+            if following == offset:
+                if number == items:
                     break
-                offset = following
-                number += 1
-            if number < count and order == 0:
-                into.append((picked[at], item_value(kind, &item)))
-            at += 1
-        if at == begun and at < len(picked):
+                following = page_item(data, offset, end, kind, number, &item)
+                if following == 0:
+                    return FIND_PAGE_DAMAGED
+            order = key_compare(item.key, item.key_size, key.at, key.size)
+            if order >= 0:
+                break
+            offset = following
+            number += 1
+        if number < items and order == 0:
+            sought[at[0]].found.at = item.value
+            sought[at[0]].found.size = item.value_size
+        at[0] += 1
+    return FIND_DONE if at[0] > begun else FIND_PAGE_DAMAGED
+
+
+cdef int pages_find(TreeCursor* cursor, int kind, const Span* prefix, Sought* sought, size_t count) noexcept nogil:
+    """Look ascending keys up in a kind's pages, each page once."""
+    cdef uint8_t key[PAGE_KEY_BYTES_MAX]
+    cdef Span wanted, low
+    cdef size_t at = 0
+    cdef int state
+    memcpy(key, prefix.at, prefix.size)
+    while at < count:
+        # The page that covers a key is the last one that begins at it or before.
+        memcpy(key + prefix.size, sought[at].key.at, sought[at].key.size)
+        wanted.at = key
+        wanted.size = prefix.size + sought[at].key.size
+        key[wanted.size] = 0
+        wanted.size += 1
+        state = cursor_seek(cursor, &wanted)
+        if state != CURSOR_DAMAGED:
+            state = cursor_prev(cursor)
+        if state == CURSOR_DAMAGED:
+            return state
+        if (state != CURSOR_ROW or cursor.key.size < prefix.size
+                or memcmp(cursor.key.at, prefix.at, prefix.size) != 0):
+            # Every kind has a page that covers from the very beginning.
+            return FIND_PAGE_DAMAGED
+        low.at = cursor.key.at + prefix.size
+        low.size = cursor.key.size - prefix.size
+        state = page_find(kind, &cursor.value, &low, sought, count, &at)
+        if state != FIND_DONE:
+            return state
+    return FIND_DONE
+
+
+def find_in_pages(TreeReader reader not None, int kind, bytes prefix not None, list keys not None,
+                  list picked not None):
+    """Look many keys up in the pages of a kind, each page once.
+
+    Args:
+        reader: The sealed segment.
+        kind: NAMES, CHANNELS or LINES.
+        prefix: What the rows of its pages begin with, 16 bytes at most.
+        keys: As bytes, see above, 255 at most.
+        picked: Which of the keys are wanted, in the keys' ascending order.
+
+    Returns:
+        Indexes in `keys` of those that are there, and the value of each: a name's channel, else the entries as bytes.
+
+    Raises:
+        GroupDamaged: A page is not what was written, or not the one that covers a key.
+        TreeDamaged: A page on the way to it is not.
+
+    Any thread. The interpreter lock is free while pages are read.
+    """
+    cdef TreeCursor cursor
+    cdef Span span
+    cdef Sought* sought
+    # Whoever has the list may change it while the lock is free.
+    cdef tuple held = tuple(keys)
+    cdef size_t count = <size_t>len(picked), index = 0
+    cdef bytes key
+    # Two lists, and no pair for each: pairs would be the collector's work, which holds up all threads.
+    cdef list indexes = [], values = []
+    cdef PageItem item
+    cdef int state
+    if len(prefix) > 16:
+        raise ValueError(f"prefix: got {len(prefix)} bytes, limit 16")
+    span.at = <const uint8_t*>PyBytes_AS_STRING(prefix)
+    span.size = <uint64_t>PyBytes_GET_SIZE(prefix)
+    reader.begin(&cursor)
+    sought = <Sought*>PyMem_RawCalloc(count + 1, sizeof(Sought))
+    if sought == NULL:
+        raise MemoryError
+    try:
+        for at in picked:
+            key = held[at]
+            if len(key) > 255:
+                raise ValueError(f"key: got {len(key)} bytes, limit 255")
+            sought[index].key.at = <const uint8_t*>PyBytes_AS_STRING(key)
+            sought[index].key.size = <uint64_t>PyBytes_GET_SIZE(key)
+            index += 1
+        with nogil:
+            state = pages_find(&cursor, kind, &span, sought, count)
+        if state == CURSOR_DAMAGED:
+            raise TreeDamaged(cursor.walk.damage)
+        if state != FIND_DONE:
             raise page_damage()
-        return at
+        for index in range(count):
+            if sought[index].found.at != NULL:
+                item.value = sought[index].found.at
+                item.value_size = <uint32_t>sought[index].found.size
+                indexes.append(picked[<Py_ssize_t>index])
+                values.append(item_value(kind, &item))
+        return indexes, values
     finally:
-        PyBuffer_Release(&view)
+        PyMem_RawFree(sought)
 
 
 def table_items(int kind, bytes low not None, page):
     """Return all that a page holds.
 
     Args:
-        kind, low, page: as of `find_in_table`.
+        kind: NAMES, CHANNELS, LINES or REST.
+        low: what the row's key says that the page begins with.
+        page: the stored value; borrowed for the call.
 
     Returns:
         (a list of (key, value), the bound: the low of the next page, empty for the last one).
@@ -267,7 +378,8 @@ def table_items(int kind, bytes low not None, page):
     PyObject_GetBuffer(page, &view, PyBUF_SIMPLE)
     try:
         data = <const uint8_t*>view.buf
-        if not table_page_check(data, <size_t>view.len, kind, low):
+        if not table_page_check(data, <size_t>view.len, kind, <const uint8_t*>PyBytes_AS_STRING(low),
+                                <size_t>PyBytes_GET_SIZE(low)):
             raise page_damage()
         end = load_u32(data + 20)
         bound_size = load_u32(data + 28)
@@ -281,6 +393,68 @@ def table_items(int kind, bytes low not None, page):
         return items, PyBytes_FromStringAndSize(<const char*>data + view.len - bound_size, <Py_ssize_t>bound_size)
     finally:
         PyBuffer_Release(&view)
+
+
+cdef enum:
+    # How far a channel is known from newer segments.
+    STATE_OPEN = 0                    # not at all
+    STATE_HEADED = 1                  # where it ends
+    STATE_CLOSED = 2                  # nothing older counts
+
+OPEN, HEADED, CLOSED = STATE_OPEN, STATE_HEADED, STATE_CLOSED
+
+
+cdef uint64_t kinds_in(bytes entries) noexcept:
+    """Which kinds of entries are in a run: bit `1 << kind` for each, bit 0 for those past 63."""
+    cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(entries)
+    cdef uint64_t left = <uint64_t>PyBytes_GET_SIZE(entries)
+    cdef uint64_t kinds = 0
+    cdef uint32_t size
+    cdef uint16_t kind
+    while left >= ENTRY_HEADER_BYTES:
+        kind = load_u16(at + 4)
+        kinds |= <uint64_t>1 << (kind if kind < 64 else 0)
+        size = load_u32(at)
+        if size < ENTRY_HEADER_BYTES or size > left:
+            break
+        at += size
+        left -= size
+    return kinds
+
+
+def adds_up(bytes entries not None):
+    """Whether there is an EPOCH or a TRIM in a run: what takes nobody's place in those before it."""
+    return kinds_in(entries) & (<uint64_t>1 << ENTRY_EPOCH | <uint64_t>1 << ENTRY_TRIM) != 0
+
+
+def join_older(list indexes not None, list found not None, bytearray state not None, list parts not None):
+    """Put what a segment has of channels behind what newer ones have.
+
+    Args:
+        indexes, found: Channels, and their entries; with a DROP among them they are not taken: nothing older counts.
+        state: OPEN, HEADED or CLOSED for each channel; it is moved on.
+        parts: For each channel None, a run of entries, or a list of several, the newest first; it gets this one too.
+    """
+    cdef Py_ssize_t at, index
+    cdef bytes entries
+    cdef uint64_t kinds
+    if len(state) != len(parts):
+        raise ValueError(f"state: got {len(state)} bytes for {len(parts)} channels")
+    for index in range(len(indexes)):
+        at = indexes[index]
+        entries = found[index]
+        kinds = kinds_in(entries)
+        if kinds & <uint64_t>1 << ENTRY_DROP:
+            state[at] = STATE_CLOSED
+            continue
+        if parts[at] is None:
+            parts[at] = entries
+        elif isinstance(parts[at], bytes):
+            parts[at] = [parts[at], entries]
+        else:
+            parts[at].append(entries)
+        if kinds & <uint64_t>1 << ENTRY_HEAD:
+            state[at] = STATE_HEADED
 
 
 # -- the filter --------------------------------------------------------------------------------------------------------

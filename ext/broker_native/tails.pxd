@@ -217,6 +217,8 @@ cdef class Tails:
     cdef list take_stored_turn_answers(self)
     cdef void drop_class(self, int chunk_class) noexcept
     cdef void undo_channel(self, Channel* channel) noexcept
+    cdef void adopt(self, Channel* channel, uint8_t level, uint8_t shard_tokens, uint32_t payload_bytes_max,
+                  uint16_t profile) noexcept
     cdef void change_home(self, Channel* channel) noexcept
 
 cdef class Publisher:

@@ -47,10 +47,11 @@ cdef extern from "Python.h":
     void Py_XDECREF(PyObject* object)
 
 cdef enum:
+    RUN_SHIFT = 40                      # an epoch's run is above it
     SLOT_MAX = (1 << 24) - 1            # the largest number that a connection may give to a channel
     CHUNK_CAPACITY_MIN = 256            # of a class of buffers; each next one is twice as large
     CHUNK_CLASSES = 7                   # up to 16 KiB; larger ones are few, and the C library keeps them as well
-    POOL_IDLE_BYTES_MAX = 32 << 20
+    POOL_IDLE_BYTES_MAX = 8 << 20       # two full groups need less, and a process at rest keeps it
     AHEAD = 8                           # how many channels a loop over them fetches ahead
     LINE_RUNS_KEPT = 4096               # when a group's runs of one line grow past this, the oldest are dropped
 
@@ -614,7 +615,7 @@ cdef class Tails:
             self.register_ephemeral(channel)
         if channel.epoch == 0 or channel.epoch_stale:
             self.epoch_counter += 1
-            channel.epoch = (self.run << 40) | (<uint64_t>1 << 39) | self.epoch_counter
+            channel.epoch = (self.run << RUN_SHIFT) | (<uint64_t>1 << 39) | self.epoch_counter
             channel.epoch_stale = STALE_NOT
         channel.used_s = self.now_s()
         return CLASS_EPHEMERAL
@@ -665,7 +666,7 @@ cdef class Tails:
         """Draw a new epoch and put its EPOCH entry into the open group; neither without the other."""
         cdef uint8_t* at
         cdef uint32_t size = ENTRY_HEADER_BYTES + 24
-        cdef uint64_t epoch = (self.run << 40) | (self.group_number & ((<uint64_t>1 << 39) - 1))
+        cdef uint64_t epoch = (self.run << RUN_SHIFT) | (self.group_number & ((<uint64_t>1 << 39) - 1))
         bytes_reserve(&self.entries, size)
         epochs_push(channel, epoch, channel.next)
         channel.epoch = epoch
@@ -1024,6 +1025,21 @@ cdef class Tails:
             return self.apply_entries_at(<const uint8_t*>view.buf, <const uint8_t*>view.buf + view.len, lines)
         finally:
             PyBuffer_Release(&view)
+
+    def apply_each(self, list found not None, lines):
+        """Apply runs of entries, each by itself; answers by index what it raised for those that cannot be applied."""
+        cdef bytes entries
+        cdef Py_ssize_t at
+        cdef const uint8_t* data
+        cdef dict failures = {}
+        for at in range(len(found)):
+            entries = found[at]
+            data = <const uint8_t*>PyBytes_AS_STRING(entries)
+            try:
+                self.apply_entries_at(data, data + PyBytes_GET_SIZE(entries), lines)
+            except (ValueError, MemoryError) as failure:
+                failures[at] = failure
+        return failures
 
     cdef list apply_entries_at(self, const uint8_t* at, const uint8_t* end, lines):
         cdef list rest = []
@@ -1442,6 +1458,19 @@ cdef class Tails:
         cdef Channel* channel = self.find_here(name)
         return channel != NULL and channel.payload_bytes_max != 0 and channel.state == STATE_HERE
 
+    def unready(self, list names not None):
+        """The indexes of the names that are not `ready`."""
+        cdef Channel* channel
+        cdef Py_ssize_t at
+        cdef bytes name
+        cdef list found = []
+        for at in range(len(names)):
+            name = names[at]
+            channel = self.find_here(name)
+            if channel == NULL or channel.payload_bytes_max == 0 or channel.state != STATE_HERE:
+                found.append(at)
+        return found
+
     def load(self, bytes name, uint8_t level, uint8_t shard_tokens, uint32_t payload_bytes_max, uint16_t profile=0):
         """Have the channel in memory under this policy; answers whether it is new.
 
@@ -1469,6 +1498,12 @@ cdef class Tails:
         if (channel.state == STATE_LEAVING or channel.chunk_class != CLASS_NONE or channel.touched
                 or channel.closed_next != channel.applied_next):
             raise RuntimeError("a channel changes its policy between groups only")
+        self.adopt(channel, level, shard_tokens, payload_bytes_max, profile)
+        return False
+
+    cdef void adopt(self, Channel* channel, uint8_t level, uint8_t shard_tokens, uint32_t payload_bytes_max,
+                    uint16_t profile) noexcept:
+        """Give a channel that is here and has nothing pending its policy."""
         if (channel.level == LEVEL_EPHEMERAL) != (level == LEVEL_EPHEMERAL):
             self.change_home(channel)
         channel.level = level
@@ -1483,7 +1518,33 @@ cdef class Tails:
         channel.payload_bytes_max = payload_bytes_max
         channel.announced = level == channel.applied_level
         channel.used_s = self.now_s()
-        return False
+
+    def load_stored(self, list names not None, uint8_t level, uint8_t shard_tokens, uint32_t payload_bytes_max,
+                    uint16_t profile, uint64_t lost_run, uint64_t lost_accepted_run):
+        """Do what `load` and `mark_unclean` do for each of the names that has come into memory with what is stored.
+
+        Args:
+            names: Channels; those that are ready, not here or not stored are passed over.
+            level, shard_tokens, payload_bytes_max, profile: As of `load`, for all of them.
+            lost_run: Channels whose newest epoch is of a run up to this one may have lost records.
+            lost_accepted_run: And those up to this one that are accepted, or were.
+        """
+        cdef Channel* channel
+        cdef bytes name
+        cdef uint64_t run
+        self.counts_of(profile)
+        for name in names:
+            channel = self.find_here(name)
+            if (channel == NULL or channel.payload_bytes_max or not channel.applied_level or channel.touched
+                    or channel.state != STATE_HERE or channel.chunk_class != CLASS_NONE
+                    or channel.closed_next != channel.applied_next):
+                continue
+            run = channel.epoch >> RUN_SHIFT
+            if run <= lost_run or (run <= lost_accepted_run
+                                   and (level == LEVEL_ACCEPTED or channel.level == LEVEL_ACCEPTED)):
+                if channel.epoch_stale == STALE_NOT:
+                    channel.epoch_stale = STALE_UNCLEAN
+            self.adopt(channel, level, shard_tokens, payload_bytes_max, profile)
 
     def count(self, uint16_t profile):
         """How many channels of a profile there are that this run knows of, as far as it has counted them.
@@ -1727,6 +1788,13 @@ cdef class Publisher:
             channel.holders += 1
         self.let_go(number)
         self.slots[number] = channel
+
+    def bind_all(self, uint32_t first, list names not None):
+        """Give consecutive numbers, from `first` on, to channels as `bind` does."""
+        cdef uint32_t number = first
+        for name in names:
+            self.bind(number, name)
+            number += 1
 
     cpdef void leave(self) noexcept:
         """The connection is gone: hold no channel any more. Answers that are under way may keep the publisher."""

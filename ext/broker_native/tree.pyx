@@ -103,9 +103,12 @@ cdef class MappedFile:
     def close(self):
         """Unmap and close the file. Idempotent."""
         # An object whose construction failed has no file, and its descriptor of 0 is standard input.
-        if self.data != NULL:
-            munmap(<void*>self.data, self.reserved)
+        cdef const uint8_t* data = self.data
+        if data != NULL:
             self.data = NULL
+            # What was touched is given back a page at a time.
+            with nogil:
+                munmap(<void*>data, self.reserved)
             posix_close(self.descriptor)
 
     @property

@@ -302,6 +302,31 @@ def test_a_drop_hides_what_was_there_and_frees_the_name() -> None:
     assert (delta.channels_new, delta.id_next) == (0, 3)
 
 
+def test_many_are_looked_up_as_each_is() -> None:
+    delta = TableDelta()
+    assert delta.find_names([b"a"], bytearray(1)) == ([], [])
+    assert delta.find_channels([bytes(8)], bytearray(1)) == ([], [])
+    entries = [channel_entry(number, f"m.{number}") for number in range(1, 9)]
+    delta.add_entries(b"".join(map(build_entry, [*entries, drop_entry(3)])))
+    names = [b"m.%d" % number for number in range(12)]
+    keys = [number.to_bytes(8, "big") for number in range(12)]
+    for skipped in ([], [1, 3, 5], list(range(12))):
+        skip = bytearray(at in skipped for at in range(12))
+        asked = [at for at in range(12) if at not in skipped]
+        found = {at: delta.find_name(names[at]) for at in asked}
+        indexes, values = delta.find_names(names, skip)
+        assert dict(zip(indexes, values, strict=True)) == {
+            at: value for at, value in found.items() if value is not None
+        }
+        indexes, runs = delta.find_channels(keys, skip)
+        assert dict(zip(indexes, runs, strict=True)) == {at: run for at in asked if (run := delta.find_channel(at))}
+    for find in (delta.find_names, delta.find_channels):
+        with pytest.raises(ValueError, match="skip: got 1 bytes for 12"):
+            find(names, bytearray(1))
+    with pytest.raises(ValueError, match="key: got 3 bytes, expected 8"):
+        delta.find_channels([b"m.1"], bytearray(1))
+
+
 def test_what_is_not_here_is_not_found() -> None:
     delta = TableDelta()
     assert delta.find_channel(1) == delta.find_line(PRODUCER) == b""

@@ -15,8 +15,8 @@ STRANGE = build_frame(CREDIT, CREDIT_BODY.pack(99, 0, 1))
 def spent() -> Loop:
     """Return a loop whose turn has no frame left for anybody."""
     loop = Loop()
-    for _ in range(2):
-        loop.intake().feed(b"".join(PINGS))
+    for _ in range(100):
+        loop.intake().feed(b"".join(PINGS[:200]))
     return loop
 
 

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker.log.environment import open_lmdb
+from broker_native.btree import TreeDamaged
 from broker_native.delta import TableDelta
 from broker_native.index import GroupDamaged
-from broker_native.pages import CHANGED, CHANNELS, LINES, NAMES, REST, TableFilter, find_in_table, table_items
+from broker_native.pages import (
+    CHANGED,
+    CHANNELS,
+    CLOSED,
+    HEADED,
+    LINES,
+    NAMES,
+    OPEN,
+    REST,
+    TableFilter,
+    adds_up,
+    find_in_pages,
+    join_older,
+    table_items,
+)
+from broker_native.tree import MappedFile, TreeReader
+from tests.native.starve import refusals
 from tests.reference.chains import Chain
 from tests.reference.groups import (
     IGNORABLE,
@@ -25,7 +46,7 @@ from tests.reference.groups import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 KEYED = (NAMES, CHANNELS, LINES)
 
@@ -41,20 +62,34 @@ def delta_of(channels: int, seed: int = 0) -> TableDelta:
     return delta
 
 
-def covering(pages: list[tuple[int, bytes, bytes]], kind: int, key: bytes) -> tuple[bytes, bytes]:
-    """Return the page of a kind that covers a key."""
-    return max((low, page) for found, low, page in pages if found == kind and low <= key)
+PREFIXES = {NAMES: b"name", CHANNELS: b"table", LINES: b"line", REST: b"rest"}
+
+
+@contextmanager
+def sealed(pages: list[tuple[int, bytes, bytes]]) -> Iterator[TreeReader]:
+    """Yield a file that has pages in it as a sealed segment has."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "sealed"
+        environment = open_lmdb(path, 1 << 26, locks=False)
+        with environment.begin(write=True) as transaction:
+            for kind, low, page in pages:
+                transaction.put(PREFIXES[kind] + low, page)
+        environment.close()
+        mapped = MappedFile(str(path), path.stat().st_size)
+        yield TreeReader(mapped, 1)
+        mapped.close()
+
+
+def find(reader: TreeReader, kind: int, keys: list[bytes], picked: list[int] | None = None) -> dict[bytes, Any]:
+    """Look ascending keys up as a sealed segment does."""
+    picked = list(range(len(keys))) if picked is None else picked
+    indexes, values = find_in_pages(reader, kind, PREFIXES[kind], keys, picked)
+    return {keys[index]: value for index, value in zip(indexes, values, strict=True)}
 
 
 def look_up(pages: list[tuple[int, bytes, bytes]], kind: int, keys: list[bytes]) -> dict[bytes, Any]:
-    """Look ascending keys up as a sealed segment does."""
-    found: list[tuple[int, Any]] = []
-    picked = list(range(len(keys)))
-    at = 0
-    while at < len(picked):
-        low, page = covering(pages, kind, keys[picked[at]])
-        at = find_in_table(kind, low, page, keys, picked, at, found)
-    return {keys[index]: value for index, value in found}
+    with sealed(pages) as reader:
+        return find(reader, kind, keys)
 
 
 @pytest.mark.parametrize("channels", [0, 1, 2, 40, 5000])
@@ -90,20 +125,29 @@ def test_every_key_is_found_or_surely_not_there(keys: list[bytes], seed: int) ->
 
 def test_picked_keys_alone_are_looked_up() -> None:
     delta = delta_of(40)
-    keys = [key for key, _ in delta.items(CHANNELS)]
-    (page,) = [page for kind, _, page in delta.pages() if kind == CHANNELS]
-    found: list[tuple[int, Any]] = []
-    assert find_in_table(CHANNELS, b"", page, keys, [1, 3, 5], 1, found) == 3
-    assert [index for index, _ in found] == [3, 5]
+    rows = dict(delta.items(CHANNELS))
+    keys = list(rows)
+    with sealed(delta.pages()) as reader:
+        for picked in ([], [3, 5], [1, 3, 5], [len(keys) - 1]):
+            assert find(reader, CHANNELS, keys, picked) == {keys[at]: rows[keys[at]] for at in picked}
+
+
+def test_what_no_key_can_be_is_refused() -> None:
+    with sealed(delta_of(2).pages()) as reader:
+        with pytest.raises(ValueError, match="prefix: got 17 bytes, limit 16"):
+            find_in_pages(reader, NAMES, bytes(17), [], [])
+        with pytest.raises(ValueError, match="key: got 256 bytes, limit 255"):
+            find_in_pages(reader, NAMES, b"name", [bytes(256)], [0])
 
 
 def test_damage_and_wrong_places_are_found() -> None:
     pages = delta_of(5000).pages()
     _, low, page = next(found for found in pages if found[0] == CHANNELS and found[1])
-    reads: list[Callable[[int, bytes, bytes], object]] = [
-        table_items,
-        lambda kind, low, page: find_in_table(kind, low, page, [low], [0], 0, []),
-    ]
+
+    def look(kind: int, low: bytes, page: bytes) -> object:
+        return look_up([(kind, low, page)], kind, [low + b"\1"])
+
+    reads: list[Callable[[int, bytes, bytes], object]] = [table_items, look]
     for read in reads:
         read(CHANNELS, low, page)
         wrong = [(CHANNELS, b"", page), (CHANNELS, low[:-1], page), (NAMES, low, page), (CHANNELS, low, page[:-1])]
@@ -113,9 +157,34 @@ def test_damage_and_wrong_places_are_found() -> None:
         for arguments in wrong:
             with pytest.raises(GroupDamaged, match="table page"):
                 read(*arguments)
-    # A key past the page's bound: whatever led here is damaged.
-    with pytest.raises(GroupDamaged):
-        find_in_table(CHANNELS, low, page, [b"\xff" * 8], [0], 0, [])
+    # A key past the page's bound, and one that no page covers: whatever led here is damaged.
+    for key in (b"\xff" * 8, bytes(8)):
+        with pytest.raises(GroupDamaged):
+            look_up([(CHANNELS, low, page), (NAMES, b"", b"x")], CHANNELS, [key])
+
+
+def test_without_memory_nothing_is_said_to_be_there() -> None:
+    delta = delta_of(40)
+    rows = dict(delta.items(CHANNELS))
+    with sealed(delta.pages()) as reader:
+        assert refusals(lambda: lambda: find(reader, CHANNELS, list(rows))) > 0
+        assert find(reader, CHANNELS, list(rows)) == rows
+
+
+def test_a_damaged_tree_is_found() -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "sealed"
+        environment = open_lmdb(path, 1 << 26, locks=False)
+        with environment.begin(write=True) as transaction:
+            for kind, low, page in delta_of(5000).pages():
+                transaction.put(PREFIXES[kind] + low, page)
+        environment.close()
+        content = bytearray(path.read_bytes())
+        root = int.from_bytes(content[4096 + 88 + 40 :][:8], "little")
+        content[root * 4096 + 10] ^= 4
+        path.write_bytes(content)
+        with pytest.raises(TreeDamaged):
+            find(TreeReader(MappedFile(str(path), len(content)), 1), CHANNELS, [bytes(8)])
 
 
 def test_an_item_larger_than_a_page_has_one_for_itself() -> None:
@@ -129,6 +198,56 @@ def test_an_item_larger_than_a_page_has_one_for_itself() -> None:
         (2).to_bytes(8, "big"): delta.find_channel(2),
     }
     assert delta.find_channel(2).count(build_entry(epochs[1998])) == 1
+
+
+# --- Joining ---
+
+
+RUNS = {
+    "head": [Entry(4, bytes(32))],
+    "epoch": [epoch_entry(1, 5, 1)],
+    "both": [epoch_entry(1, 5, 1), Entry(4, bytes(32))],
+    "trim": [trim_entry(1, 5)],
+    "drop": [drop_entry(1), Entry(4, bytes(32))],
+    "strange": [Entry(64, b"kind"), Entry(77, b"new")],
+    "nothing": [],
+}
+
+
+@given(st.lists(st.lists(st.sampled_from(sorted(RUNS)), min_size=3, max_size=3), max_size=5))
+def test_older_runs_stand_behind_newer_ones_until_one_is_dropped(segments: list[list[str]]) -> None:
+    """The newest segment comes first; each has something of three channels."""
+    state, parts = bytearray(3), list[bytes | list[bytes] | None]([None] * 3)
+    for kinds in segments:
+        open_ones = [at for at in range(3) if state[at] != CLOSED]
+        runs = [b"".join(map(build_entry, RUNS[kinds[at]])) for at in open_ones]
+        join_older(open_ones, runs, state, parts)
+    for at in range(3):
+        expected, known = [], OPEN
+        for kinds in segments:
+            if kinds[at] == "drop":
+                known = CLOSED
+                break
+            expected.append(b"".join(map(build_entry, RUNS[kinds[at]])))
+            known = HEADED if kinds[at] in ("head", "both") else known
+        part = parts[at]
+        assert (part if isinstance(part, list) else [] if part is None else [part]) == expected
+        assert state[at] == known
+
+
+def test_joining_needs_a_state_for_each() -> None:
+    with pytest.raises(ValueError, match="state: got 1 bytes for 2 channels"):
+        join_older([], [], bytearray(1), [None, None])
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("head", False), ("epoch", True), ("both", True), ("trim", True), ("nothing", False)]
+)
+def test_epochs_and_trims_add_up(kind: str, expected: bool) -> None:
+    entries = b"".join(map(build_entry, RUNS[kind]))
+    assert adds_up(entries) is expected
+    assert adds_up(entries + bytes(5)) is expected
+    assert adds_up(entries + b"\1\0\0\0\4\0\0\0" + bytes(8)) is expected, "a size that cannot be ends it"
 
 
 # --- The filter ---------------------------------------------------------------------------------------------------

@@ -1616,3 +1616,37 @@ def stored_channels(names: set[bytes]) -> native.Tails:
     tails.apply_entries(entries, Lines().__getitem__)
     tails.begin_run(2, 5)
     return tails
+
+
+# --- Many at once ---------------------------------------------------------------------------------------------------
+
+
+def test_many_are_applied_each_by_itself() -> None:
+    tails = native.Tails(1, 4770)
+    sound = [groups.build_entry(groups.channel_entry(number, f"m.{number}")) for number in range(1, 4)]
+    failures = tails.apply_each([sound[0], b"cut", b"", sound[1][:-1], sound[2]], native.Line)
+    assert {at: type(failure) for at, failure in failures.items()} == {1: ValueError, 3: ValueError}
+    assert sorted(tails.names()) == [b"m.1", b"m.3"]
+
+
+def test_who_is_not_ready_is_told_by_index() -> None:
+    tails = native.Tails(1, 4770)
+    tails.apply_entries(groups.build_entry(groups.channel_entry(1, "m.stored")), native.Line)
+    tails.load(b"m.ready", SYNCED, 2, 10)
+    assert tails.unready([b"m.ready", b"m.none", b"m.stored", b"m.ready", b"m.none"]) == [1, 2, 4]
+    tails.load_stored([b"m.ready", b"m.none", b"m.stored"], SYNCED, 2, 10, 0, 0, 0)
+    assert tails.unready([b"m.stored", b"m.none"]) == [1], "nothing comes into being"
+
+
+def test_numbers_are_given_to_many() -> None:
+    tails = native.Tails(1, 4770)
+    publisher = native.Publisher(tails, native.Line(None), None, 100)
+    for name in (b"m.1", b"m.2"):
+        tails.load(name, SYNCED, 2, 10)
+    publisher.bind_all(3, [b"m.1", None, b"m.2", b"m.1"])
+    assert [publisher.level_of(number) for number in range(8)] == [0, 0, 0, SYNCED, 0, SYNCED, SYNCED, 0]
+    assert tails.held(b"m.1")
+    with pytest.raises(KeyError):
+        publisher.bind_all(7, [b"m.2", b"m.none"])
+    publisher.leave()
+    assert not tails.held(b"m.1")

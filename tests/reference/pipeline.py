@@ -44,8 +44,7 @@ class Resolving(Sequencer):
     resolver: MemoryJournal
 
     def load(self, name: bytes) -> None:
-        for entries in self.resolver.resolve(self.missing([name])):
-            self.install(entries)
+        assert not self.install_each(self.resolver.resolve(self.missing([name])))
         super().load(name)
 
     def load_line(self, producer: bytes) -> None:

@@ -386,18 +386,21 @@ def evict_lines_that_are_in_use(patch: Patch) -> None:
 
 def forget_an_epoch_of_what_comes_back(patch: Patch) -> None:
     """The last of a channel's epochs is not taken in again."""
-    install = Sequencer.install
+    install_each = Sequencer.install_each
 
-    def forgetful(self: Sequencer, entries: bytes) -> None:
+    def with_one_epoch(entries: bytes) -> bytes:
         kept, at = [], 0
         while at < len(entries):
             size, kind = int.from_bytes(entries[at : at + 4], "little"), entries[at + 4]
             kept.append((kind, entries[at : at + size]))
             at += size
         epochs = [entry for kind, entry in kept if kind == 2]
-        install(self, b"".join(entry for _, entry in kept if entry not in epochs[1:]))
+        return b"".join(entry for _, entry in kept if entry not in epochs[1:])
 
-    patch.setattr(Sequencer, "install", forgetful)
+    def forgetful(self: Sequencer, found: list[bytes]) -> dict[int, Exception]:
+        return install_each(self, list(map(with_one_epoch, found)))
+
+    patch.setattr(Sequencer, "install_each", forgetful)
 
 
 def give_an_id_again(patch: Patch) -> None:

@@ -32,3 +32,12 @@ def test_reserved_names_are_refused_to_everybody(verb: Verb, name: bytes, identi
 def test_identity_is_a_value() -> None:
     assert Identity("ada", "x") == Identity("ada", "x")
     assert len({Identity("ada"), Identity("ada"), Identity("bob")}) == 2
+
+
+def test_of_many_names_those_before_the_first_refused_pass() -> None:
+    gate, names = Gate(), [b"a", b"b.c", b"$own", b"d"]
+    assert gate.count_allowed(Identity(), Verb.PUBLISH, names) == 2
+    assert gate.count_allowed(Identity(), Verb.PUBLISH, names[2:]) == 0
+    assert gate.count_allowed(Identity(), Verb.PUBLISH, names[:2]) == 2
+    with pytest.raises(Denied):
+        gate.check(Identity(), Verb.PUBLISH, names[2])

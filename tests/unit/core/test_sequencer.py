@@ -441,6 +441,53 @@ def test_payloads_are_bounded_by_the_smaller_limit() -> None:
     assert connection.publish(b"wide.x", bytes(101)) == CODES["PAYLOAD_TOO_LARGE"]
 
 
+def woken(clean: bool, each: bool) -> tuple[object, ...]:
+    """Wake stored channels and name new ones, under other profiles than before; returns all that can be seen of it."""
+    names = [b"a.1", b"a.2", b"s.1", b"s.2", b"few.1", b"e.1"]
+    pipeline = Pipeline(Profiles([Profile(b"a.>", Level.ACCEPTED), Profile(b"e.>", Level.EPHEMERAL), Profile(b">")]))
+    connection = Connection(pipeline.core)
+    for name in names:
+        connection.publish(name, b"x")
+    pipeline.commit()
+    if clean:
+        pipeline.close()
+    pipeline.profiles = Profiles(
+        [
+            Profile(b"a.2"),
+            Profile(b"s.2", Level.EPHEMERAL),
+            Profile(b"few.*", channels_max=2, payload_bytes_max=10),
+            *(Profile(first + b".>", shard_tokens=1) for first in (b"a", b"s", b"e")),
+        ]
+    )
+    pipeline.start(cold=True)
+    core = pipeline.core
+    names = [*names[::-1], b"few.2", b"nobodys", b"few.3", b"a.1", b"few.4", b"few.2"]
+    assert not core.install_each(core.resolver.resolve(core.missing(names)))
+    refused: dict[int, BrokerError] = {}
+    if each:
+        refused = core.load_each(names)
+    else:
+        for at, name in enumerate(names):
+            try:
+                core.load(name)
+            except BrokerError as failure:
+                refused[at] = failure
+    ready = [name for name in names if core.tails.ready(name)]
+    seen = [core.tails.info(name) for name in names]
+    connection = Connection(core)
+    codes = [connection.publish(name, bytes(20)) for name in ready]
+    chunks = [(chunk.epoch, chunk.first) for chunk in parse(pipeline.commit()).chunks]
+    counts = [core.tails.count(index) for index in range(8)]
+    return {at: repr(why) for at, why in refused.items()}, ready, seen, codes, chunks, counts, core.channels
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_many_are_loaded_as_each_would_be(clean: bool) -> None:
+    together = woken(clean, each=True)
+    assert together == woken(clean, each=False)
+    assert together[0], "some are refused"
+
+
 # --- Carried and ignored -------------------------------------------------------------------------------------------
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from broker.model.errors import ConfigError, InvalidPattern, RequestError
 from broker.model.levels import Level
+from broker.model.names import covers, matches
 from broker.model.profiles import Profile, Profiles
 from broker.model.settings import settings_of
 
@@ -29,6 +32,28 @@ def test_first_match_wins() -> None:
     assert profiles.resolve(b"chat.acme.live") is CHAT
     assert profiles.resolve(b"chat.acme.dead") is REST
     assert profiles.resolve(b"typing") is REST
+
+
+TOKENS = st.sampled_from(["a", "b", "a+", "[b]", "c^d", "x|y"])
+NAMES = st.lists(TOKENS, min_size=1, max_size=4).map(".".join)
+PATTERNS = st.lists(TOKENS | st.just("*"), max_size=3).flatmap(
+    lambda tokens: st.sampled_from([".".join([*tokens, ">"]), ".".join(tokens or ["*"])])
+)
+
+
+@given(st.lists(PATTERNS.map(str.encode), min_size=1, max_size=5), NAMES.map(str.encode))
+@settings(max_examples=300, deadline=None)
+def test_the_first_that_matches_is_the_profile(patterns: list[bytes], name: bytes) -> None:
+    reached = [
+        pattern for at, pattern in enumerate(patterns) if not any(covers(earlier, pattern) for earlier in patterns[:at])
+    ]
+    profiles = Profiles(map(Profile, reached))
+    expected = next((pattern for pattern in reached if matches(pattern, name)), None)
+    if expected is not None:
+        assert profiles.resolve(name).pattern == expected
+    else:
+        with pytest.raises(RequestError, match="NO_PROFILE"):
+            profiles.resolve(name)
 
 
 def test_no_match_is_an_error_that_names_the_channel() -> None:

@@ -86,7 +86,7 @@ async def test_what_was_evicted_and_is_published_again_comes_to_a_live_pattern(s
     entries = {name: None for name in station.core.tails.names()}
     assert entries == {b"s.x": None}
     assert evict(station) == 1
-    station.core.install(stored(station, b"s.x"))
+    assert not station.core.install_each([stored(station, b"s.x")])
     station.publish(b"s.x", b"2")
     deliveries = station.reader.deliveries()
     assert payloads(deliveries) == [b"2"]

@@ -10,7 +10,7 @@ import pytest
 
 from broker.model.errors import BrokerError, error
 from broker.node import loader as loader_module
-from broker.node.loader import ABSENT_MAX, JOB_NAMES_MAX, JOB_NAMES_MIN, SHARE, Loader
+from broker.node.loader import ABSENT_MAX, JOB_NAMES_BEGIN, JOB_NAMES_MAX, JOB_NAMES_MIN, SHARE, Loader
 from broker_native.intake import Clock
 
 if TYPE_CHECKING:
@@ -76,10 +76,14 @@ class Core:
     def knows_producer(self, producer: bytes) -> bool:
         return producer in self.lines.known
 
-    def install(self, entries: bytes) -> None:
-        if not entries.startswith(b"entries of "):
-            raise ValueError("entry of kind 99")
-        self.there[entries.removeprefix(b"entries of ")] = entries
+    def install_each(self, found: list[bytes]) -> dict[int, Exception]:
+        failures: dict[int, Exception] = {}
+        for at, entries in enumerate(found):
+            if entries.startswith(b"entries of "):
+                self.there[entries.removeprefix(b"entries of ")] = entries
+            else:
+                failures[at] = ValueError("entry of kind 99")
+        return failures
 
     def install_line(self, entries: bytes) -> None:
         self.lines.known[entries.removeprefix(b"entries of ")] = entries
@@ -179,13 +183,15 @@ async def test_a_name_is_in_one_job_whoever_waits_for_it(station: Station) -> No
     assert station.nothing_is_left()
 
 
-async def test_jobs_are_sorted_and_bounded(station: Station) -> None:
+async def test_jobs_are_sorted_and_bounded(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader_module, "JOB_NAMES_MAX", 1_000)
+    station.loader._job_names = 1_000
     station.shut()
-    names = [b"n%05d" % number for number in range(2 * JOB_NAMES_MAX)]
+    names = [b"n%05d" % number for number in range(2_000)]
     station.loader.need(names[::-1], station.told_as("all"))
     station.log.gate.set()
     await station.until(2)
-    assert [len(job) for job in station.log.asked] == [1, JOB_NAMES_MAX, JOB_NAMES_MAX]
+    assert [len(job) for job in station.log.asked] == [1, 1_000, 1_000]
     assert all(job == sorted(job) for job in station.log.asked)
 
 
@@ -200,7 +206,7 @@ async def test_one_who_names_very_many_delays_others_by_a_job(station: Station) 
     order = await station.until(51)
     assert order[:51] == ["shut"] + ["guest"] * 50
     assert {name for name in station.log.asked[1] if name.startswith(b"guest")} == {b"guest%d" % i for i in range(50)}
-    assert len(station.log.asked[1]) == JOB_NAMES_MAX
+    assert len(station.log.asked[1]) == JOB_NAMES_BEGIN
     await station.until(56)
     assert station.nothing_is_left()
 
@@ -406,20 +412,33 @@ async def test_what_was_evicted_while_others_were_awaited_is_looked_up_again(
     """The first job says that a channel is not stored; it is created and evicted while the second one runs."""
     monkeypatch.setattr(loader_module, "JOB_NAMES_MAX", 1)
     station.loader._job_names = 1
-    install = station.core.install
+    install_each = station.core.install_each
 
-    def created_and_evicted(entries: bytes) -> None:
-        install(entries)
-        if not station.core.evicted:
+    def created_and_evicted(found: list[bytes]) -> dict[int, Exception]:
+        if found and not station.core.evicted:
             station.log.stored |= stored(b"a")
             station.core.evicted += 1
+        return install_each(found)
 
-    monkeypatch.setattr(station.core, "install", created_and_evicted)
+    monkeypatch.setattr(station.core, "install_each", created_and_evicted)
     station.log.stored = stored(b"b")
     station.loader.need([b"a", b"b"], station.told_as("x"))
     await station.until(1)
     assert station.log.asked == [[b"a"], [b"b"], [b"a"]]
     assert set(station.core.there) == {b"a", b"b"}
+    assert station.nothing_is_left()
+
+
+async def test_without_memory_to_install_everybody_is_told(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+    def starved(found: list[bytes]) -> dict[int, Exception]:
+        raise MemoryError
+
+    monkeypatch.setattr(station.core, "install_each", starved)
+    station.log.stored = stored(b"a", b"b")
+    station.loader.need([b"a", b"b"], station.told_as("x"))
+    station.loader.need([b"b", b"none"], station.told_as("y"))
+    assert sorted(await station.until(2)) == ["x", "y"]
+    assert {failure.name for _, failure in station.told if failure is not None} == {"LIMIT"}
     assert station.nothing_is_left()
 
 

@@ -1,4 +1,5 @@
-# Sorting many items by a number of eight bytes.
+# Sorting many keys while other threads run: Python's own sort keeps the interpreter lock from the first comparison to
+# the last, which with ten thousand names is milliseconds in which no loop turns.
 
 from libc.stdint cimport uint32_t, uint64_t
 
