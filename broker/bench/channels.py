@@ -119,6 +119,7 @@ def run_channels(options: Options, target: Target) -> Result:
     with ExitStack() as stack:
         probe = Probe(target)
         load = Load(options, target, stack)
+        load.prepare()
         begun = time.monotonic()
         load.add_publishers(settled=True)
         named_s = time.monotonic() - begun
@@ -179,6 +180,7 @@ def run_cold(options: Options, server: OwnServer) -> Result:
         probe = Probe(target)
         idle = probe.figures()
         load = Load(options, target, stack, names=names)
+        load.prepare()
         # What a PING takes is the lag of the server's loop, and two thread switches here.
         lag, conversation = Histogram(), stack.enter_context(Conversation(target.url))
         with Asking(PING_S, lambda: lag.record(conversation.ping_ns())):

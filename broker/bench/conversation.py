@@ -45,6 +45,11 @@ def open_socket(url: str) -> socket.socket:
     return opened
 
 
+def channel_frames(names: Sequence[bytes]) -> bytes:
+    """Return the frames that give channels their indexes as numbers."""
+    return b"".join(control.encode_channel(number, name) for number, name in enumerate(names))
+
+
 class Conversation:
     """One connection that has said HELLO. Owns its socket until `detach`."""
 
@@ -71,9 +76,9 @@ class Conversation:
         if not self._detached:
             self._socket.close()
 
-    def name_channels(self, names: Sequence[bytes]) -> None:
-        """Give the channels their indexes as numbers. A refusal comes with the first publish."""
-        self._socket.sendall(b"".join(control.encode_channel(number, name) for number, name in enumerate(names)))
+    def name_channels(self, frames: bytes) -> None:
+        """Send what `channel_frames` has made. A refusal comes with the first publish."""
+        self._socket.sendall(frames)
 
     def subscribe(self, filters: Sequence[str], credit_bytes: int, *, from_start: bool = False) -> None:
         """Subscribe, as number SUBSCRIPTION, from new or from the start.

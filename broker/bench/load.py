@@ -12,7 +12,7 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from broker.bench.conversation import Conversation
+from broker.bench.conversation import Conversation, channel_frames
 from broker.bench.options import FRAME_BYTES_MAX, Options, Work
 from broker.bench.result import Result, latency_of
 from broker.bench.server import ROOMS, Probe, Target
@@ -59,6 +59,7 @@ class Load:
         self.room = f"{ROOMS[options.durability]}.{secrets.token_hex(4)}"
         self.names = [f"{self.room}.{number % options.audiences}.{number}" for number in range(options.channels)]
         self.names_bytes = list(names) if names is not None else [name.encode() for name in self.names]
+        self._naming: list[bytes] = []
         self.driver = Driver(
             self.names_bytes,
             publishers=options.publishers,
@@ -72,6 +73,12 @@ class Load:
             random=options.work is Work.CHANNELS,
         )
 
+    def prepare(self) -> None:
+        """Make what publishers are going to send before they publish: with a million names that takes seconds."""
+        if not self._naming:
+            shares = self.options.publishers if self.options.owned else 1
+            self._naming = [channel_frames(self.names_bytes[index::shares]) for index in range(shares)]
+
     def add_publishers(self, *, head: int = 0, settled: bool = False) -> None:
         """Connect all publishers. Each names every channel, or those that it owns.
 
@@ -82,16 +89,14 @@ class Load:
         Raises:
             BrokerError: the server refuses, or its limit is below the payload.
         """
+        self.prepare()
         payload = self.options.payload
-        publishers = self.options.publishers
-        for index in range(publishers):
+        for index in range(self.options.publishers):
             with Conversation(self.target.url) as conversation:
                 if payload > conversation.limits.payload_bytes_max:
                     limit = conversation.limits.payload_bytes_max
                     raise error("PAYLOAD_TOO_LARGE", f"payload: got {payload} bytes, limit {limit} bytes")
-                conversation.name_channels(
-                    self.names_bytes[index::publishers] if self.options.owned else self.names_bytes
-                )
+                conversation.name_channels(self._naming[index % len(self._naming)])
                 if settled:
                     conversation.ping_ns()
                 detached = self.stack.enter_context(conversation.detach())
