@@ -73,6 +73,7 @@ def fill(target: Target, channels: int, messages: int, payload: int, *, archive:
         messages=total,
         seconds=0,
         payload=payload,
+        url=target.url,
         patience_s=PATIENCE_S,
     )
     begun = time.perf_counter()

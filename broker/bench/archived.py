@@ -48,7 +48,9 @@ def stored_bytes(options: Options) -> int:
 
 
 def segment_bytes(options: Options) -> int:
-    """Return the size of a segment for a work that is about the archive."""
+    """Return the size of a segment for a work that is about the archive; of a server that is not ours, the default."""
+    if options.url is not None:
+        return SEGMENT_BYTES
     return max(SEGMENT_BYTES_SMALL, min(SEGMENT_BYTES, stored_bytes(options) // SEGMENTS))
 
 
