@@ -128,6 +128,8 @@ class Pool:
 class Commits:
     """The commit thread, without the thread: a group waits until somebody says what becomes of it."""
 
+    outcomes = ()  # none waits to be heard of: they are told at once
+
     def __init__(self, journal: Journal, loop: Loop, done: Callable[[Group, BrokerError | None], None]) -> None:
         self.journal = journal
         self.loop = loop

@@ -102,6 +102,8 @@ class Loop:
 class Commits:
     """The commit thread without its thread: a group waits until the stage says what becomes of it."""
 
+    outcomes = ()  # none waits to be heard of: they are told at once
+
     def __init__(self, journal: MemoryJournal, done: Callable[[Group, BrokerError | None], None]) -> None:
         self._journal = journal
         self._done = done

@@ -415,6 +415,7 @@ class SimulatedCommits(CommitThread):
         self._journal = journal
         self._loop = loop
         self._done = done
+        self.outcomes = deque()
         self._queue = self  # type: ignore[assignment]
         self._disk = disk
         self._kernel = loop.kernel
