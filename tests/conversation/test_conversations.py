@@ -19,7 +19,7 @@ from tests.sizes import size
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "build" / "conversation"
-PROGRAMS = size("BROKER_PROGRAMS", 6_000, 20_000)
+PROGRAMS = size("BROKER_PROGRAMS", 4_000, 20_000)
 SEED = 1
 MISTAKEN_PROGRAMS_MAX = 3_000
 SECONDS_MAX = 900

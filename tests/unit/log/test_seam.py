@@ -102,8 +102,8 @@ class Lines:
     def lines(self, producers: list[bytes]) -> list[bytes]:
         return [self._entry]
 
-    def find_lines(self, producers: list[bytes], skip: bytearray) -> list[tuple[int, bytes]]:
-        return [] if skip[0] else [(0, self._entry)]
+    def find_lines(self, producers: list[bytes], skip: bytearray) -> tuple[list[int], list[bytes]]:
+        return ([], []) if skip[0] else ([0], [self._entry])
 
 
 def line(number: int, count: int, flags: int = 0) -> bytes:
