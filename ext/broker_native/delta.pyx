@@ -83,7 +83,6 @@ from broker_native.pages cimport (
     page_finish,
     page_has_room,
 )
-
 from broker_native.rows cimport load_key_u64
 from broker_native.slabs cimport memory_prefetch
 from broker_native.sorting cimport Keyed, keyed_sort

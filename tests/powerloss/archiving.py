@@ -15,7 +15,6 @@ import ctypes
 import dataclasses
 import json
 import logging
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING
 from broker.log.archiver import ArchiveWriter, Stopped, archive_path
 from broker.model.errors import BrokerError
 from tests.powerloss.disk import read_trace
-from tests.powerloss.enumerate import Verdict, Wrong, build, moments, quotas, trees
+from tests.powerloss.enumerate import Verdict, Wrong, judge_each, moments, quotas, trees
 from tests.powerloss.workload import MARK_ACKNOWLEDGED, MUTANTS
 from tests.unit.log.archives import CHUNK_BYTES_REBUILT, Journal, check_archive
 
@@ -120,18 +119,11 @@ def judge(trace: Path, segments: Path, scratch: Path, states: int, part: int, pa
     found = moments(operations)
     wanted = quotas(found, states)
     paths = sorted(segments.glob("*.seg"))
-    verdict = Verdict()
-    for moment, acknowledged, tree in trees(operations, found[part::parts], wanted[part::parts]):
-        root = scratch / "root"
-        build(tree, root)
-        verdict.states += 1
-        try:
-            go_on = verdict.states % GO_ON_EVERY == 0
-            judge_state(root, paths, models, max(acknowledged, default=0), go_on=go_on)
-        except Wrong as wrong:
-            verdict.fail(wrong.kind, moment.at, str(wrong))
-        shutil.rmtree(root)
-    return verdict
+
+    def judge_root(root: Path, acknowledged: set[int], go_on: bool) -> None:
+        judge_state(root, paths, models, max(acknowledged, default=0), go_on=go_on)
+
+    return judge_each(trees(operations, found[part::parts], wanted[part::parts]), scratch, judge_root, GO_ON_EVERY)
 
 
 def main(arguments: list[str]) -> None:

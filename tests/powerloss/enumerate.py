@@ -36,7 +36,7 @@ from tests.reference.groups import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 SEED = 41
 GO_ON_EVERY = 20
@@ -289,23 +289,45 @@ def trees(
         missing += quota - len(seen)
 
 
+def judge_each(
+    states: Iterator[tuple[Moment, set[int], dict[str, bytes | None]]],
+    scratch: Path,
+    judge_root: Callable[[Path, set[int], bool], None],
+    go_on_every: int,
+) -> Verdict:
+    """Build state after state and have each judged.
+
+    Args:
+        states: as `trees` yields them.
+        scratch: where they are built.
+        judge_root: takes the folder that a state was built in, what was acknowledged by then, and whether to see that
+            work goes on in it as well; raises Wrong.
+        go_on_every: of so many states work goes on in one.
+    """
+    verdict = Verdict()
+    for moment, acknowledged, tree in states:
+        root = scratch / "root"
+        build(tree, root)
+        verdict.states += 1
+        try:
+            judge_root(root, acknowledged, verdict.states % go_on_every == 0)
+        except Wrong as wrong:
+            verdict.fail(wrong.kind, moment.at, str(wrong))
+        shutil.rmtree(root)
+    return verdict
+
+
 def run(trace: Path, history: Path, scratch: Path, states: int, part: int, parts: int) -> Verdict:
     """Judge one part of the states of a trace: every `parts`-th moment, beginning with `part`."""
     operations = read_trace(trace)
     oracle = Oracle({int(number): bytes.fromhex(value) for number, value in json.loads(history.read_text()).items()})
     found = moments(operations)
     wanted = quotas(found, states)
-    verdict = Verdict()
-    for moment, acknowledged, tree in trees(operations, found[part::parts], wanted[part::parts]):
-        root = scratch / "root"
-        build(tree, root)
-        verdict.states += 1
-        try:
-            judge(root / "data", oracle, acknowledged, go_on=verdict.states % GO_ON_EVERY == 0)
-        except Wrong as wrong:
-            verdict.fail(wrong.kind, moment.at, str(wrong))
-        shutil.rmtree(root)
-    return verdict
+
+    def judge_root(root: Path, acknowledged: set[int], go_on: bool) -> None:
+        judge(root / "data", oracle, acknowledged, go_on=go_on)
+
+    return judge_each(trees(operations, found[part::parts], wanted[part::parts]), scratch, judge_root, GO_ON_EVERY)
 
 
 def main() -> None:

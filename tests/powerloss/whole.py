@@ -17,7 +17,6 @@ import ctypes
 import dataclasses
 import json
 import logging
-import shutil
 import sys
 import threading
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from broker.log.archiving import Archiving
 from broker.model.errors import BrokerError
 from broker.node.stretch import Known
 from tests.powerloss.disk import read_trace
-from tests.powerloss.enumerate import Verdict, Wrong, build, moments, quotas, trees
+from tests.powerloss.enumerate import Verdict, Wrong, judge_each, moments, quotas, trees
 from tests.powerloss.workload import GROUP_BYTES_MAX, MARK_ACKNOWLEDGED, MARK_ATTEMPT, MUTANTS, SEGMENT_BYTES
 from tests.reference.chunks import Item, items_of
 from tests.reference.groups import Group, build_group, parse_group
@@ -286,18 +285,11 @@ def judge(trace: Path, scratch: Path, states: int, part: int, parts: int) -> Ver
     found = moments(operations)
     found = found[:: max(1, len(found) // states)]
     wanted = quotas(found, states)
-    verdict = Verdict()
-    for moment, acknowledged, tree in trees(operations, found[part::parts], wanted[part::parts]):
-        root = scratch / "root"
-        build(tree, root)
-        verdict.states += 1
-        try:
-            go_on = verdict.states % GO_ON_EVERY == 0
-            judge_state(root / "data", oracle, max(acknowledged, default=0), go_on=go_on)
-        except Wrong as wrong:
-            verdict.fail(wrong.kind, moment.at, str(wrong))
-        shutil.rmtree(root)
-    return verdict
+
+    def judge_root(root: Path, acknowledged: set[int], go_on: bool) -> None:
+        judge_state(root / "data", oracle, max(acknowledged, default=0), go_on=go_on)
+
+    return judge_each(trees(operations, found[part::parts], wanted[part::parts]), scratch, judge_root, GO_ON_EVERY)
 
 
 def main(arguments: list[str]) -> None:
