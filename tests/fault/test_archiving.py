@@ -232,12 +232,13 @@ async def test_a_killed_child_of_a_server_is_started_again(tmp_path: Path) -> No
 
 
 async def publish(bus: Bus, sent: list[bytes]) -> None:
-    """Publish more than a segment takes."""
-    payloads = [b"%d " % (len(sent) + number) + bytes(PUBLISHED_BYTES) for number in range(20)]
-    sent += payloads
-    for payload in payloads:
-        bus.post("some.stored", payload)
-    await bus.flush()
+    """Publish more than a segment takes, and then the group that leaves the full segment."""
+    for count in (20, 1):
+        payloads = [b"%d " % (len(sent) + number) + bytes(PUBLISHED_BYTES) for number in range(count)]
+        sent += payloads
+        for payload in payloads:
+            bus.post("some.stored", payload)
+        await bus.flush()
 
 
 def children(server: Server) -> list[int]:
