@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from broker.events import emit
 from broker.log.archive_rows import Checkpoint
 from broker.log.archive_task import TIME_MAX_US, CompactResult, Stopped, archive_path
+from broker.log.errors import free_bytes
 from broker.log.pace import Pace
 from broker.log.retention import Step, pack_cursors
 from broker.model.errors import BY_CODE, BrokerError, error
@@ -170,6 +171,19 @@ class ChildWriter:
         if answer["state"] == "failed":
             raise _failure(answer)
         return answer
+
+
+def fitting(sizes: list[int], room_bytes: int) -> int:
+    """Return how many of these segments, the first ones, a slice may have on a disk with so much room; 1 at least.
+
+    Their records are written again, and so are pages of the archive that they touch: at most as much once more.
+    """
+    taken = 0
+    for count, size in enumerate(sizes):
+        taken += 2 * size
+        if taken > room_bytes:
+            return max(count, 1)
+    return len(sizes)
 
 
 def _failure(answer: dict[str, Any]) -> BrokerError:
@@ -430,14 +444,16 @@ class Archiving:
     def _next_slice(self, writer: Writer) -> list[Path]:
         """Return the segments of the next slice: all that wait, up to the bound; none when nothing waits.
 
-        A slice that was cut short has to be repeated as far as it went.
+        A slice that was cut short has to be repeated as far as it went. A new one is no wider than the disk has room
+        for: only a whole one lets its segments go, and half of one would keep the last room for ever.
         """
         with self._condition:
-            waiting = [segment for segment, _, _ in self._waiting]
-        if not waiting or waiting[-1].ordinal < writer.begun_ordinal:
+            waiting = [(segment, size) for segment, size, _ in self._waiting]
+        if not waiting or waiting[-1][0].ordinal < writer.begun_ordinal:
             return []
-        begun = sum(segment.ordinal <= writer.begun_ordinal for segment in waiting)
-        return [segment.path for segment in waiting[: max(self._segments_max, begun)]]
+        begun = sum(segment.ordinal <= writer.begun_ordinal for segment, _ in waiting)
+        count = begun or fitting([size for _, size in waiting[: self._segments_max]], free_bytes(self._folder))
+        return [segment.path for segment, _ in waiting[:count]]
 
     def _archived(self, checkpoint: Checkpoint) -> None:
         """Let go of what a checkpoint covers, and say so."""

@@ -115,6 +115,27 @@ def test_a_full_disk_delays_the_archive_alone(
         assert judge(tmp_path, lambda done, total: None).faults == []
 
 
+@pytest.mark.skipif(not may_mount(), reason="needs a small disk of its own")
+@pytest.mark.parametrize("archive_by", [ArchiveBy.THREAD, ArchiveBy.PROCESS])
+def test_a_disk_with_little_room_is_archived_piece_by_piece(archive_by: ArchiveBy, tmp_path: Path) -> None:
+    """What waits is more than there is room for: each slice is as wide as fits, and its segments make room again."""
+    chain = Chain()
+    with small_disk(tmp_path) as possible:
+        assert possible
+        assert mount(tmp_path, f"remount,size={16 * SMALL_BYTES}")
+        with opened(tmp_path, ArchiveBy.NOBODY) as one:
+            one.append(chain, entries=[entry for channel in CHANNELS for entry in birth(channel)])
+            one.fill(chain, 4 * GROUPS, payload_bytes=PAYLOAD_BYTES)
+            one.log.rotate()
+        used = sum(file.stat().st_size for file in tmp_path.rglob("*.seg"))
+        assert mount(tmp_path, f"remount,size={used + 2 * SMALL_BYTES}")
+        with opened(tmp_path, archive_by) as one:
+            one.log.rotate()
+            until(lambda: one.log.archived_group == chain.last)
+            check(one, chain)
+        assert judge(tmp_path, lambda done, total: None).faults == []
+
+
 @contextmanager
 def opened(path: Path, archive_by: ArchiveBy) -> Iterator[Opened]:
     """Open a log whose archiver waits for nothing."""
