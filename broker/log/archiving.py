@@ -1,8 +1,8 @@
 """The owner's side of archiving: which segments go into the archive when, and who does it.
 
 A thread, "broker-log-archiving", takes the sealed segments that wait, oldest first, makes slices of them as wide as the
-backlog is, and has them written: by a child process in a server, by itself when embedded. It paces the writer between
-transactions, starts a killed one again, tries what failed again, and says so in events.
+backlog is when `Begin` lets one begin, and has them written: by a child process in a server, by itself when embedded.
+It paces the writer between transactions, starts a killed one again, tries what failed again, and says so in events.
 
 Invariants: a segment is reported archived only after its checkpoint is durable; `queue` and `pace` never wait for the
 disk; nothing here writes to the archive while a child process does.
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from broker.events import emit
 from broker.log.archive_rows import Checkpoint
 from broker.log.archive_task import TIME_MAX_US, CompactResult, Stopped, archive_path
+from broker.log.begin import BEGIN_SHARE, QUIET_S, WAIT_S, Begin
 from broker.log.pace import Pace
 from broker.log.retention import Step, pack_cursors
 from broker.model.errors import BY_CODE, BrokerError, error
@@ -35,10 +36,8 @@ if TYPE_CHECKING:
     from broker.log.segment import Segment
 
 MIB = 1024 * 1024
-SEGMENTS_MIN = 4
 SEGMENTS_MAX = 64
-WAIT_S = 10.0
-BACKLOG_BYTES_MAX = 2048 * MIB
+BACKLOG_BYTES_MAX = 4096 * MIB
 EMBEDDED_TRANSACTION_BYTES = 2 * MIB
 RETRY_S = 1.0
 RETRY_S_MAX = 60.0
@@ -185,10 +184,10 @@ class Archiving:
         in_process: write on the thread itself, in small transactions, instead of in a child process.
         on_archived: called on the thread with each new checkpoint, when it is durable; it may take its time.
         on_compacted: called on the thread when another file has the archive's name; the caller reopens its readers.
-        segments_min: a slice waits for so many segments …
-        wait_s: … but no longer than this.
+        wait_s: a segment waits for no longer than this before a slice begins …
+        quiet_s: … nor than until the log has been quiet for this long.
         segments_max: a slice has no more than these.
-        backlog_bytes_max: with so much to do the writer does not rest.
+        backlog_bytes_max: with so much to do the writer does not rest; with a share of it a slice begins.
     """
 
     def __init__(
@@ -198,8 +197,8 @@ class Archiving:
         in_process: bool,
         on_archived: Callable[[Checkpoint], None],
         on_compacted: Callable[[CompactResult], None] = lambda _: None,
-        segments_min: int = SEGMENTS_MIN,
         wait_s: float = WAIT_S,
+        quiet_s: float = QUIET_S,
         segments_max: int = SEGMENTS_MAX,
         backlog_bytes_max: int = BACKLOG_BYTES_MAX,
     ) -> None:
@@ -207,8 +206,7 @@ class Archiving:
         self._in_process = in_process
         self._on_archived = on_archived
         self._on_compacted = on_compacted
-        self._segments_min = segments_min
-        self._wait_s = wait_s
+        self._begin = Begin(int(BEGIN_SHARE * backlog_bytes_max), quiet_s, wait_s)
         self._segments_max = segments_max
         self._pace = Pace(backlog_bytes_max)
         self._condition = threading.Condition()
@@ -221,6 +219,7 @@ class Archiving:
         self._ended_cpu_s = 0.0
         self._failures = 0
         self._step_began_s = 0.0
+        self._appended_bytes = 0
         self._slices = 0
         self._archive_s = 0.0
         self._pause_s = 0.0
@@ -238,8 +237,9 @@ class Archiving:
             self.backlog_bytes += size
             self._condition.notify_all()
 
-    def pace(self, commit_s: float) -> None:
-        """Take in how long a commit took; the commit thread only."""
+    def pace(self, commit_s: float, size_bytes: int) -> None:
+        """Take in how long a commit took, and of how many bytes; the commit thread only."""
+        self._appended_bytes += size_bytes
         self._pace.committed(commit_s)
 
     @contextmanager
@@ -351,12 +351,11 @@ class Archiving:
 
     def _due_in(self) -> float:
         """Return the seconds until there is something to do."""
-        if self._retentions or self._compactions or len(self._waiting) >= self._segments_min:
+        if self._retentions or self._compactions or (self._hurries and self._waiting):
             return 0.0
         if self._waiting:
-            if self._hurries:
-                return 0.0
-            return max(self._waiting[0][2] + self._wait_s - time.monotonic(), 0.0)
+            oldest_s = self._waiting[0][2]
+            return self._begin.due_in(time.monotonic(), oldest_s, self.backlog_bytes, self._appended_bytes)
         return float("inf")
 
     def _work(self) -> bool:

@@ -35,6 +35,7 @@ class Backlog:
         bytes_max: the bound, > 0.
 
     Attributes:
+        bytes_max: the bound.
         delays: how many groups were delayed.
         delay_s: for how long, all together.
         refusals: how many were refused.
@@ -42,7 +43,7 @@ class Backlog:
 
     def __init__(self, waiting_bytes: Callable[[], int], bytes_max: int) -> None:
         self._waiting_bytes = waiting_bytes
-        self._bytes_max = bytes_max
+        self.bytes_max = bytes_max
         self._told_s = float("-inf")
         self.delays = 0
         self.delay_s = 0.0
@@ -66,21 +67,21 @@ class Backlog:
         if delay_s < WAIT_S_MAX:
             time.sleep(delay_s)
         else:
-            while time.monotonic() - began_s < WAIT_S_MAX and self._waiting_bytes() >= self._bytes_max:
+            while time.monotonic() - began_s < WAIT_S_MAX and self._waiting_bytes() >= self.bytes_max:
                 time.sleep(POLL_S)
         self.delays += 1
         self.delay_s += time.monotonic() - began_s
         waiting = self._waiting_bytes()
-        if waiting >= self._bytes_max:
+        if waiting >= self.bytes_max:
             self.refusals += 1
             raise append_full(
-                f"archive: {waiting} bytes wait for it, limit {self._bytes_max}; the group has {size_bytes} bytes",
+                f"archive: {waiting} bytes wait for it, limit {self.bytes_max}; the group has {size_bytes} bytes",
                 _HINT,
             )
 
     def _delay_s(self, waiting: int, size_bytes: int) -> float:
         """Return how long a group waits, `WAIT_S_MAX` at most; nothing below the free share."""
-        above = (waiting / self._bytes_max - FREE_SHARE) / (1 - FREE_SHARE)
+        above = (waiting / self.bytes_max - FREE_SHARE) / (1 - FREE_SHARE)
         if above <= 0.0:
             return 0.0
         if above >= 1.0:
@@ -91,4 +92,4 @@ class Backlog:
         now_s = time.monotonic()
         if now_s - self._told_s >= TOLD_EVERY_S:
             self._told_s = now_s
-            emit("commits_delayed", waiting_bytes=waiting, limit_bytes=self._bytes_max)
+            emit("commits_delayed", waiting_bytes=waiting, limit_bytes=self.bytes_max)

@@ -193,6 +193,7 @@ class Log:
                 in_process=self._archive_by is ArchiveBy.THREAD,
                 on_archived=self._on_archived,
                 on_compacted=lambda _: archive.reopen(),
+                backlog_bytes_max=self._backlog.bytes_max,
             )
         self._sealer.start(found.ready, found.next_ordinal, found.full)
         self._queue_sealed()
@@ -268,7 +269,7 @@ class Log:
         self._backlog.take(len(value))
         began_s = time.monotonic()
         journal.append(number, value)
-        archiving.pace(time.monotonic() - began_s)
+        archiving.pace(time.monotonic() - began_s, len(value))
 
     def abandon(self) -> None:
         """Give the active segment up after an append that failed with `handed_over`; the commit thread only.
