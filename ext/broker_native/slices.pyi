@@ -17,6 +17,7 @@ class SliceRows:
     records_added: int
     bytes_added: int
     dirty_bytes: int
+    full: bool
     done: bool
 
 class SliceSource:
