@@ -69,6 +69,7 @@ class ArchiveWriter:
         checkpoint: how far the archive goes.
         begun_ordinal: a slice that was cut short goes up to this segment, and the next one must go as far; 0 for none.
         written_bytes: about how many bytes of pages it has written.
+        progress: how much of the slice that is being written is in, 0.0 to 1.0.
         cpu_s: always 0: what it uses is in its process's own books.
     """
 
@@ -100,6 +101,7 @@ class ArchiveWriter:
         self._map_bytes = map_bytes
         self._opened: tuple[lmdb.Environment, MappedFile] | None = None
         self.written_bytes = 0
+        self.progress = 0.0
         self._lock: int | None = None
         try:
             if not path.parent.exists():
@@ -140,6 +142,7 @@ class ArchiveWriter:
             work = Slice(self.path, opened, self.checkpoint, self._begun, self._transaction_bytes)
             while True:
                 found = self._commit(work)
+                self.progress = work.progress
                 if found is not None:
                     self.checkpoint, self._begun = found, None
                     return found
@@ -312,10 +315,10 @@ def serve(writer: ArchiveWriter, commands: TextIO, answers: TextIO) -> None:
 
     One JSON object a line. First of all comes `{"state": "ready", "checkpoint": {…}, "begun": ordinal}`. A command is
     `{"do": "archive", "segments": [path, …]}`, `{"do": "retain", …}` or `{"do": "compact", "now_us": time}`. After each
-    transaction of a slice or a rebuild `{"state": "step", "bytes": written}` is said, and the owner's `{"do": "go"}` or
-    `{"do": "stop"}` awaited: so it sets the pace. At the end comes `{"state": "archived", "checkpoint": {…}}`,
-    `{"state": "retained", …}`, `{"state": "compacted", …}`, `{"state": "stopped"}` or `{"state": "failed", "code": …,
-    "detail": …}`. Each answer says in `cpu_s` what the process has used.
+    transaction of a slice or a rebuild `{"state": "step", "bytes": written, "progress": of the slice}` is said, and
+    the owner's `{"do": "go"}` or `{"do": "stop"}` awaited: so it sets the pace. At the end comes `{"state": "archived",
+    "checkpoint": {…}}`, `{"state": "retained", …}`, `{"state": "compacted", …}`, `{"state": "stopped"}` or `{"state":
+    "failed", "code": …, "detail": …}`. Each answer says in `cpu_s` what the process has used.
     """
 
     def say(state: str, **fields: Any) -> None:
@@ -323,7 +326,7 @@ def serve(writer: ArchiveWriter, commands: TextIO, answers: TextIO) -> None:
         answers.flush()
 
     def between() -> None:
-        say("step", bytes=writer.written_bytes)
+        say("step", bytes=writer.written_bytes, progress=writer.progress)
         line = commands.readline()
         if not line or json.loads(line)["do"] != "go":
             raise Stopped

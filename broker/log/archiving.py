@@ -18,6 +18,7 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
 from broker.events import emit
@@ -37,6 +38,11 @@ if TYPE_CHECKING:
 
 MIB = 1024 * 1024
 SEGMENTS_MAX = 64
+SLICE_SHARE_MAX = 0.5
+"""So much of the bound of the backlog is in one slice at most. What it frees it frees at its end, and what comes
+meanwhile has to go into the rest."""
+PROGRESS_MIN = 0.02
+"""Of a slice must be written before its end is foretold."""
 BACKLOG_BYTES_MAX = 4096 * MIB
 EMBEDDED_TRANSACTION_BYTES = 2 * MIB
 RETRY_S = 1.0
@@ -49,6 +55,7 @@ class Writer(Protocol):
 
     checkpoint: Checkpoint
     written_bytes: int
+    progress: float
     cpu_s: float
 
     @property
@@ -92,6 +99,7 @@ class ChildWriter:
 
     def __init__(self, data: Path) -> None:
         self.written_bytes = 0
+        self.progress = 0.0
         self.cpu_s = 0.0
         command = [sys.executable, "-m", "broker.log.archiver", "--data", str(data)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -141,6 +149,7 @@ class ChildWriter:
         self._say(command)
         while (answer := self._hear())["state"] == "step":
             self.written_bytes = answer["bytes"]
+            self.progress = answer["progress"]
             try:
                 between()
             except Stopped:
@@ -218,7 +227,10 @@ class Archiving:
         self._writer: Writer | None = None
         self._ended_cpu_s = 0.0
         self._failures = 0
+        self._slice_bytes_max = int(backlog_bytes_max * SLICE_SHARE_MAX)
         self._step_began_s = 0.0
+        self._slice_began_s = 0.0
+        self._progress = 0.0
         self._appended_bytes = 0
         self._slices = 0
         self._archive_s = 0.0
@@ -241,6 +253,13 @@ class Archiving:
         """Take in how long a commit took, and of how many bytes; the commit thread only."""
         self._appended_bytes += size_bytes
         self._pace.committed(commit_s)
+
+    def relief_s(self) -> float | None:
+        """Return in how many seconds the slice that is being written will be in; None when nobody can tell."""
+        progress = self._progress
+        if progress < PROGRESS_MIN:
+            return None
+        return (time.monotonic() - self._slice_began_s) * (1.0 - progress) / progress
 
     @contextmanager
     def hurry(self) -> Iterator[None]:
@@ -373,7 +392,8 @@ class Archiving:
         compaction = self._next_compaction(writer)
         if compaction is None and not segments:
             return not self._waiting and not self._compactions
-        began_s = self._step_began_s = time.monotonic()
+        began_s = self._step_began_s = self._slice_began_s = time.monotonic()
+        writer.progress = 0.0
         self._pace.begin()
         try:
             if compaction is not None:
@@ -386,6 +406,7 @@ class Archiving:
                 self._archived(writer.archive(segments, self._between))
                 self._slices += 1
         finally:
+            self._progress = 0.0
             self._pace.end()
             self._archive_s += time.monotonic() - began_s
         return True
@@ -427,16 +448,17 @@ class Archiving:
             writer.close()
 
     def _next_slice(self, writer: Writer) -> list[Path]:
-        """Return the segments of the next slice: all that wait, up to the bound; none when nothing waits.
+        """Return the segments of the next slice: all that wait, up to the bounds; none when nothing waits.
 
         A slice that was cut short has to be repeated as far as it went.
         """
         with self._condition:
-            waiting = [segment for segment, _, _ in self._waiting]
-        if not waiting or waiting[-1].ordinal < writer.begun_ordinal:
+            waiting = [(segment, size) for segment, size, _ in self._waiting]
+        if not waiting or waiting[-1][0].ordinal < writer.begun_ordinal:
             return []
-        begun = sum(segment.ordinal <= writer.begun_ordinal for segment in waiting)
-        return [segment.path for segment in waiting[: max(self._segments_max, begun)]]
+        begun = sum(segment.ordinal <= writer.begun_ordinal for segment, _ in waiting)
+        wide = sum(total <= self._slice_bytes_max for total in accumulate(size for _, size in waiting))
+        return [segment.path for segment, _ in waiting[: max(min(wide, self._segments_max), begun, 1)]]
 
     def _archived(self, checkpoint: Checkpoint) -> None:
         """Let go of what a checkpoint covers, and say so."""
@@ -447,6 +469,8 @@ class Archiving:
 
     def _between(self) -> None:
         """Rest between two transactions."""
+        assert self._writer is not None
+        self._progress = self._writer.progress
         worked_s = time.monotonic() - self._step_began_s
         pause_s = self._pace.pause_s(worked_s, self.backlog_bytes)
         if pause_s > 0.0 or self._closing:

@@ -135,6 +135,11 @@ class Slice:
         self._groups: Iterator[tuple[bytes, bytes]] | None = None
         self.dirty_bytes = 0
 
+    @property
+    def progress(self) -> float:
+        """How much of it has been put into transactions, 0.0 to 1.0; channels alone count, the rest is little."""
+        return self._merger.progress()
+
     def step(self, transaction: lmdb.Transaction, reader: TreeReader) -> Checkpoint | None:
         """Put the next part of the slice into a transaction.
 

@@ -1206,6 +1206,15 @@ cdef class SliceMerger:
         rows.done = done
         return rows
 
+    def progress(self):
+        """How much of the slice has been merged, 0.0 to 1.0, by the pages of its segments' indexes."""
+        cdef uint64_t seen = 0, expected = 0
+        cdef uint32_t at
+        for at in range(self.sources_count):
+            seen += self.sources[at].pages
+            expected += self.sources[at].pages_expected
+        return seen / <double>expected if expected else 1.0
+
     cdef object damage(self, int reason):
         source = None if self.damaged_source < 0 else self.damaged_source
         return SliceDamaged(_REASONS[reason], source, self.damaged_group, self.damaged_offset, self.stored.channel)
