@@ -197,6 +197,10 @@ class Archiving:
         quiet_s: … nor than until the log has been quiet for this long.
         segments_max: a slice has no more than these.
         backlog_bytes_max: with so much to do the writer does not rest; with a share of it a slice begins.
+
+    Attributes:
+        backlog_bytes: the sizes of all sealed segments that are not archived.
+        steps: how many transactions have been written, but for the last one of each slice.
     """
 
     def __init__(
@@ -236,6 +240,7 @@ class Archiving:
         self._archive_s = 0.0
         self._pause_s = 0.0
         self.backlog_bytes = 0
+        self.steps = 0
         self._thread = threading.Thread(target=self._run, name="broker-log-archiving", daemon=True)
         self._thread.start()
 
@@ -471,6 +476,7 @@ class Archiving:
         """Rest between two transactions."""
         assert self._writer is not None
         self._progress = self._writer.progress
+        self.steps += 1
         worked_s = time.monotonic() - self._step_began_s
         pause_s = self._pace.pause_s(worked_s, self.backlog_bytes)
         if pause_s > 0.0 or self._closing:

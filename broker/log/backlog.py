@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 FREE_SHARE = 0.75
 FILE_BYTES_PER_BYTE = 2
 """A sealed segment is so much larger than its groups, at most about: the rest are its index and tables."""
-RELIEF_LATER = 1.25
+RELIEF_LATER = 1.5
 RELIEF_LATER_S = 1.0
 """How much later than foretold a slice may end, in parts of that time and besides."""
 BYTES_PER_S = 256 * 1024 * 1024
 """Where nobody knows the archive's pace, a group at half way between the free share and the bound waits as long as a
 disk of this pace would take for it."""
 WAIT_S_MAX = 1.0
+STILL_S_MAX = 2.0
+"""An archive that has written nothing for so long is no reason to wait at the bound."""
+BOUND_S_MAX = 10.0
+"""Nobody waits at the bound for longer than this."""
 POLL_S = 0.02
 TOLD_EVERY_S = 60.0
 _HINT = "Look for archiving_delayed in the log; raise storage.backlog_bytes_max if the disk has room for the peak."
@@ -40,6 +44,7 @@ class Backlog:
 
     Args:
         waiting_bytes: how much waits now.
+        steps: how many transactions the archive has written.
         relief_s: in how many seconds the archive will have taken in what it is at; None when nobody can tell.
         bytes_max: the bound, > 0.
 
@@ -50,8 +55,15 @@ class Backlog:
         refusals: how many were refused.
     """
 
-    def __init__(self, waiting_bytes: Callable[[], int], relief_s: Callable[[], float | None], bytes_max: int) -> None:
+    def __init__(
+        self,
+        waiting_bytes: Callable[[], int],
+        steps: Callable[[], int],
+        relief_s: Callable[[], float | None],
+        bytes_max: int,
+    ) -> None:
         self._waiting_bytes = waiting_bytes
+        self._steps = steps
         self._relief_s = relief_s
         self._free_s = 0.0
         self.bytes_max = bytes_max
@@ -67,7 +79,7 @@ class Backlog:
             size_bytes: of the group.
 
         Raises:
-            AppendFull: the bound is reached, and the archive took in nothing for `WAIT_S_MAX`.
+            AppendFull: the bound is reached, and the archive stands still or frees nothing for long.
         """
         waiting = self._waiting_bytes()
         began_s = time.monotonic()
@@ -78,8 +90,7 @@ class Backlog:
         if waiting < self.bytes_max:
             time.sleep(delay_s)
         else:
-            while time.monotonic() - began_s < WAIT_S_MAX and self._waiting_bytes() >= self.bytes_max:
-                time.sleep(POLL_S)
+            self._wait_at_bound(began_s)
         self.delays += 1
         self.delay_s += time.monotonic() - began_s
         waiting = self._waiting_bytes()
@@ -89,6 +100,17 @@ class Backlog:
                 f"archive: {waiting} bytes wait for it, limit {self.bytes_max}; the group has {size_bytes} bytes",
                 _HINT,
             )
+
+    def _wait_at_bound(self, began_s: float) -> None:
+        """Wait until the slice that is being written has made room, as long as it gets on."""
+        steps, step_s = self._steps(), began_s
+        while self._waiting_bytes() >= self.bytes_max:
+            now_s = time.monotonic()
+            if now_s - step_s >= STILL_S_MAX or now_s - began_s >= BOUND_S_MAX:
+                return
+            time.sleep(POLL_S)
+            if self._steps() != steps:
+                steps, step_s = self._steps(), time.monotonic()
 
     def _delay_s(self, waiting: int, size_bytes: int, now_s: float) -> float:
         """Return how long a group waits, `WAIT_S_MAX` at most; nothing below the free share."""

@@ -89,7 +89,7 @@ class Log:
         self._open_files = OpenFiles(OPEN_SEALED_MAX)
         self._space = Space(directory.journal_path, reserve_bytes)
         self._sealer = Sealer(directory.journal_path, self._map_bytes, self._open_files, self._queue_sealed)
-        self._backlog = Backlog(self._backlog_bytes, self._relief_s, backlog_bytes_max)
+        self._backlog = Backlog(self._backlog_bytes, self._steps, self._relief_s, backlog_bytes_max)
         self._journal: Journal | None = None
         self._archive: Archive | None = None
         self._archiving: Archiving | None = None
@@ -558,6 +558,10 @@ class Log:
             return 0
         queued = self._queued_ordinal
         return archiving.backlog_bytes + sum(segment.bytes for segment in journal.segments if segment.ordinal > queued)
+
+    def _steps(self) -> int:
+        """Return how many transactions have been written to the archive."""
+        return self._archiving.steps if self._archiving is not None else 0
 
     def _relief_s(self) -> float | None:
         """Return when the archive will have taken in the slice that it is at, None when nobody can tell."""

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from broker.log import backlog
-from broker.log.backlog import FREE_SHARE, WAIT_S_MAX, Backlog
+from broker.log.backlog import BOUND_S_MAX, FREE_SHARE, STILL_S_MAX, Backlog
 from broker.log.errors import AppendFull
 
 BYTES_MAX = 1 << 30
@@ -33,7 +33,11 @@ class Disk:
         self.until_s = self.now_s + slice_s
         self.waiting = slice_bytes
         self.most = 0
-        self.backlog = Backlog(lambda: self.waiting, self.relief_s, BYTES_MAX)
+        self.backlog = Backlog(lambda: self.waiting, self.steps, self.relief_s, BYTES_MAX)
+
+    def steps(self) -> int:
+        """Return how many transactions were written: four a second, or none when nothing is ever freed."""
+        return int(self.now_s * 4) if self.slice_bytes else 0
 
     def relief_s(self) -> float | None:
         return self.until_s - self.now_s if self.told else None
@@ -109,5 +113,20 @@ def test_is_refused_at_the_bound_when_nothing_is_taken_in() -> None:
     disk.waiting = BYTES_MAX
     with pytest.raises(AppendFull):
         disk.backlog.take(GROUP_BYTES)
-    assert disk.now_s >= 1000.0 + WAIT_S_MAX
+    assert STILL_S_MAX <= disk.now_s - 1000.0 < 2 * STILL_S_MAX
     assert disk.backlog.refusals == 1
+
+
+def test_waits_at_the_bound_for_a_slice_that_gets_on() -> None:
+    disk = Disk(BOUND_S_MAX / 2, BYTES_MAX // 2)
+    disk.waiting = BYTES_MAX
+    disk.backlog.take(GROUP_BYTES)
+    assert disk.backlog.refusals == 0
+
+
+def test_is_refused_at_the_bound_when_a_slice_takes_very_long() -> None:
+    disk = Disk(10 * BOUND_S_MAX, BYTES_MAX // 2)
+    disk.waiting = BYTES_MAX
+    with pytest.raises(AppendFull):
+        disk.backlog.take(GROUP_BYTES)
+    assert BOUND_S_MAX <= disk.now_s - 1000.0 < 2 * BOUND_S_MAX
