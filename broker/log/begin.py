@@ -1,7 +1,7 @@
 """When a slice begins: as soon as that costs nobody anything, or when waiting longer would.
 
 A slice writes each page over that holds a channel of it, once, however many groups the channel is in: over a million
-channels taken at random, 32 segments at a time cost a third a message of what four at a time do. So while the log is
+channels taken at random, 16 segments at a time cost half as much a message as four at a time. So while the log is
 written to, segments wait until there are enough of them for a wide slice, or the oldest has waited for long; when
 nobody writes, a slice costs nobody anything, and begins. Pure arithmetic over what it is told; times are arguments.
 """
