@@ -14,7 +14,6 @@ from broker.bench.conversation import Conversation
 from broker.bench.load import Load, complaints
 from broker.bench.options import RECORD_OVERHEAD_BYTES, Work
 from broker.bench.server import Probe
-from broker.log.archiving import SEGMENTS_MIN
 from broker.model.errors import error
 from broker.model.settings import GIB, KIB, MIB
 
@@ -33,8 +32,8 @@ SEGMENT_BYTES_SMALL: Final = 8 * MIB
 SEGMENTS: Final = 8
 """What is to be archived fills at least so many segments, so that a few bytes show what many do."""
 
-FILLER_SEGMENTS: Final = SEGMENTS_MIN + 1
-"""Segments that are filled beside it: fewer than the least of a slice would wait for some seconds."""
+FILLER_SEGMENTS: Final = 2
+"""Segments that are filled beside it, so that the one before them is sealed."""
 
 FILLER_PAYLOAD_BYTES: Final = 64 * KIB
 

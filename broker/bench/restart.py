@@ -25,7 +25,6 @@ from broker.bench.options import RECORD_OVERHEAD_BYTES, Options
 from broker.bench.result import Result, latency_of
 from broker.bench.server import Probe
 from broker.log.archive_task import archive_path
-from broker.log.archiving import SEGMENTS_MIN
 from broker.log.segment import SUFFIX
 from broker.model.errors import error
 from broker.model.history import NAMES_MAX
@@ -149,14 +148,14 @@ class Archiver:
 
 
 def await_taken_in(url: str) -> None:
-    """Wait until a server has archived all but what it would let lie until there is more.
+    """Wait until a server has archived all that is sealed.
 
     Raises:
         BrokerError: UNAVAILABLE; that takes too long.
     """
     deadline = time.monotonic() + SETTLE_S
     with Conversation(url) as conversation:
-        while (left := int(conversation.stats()["archive_backlog"])) >= SEGMENTS_MIN:
+        while (left := int(conversation.stats()["archive_backlog"])) > 0:
             if time.monotonic() > deadline:
                 raise error("UNAVAILABLE", f"archive: {left} segments are left after {SETTLE_S:g} s")
             time.sleep(0.1)

@@ -1,8 +1,8 @@
 """The owner's side of archiving: which segments go into the archive when, and who does it.
 
 A thread, "broker-log-archiving", takes the sealed segments that wait, oldest first, makes slices of them as wide as the
-backlog is, and has them written: by a child process in a server, by itself when embedded. It paces the writer between
-transactions, starts a killed one again, tries what failed again, and says so in events.
+backlog is when `Begin` lets one begin, and has them written: by a child process in a server, by itself when embedded.
+It paces the writer between transactions, starts a killed one again, tries what failed again, and says so in events.
 
 Invariants: a segment is reported archived only after its checkpoint is durable; `queue` and `pace` never wait for the
 disk; nothing here writes to the archive while a child process does.
@@ -18,11 +18,13 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
 from broker.events import emit
 from broker.log.archive_rows import Checkpoint
 from broker.log.archive_task import TIME_MAX_US, CompactResult, Stopped, archive_path
+from broker.log.begin import BEGIN_SHARE, QUIET_S, WAIT_S, Begin
 from broker.log.errors import free_bytes
 from broker.log.pace import Pace
 from broker.log.retention import Step, pack_cursors
@@ -36,10 +38,13 @@ if TYPE_CHECKING:
     from broker.log.segment import Segment
 
 MIB = 1024 * 1024
-SEGMENTS_MIN = 4
 SEGMENTS_MAX = 64
-WAIT_S = 10.0
-BACKLOG_BYTES_MAX = 2048 * MIB
+SLICE_SHARE_MAX = 0.5
+"""So much of the bound of the backlog is in one slice at most. What it frees it frees at its end, and what comes
+meanwhile has to go into the rest."""
+PROGRESS_MIN = 0.02
+"""Of a slice must be written before its end is foretold."""
+BACKLOG_BYTES_MAX = 4096 * MIB
 EMBEDDED_TRANSACTION_BYTES = 2 * MIB
 RETRY_S = 1.0
 RETRY_S_MAX = 60.0
@@ -51,6 +56,7 @@ class Writer(Protocol):
 
     checkpoint: Checkpoint
     written_bytes: int
+    progress: float
     cpu_s: float
 
     @property
@@ -94,6 +100,7 @@ class ChildWriter:
 
     def __init__(self, data: Path) -> None:
         self.written_bytes = 0
+        self.progress = 0.0
         self.cpu_s = 0.0
         command = [sys.executable, "-m", "broker.log.archiver", "--data", str(data)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -143,6 +150,7 @@ class ChildWriter:
         self._say(command)
         while (answer := self._hear())["state"] == "step":
             self.written_bytes = answer["bytes"]
+            self.progress = answer["progress"]
             try:
                 between()
             except Stopped:
@@ -199,10 +207,14 @@ class Archiving:
         in_process: write on the thread itself, in small transactions, instead of in a child process.
         on_archived: called on the thread with each new checkpoint, when it is durable; it may take its time.
         on_compacted: called on the thread when another file has the archive's name; the caller reopens its readers.
-        segments_min: a slice waits for so many segments …
-        wait_s: … but no longer than this.
+        wait_s: a segment waits for no longer than this before a slice begins …
+        quiet_s: … nor than until the log has been quiet for this long.
         segments_max: a slice has no more than these.
-        backlog_bytes_max: with so much to do the writer does not rest.
+        backlog_bytes_max: with so much to do the writer does not rest; with a share of it a slice begins.
+
+    Attributes:
+        backlog_bytes: the sizes of all sealed segments that are not archived.
+        steps: how many transactions have been written, but for the last one of each slice.
     """
 
     def __init__(
@@ -212,8 +224,8 @@ class Archiving:
         in_process: bool,
         on_archived: Callable[[Checkpoint], None],
         on_compacted: Callable[[CompactResult], None] = lambda _: None,
-        segments_min: int = SEGMENTS_MIN,
         wait_s: float = WAIT_S,
+        quiet_s: float = QUIET_S,
         segments_max: int = SEGMENTS_MAX,
         backlog_bytes_max: int = BACKLOG_BYTES_MAX,
     ) -> None:
@@ -221,8 +233,7 @@ class Archiving:
         self._in_process = in_process
         self._on_archived = on_archived
         self._on_compacted = on_compacted
-        self._segments_min = segments_min
-        self._wait_s = wait_s
+        self._begin = Begin(int(BEGIN_SHARE * backlog_bytes_max), quiet_s, wait_s)
         self._segments_max = segments_max
         self._pace = Pace(backlog_bytes_max)
         self._condition = threading.Condition()
@@ -234,11 +245,16 @@ class Archiving:
         self._writer: Writer | None = None
         self._ended_cpu_s = 0.0
         self._failures = 0
+        self._slice_bytes_max = int(backlog_bytes_max * SLICE_SHARE_MAX)
         self._step_began_s = 0.0
+        self._slice_began_s = 0.0
+        self._progress = 0.0
+        self._appended_bytes = 0
         self._slices = 0
         self._archive_s = 0.0
         self._pause_s = 0.0
         self.backlog_bytes = 0
+        self.steps = 0
         self._thread = threading.Thread(target=self._run, name="broker-log-archiving", daemon=True)
         self._thread.start()
 
@@ -252,9 +268,17 @@ class Archiving:
             self.backlog_bytes += size
             self._condition.notify_all()
 
-    def pace(self, commit_s: float) -> None:
-        """Take in how long a commit took; the commit thread only."""
+    def pace(self, commit_s: float, size_bytes: int) -> None:
+        """Take in how long a commit took, and of how many bytes; the commit thread only."""
+        self._appended_bytes += size_bytes
         self._pace.committed(commit_s)
+
+    def relief_s(self) -> float | None:
+        """Return in how many seconds the slice that is being written will be in; None when nobody can tell."""
+        progress = self._progress
+        if progress < PROGRESS_MIN:
+            return None
+        return (time.monotonic() - self._slice_began_s) * (1.0 - progress) / progress
 
     @contextmanager
     def hurry(self) -> Iterator[None]:
@@ -365,12 +389,13 @@ class Archiving:
 
     def _due_in(self) -> float:
         """Return the seconds until there is something to do."""
-        if self._retentions or self._compactions or len(self._waiting) >= self._segments_min:
+        if self._retentions or self._compactions or (self._hurries and self._waiting):
             return 0.0
         if self._waiting:
-            if self._hurries:
-                return 0.0
-            return max(self._waiting[0][2] + self._wait_s - time.monotonic(), 0.0)
+            if 2 * self.backlog_bytes > free_bytes(self._folder):
+                return 0.0  # the disk will have no room for a slice as wide as that
+            oldest_s = self._waiting[0][2]
+            return self._begin.due_in(time.monotonic(), oldest_s, self.backlog_bytes, self._appended_bytes)
         return float("inf")
 
     def _work(self) -> bool:
@@ -388,7 +413,8 @@ class Archiving:
         compaction = self._next_compaction(writer)
         if compaction is None and not segments:
             return not self._waiting and not self._compactions
-        began_s = self._step_began_s = time.monotonic()
+        began_s = self._step_began_s = self._slice_began_s = time.monotonic()
+        writer.progress = 0.0
         self._pace.begin()
         try:
             if compaction is not None:
@@ -401,6 +427,7 @@ class Archiving:
                 self._archived(writer.archive(segments, self._between))
                 self._slices += 1
         finally:
+            self._progress = 0.0
             self._pace.end()
             self._archive_s += time.monotonic() - began_s
         return True
@@ -442,7 +469,7 @@ class Archiving:
             writer.close()
 
     def _next_slice(self, writer: Writer) -> list[Path]:
-        """Return the segments of the next slice: all that wait, up to the bound; none when nothing waits.
+        """Return the segments of the next slice: all that wait, up to the bounds; none when nothing waits.
 
         A slice that was cut short has to be repeated as far as it went. A new one is no wider than the disk has room
         for: only a whole one lets its segments go, and half of one would keep the last room for ever.
@@ -452,7 +479,9 @@ class Archiving:
         if not waiting or waiting[-1][0].ordinal < writer.begun_ordinal:
             return []
         begun = sum(segment.ordinal <= writer.begun_ordinal for segment, _ in waiting)
-        count = begun or fitting([size for _, size in waiting[: self._segments_max]], free_bytes(self._folder))
+        sizes = [size for _, size in waiting[: self._segments_max]]
+        wide = sum(total <= self._slice_bytes_max for total in accumulate(sizes))
+        count = begun or max(min(wide, fitting(sizes, free_bytes(self._folder))), 1)
         return [segment.path for segment, _ in waiting[:count]]
 
     def _archived(self, checkpoint: Checkpoint) -> None:
@@ -464,6 +493,9 @@ class Archiving:
 
     def _between(self) -> None:
         """Rest between two transactions."""
+        assert self._writer is not None
+        self._progress = self._writer.progress
+        self.steps += 1
         worked_s = time.monotonic() - self._step_began_s
         pause_s = self._pace.pause_s(worked_s, self.backlog_bytes)
         if pause_s > 0.0 or self._closing:

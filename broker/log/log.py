@@ -89,7 +89,7 @@ class Log:
         self._open_files = OpenFiles(OPEN_SEALED_MAX)
         self._space = Space(directory.journal_path, reserve_bytes)
         self._sealer = Sealer(directory.journal_path, self._map_bytes, self._open_files, self._queue_sealed)
-        self._backlog = Backlog(self._backlog_bytes, backlog_bytes_max)
+        self._backlog = Backlog(self._backlog_bytes, self._steps, self._relief_s, backlog_bytes_max)
         self._journal: Journal | None = None
         self._archive: Archive | None = None
         self._archiving: Archiving | None = None
@@ -193,6 +193,7 @@ class Log:
                 in_process=self._archive_by is ArchiveBy.THREAD,
                 on_archived=self._on_archived,
                 on_compacted=lambda _: archive.reopen(),
+                backlog_bytes_max=self._backlog.bytes_max,
             )
         self._sealer.start(found.ready, found.next_ordinal, found.full)
         self._queue_sealed()
@@ -268,7 +269,7 @@ class Log:
         self._backlog.take(len(value))
         began_s = time.monotonic()
         journal.append(number, value)
-        archiving.pace(time.monotonic() - began_s)
+        archiving.pace(time.monotonic() - began_s, len(value))
 
     def abandon(self) -> None:
         """Give the active segment up after an append that failed with `handed_over`; the commit thread only.
@@ -557,6 +558,14 @@ class Log:
             return 0
         queued = self._queued_ordinal
         return archiving.backlog_bytes + sum(segment.bytes for segment in journal.segments if segment.ordinal > queued)
+
+    def _steps(self) -> int:
+        """Return how many transactions have been written to the archive."""
+        return self._archiving.steps if self._archiving is not None else 0
+
+    def _relief_s(self) -> float | None:
+        """Return when the archive will have taken in the slice that it is at, None when nobody can tell."""
+        return self._archiving.relief_s() if self._archiving is not None else None
 
     def _guard(self) -> None:
         if os.getpid() != self._process:

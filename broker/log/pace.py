@@ -1,11 +1,15 @@
 """How fast the archiver may go: it shares the disk with the commits, whose latency people feel.
 
 After each transaction the archiver rests for a multiple of the time that the transaction took. The multiple grows while
-commits take longer beside it than they did while it rested, and shrinks again when they do not, or when the backlog has
-grown so far that falling behind is the greater harm. Pure arithmetic over what it is told; times are arguments.
+commits take longer beside it than they did while it rested, and shrinks again when they do not, or as the backlog grows
+from where a slice begins to where commits are slowed down: there falling behind is the greater harm. Pure arithmetic
+over what it is told; times are arguments.
 """
 
 from __future__ import annotations
+
+from broker.log.backlog import FREE_SHARE
+from broker.log.begin import BEGIN_SHARE
 
 MIB = 1024 * 1024
 REST_MAX = 8.0
@@ -26,7 +30,7 @@ class Pace:
     `committed` belongs to the commit thread, the rest to the archiver's; each number is written by one of them.
 
     Args:
-        backlog_bytes_max: a backlog of this much leaves no time to rest.
+        backlog_bytes_max: the bound of the backlog.
     """
 
     def __init__(self, backlog_bytes_max: int) -> None:
@@ -61,5 +65,5 @@ class Pace:
             self.rest = min(max(self.rest * 2, _REST_BEGIN), REST_MAX)
         else:
             self.rest = self.rest / 2 if self.rest > _REST_BEGIN / 4 else 0.0
-        behind = min(backlog_bytes / self._backlog_bytes_max, 1.0)
-        return min(worked_s * self.rest * (1.0 - behind), PAUSE_S_MAX)
+        left = (FREE_SHARE - backlog_bytes / self._backlog_bytes_max) / (FREE_SHARE - BEGIN_SHARE)
+        return min(worked_s * self.rest * min(max(left, 0.0), 1.0), PAUSE_S_MAX)

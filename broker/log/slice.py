@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 SLICE_KEY = b"\0slice"
 GROUPS_PREFIX = bytes([GROUPS])
 KIB = 1024
+DIRTY_PER_TURN = 256 * KIB
+"""What rows may cost that are made at once: about what a processor's second cache holds, with the pages they are in."""
 _BEGUN = struct.Struct("<Qqqqq")
 _TABLE = struct.Struct("<QI")
 _LINES_PER_TURN = 256
@@ -133,6 +135,11 @@ class Slice:
         self._groups: Iterator[tuple[bytes, bytes]] | None = None
         self.dirty_bytes = 0
 
+    @property
+    def progress(self) -> float:
+        """How much of it has been put into transactions, 0.0 to 1.0; channels alone count, the rest is little."""
+        return self._merger.progress()
+
     def step(self, transaction: lmdb.Transaction, reader: TreeReader) -> Checkpoint | None:
         """Put the next part of the slice into a transaction.
 
@@ -166,31 +173,43 @@ class Slice:
         left = self._dirty_max
         self.dirty_bytes = 0
         if not self._merged:
-            left -= self._put_channels(transaction, reader, left)
+            left -= self._put_channels(transaction, reader)
         if self._merged and left > 0 and self._lines is not None:
             left -= self._put_lines(transaction, reader, left)
         if not self._merged or self._lines is not None or left <= 0:
             return False
         return self._put_groups(transaction, reader, left)
 
-    def _put_channels(self, transaction: lmdb.Transaction, reader: TreeReader, dirty_max: int) -> int:
-        rows = self._merger.merge(reader, dirty_max)
-        for key in rows.deletes:
-            transaction.delete(key)
-        with transaction.cursor() as cursor:
-            rows.names.sort()
-            for puts in (rows.names, rows.channels, rows.chunks):
-                if puts:
-                    cursor.putmulti(puts)
-        self._merged = rows.done
+    def _put_channels(self, transaction: lmdb.Transaction, reader: TreeReader) -> int:
+        """Put rows of channels, a few at a time: what is read for them is in the caches when they are written."""
+        dirty = channels = records = chunk_bytes = 0
+        names: list[tuple[bytes, bytes]] = []
+        with transaction.cursor() as by_channel, transaction.cursor() as by_chunk:
+            full = False
+            while not full and dirty < self._dirty_max:
+                rows = self._merger.merge(reader, min(self._dirty_max - dirty, DIRTY_PER_TURN))
+                for key in rows.deletes:
+                    transaction.delete(key)
+                names += rows.names
+                by_channel.putmulti(rows.channels)
+                by_chunk.putmulti(rows.chunks)
+                channels += rows.channels_added
+                records += rows.records_added
+                chunk_bytes += rows.bytes_added
+                dirty += rows.dirty_bytes
+                self._merged = rows.done
+                full = rows.done or rows.full
+            # In an order of their own. A name that a dropped channel gave free is only given to one of a higher id.
+            names.sort()
+            by_channel.putmulti(names)
         self.begun = replace(
             self.begun,
-            channels=self.begun.channels + rows.channels_added,
-            records=self.begun.records + rows.records_added,
-            chunk_bytes=self.begun.chunk_bytes + rows.bytes_added,
+            channels=self.begun.channels + channels,
+            records=self.begun.records + records,
+            chunk_bytes=self.begun.chunk_bytes + chunk_bytes,
         )
-        self.dirty_bytes += rows.dirty_bytes
-        return rows.dirty_bytes
+        self.dirty_bytes += dirty
+        return dirty
 
     def _put_lines(self, transaction: lmdb.Transaction, reader: TreeReader, dirty_max: int) -> int:
         """Put producers' lines until there are none left; `_lines` is None then."""

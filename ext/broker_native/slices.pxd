@@ -101,6 +101,7 @@ cdef class SliceMerger:
     cdef RowBuffer put_channels
     cdef RowBuffer put_chunks
     cdef RowBuffer deletes
+    cdef TreeReader archive       # the snapshot that `channels` and `chunks` are in
     cdef TreeCursor names
     cdef TreeCursor channels
     cdef TreeCursor chunks

@@ -247,7 +247,7 @@ class WholeLog(RuleBasedStateMachine):
             patch.object(Retention, "tick", tick_when_asked),
             patch.object(Archiving, "_between", lambda archiver: self.held.between(archiver)),
             patch.object(archiving, "EMBEDDED_TRANSACTION_BYTES", TRANSACTION_BYTES),
-            patch.dict(defaults, segments_min=1),
+            patch.dict(defaults, wait_s=0.0),
         ):
             self.patches.enter_context(one)
 

@@ -20,7 +20,7 @@ def hurry() -> None:
     """Have slices begin at once, and a child that died be started again soon."""
     defaults = Archiving.__init__.__kwdefaults__
     assert defaults is not None
-    defaults.update(segments_min=1, wait_s=0.0)
+    defaults.update(wait_s=0.0)
     archiving.RETRY_S = RETRY_S
 
 

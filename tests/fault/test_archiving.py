@@ -143,7 +143,7 @@ def opened(path: Path, archive_by: ArchiveBy) -> Iterator[Opened]:
     try:
         one = Opened(log)
         if log._archiving is not None:
-            log._archiving._segments_min, log._archiving._wait_s = 1, 0.0
+            log._archiving._begin.wait_s = 0.0
         yield one
     finally:
         log.close()

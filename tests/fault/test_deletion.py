@@ -46,7 +46,7 @@ PATIENCE_S = 30
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Archive each sealed segment at once."""
     assert Archiving.__init__.__kwdefaults__ is not None
-    monkeypatch.setitem(Archiving.__init__.__kwdefaults__, "segments_min", 1)
+    monkeypatch.setitem(Archiving.__init__.__kwdefaults__, "wait_s", 0.0)
 
 
 @pytest.fixture

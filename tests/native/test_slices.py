@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from broker.log.environment import open_lmdb, reading_tree
 from broker_native.rows import pack_row
-from broker_native.slices import SliceDamaged, SliceMerger, SliceSource
+from broker_native.slices import SliceDamaged, SliceMerger, SliceRows, SliceSource
 from broker_native.tree import MappedFile, TreeReader
 from tests.native.starve import refusals
 from tests.reference.groups import (
@@ -47,10 +47,14 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Iterator
 
+    import lmdb
+
 MAP_BYTES = 1 << 30
 EXAMPLES = size("BROKER_SLICE_EXAMPLES", 50, 20_000)
 """Cuts of journals that are tried."""
 WHOLE = 1 << 40
+TURNS = 3
+"""Rows are made so many times in one transaction, when there are as many."""
 
 
 @pytest.fixture(scope="module")
@@ -101,21 +105,32 @@ class Archive:
     def take(self, segments: list[list[Group]], dirty_max: int, transactions_max: int) -> bool:
         """Archive a slice, or the first transactions of it; tell whether it is done."""
         merger = SliceMerger(self.sources(segments))
+        progress = 0.0
         for _ in range(transactions_max):
-            rows = merger.merge(self.reader(), dirty_max)
-            assert [key for key, _ in rows.channels] == sorted({key for key, _ in rows.channels})
-            assert [key for key, _ in rows.chunks] == sorted({key for key, _ in rows.chunks})
+            reader = self.reader()
             with self.environment.begin(write=True) as transaction:
-                for key in rows.deletes:
-                    assert transaction.delete(key)
-                for key, value in [*rows.names, *rows.channels, *rows.chunks]:
-                    transaction.put(key, value)
-            self.channels += rows.channels_added
-            self.records += rows.records_added
-            self.bytes += rows.bytes_added
+                for _ in range(TURNS):
+                    rows = merger.merge(reader, dirty_max)
+                    self.put(transaction, rows)
+                    assert progress <= (progress := merger.progress()) <= 1.0
+                    if rows.full or rows.done:
+                        break
             if rows.done:
+                assert progress == 1.0
                 return True
         return False
+
+    def put(self, transaction: lmdb.Transaction, rows: SliceRows) -> None:
+        """Write rows, and count what they change."""
+        assert [key for key, _ in rows.channels] == sorted({key for key, _ in rows.channels})
+        assert [key for key, _ in rows.chunks] == sorted({key for key, _ in rows.chunks})
+        for key in rows.deletes:
+            assert transaction.delete(key)
+        for key, value in [*rows.names, *rows.channels, *rows.chunks]:
+            transaction.put(key, value)
+        self.channels += rows.channels_added
+        self.records += rows.records_added
+        self.bytes += rows.bytes_added
 
     def judge(self, model: Model) -> None:
         """Compare the archive and its totals with what they must be."""

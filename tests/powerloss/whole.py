@@ -115,7 +115,7 @@ def hurry() -> None:
     """Have slices begin at once, in small transactions."""
     defaults: dict[str, Any] | None = Archiving.__init__.__kwdefaults__
     assert defaults is not None
-    defaults.update(segments_min=1, wait_s=0.0)
+    defaults.update(wait_s=0.0)
     setattr(archiving, "EMBEDDED_TRANSACTION_BYTES", TRANSACTION_BYTES)  # noqa: B010 - a constant to all others
 
 

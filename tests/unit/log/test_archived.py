@@ -14,6 +14,7 @@ import pytest
 from broker.core.lines import Lines
 from broker.log import AppendFull, ArchiveBy, Log
 from broker.log.archiver import ArchiveWriter, archive_path
+from broker.log.begin import Begin
 from broker.log.segment import open_segment
 from broker.model.errors import StorageError
 from broker.node.stretch import Known
@@ -170,7 +171,7 @@ def archiving(path: Path, **options: Any) -> Iterator[Opened]:
     try:
         one = Opened(log)
         assert log._archiving is not None
-        log._archiving._segments_min, log._archiving._wait_s = 1, 0.0
+        log._archiving._begin.wait_s = 0.0
         yield one
     finally:
         log.close()
@@ -384,7 +385,7 @@ def test_commits_slow_down_and_are_refused_at_the_bound(tmp_path: Path, monkeypa
     with archiving(tmp_path, backlog_bytes_max=400 * KIB) as one:
         archive = one.log._archiving
         assert archive is not None
-        archive._segments_min, archive._wait_s = 10**6, 1e6
+        archive._begin = Begin(1 << 60, 1e6, 1e6)
         with pytest.raises(AppendFull, match="wait for it, limit"):
             story.groups(one, 10_000)
         stats = one.log.stats()
@@ -395,7 +396,7 @@ def test_commits_slow_down_and_are_refused_at_the_bound(tmp_path: Path, monkeypa
         # What was refused was never stored, and its number may be used again.
         story.chain.number = story.chain.last
         story.line -= 1
-        archive._segments_min, archive._wait_s = 1, 0.0
+        archive._begin.wait_s = 0.0
         with archive._condition:
             archive._condition.notify_all()
         wait_archived(one)

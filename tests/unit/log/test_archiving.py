@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,7 @@ from broker.log import archiving
 from broker.log.archive import Archive
 from broker.log.archiver import ArchiveWriter, CompactResult, Stopped, archive_path
 from broker.log.archiving import Archiving, ChildWriter
+from broker.log.begin import BEGIN_SHARE
 from broker.model.errors import BrokerError
 from tests.unit.log.archives import CHUNK_BYTES_REBUILT, Journal, check_archive
 
@@ -38,7 +40,7 @@ class Owner:
             journal.data,
             on_archived=self._on_archived,
             on_compacted=self.compacted.append,
-            **{"segments_min": 1, "wait_s": 0.0, **options},  # type: ignore[arg-type]
+            **{"wait_s": 0.0, **options},  # type: ignore[arg-type]
         )
 
     def _on_archived(self, checkpoint: Checkpoint) -> None:
@@ -90,9 +92,15 @@ def test_archives_what_is_queued(journal: Journal, owner: Owner) -> None:
 
 
 def test_slices_are_as_wide_as_the_backlog(journal: Journal) -> None:
-    owner = Owner(journal, in_process=True, segments_min=4, wait_s=60.0, segments_max=5)
+    """None begins before there is enough for it; then it takes all that waits, up to the bound."""
+    enough = sum(path.stat().st_size for path in journal.paths)
+    bound = int(enough / BEGIN_SHARE)
+    owner = Owner(journal, in_process=True, quiet_s=60.0, wait_s=60.0, segments_max=5, backlog_bytes_max=bound)
     try:
-        owner.queue()
+        owner.queue(0, 5)
+        time.sleep(0.05)
+        assert owner.reported == []
+        owner.queue(5)
         owner.wait_for(5)
         assert owner.reported == [5]
         assert owner.archiving.backlog_bytes == journal.paths[5].stat().st_size

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from broker.log.backlog import FREE_SHARE
+from broker.log.begin import BEGIN_SHARE
 from broker.log.pace import PAUSE_S_MAX, REST_MAX, Pace
 
-BACKLOG_BYTES_MAX = 1000
+BACKLOG_BYTES_MAX = 8000
 QUIET_S = 0.004
 
 
@@ -43,8 +45,10 @@ def test_goes_on_when_commits_are_fast_again() -> None:
 
 def test_a_backlog_leaves_less_time_to_rest() -> None:
     pace = paced(3 * QUIET_S)
-    pauses = [pace.pause_s(0.1, backlog) for backlog in (0, 500, 1000, 5000)]
-    assert pauses == [0.1 * REST_MAX, 0.05 * REST_MAX, 0.0, 0.0]
+    begin, free = (round(share * BACKLOG_BYTES_MAX) for share in (BEGIN_SHARE, FREE_SHARE))
+    pauses = [pace.pause_s(0.1, backlog) for backlog in (0, begin, free, 5 * free)]
+    assert pauses == [0.1 * REST_MAX, 0.1 * REST_MAX, 0.0, 0.0]
+    assert round(pace.pause_s(0.1, (begin + free) // 2), 3) == 0.05 * REST_MAX
 
 
 def test_what_harms_nobody_is_no_reason_to_rest() -> None:
