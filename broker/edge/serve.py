@@ -1,7 +1,7 @@
 """The server's life: start, ready, reload, drain, end.
 
 This is the only place that touches the process: its signals, its interpreter's switch interval, the collector, the
-loop's kind. A broker that is embedded touches none of them.
+heap's bounds, the loop's kind. A broker that is embedded touches none of them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from broker._version import __version__
 from broker.config import Config, check_listeners, takes_uvloop
+from broker.edge.heap import settle_heap
 from broker.edge.log_output import set_log_level, set_up_log, watch_loop
 from broker.edge.native import NativeListener
 from broker.events import emit, flush
@@ -49,6 +50,7 @@ def run(config: Config, ready_file: Path | None = None) -> None:
     """
     set_up_log(config.server.log_level, config.server.log_format)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    settle_heap()
     try:
         with asyncio.Runner(loop_factory=loop_factory(config.server.loop)) as runner:
             runner.run(Server(config, ready_file).serve())

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from broker.log.archive_rows import Checkpoint
     from broker_native.crc32c import Buffer
 
+RESUMED_BYTES_MAX = 4 << 20
+"""An unsealed segment with as much is sealed in the background instead of being gone on with: until it is, what stands
+in its groups is known in memory, and of very many channels that is as large as the groups."""
 _NAME = re.compile(r"([0-9a-f]{16})" + re.escape(SUFFIX))
 
 
@@ -350,8 +353,8 @@ def _recover(survey: Survey, folder: Path, map_bytes: int, open_files: OpenFiles
     segments = [found.segment for found in survey.found if not found.segment.empty]
     spare = _spare(survey, segments[-1].ordinal if segments else 0)
     next_ordinal = survey.next_ordinal
-    if not segments or segments[-1].sealed:
-        # Whatever was active before holds no good group, or nothing was ever appended.
+    if not segments or segments[-1].sealed or (spare and segments[-1].bytes >= RESUMED_BYTES_MAX):
+        # Whatever was active before is full enough, or holds no good group, or nothing was ever appended.
         active = spare.pop(0) if spare else _create(folder, next_ordinal, map_bytes, open_files)
         next_ordinal = max(next_ordinal, active.ordinal + 1)
         segments.append(active)

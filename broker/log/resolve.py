@@ -34,6 +34,8 @@ Result = TypeVar("Result")
 
 BATCH = 4096
 """Keys that are looked up at once when everything is."""
+PART = 1024
+"""Names that are looked up without a look at whether another thread wants the interpreter: about a millisecond."""
 _ENTRY_HEADER = Struct("<IHH")
 _CHANNEL, _EPOCH, _TRIM = 1, 2, 7
 _SNAPSHOT = 0x0002
@@ -130,6 +132,15 @@ class Layers:
                 found[at] = entries
         return [old if newer is None else _joined(old, newer) for old, newer in zip(found, parts, strict=True)]
 
+    def entries(self, names: list[bytes]) -> list[bytes]:
+        """Return the entries of the channels of ascending names, b"" for each that has none."""
+        ids = self.ids(names)
+        known = sort_numbers(ids)
+        if known and not known[0]:
+            del known[0]
+        entries = dict(zip(known, self.channels(known), strict=True))
+        return [entries.get(channel, b"") for channel in ids]
+
     def lines(self, producers: list[bytes]) -> list[bytes]:
         """Return the LINE entries of ascending producers, b"" for each that is not there."""
         whole = bytearray(len(producers))
@@ -195,12 +206,10 @@ class Tables:
         """Return for each name the entries of its channel, b"" when there is none; see `Log.resolve`."""
 
         def read(layers: Layers) -> list[bytes]:
-            ids = layers.ids(wanted)
-            known = sort_numbers(ids)
-            if known and not known[0]:
-                del known[0]
-            entries = dict(zip(known, layers.channels(known), strict=True))
-            return [entries.get(channel, b"") for channel in ids]
+            found: list[bytes] = []
+            for begin in range(0, len(wanted), PART):
+                found += layers.entries(wanted[begin : begin + PART])
+            return found
 
         wanted = sort_keys(names)
         found = self._read(read)

@@ -26,11 +26,12 @@ from broker_native.delta import TableDelta
 from broker_native.index import GroupDamaged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 RETRY_S = 1.0
 _GROUPS_PER_TURN = 64
+_ROWS_PER_TURN = 64
 # Two meta pages, the lock file and the folder's own growth.
 _CREATE_BYTES = 128 * 1024
 
@@ -45,7 +46,7 @@ def seal_segment(segment: Segment, turn: Callable[[], None]) -> int:
 
     Args:
         segment: not sealed, with at least one group.
-        turn: called every few groups and before the commit; what else the thread has to do.
+        turn: called every few groups and rows; what else the thread has to do.
 
     Returns:
         The syncs that it took.
@@ -61,22 +62,22 @@ def seal_segment(segment: Segment, turn: Callable[[], None]) -> int:
     last = _collect(segment, delta, turn)
     if (last.number, last.chain) != (segment.last.number, segment.last.chain):
         raise corrupt(segment.path, f"ends with group {last.number}, expected {segment.last.number}")
-    rows, pages = seal_rows(index, delta)
-    seal = Seal(
-        first=segment.first,
-        predecessor=segment.predecessor.number,
-        previous_chain=segment.predecessor.chain,
-        first_time_us=segment.first_time_us,
-        last=last,
-        groups=segment.groups,
-        id_next=delta.id_next,
-        channels_new=delta.channels_new,
-        producers_new=delta.producers_new,
-        unclean_run=delta.unclean_run,
-        pages=pages,
+    seal = segment.write_seal(
+        _with_turns(seal_rows(index, delta), turn),
+        lambda pages: Seal(
+            first=segment.first,
+            predecessor=segment.predecessor.number,
+            previous_chain=segment.predecessor.chain,
+            first_time_us=segment.first_time_us,
+            last=last,
+            groups=segment.groups,
+            id_next=delta.id_next,
+            channels_new=delta.channels_new,
+            producers_new=delta.producers_new,
+            unclean_run=delta.unclean_run,
+            pages=pages,
+        ),
     )
-    turn()
-    segment.write_seal(seal, rows)
     segment.adopt_seal(seal)
     segment.file.close(readonly=True)
     return SEAL_SYNCS
@@ -97,6 +98,13 @@ def _collect(segment: Segment, delta: TableDelta, turn: Callable[[], None]) -> L
             if count % _GROUPS_PER_TURN == 0:
                 turn()
     return last
+
+
+def _with_turns(rows: Iterable[tuple[bytes, bytes]], turn: Callable[[], None]) -> Iterator[tuple[bytes, bytes]]:
+    for at, row in enumerate(rows):
+        if at % _ROWS_PER_TURN == 0:
+            turn()
+        yield row
 
 
 class Sealer:

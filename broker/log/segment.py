@@ -53,7 +53,7 @@ from broker_native.index import GroupDamaged, SegmentIndex, cut_chunk, find_in_p
 from broker_native.pages import CHANNELS, LINES, REST
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from broker.log.tables import SegmentTables
@@ -274,8 +274,15 @@ class Segment:
         self.bytes += len(value)
         self.last = last
 
-    def write_seal(self, seal: Seal, rows: list[tuple[bytes, bytes]]) -> None:
-        """Store the seal and its rows, synced, in one transaction; whole or not at all.
+    def write_seal(self, rows: Iterable[tuple[bytes, bytes]], seal_of: Callable[[int], Seal]) -> Seal:
+        """Store the rows of a seal and the seal, synced, in one transaction; whole or not at all.
+
+        Args:
+            rows: ascending, each made when it is its turn: together they are as large as LMDB's copy of them.
+            seal_of: makes the seal, from the number of index pages that there were.
+
+        Returns:
+            The seal.
 
         What the file holds is synced first. After a failed commit the disk may have either of two meta pages, and this
         transaction would write over pages that the failed one leads to: a loss of power in the midst of it would leave
@@ -284,12 +291,18 @@ class Segment:
         Raises:
             StorageError: the file cannot be opened.
             lmdb.Error: it was not stored.
+            MemoryError: nor was it then.
         """
         with self.file.writing() as environment:
             environment.sync(True)
             with environment.begin(write=True) as transaction:
-                for key, row in sorted([*rows, (SEAL_KEY, seal.pack())]):
+                pages = 0
+                for key, row in rows:
                     transaction.put(key, row, append=True)
+                    pages += key.startswith(INDEX_KEY)
+                seal = seal_of(pages)
+                transaction.put(SEAL_KEY, seal.pack())
+        return seal
 
     def adopt_seal(self, seal: Seal) -> None:
         """Know the segment by its seal, as start-up does.
@@ -455,12 +468,21 @@ class Segment:
             yield found, value
 
 
-def seal_rows(index: SegmentIndex, delta: TableDelta) -> tuple[list[tuple[bytes, bytes]], int]:
-    """Return the rows that a seal stands for, in no order, and how many of them are index pages."""
-    pages = index.pages()
-    rows = [(INDEX_KEY + key, page) for key, page in pages]
-    rows += [(PAGE_KEYS[kind] + low, page) for kind, low, page in delta.pages()]
-    return [*rows, (FILTER_KEY, delta.filter())], len(pages)
+def seal_rows(index: SegmentIndex, delta: TableDelta) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the rows that a seal stands for, ascending; neither may change meanwhile.
+
+    A segment with a chunk in each of very many channels has as much of them as a third of its groups, so they are made
+    one after the other.
+    """
+    yield FILTER_KEY, delta.filter()
+    index_pages = index.pages()
+    index_pages.reverse()
+    while index_pages:
+        key, page = index_pages.pop()
+        yield INDEX_KEY + key, page
+    for kind in sorted(PAGE_KEYS, key=PAGE_KEYS.__getitem__):
+        for low, page in delta.pages(kind):
+            yield PAGE_KEYS[kind] + low, page
 
 
 def open_segment(path: Path, map_bytes: int = 1 << 30) -> Segment:

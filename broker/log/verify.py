@@ -402,7 +402,7 @@ class SegmentCheck:
 
     def _sealed_rows(self, first: GroupHeader, seal: Seal) -> dict[bytes, bytes]:
         """Make the rows of the seal once more, as sealing does."""
-        rows, pages = seal_rows(self._index, self._delta)
+        rows = dict(seal_rows(self._index, self._delta))
         made = Seal(
             first=first.number,
             predecessor=self._before.number,
@@ -414,12 +414,12 @@ class SegmentCheck:
             channels_new=self._delta.channels_new,
             producers_new=self._delta.producers_new,
             unclean_run=self._delta.unclean_run,
-            pages=pages,
+            pages=sum(key.startswith(INDEX_KEY) for key in rows),
         )
         if seal.old is None:
-            return {**dict(rows), SEAL_KEY: made.pack()}
+            return {**rows, SEAL_KEY: made.pack()}
         # Sealed by an older version: the same index, and a run of entries for which the seal has a checksum.
-        expected = {key: page for key, page in rows if key.startswith(INDEX_KEY)}
+        expected = {key: page for key, page in rows.items() if key.startswith(INDEX_KEY)}
         delta = self._rows[OLD_DELTA_KEY].value if OLD_DELTA_KEY in self._rows else b""
         if (len(delta), crc32c_of(delta)) == (seal.old.bytes, seal.old.crc):
             expected[OLD_DELTA_KEY] = delta

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
     Found = bytes | BrokerError
     """What is stored of a key, b"" for nothing, or why that cannot be read."""
+    Part = tuple[list[bytes], list[Found]]
+    """Keys, and what was found of each: as many as are installed at once."""
+    LookedUp = tuple[list[Part], dict[bytes, BrokerError], int]
+    """What was found, in the order of the keys; which of them cannot be read; and how long it took, microseconds."""
 
 __all__ = ["Loader"]
 
@@ -45,6 +49,10 @@ JOB_US_MAX = 80_000
 """A job that took longer makes the next one smaller: whoever comes next waits for two of them at most."""
 SHARE = 64
 """Names of one connection that a job takes in a row."""
+GATHER_NAMES = 256
+"""Names that are taken into the next job at once while the thread has one."""
+LATE_SHARE = 4
+"""One in so many of a job's names is taken when the thread is free, so that who has just come is in that job."""
 STEP_US_MAX = 1_000
 """The loop does something else after so long, as it does after the next bound when no clock moves."""
 STEP_NAMES_MAX = 1_024
@@ -132,7 +140,8 @@ class Loader:
         self._round: deque[Asker] = deque()
         self._waiting: dict[bytes, tuple[Load, ...]] = {}
         self._asked: set[bytes] = set()
-        self._found: deque[tuple[list[bytes], list[Found]]] = deque()
+        self._gathered: list[bytes] = []
+        self._found: deque[Part] = deque()
         self._found_count = 0
         self._answered: deque[Load] = deque()
         self._absent: dict[bytes, None] = {}
@@ -286,9 +295,14 @@ class Loader:
 
     def _start(self) -> None:
         """Give the thread its next job, unless it has one or the loop is far from having installed what was found."""
-        if self._busy or self._found_count >= AHEAD_NAMES or self._stopped:
+        if self._stopped:
             return
-        keys = self._next_job()
+        if self._busy or self._found_count >= AHEAD_NAMES:
+            if self._may_gather():
+                self._install_soon()
+            return
+        self._gather(self._job_names)
+        keys, self._gathered = self._gathered, []
         if self._damaged:
             keys = self._readable(keys)
         if self._found:
@@ -303,13 +317,24 @@ class Loader:
             self._cannot(keys, shortage)
             self._install_soon()
 
-    def _next_job(self) -> list[bytes]:
-        """Take a share of each asker's keys, in turn, until the job is full."""
-        keys: list[bytes] = []
-        while self._round and len(keys) < self._job_names:
+    def _may_gather(self) -> bool:
+        """Whether there is something to take into the next job before the thread is free."""
+        return bool(self._round) and len(self._gathered) < self._job_names - self._job_names // LATE_SHARE
+
+    def _gather_ahead(self) -> bool:
+        """Take a few keys into the next job while the thread has one; answers whether there were any to take."""
+        if not self._busy or not self._may_gather():
+            return False
+        self._gather(min(len(self._gathered) + GATHER_NAMES, self._job_names))
+        return True
+
+    def _gather(self, count: int) -> None:
+        """Take a share of each asker's keys into the next job, in turn, until it has so many."""
+        keys = self._gathered
+        while self._round and len(keys) < count:
             asker = self._round.popleft()
             queue = asker.queue
-            taken = [queue.popleft() for _ in range(min(SHARE, self._job_names - len(keys), len(queue)))]
+            taken = [queue.popleft() for _ in range(min(SHARE, count - len(keys), len(queue)))]
             # Another asker's job may have answered it, or may be about to.
             taken = [key for key in taken if key in self._waiting and key not in self._asked]
             self._asked.update(taken)
@@ -317,7 +342,6 @@ class Loader:
             asker.in_turn = bool(asker.queue)
             if asker.in_turn:
                 self._round.append(asker)
-        return keys
 
     def _readable(self, keys: list[bytes]) -> list[bytes]:
         """Answer the keys that could not be read a moment ago: one of them makes a job take many look-ups."""
@@ -325,7 +349,7 @@ class Loader:
             self._damaged.clear()
             return keys
         damaged = [key for key in keys if key in self._damaged]
-        self._add_found(damaged, [self._damaged[key] for key in damaged])
+        self._add_found(len(damaged), parts_of(damaged, [self._damaged[key] for key in damaged]))
         return [key for key in keys if key not in self._damaged]
 
     def _note_damaged(self, key: bytes, failure: BrokerError) -> None:
@@ -334,20 +358,18 @@ class Loader:
         if len(self._damaged) < DAMAGED_MAX:
             self._damaged[key] = failure
 
-    def _have(self, keys: list[bytes], job: asyncio.Future[tuple[list[bytes], list[Found], int]]) -> None:
+    def _have(self, keys: list[bytes], job: asyncio.Future[LookedUp]) -> None:
         """A job is done."""
         self._busy = False
         if self._stopped or job.cancelled():
             return
         failure = job.exception()
         if failure is None:
-            keys, found, took_us = job.result()
+            parts, damaged, took_us = job.result()
             self._pace(len(keys), took_us)
-            self._add_found(keys, found)
-            if any(type(answer) is not bytes for answer in found):
-                for key, answer in zip(keys, found, strict=True):
-                    if isinstance(answer, BrokerError):
-                        self._note_damaged(key, answer)
+            self._add_found(len(keys), parts)
+            for key, damage in damaged.items():
+                self._note_damaged(key, damage)
         else:
             self._cannot(keys, failure)
         self._start()
@@ -355,13 +377,12 @@ class Loader:
 
     def _cannot(self, keys: list[bytes], failure: BaseException) -> None:
         """A job has failed."""
-        self._add_found(keys, [self._reason(failure)] * len(keys))
+        self._add_found(len(keys), parts_of(keys, [self._reason(failure)] * len(keys)))
 
-    def _add_found(self, keys: list[bytes], found: list[Found]) -> None:
-        """Keep answers until they are installed; in parts, so that no object stands for a single one."""
-        for begin in range(0, len(keys), INSTALL_NAMES):
-            self._found.append((keys[begin : begin + INSTALL_NAMES], found[begin : begin + INSTALL_NAMES]))
-        self._found_count += len(keys)
+    def _add_found(self, count: int, parts: list[Part]) -> None:
+        """Keep answers until they are installed."""
+        self._found.extend(parts)
+        self._found_count += count
 
     def _pace(self, count: int, took_us: int) -> None:
         if took_us > JOB_US_MAX and count > JOB_NAMES_MIN:
@@ -381,20 +402,23 @@ class Loader:
     # -- installing ----------------------------------------------------------------------------------------------------
 
     def _install(self) -> None:
-        """Install what was found, and tell those who have all that they need, for one step."""
+        """Install what was found, tell those who have all that they need, and see to the next job, for one step."""
         self._installing = False
         try:
             begun_us = self._clock.steady_us()
+            self._gather_ahead()
             left = STEP_NAMES_MAX
-            while (self._found or self._answered) and left > 0 and self._clock.steady_us() - begun_us < STEP_US_MAX:
+            while left > 0 and self._clock.steady_us() - begun_us < STEP_US_MAX:
                 if self._answered:
                     left -= 1
                     self._finish(self._answered.popleft())
-                else:
+                elif self._found:
                     keys, found = self._found.popleft()
                     left -= len(keys)
                     self._found_count -= len(keys)
                     self._settle(keys, found)
+                elif not self._gather_ahead():
+                    break
         except MemoryError:
             pass  # there was none to read the clock; the next step goes on
         finally:
@@ -536,6 +560,7 @@ class Loader:
                     load.done(failure)
         self._found.clear()
         self._found_count = 0
+        self._gathered.clear()
         self._answered.clear()
         self._waiting.clear()
         self._asked.clear()
@@ -548,31 +573,52 @@ class Loader:
 # -- on the loader's thread --------------------------------------------------------------------------------------------
 
 
-def look_up(log: Stored, keys: list[bytes], clock: Clock) -> tuple[list[bytes], list[Found], int]:
-    """Find what is stored of keys.
-
-    Returns:
-        The keys, sorted; what was found of each; and how long that took, microseconds.
-    """
+def look_up(log: Stored, keys: list[bytes], clock: Clock) -> LookedUp:
+    """Find what is stored of keys."""
     begun_us = clock.steady_us()
     keys = sort_keys(keys)
     # Lines sort before all names.
     lines = bisect_left(keys, LINE + b"\xff" * 17)
+    damaged: dict[bytes, BrokerError] = {}
     found = [
-        *resolve_each(log.resolve_lines, [key[1:] for key in keys[:lines]]),
-        *resolve_each(log.resolve, keys[lines:]),
+        *resolve_each(log.resolve_lines, [key[1:] for key in keys[:lines]], damaged, LINE),
+        *resolve_each(log.resolve, keys[lines:], damaged),
     ]
-    return keys, found, clock.steady_us() - begun_us
+    return parts_of(keys, found), damaged, clock.steady_us() - begun_us
 
 
-def resolve_each(resolve: Callable[[list[bytes]], list[bytes]], keys: list[bytes]) -> Iterable[Found]:
-    """Resolve keys; a failure is that of the keys alone whose answer cannot be read."""
+def parts_of(keys: list[bytes], found: list[Found]) -> list[Part]:
+    """Divide answers up; in parts, so that no object stands for a single one, and none is let go of with all others."""
+    return [
+        (keys[begin : begin + INSTALL_NAMES], found[begin : begin + INSTALL_NAMES])
+        for begin in range(0, len(keys), INSTALL_NAMES)
+    ]
+
+
+def resolve_each(
+    resolve: Callable[[list[bytes]], list[bytes]],
+    keys: list[bytes],
+    damaged: dict[bytes, BrokerError],
+    begin: bytes = b"",
+) -> Iterable[Found]:
+    """Resolve keys; a failure is that of the keys alone whose answer cannot be read.
+
+    Args:
+        resolve: What finds many at once.
+        keys: What it is asked.
+        damaged: Gets those that cannot be read, with `begin` before each.
+        begin: What the loader's keys of this kind begin with.
+    """
     if not keys:
         return []
     try:
         return resolve(keys)
     except BrokerError as failure:
         if len(keys) == 1:
+            damaged[begin + keys[0]] = failure
             return [failure]
     middle = len(keys) // 2
-    return [*resolve_each(resolve, keys[:middle]), *resolve_each(resolve, keys[middle:])]
+    return [
+        *resolve_each(resolve, keys[:middle], damaged, begin),
+        *resolve_each(resolve, keys[middle:], damaged, begin),
+    ]

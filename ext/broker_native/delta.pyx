@@ -676,23 +676,6 @@ cdef uint32_t page_fill(Order self, TablePage* page, uint32_t at) noexcept nogil
     return at
 
 
-cdef int pages_emit(Order order, TablePage* page, list pages) except -1:
-    """Emit the pages of one kind, at least one."""
-    cdef uint32_t at = 0, begun
-    cdef bytes low = b"", bound = b""
-    while True:
-        begun = at
-        with nogil:
-            at = page_fill(order, page, at)
-        if at == begun and at < order.count:
-            raise MemoryError
-        bound = row_key(order, at) if at < order.count else b""
-        pages.append((order.kind, low, page_finish(page, order.kind, low, bound)))
-        if at == order.count:
-            return 0
-        low = bound
-
-
 # -- the class ---------------------------------------------------------------------------------------------------------
 
 
@@ -835,22 +818,34 @@ cdef class TableDelta:
             rows.append((row_key(order, at), row_value(order, at)))
         return rows
 
-    def pages(self):
-        """Emit the delta as sorted pages: a list of (kind, low, page), by kind and key.
+    def pages(self, int kind):
+        """Emit the rows of a kind as sorted pages, at least one: yields (low, page), in the order of their keys.
 
-        The interpreter lock is free while a page is filled.
+        A page is made when it is asked for, so that not all of them need be in memory. The interpreter lock is free
+        while one is filled. Until the last one the delta must not change.
         """
-        cdef list pages = []
+        cdef Order order = self.order(kind)
         cdef TablePage page
+        cdef uint32_t at = 0, begun
+        cdef bytes low = b"", bound = b"", made
         memset(&page, 0, sizeof(TablePage))
         try:
             if not page_begin(&page):
                 raise MemoryError
-            for kind in (TABLE_NAMES, TABLE_CHANNELS, TABLE_LINES, TABLE_REST):
-                pages_emit(self.order(kind), &page, pages)
+            while True:
+                begun = at
+                with nogil:
+                    at = page_fill(order, &page, at)
+                if at == begun and at < order.count:
+                    raise MemoryError
+                bound = row_key(order, at) if at < order.count else b""
+                made = page_finish(&page, kind, low, bound)
+                yield low, made
+                if at == order.count:
+                    return
+                low = bound
         finally:
             PyMem_RawFree(page.bytes.data)
-        return pages
 
     def filter(self):
         """Emit the filter of the delta's names, lines and channels."""

@@ -29,11 +29,11 @@ cdef enum:
     AHEAD = 8                     # so many items are fetched into the cache before they are looked at
     BYTES_HELD_MAX = 262144       # so much is walked before the interpreter lock is given away for it
 
-cdef struct IndexSlot:
+cdef packed struct IndexSlot:         # without a hole: a segment of very many channels has a million of them
     uint64_t key
     uint32_t row                  # the item's index + 1; 0 is a free place
 
-cdef struct IndexTable:           # u64 key -> an item of an array; open addressing, at most half full
+cdef struct IndexTable:           # u64 key -> an item of an array; open addressing, at most two thirds full
     IndexSlot* slots
     uint32_t capacity             # power of two, 0 before the first insertion
     uint32_t count                # of keys and of items

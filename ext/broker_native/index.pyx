@@ -202,7 +202,7 @@ cdef void* table_add(IndexTable* table, uint64_t key, uint32_t initial, size_t i
         if moved == NULL:
             return NULL
         table.items = moved
-    if table.count * 2 >= table.capacity and not table_grow(table):
+    if <uint64_t>table.count * 3 >= <uint64_t>table.capacity * 2 and not table_grow(table):
         return NULL
     item = <uint8_t*>table.items + table.count * item_bytes
     memset(item, 0, item_bytes)

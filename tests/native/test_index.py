@@ -353,7 +353,7 @@ def test_an_index_without_memory_says_so_and_stays_whole() -> None:
         made.append(SegmentIndex())
         return lambda: made[-1].add(value)
 
-    assert refusals(add) > 3
+    assert refusals(add) >= 3
     assert [index.chunks for index in made] == sorted(index.chunks for index in made)
     assert (made[-1].chunks, made[-1].channels) == (41, 39)
     for index in made:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import lmdb
 import pytest
 
-from broker.log import Log, sealer
+from broker.log import Log, recovery, sealer
 from broker.log.environment import create_file, open_lmdb
 from broker.log.segment import INDEX_KEY, SEAL_KEY, group_key
 from broker.model.errors import StorageError
@@ -328,4 +328,42 @@ def test_damage_in_one_log_leaves_another_alone(tmp_path: Path) -> None:
     with opened(tmp_path / "good") as one:
         refusal(tmp_path / "bad")
         assert Opened is type(one)
+        assert one.all_groups() == chain.bus()
+
+
+def test_a_large_unsealed_segment_is_sealed_in_the_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands in it is then found in its file, and memory is free of it; a small one is gone on with."""
+    chain = Chain()
+    with opened(tmp_path, 1000 * KIB) as one:
+        one.fill(chain, 60)
+        assert one.log.wait_sealed(10)
+        assert one.log.stats()["sealed"] == 0
+    with opened(tmp_path, 1000 * KIB) as one:
+        assert one.log.wait_sealed(10)
+        assert one.log.stats()["sealed"] == 0
+    monkeypatch.setattr(recovery, "RESUMED_BYTES_MAX", KIB)
+    for _ in range(2):
+        with opened(tmp_path, 1000 * KIB) as one:
+            assert one.log.wait_sealed(10)
+            assert one.log.stats()["sealed"] == 1
+            assert one.recovery.group == chain.last
+            assert one.tables == chain.tables()
+            assert one.all_groups() == chain.bus()
+    with opened(tmp_path, 1000 * KIB) as one:
+        one.fill(chain, 1)
+        assert one.all_groups() == chain.bus()
+
+
+def test_without_a_segment_that_is_ready_a_large_one_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Making another may need room that there is not; a start needs none."""
+    monkeypatch.setattr(recovery, "RESUMED_BYTES_MAX", KIB)
+    chain = Chain()
+    with opened(tmp_path, 1000 * KIB) as one:
+        one.fill(chain, 60)
+    *_, ready = segment_files(tmp_path)
+    ready.unlink()
+    with opened(tmp_path, 1000 * KIB) as one:
+        assert one.log.stats()["sealed"] == 0
         assert one.all_groups() == chain.bus()

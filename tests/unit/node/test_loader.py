@@ -10,7 +10,15 @@ import pytest
 
 from broker.model.errors import BrokerError, error
 from broker.node import loader as loader_module
-from broker.node.loader import ABSENT_MAX, JOB_NAMES_BEGIN, JOB_NAMES_MAX, JOB_NAMES_MIN, SHARE, Loader
+from broker.node.loader import (
+    ABSENT_MAX,
+    GATHER_NAMES,
+    JOB_NAMES_BEGIN,
+    JOB_NAMES_MAX,
+    JOB_NAMES_MIN,
+    SHARE,
+    Loader,
+)
 from broker_native.intake import Clock
 
 if TYPE_CHECKING:
@@ -132,7 +140,7 @@ class Station:
 
     def nothing_is_left(self) -> bool:
         loader: Any = self.loader
-        left = (loader._askers, loader._waiting, loader._asked, loader._found, self.core.holders)
+        left = (loader._askers, loader._waiting, loader._asked, loader._gathered, loader._found, self.core.holders)
         return not any(left) and loader.waiting_bytes == 0
 
 
@@ -222,6 +230,34 @@ async def test_a_job_takes_a_share_of_each_in_turn(station: Station, monkeypatch
     await station.until(9)
     owners = [sorted({name[:1] for name in job}) for job in station.log.asked[1:]]
     assert owners[:4] == [[b"0", b"1", b"2", b"3"], [b"4", b"5", b"6", b"7"]] * 2
+
+
+async def test_most_of_a_job_is_gathered_before_its_turn_and_a_late_comer_is_in_it(station: Station) -> None:
+    """In steps, so that no callback takes the whole of a job at once, and the last of it is left for who comes."""
+    steps: list[int] = []
+    ready = asyncio.Event()
+    gather = station.loader._gather
+
+    def counted(count: int) -> None:
+        before = len(station.loader._gathered)
+        gather(count)
+        steps.append(len(station.loader._gathered) - before)
+        if len(station.loader._gathered) >= JOB_NAMES_BEGIN * 3 // 4:
+            ready.set()
+
+    station.loader._gather = counted  # type: ignore[method-assign]
+    station.shut()
+    station.loader.need([b"n%05d" % number for number in range(8_000)], station.told_as("many"), "many")
+    async with asyncio.timeout(10):
+        await ready.wait()
+    assert max(steps) <= GATHER_NAMES
+    station.loader.need([b"late"], station.told_as("late"), "late")
+    station.log.gate.set()
+    assert await station.until(3) == ["shut", "late", "many"]
+    assert b"late" in station.log.asked[1]
+    assert len(station.log.asked[1]) == JOB_NAMES_BEGIN
+    assert max(steps) <= JOB_NAMES_BEGIN // 4
+    assert station.nothing_is_left()
 
 
 async def test_slow_jobs_make_the_next_ones_smaller(station: Station) -> None:
