@@ -1,7 +1,8 @@
 """Questions about what is stored, answered from the reader thread.
 
 What connections ask in one turn of the loop is read in one job, so that a question costs a look-up and not two
-hand-overs between threads. A job takes one question of each connection in turn, ends after about a megabyte of answers,
+hand-overs between threads. What the archive alone can answer of it, most of what is ever asked, is read, joined and
+packed by `broker_native.answers` in one pass; only the rest is put together here, question by question. A job takes one question of each connection in turn, ends after about a megabyte of answers,
 and there is one at a time: subscriptions that catch up have the thread in between. A connection that has much to send
 waits until it has sent it, and one that asks faster than it is answered is not read meanwhile.
 
@@ -15,10 +16,11 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from broker.events import emit
-from broker.model.errors import BrokerError, error
+from broker.model.errors import BrokerError, StorageError, error
 from broker.model.history import BusPart, BusQuery, HistoryPart, HistoryQuery, NamesPart
 from broker.model.levels import Level
-from broker.node.stretch import Applied, Known, Selected, read_bus, read_stretch
+from broker.node.stretch import Applied, Known, Selected, begin_at, read_bus, read_stretch
+from broker_native.answers import StretchReader
 
 if TYPE_CHECKING:
     import asyncio
@@ -88,6 +90,29 @@ class Ask:
         self.known: Known | None = None
 
 
+class Answered:
+    """What a job has answered.
+
+    Attributes:
+        count: So many of its questions, the first of them.
+        room: Bytes that further answers may take, at or below 0 when it is to end.
+        frames: The answers, whole frames, by who asked.
+    """
+
+    __slots__ = ("count", "frames", "room")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.room = JOB_BYTES_MAX
+        self.frames: dict[Asker, list[bytes]] = {}
+
+    def add(self, asker: Asker, frames: bytes, count: int = 1) -> None:
+        """Add the answers to the next questions, which are of one connection."""
+        self.frames.setdefault(asker, []).append(frames)
+        self.count += count
+        self.room -= len(frames)
+
+
 class HistoryReader:
     """The questions of all connections of one node. On the loop, but for what `_read` does.
 
@@ -102,7 +127,7 @@ class HistoryReader:
         self,
         core: Sequencer,
         log: StoredReader,
-        submit: Callable[[Callable[..., list[bytes]], list[Ask], Applied, int], asyncio.Future[list[bytes]]],
+        submit: Callable[[Callable[..., Answered], list[Ask], Applied, int], asyncio.Future[Answered]],
         kick: Callable[[], None],
     ) -> None:
         self._core = core
@@ -112,6 +137,8 @@ class HistoryReader:
         self._waiting: dict[Asker, deque[Ask]] = {}
         self._crowded: dict[Asker, deque[Ask]] = {}
         self._uncommitted: list[Ask] = []
+        # The reader thread's, of the one job that there is.
+        self._stretches = StretchReader()
         self._busy = False
         self._job_asks = JOB_ASKS_MAX
 
@@ -233,36 +260,64 @@ class HistoryReader:
             return Known(0, level, seen_next, seen_next, [(epoch, seen_next)])
         return Known(self._core.tails.stored_id(ask.name), level, first, applied_next, epochs)
 
-    def _read(self, asks: list[Ask], applied: Applied, now_s: int) -> list[bytes]:
-        """Answer questions, on the reader thread; returns the frames of the first of them, at least one."""
-        frames: list[bytes] = []
+    def _read(self, asks: list[Ask], applied: Applied, now_s: int) -> Answered:
+        """Answer questions, on the reader thread: the first of them, at least one."""
+        answered = Answered()
         self._resolve([ask for ask in asks if ask.known is None and isinstance(ask.query, HistoryQuery)])
-        while len(frames) < len(asks) and (room := JOB_BYTES_MAX - sum(map(len, frames))) > 0:
-            ask = asks[len(frames)]
+        self._stretches.clear()
+        for ask in asks:
+            self._add(ask)
+        while answered.count < len(asks) and answered.room > 0:
+            ask = asks[answered.count]
             if ask.known is None:
-                frames.append(self._answer(ask, applied, now_s))
+                answered.add(ask.asker, self._answer(ask, applied, now_s))
                 continue
             try:
-                self._answer_some(asks, frames, room, now_s)
+                self._answer_some(asks, answered, now_s)
             except BrokerError as refusal:
-                frames.append(ask.asker.encode_refusal(ask.number, refusal))
-        return frames
+                ask = asks[answered.count]
+                answered.add(ask.asker, ask.asker.encode_refusal(ask.number, refusal))
+        return answered
 
-    def _answer_some(self, asks: list[Ask], frames: list[bytes], room: int, now_s: int) -> None:
+    def _add(self, ask: Ask) -> None:
+        """Have the next question answered in one pass with those beside it, if it is of a kind that can be."""
+        if ask.known is None or not isinstance(ask.query, HistoryQuery):
+            self._stretches.skip()
+        else:
+            outcome = None if ask.query.after is None else begin_at(ask.known, ask.query)
+            self._stretches.add(ask.number, ask.known, ask.query, outcome)
+
+    def _answer_some(self, asks: list[Ask], answered: Answered, now_s: int) -> None:
         """Answer the next ones, as far as they ask for channels that are known, from one look at what is stored.
 
         Raises:
             StorageError: It cannot be looked at.
         """
         with self._log.reading() as reading:
-            for ask in asks[len(frames) :]:
-                if ask.known is None or room <= 0:
+            while answered.count < len(asks) and answered.room > 0:
+                ask = asks[answered.count]
+                if ask.known is None:
                     return
+                if self._answer_many(asks, answered, reading, now_s):
+                    continue
                 frame = self._answer_stretch(ask, ask.known, reading, now_s)
                 if frame is None:
                     return
-                room -= len(frame)
-                frames.append(frame)
+                answered.add(ask.asker, frame)
+
+    def _answer_many(self, asks: list[Ask], answered: Answered, reading: Reading, now_s: int) -> int:
+        """Answer the next ones in one pass; returns how many, 0 when the next one takes more than that."""
+        begin = answered.count
+        try:
+            end = begin + reading.answer(self._stretches, begin, answered.room, now_s)
+        except (StorageError, ValueError):
+            return 0  # who answers it alone meets the same, and refuses it
+        while answered.count < end:
+            first = last = answered.count
+            while last + 1 < end and asks[last + 1].asker is asks[first].asker:
+                last += 1
+            answered.add(asks[first].asker, self._stretches.frames_of(first, last + 1), last + 1 - first)
+        return end - begin
 
     def _resolve(self, asks: list[Ask]) -> None:
         """Look up the channels that are not in memory, all at once; on the reader thread."""
@@ -340,23 +395,20 @@ class HistoryReader:
         failure = error("STORAGE_CORRUPT", f"history of {ask.name.decode()}: {damage}")
         return ask.asker.encode_refusal(ask.number, failure)
 
-    def _have(self, asks: list[Ask], done: asyncio.Future[list[bytes]]) -> None:
+    def _have(self, asks: list[Ask], done: asyncio.Future[Answered]) -> None:
         """A job is done: queue its answers, and begin the next one."""
         self._busy = False
         if done.cancelled():
             return
         failure = done.exception()
-        frames = done.result() if failure is None else self._refuse(asks, failure)
-        answered: dict[Asker, list[bytes]] = {}
-        for ask, frame in zip(asks, frames, strict=False):
-            answered.setdefault(ask.asker, []).append(frame)
-        for asker, parts in answered.items():
+        answered = done.result() if failure is None else self._refuse(asks, failure)
+        for asker, frames in answered.frames.items():
             if not asker.closed:
-                asker.outbox.frame(b"".join(parts))
+                asker.outbox.frame(frames[0] if len(frames) == 1 else b"".join(frames))
         # What a job takes and does not come to is looked up for nothing.
-        more = len(frames) if len(frames) == len(asks) else len(frames) // SPARE_SHARE
-        self._job_asks = min(len(frames) + more + 1, JOB_ASKS_MAX)
-        for ask in reversed(asks[len(frames) :]):
+        more = answered.count if answered.count == len(asks) else answered.count // SPARE_SHARE
+        self._job_asks = min(answered.count + more + 1, JOB_ASKS_MAX)
+        for ask in reversed(asks[answered.count :]):
             self._waiting.setdefault(ask.asker, deque()).appendleft(ask)
         for asker in {ask.asker: None for ask in asks}:
             if len(self._waiting.get(asker, ())) <= ASKS_MAX // 2:
@@ -364,11 +416,14 @@ class HistoryReader:
         self._kick()
         self.go_on()
 
-    def _refuse(self, asks: list[Ask], failure: BaseException) -> list[bytes]:
+    def _refuse(self, asks: list[Ask], failure: BaseException) -> Answered:
         """A job failed as a whole: nobody may wait for it in vain."""
         if isinstance(failure, MemoryError):
             refusal = error("LIMIT", "memory: none is left to read history", "ask for less at a time")
         else:
             emit("history_failed", failure=failure)
             refusal = error("STORAGE_FAILED", "history: it cannot be read")
-        return [ask.asker.encode_refusal(ask.number, refusal) for ask in asks]
+        answered = Answered()
+        for ask in asks:
+            answered.add(ask.asker, ask.asker.encode_refusal(ask.number, refusal))
+        return answered

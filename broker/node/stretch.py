@@ -2,12 +2,14 @@
 
 Everything here runs on the reader thread: it reads the log, and of the core nothing but what it is given. What has
 expired is taken out, and small chunks are joined, so that the answer is about as large as what it says.
+
+Most stretches of channels are answered by `broker_native.answers`, which does the same without Python; what is here is
+for those that take more than the archive.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container
-from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from broker.core.epochs import Outcome, resume
@@ -16,6 +18,7 @@ from broker.model.history import PLACES_MAX, BusPart, BusQuery, HistoryPart, His
 from broker.model.levels import Level
 from broker.model.names import matches
 from broker.model.positions import BusPosition
+from broker_native.answers import stored_channel
 from broker_native.chunks import chunk_expire, merge_chunks
 from broker_native.groups import chunk_cut, chunk_head
 
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from broker.core.ports import ChannelReader
     from broker.core.ports import Reader as LogReader
 
-__all__ = ["Applied", "Known", "Selected", "read_bus", "read_stretch"]
+__all__ = ["Applied", "Known", "Selected", "begin_at", "read_bus", "read_stretch"]
 
 CHUNK_BYTES_MAX = 64 << 10
 """How large a chunk of an answer gets by joining."""
@@ -33,11 +36,6 @@ SEQUENCES_MAX = 65_536
 """Sequences that one answer covers."""
 KNOWN_MAX = 65_536
 """Names of channels that one reading of the bus remembers."""
-
-ENTRY = Struct("<IHHQQQQ")
-"""The header of an entry and four numbers of its body; whoever reads a shorter one has some bytes behind it."""
-ENTRY_CHANNEL, ENTRY_EPOCH, ENTRY_HEAD, ENTRY_TRIM = 1, 2, 4, 7
-
 
 class Known(NamedTuple):
     """What is committed of a channel.
@@ -69,23 +67,7 @@ class Known(NamedTuple):
     @classmethod
     def from_entries(cls, entries: bytes) -> Known:
         """Return what the whole entries of a stored channel say."""
-        channel, level, first, following = 0, 0, 1, 1
-        epochs: list[tuple[int, int]] = []
-        at, end = 0, len(entries)
-        padded = entries + bytes(ENTRY.size)
-        while at < end:
-            size, kind, _, subject, one, two, three = ENTRY.unpack_from(padded, at)
-            if kind == ENTRY_CHANNEL:
-                channel, level = subject, one & 0xFF
-            elif kind == ENTRY_EPOCH:
-                epochs.append((one, two))
-            elif kind == ENTRY_HEAD:
-                # Of the first sequence a segment knows a lower bound only.
-                following, first = two, max(first, three)
-            elif kind == ENTRY_TRIM:
-                first = max(first, one)
-            at += size
-        return cls(channel, level, first, following, epochs)
+        return cls(*stored_channel(entries))
 
 
 # -- a channel ---------------------------------------------------------------------------------------------------------
@@ -104,7 +86,7 @@ def read_stretch(log: ChannelReader, known: Known, query: HistoryQuery, now_s: i
         StorageError: It cannot be read.
         ValueError: A chunk's records are not what its checksum vouches for.
     """
-    outcome = _begin(known, query)
+    outcome = begin_at(known, query)
     low, high = _bounds(log, known, query, known.first if outcome is None else max(outcome.after + 1, known.first))
     count = min(max(high - low, 0), query.limit or SEQUENCES_MAX, SEQUENCES_MAX)
     begin, end = (high - count, high) if query.reverse else (low, low + count)
@@ -120,8 +102,8 @@ def read_stretch(log: ChannelReader, known: Known, query: HistoryQuery, now_s: i
     )
 
 
-def _begin(known: Known, query: HistoryQuery) -> Outcome | None:
-    """Judge the position that is asked for."""
+def begin_at(known: Known, query: HistoryQuery) -> Outcome | None:
+    """Judge the position that is asked for; None when there is none."""
     if query.after is None or known.level == Level.EPHEMERAL:
         return None
     if query.after_epoch:

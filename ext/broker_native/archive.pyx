@@ -431,19 +431,6 @@ def list_rows(TreeReader reader not None, bytes prefix not None, bytes after not
 
 # -- chunks of a channel -----------------------------------------------------------------------------------------------
 
-cdef struct ChunkRun:             # a walk over the chunks of a channel
-    TreeCursor cursor
-    ChannelEnds ends
-    Place missing
-    uint64_t low                  # sequences from `low` on and below `high` are still wanted
-    uint64_t high
-    uint64_t bytes_room
-    bint taken                    # something was taken, so bytes_room counts
-    bint on_row                   # the cursor is on the row that was taken last
-    uint32_t count
-    Span spans[BATCH_CHUNKS]
-
-
 cdef inline uint64_t chunk_first(const TreeCursor* cursor) noexcept nogil:
     return load_u64(cursor.value.at + CHUNK_FIRST)
 
