@@ -121,9 +121,30 @@ cdef object fault(const TreeCursor* cursor, int state, const Place* missing):
 # -- rows by key -------------------------------------------------------------------------------------------------------
 
 
+cdef inline void seek_anew(TreeCursor* cursor) noexcept nogil:
+    """Forget where a search that proved no pages has led: nothing on its way may stand for what is proved."""
+    cursor.key.at = NULL
+    cursor.walk.damage = 0
+
+
+cdef bint row_found(TreeCursor* cursor, const Span* wanted) noexcept nogil:
+    """Go to a row by a search that proves no pages: the row does that if it is there."""
+    cdef int state
+    cursor.unproved = True
+    state = cursor_seek(cursor, wanted)
+    cursor.unproved = False
+    if state == CURSOR_ROW and span_compare(&cursor.key, wanted) == 0 and row_sound(&cursor.key, &cursor.value):
+        return True
+    seek_anew(cursor)
+    return False
+
+
 cdef int row_find(TreeCursor* cursor, const Span* wanted) noexcept nogil:
     """Go to a row, and prove it; when there is none (CURSOR_END), what stands around its place is proved."""
-    cdef int state = cursor_seek(cursor, wanted)
+    cdef int state
+    if row_found(cursor, wanted):
+        return CURSOR_ROW
+    state = cursor_seek(cursor, wanted)
     if state == CURSOR_ROW:
         if not row_sound(&cursor.key, &cursor.value):
             return ROW_DAMAGED
@@ -455,8 +476,8 @@ cdef int chunk_prove(TreeCursor* cursor, int state, uint64_t channel, uint64_t s
     return CURSOR_ROW
 
 
-cdef int chunk_seek(TreeCursor* cursor, uint64_t channel, uint64_t sequence, Place* missing) noexcept nogil:
-    """Go to the chunk of a channel that has a sequence in it, and prove it."""
+cdef int chunk_reach(TreeCursor* cursor, uint64_t channel, uint64_t sequence) noexcept nogil:
+    """Go to where the chunk of a channel that has a sequence in it would be."""
     cdef uint8_t key[CHUNK_KEY_BYTES]
     cdef Span wanted
     cdef int state
@@ -468,7 +489,19 @@ cdef int chunk_seek(TreeCursor* cursor, uint64_t channel, uint64_t sequence, Pla
     state = cursor_seek(cursor, &wanted)
     if state == CURSOR_END or (state == CURSOR_ROW and span_compare(&cursor.key, &wanted) != 0):
         state = cursor_prev(cursor)
-    return chunk_prove(cursor, state, channel, sequence, missing)
+    return state
+
+
+cdef int chunk_seek(TreeCursor* cursor, uint64_t channel, uint64_t sequence, Place* missing) noexcept nogil:
+    """Go to the chunk of a channel that has a sequence in it, and prove it."""
+    cdef int state
+    cursor.unproved = True
+    state = chunk_reach(cursor, channel, sequence)
+    cursor.unproved = False
+    if chunk_prove(cursor, state, channel, sequence, missing) == CURSOR_ROW:
+        return CURSOR_ROW
+    seek_anew(cursor)
+    return chunk_prove(cursor, chunk_reach(cursor, channel, sequence), channel, sequence, missing)
 
 
 cdef int run_begin(ChunkRun* run, uint64_t channel) noexcept nogil:
