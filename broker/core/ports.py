@@ -107,7 +107,7 @@ class Stored(Protocol):
         """The last group that is found without what memory has: what has not changed since may be evicted."""
 
     def resolve(self, names: list[bytes]) -> list[bytes]:
-        """The entries of each channel, for `install_each`; b"" where there is no such channel. `names` are sorted.
+        """The entries of each channel, for `install_each`; b"" where there is no such channel. Sorted names cost least.
 
         Raises:
             StorageError: one of them cannot be read.

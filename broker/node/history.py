@@ -2,9 +2,11 @@
 
 What connections ask in one turn of the loop is read in one job, so that a question costs a look-up and not two
 hand-overs between threads. What the archive alone can answer of it, most of what is ever asked, is read, joined and
-packed by `broker_native.answers` in one pass; only the rest is put together here, question by question. A job takes one question of each connection in turn, ends after about a megabyte of answers,
-and there is one at a time: subscriptions that catch up have the thread in between. A connection that has much to send
-waits until it has sent it, and one that asks faster than it is answered is not read meanwhile.
+packed by `broker_native.answers` in one pass; only the rest is put together here, question by question.
+
+A job takes one question of each connection in turn, ends after about a megabyte of answers, and there is one at a time:
+subscriptions that catch up have the thread in between. A connection that has much to send waits until it has sent it,
+and one that asks faster than it is answered is not read meanwhile.
 
 A question about a channel whose newest records are acknowledged and not yet committed waits for their commit: who asks
 behind a publish finds it.
@@ -76,9 +78,10 @@ class Ask:
         group: It waits until this group is applied.
         known: What memory knows of the channel, taken when the job is made; None for a pattern, and for a channel that
             only the log knows of.
+        stored: The entries of such a channel, where nothing need be made of them: it is asked for by no position.
     """
 
-    __slots__ = ("asker", "group", "known", "level", "name", "number", "query")
+    __slots__ = ("asker", "group", "known", "level", "name", "number", "query", "stored")
 
     def __init__(self, asker: Asker, number: int, query: Query, name: bytes) -> None:
         self.asker = asker
@@ -88,6 +91,7 @@ class Ask:
         self.level = Level.SYNCED
         self.group = 0
         self.known: Known | None = None
+        self.stored = b""
 
 
 class Answered:
@@ -269,7 +273,7 @@ class HistoryReader:
             self._add(ask)
         while answered.count < len(asks) and answered.room > 0:
             ask = asks[answered.count]
-            if ask.known is None:
+            if ask.known is None and not ask.stored:
                 answered.add(ask.asker, self._answer(ask, applied, now_s))
                 continue
             try:
@@ -281,7 +285,9 @@ class HistoryReader:
 
     def _add(self, ask: Ask) -> None:
         """Have the next question answered in one pass with those beside it, if it is of a kind that can be."""
-        if ask.known is None or not isinstance(ask.query, HistoryQuery):
+        if ask.stored and isinstance(ask.query, HistoryQuery):
+            self._stretches.add_stored(ask.number, ask.stored, ask.query)
+        elif ask.known is None or not isinstance(ask.query, HistoryQuery):
             self._stretches.skip()
         else:
             outcome = None if ask.query.after is None else begin_at(ask.known, ask.query)
@@ -296,11 +302,11 @@ class HistoryReader:
         with self._log.reading() as reading:
             while answered.count < len(asks) and answered.room > 0:
                 ask = asks[answered.count]
-                if ask.known is None:
+                if ask.known is None and not ask.stored:
                     return
                 if self._answer_many(asks, answered, reading, now_s):
                     continue
-                frame = self._answer_stretch(ask, ask.known, reading, now_s)
+                frame = self._answer_stretch(ask, ask.known or self._from_log(ask, ask.stored), reading, now_s)
                 if frame is None:
                     return
                 answered.add(ask.asker, frame)
@@ -321,13 +327,20 @@ class HistoryReader:
 
     def _resolve(self, asks: list[Ask]) -> None:
         """Look up the channels that are not in memory, all at once; on the reader thread."""
-        names = sorted({ask.name for ask in asks})
         try:
-            stored = dict(zip(names, self._log.resolve(names), strict=True)) if names else {}
+            stored = self._log.resolve([ask.name for ask in asks]) if asks else []
         except BrokerError:
             return  # each is looked up by itself, so that only what is damaged is refused
-        for ask in asks:
-            ask.known = self._from_log(ask, stored[ask.name])
+        for ask, entries in zip(asks, stored, strict=True):
+            if (
+                entries
+                and ask.level != Level.EPHEMERAL
+                and isinstance(ask.query, HistoryQuery)
+                and ask.query.after is None
+            ):
+                ask.stored = entries
+            else:
+                ask.known = self._from_log(ask, entries)
 
     def _from_log(self, ask: Ask, entries: bytes) -> Known:
         known = Known.from_entries(entries) if entries else Known.nothing(ask.level)
@@ -404,7 +417,7 @@ class HistoryReader:
         answered = done.result() if failure is None else self._refuse(asks, failure)
         for asker, frames in answered.frames.items():
             if not asker.closed:
-                asker.outbox.frame(frames[0] if len(frames) == 1 else b"".join(frames))
+                asker.outbox.shared_frames(frames[0] if len(frames) == 1 else b"".join(frames))
         # What a job takes and does not come to is looked up for nothing.
         more = answered.count if answered.count == len(asks) else answered.count // SPARE_SHARE
         self._job_asks = min(answered.count + more + 1, JOB_ASKS_MAX)

@@ -37,6 +37,7 @@ SEQUENCES_MAX = 65_536
 KNOWN_MAX = 65_536
 """Names of channels that one reading of the bus remembers."""
 
+
 class Known(NamedTuple):
     """What is committed of a channel.
 

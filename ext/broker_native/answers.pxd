@@ -1,4 +1,4 @@
-# Answers to `history` of channels, made of an archive's rows: REPLY frames (specification.md §13), one behind the other.
+# Answers to `history` of channels, made of an archive's rows: REPLY frames (specification.md §13).
 #
 # A StretchReader is used by one thread. Its frames are in memory of its own until the next call that reads.
 

@@ -1,5 +1,8 @@
 from broker_native.tree import TreeReader
 
+Question = tuple[str, int | None, int, int | None, int | None, int | None, int | None, int | None, bool, int]
+
+def channel_question(body: bytes, bytes_default: int, bytes_max: int) -> tuple[int, Question, bytes] | None: ...
 def stored_channel(entries: bytes) -> tuple[int, int, int, int, list[tuple[int, int]]]: ...
 
 class StretchReader:
@@ -11,10 +14,9 @@ class StretchReader:
         self,
         number: int,
         known: tuple[int, int, int, int, list[tuple[int, int]]],
-        query: tuple[
-            str, int | None, int, int | None, int | None, int | None, int | None, int | None, bool, int
-        ],
+        query: Question,
         outcome: tuple[str, int, int] | None,
     ) -> None: ...
+    def add_stored(self, number: int, entries: bytes, query: Question) -> None: ...
     def read(self, reader: TreeReader, begin: int, bytes_max: int, now_s: int) -> int: ...
     def frames_of(self, begin: int, end: int) -> bytes: ...

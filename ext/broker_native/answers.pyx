@@ -14,11 +14,14 @@ read.
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.tuple cimport PyTuple_GET_ITEM
+from cpython.unicode cimport PyUnicode_DecodeASCII
 from cpython.mem cimport PyMem_RawFree, PyMem_RawRealloc
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset, strlen
 
 from broker_native.archive cimport NO_MEMORY, Arena, ChunkRun, channel_ends, fault, run_back, run_forward
+from broker_native.btree cimport Span
 from broker_native.chunks cimport (
     TAKE_DAMAGED,
     TAKE_DONE,
@@ -46,6 +49,7 @@ from broker_native.layout cimport (
     store_u16,
     store_u32,
 )
+from broker_native.names cimport name_is_channel
 from broker_native.rows cimport store_key_u64
 from broker_native.tree cimport CURSOR_END, CURSOR_ROW, TreeReader
 
@@ -53,12 +57,69 @@ cdef extern from "<stdint.h>" nogil:
     const uint64_t U32_MAX "UINT32_MAX"
     const uint64_t U64_MAX "UINT64_MAX"
 
+cdef enum:                        # fields of a question, in the order of FIELD_NAMES
+    FIELD_REQUEST
+    FIELD_OP
+    FIELD_CHANNEL
+    FIELD_AFTER
+    FIELD_AFTER_EPOCH
+    FIELD_BEFORE
+    FIELD_FROM
+    FIELD_UNTIL
+    FIELD_LAST
+    FIELD_LIMIT
+    FIELD_REVERSE
+    FIELD_BYTES
+    QUESTION_FIELDS
+    FIELDS_NEEDED = 7             # request, op and channel
+    QUERY_FIELDS = 10             # of a `HistoryQuery`
+
+cdef const char** FIELD_NAMES = [
+    b"request", b"op", b"channel", b"after", b"after_epoch", b"before", b"from_us", b"until_us", b"last", b"limit",
+    b"reverse", b"bytes",
+]
+
+cdef struct Question:             # a body that is being read
+    uint32_t present              # a bit for each field
+    uint64_t numbers[12]
+    Span channel
+
 cdef enum:
     CHUNKS_AT = FRAME_HEADER_BYTES + 13   # a map's header, "chunks" and the header of its bytes
     TAIL_BYTES_MAX = 160                  # the other fields, and `outcome` and `at`
 
 
 # -- what is stored of a channel ---------------------------------------------------------------------------------------
+
+
+cdef int entries_read(const uint8_t* at, const uint8_t* end, Stretch* stretch, list epochs) except -1:
+    """Take what the whole entries of a stored channel say; its epochs into a list, if one is given."""
+    cdef uint64_t lower
+    cdef uint32_t size
+    cdef uint16_t kind
+    stretch.first = stretch.next = 1
+    while at < end:
+        size = load_u32(at) if end - at >= ENTRY_HEADER_BYTES else 0
+        if size < ENTRY_HEADER_BYTES or size > end - at:
+            raise ValueError(f"entries: none stands {end - at} bytes before the end")
+        kind = load_u16(at + 4)
+        if kind == ENTRY_CHANNEL and size > 16:
+            stretch.channel = load_u64(at + 8)
+            stretch.level = at[16]
+        elif kind == ENTRY_EPOCH and size >= 32:
+            stretch.epoch = load_u64(at + 16)
+            if epochs is not None:
+                epochs.append((stretch.epoch, load_u64(at + 24)))
+        elif kind == ENTRY_HEAD and size >= 40:
+            # Of the first sequence a segment knows a lower bound only.
+            stretch.next = load_u64(at + 24)
+            lower = load_u64(at + 32)
+            stretch.first = lower if lower > stretch.first else stretch.first
+        elif kind == ENTRY_TRIM and size >= 24:
+            lower = load_u64(at + 16)
+            stretch.first = lower if lower > stretch.first else stretch.first
+        at += size
+    return 0
 
 
 def stored_channel(bytes entries not None):
@@ -71,35 +132,148 @@ def stored_channel(bytes entries not None):
         ValueError: They are no entries.
     """
     cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(entries)
-    cdef const uint8_t* end = at + PyBytes_GET_SIZE(entries)
-    cdef uint64_t channel = 0
-    cdef uint64_t first = 1
-    cdef uint64_t following = 1
-    cdef uint64_t lower
-    cdef uint32_t size
-    cdef uint16_t kind
-    cdef uint8_t level = 0
+    cdef Stretch stretch
     cdef list epochs = []
-    while at < end:
-        size = load_u32(at) if end - at >= ENTRY_HEADER_BYTES else 0
-        if size < ENTRY_HEADER_BYTES or size > end - at:
-            raise ValueError(f"entries: none stands {end - at} bytes before the end")
-        kind = load_u16(at + 4)
-        if kind == ENTRY_CHANNEL and size > 16:
-            channel = load_u64(at + 8)
-            level = at[16]
-        elif kind == ENTRY_EPOCH and size >= 32:
-            epochs.append((load_u64(at + 16), load_u64(at + 24)))
-        elif kind == ENTRY_HEAD and size >= 40:
-            # Of the first sequence a segment knows a lower bound only.
-            following = load_u64(at + 24)
-            lower = load_u64(at + 32)
-            first = lower if lower > first else first
-        elif kind == ENTRY_TRIM and size >= 24:
-            lower = load_u64(at + 16)
-            first = lower if lower > first else first
-        at += size
-    return channel, level, first, following, epochs
+    memset(&stretch, 0, sizeof(Stretch))
+    entries_read(at, at + PyBytes_GET_SIZE(entries), &stretch, epochs)
+    return stretch.channel, stretch.level, stretch.first, stretch.next, epochs
+
+
+# -- a question --------------------------------------------------------------------------------------------------------
+
+
+cdef const uint8_t* take_number(const uint8_t* at, const uint8_t* end, uint64_t* number) noexcept nogil:
+    """Read a number that is not below 0; what follows it, NULL when another value stands there."""
+    cdef uint32_t size
+    if at >= end:
+        return NULL
+    if at[0] < 0x80:
+        number[0] = at[0]
+        return at + 1
+    if at[0] < 0xCC or at[0] > 0xCF:
+        return NULL
+    size = <uint32_t>1 << (at[0] - 0xCC)
+    if end - at < <int>(1 + size):
+        return NULL
+    number[0] = 0
+    at += 1
+    for _ in range(size):
+        number[0] = number[0] << 8 | at[0]
+        at += 1
+    return at
+
+
+cdef const uint8_t* take_text(const uint8_t* at, const uint8_t* end, Span* text) noexcept nogil:
+    """Read a text of up to 255 bytes, all of them ASCII; what follows it, NULL when another value stands there."""
+    cdef uint64_t index
+    if at >= end:
+        return NULL
+    if at[0] & 0xE0 == 0xA0:
+        text.size = at[0] & 0x1F
+        text.at = at + 1
+    elif at[0] == 0xD9 and end - at >= 2:
+        text.size = at[1]
+        text.at = at + 2
+    else:
+        return NULL
+    if <uint64_t>(end - text.at) < text.size:
+        return NULL
+    for index in range(text.size):
+        if text.at[index] >= 0x80:
+            return NULL
+    return text.at + text.size
+
+
+cdef int field_of(const Span* name) noexcept nogil:
+    """Which field of a question has a name; -1 for none."""
+    cdef int index
+    for index in range(QUESTION_FIELDS):
+        if name.size == strlen(FIELD_NAMES[index]) and memcmp(name.at, FIELD_NAMES[index], name.size) == 0:
+            return index
+    return -1
+
+
+cdef bint question_field(const uint8_t** at, const uint8_t* end, Question* question) noexcept nogil:
+    """Read a field and its value; False for anything that is not known."""
+    cdef Span name
+    cdef int field
+    at[0] = take_text(at[0], end, &name)
+    if at[0] == NULL:
+        return False
+    field = field_of(&name)
+    if field < 0 or question.present >> field & 1:
+        return False
+    question.present |= <uint32_t>1 << field
+    if field == FIELD_OP:
+        at[0] = take_text(at[0], end, &name)
+        return at[0] != NULL and name.size == 7 and memcmp(name.at, b"history", 7) == 0
+    if field == FIELD_CHANNEL:
+        at[0] = take_text(at[0], end, &question.channel)
+        return at[0] != NULL
+    if field == FIELD_REVERSE:
+        if at[0] >= end or at[0][0] & 0xFE != 0xC2:
+            return False
+        question.numbers[field] = at[0][0] & 1
+        at[0] += 1
+        return True
+    at[0] = take_number(at[0], end, &question.numbers[field])
+    return at[0] != NULL
+
+
+cdef bint question_read(const uint8_t* at, const uint8_t* end, Question* question) noexcept nogil:
+    """Read a whole body; False when it is not a usual question about a channel."""
+    cdef uint32_t fields
+    if at >= end or at[0] & 0xF0 != 0x80:
+        return False
+    fields = at[0] & 0x0F
+    at += 1
+    for _ in range(fields):
+        if not question_field(&at, end, question):
+            return False
+    return (at == end and question.present & FIELDS_NEEDED == FIELDS_NEEDED
+            and name_is_channel(question.channel.at, question.channel.size)
+            and question.numbers[FIELD_REQUEST] <= U32_MAX
+            and (question.numbers[FIELD_LIMIT] > 0 or not question.present >> FIELD_LIMIT & 1)
+            and (question.numbers[FIELD_BYTES] > 0 or not question.present >> FIELD_BYTES & 1))
+
+
+cdef object question_number(const Question* question, int field):
+    """The number in a field, None when it was left out."""
+    return question.numbers[field] if question.present >> field & 1 else None
+
+
+def channel_question(bytes body not None, uint64_t bytes_default, uint64_t bytes_max):
+    """Read the body of a REQUEST `history` of one channel, if it is what clients usually send.
+
+    Args:
+        body: The whole body.
+        bytes_default: What `bytes` is when it is left out.
+        bytes_max: And at most.
+
+    Returns:
+        (the request's number, the fields of a `HistoryQuery`, the channel's name, which is one); None for any other
+        body, well formed or not.
+    """
+    cdef Question question
+    cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(body)
+    cdef uint64_t size = bytes_default
+    memset(&question, 0, sizeof(Question))
+    if not question_read(at, at + PyBytes_GET_SIZE(body), &question):
+        return None
+    if question.present >> FIELD_BYTES & 1:
+        size = question.numbers[FIELD_BYTES] if question.numbers[FIELD_BYTES] < bytes_max else bytes_max
+    return question.numbers[FIELD_REQUEST], (
+        PyUnicode_DecodeASCII(<const char*>question.channel.at, <Py_ssize_t>question.channel.size, NULL),
+        question_number(&question, FIELD_AFTER),
+        question.numbers[FIELD_AFTER_EPOCH],
+        question_number(&question, FIELD_BEFORE),
+        question_number(&question, FIELD_FROM),
+        question_number(&question, FIELD_UNTIL),
+        question_number(&question, FIELD_LAST),
+        question_number(&question, FIELD_LIMIT),
+        question.numbers[FIELD_REVERSE] != 0,
+        size,
+    ), PyBytes_FromStringAndSize(<const char*>question.channel.at, <Py_ssize_t>question.channel.size)
 
 
 # -- a frame -----------------------------------------------------------------------------------------------------------
@@ -339,11 +513,47 @@ cdef int stretch_answer(Arena* frames, Reading* reading, Stretch* stretch) noexc
     return CURSOR_ROW
 
 
-cdef uint64_t bounded(object number, uint64_t absent) except? 0:
-    """A number that may be None, and that may be larger than any sequence."""
-    if number is None:
-        return absent
-    return U64_MAX if number > U64_MAX else <uint64_t>number
+cdef inline object field(object fields, Py_ssize_t index):
+    """A field of a named tuple, which is long enough."""
+    return <object>PyTuple_GET_ITEM(fields, index)
+
+
+cdef uint64_t number_in(object fields, Py_ssize_t index, uint64_t absent) except? 0:
+    """A number of a named tuple that may be None."""
+    value = field(fields, index)
+    return absent if value is None else <uint64_t>value
+
+
+cdef int stretch_ask(Stretch* stretch, object query, uint64_t after) except -1:
+    """Set what is asked for of what the channel holds, by the fields of a `HistoryQuery`: past `after`."""
+    cdef uint64_t last = number_in(query, 6, U64_MAX)
+    stretch.low = stretch.first
+    stretch.high = number_in(query, 3, stretch.next)
+    if stretch.high > stretch.next:
+        stretch.high = stretch.next
+    if after >= stretch.low:
+        stretch.low = after + 1 if after < U64_MAX else after
+    # Times take a look at the records.
+    stretch.elsewhere = (field(query, 4) is not None or field(query, 5) is not None) and stretch.low < stretch.high
+    if last < stretch.high and stretch.low < stretch.high - last:
+        stretch.low = stretch.high - last
+    # Nothing may be left, and what was asked for may lie past the head: then the stretch is empty where it ends.
+    if stretch.high == 0:
+        stretch.high = 1
+    if stretch.low > stretch.high:
+        stretch.low = stretch.high
+    stretch.count_max = number_in(query, 7, SEQUENCES_MAX)
+    if stretch.count_max > SEQUENCES_MAX:
+        stretch.count_max = SEQUENCES_MAX
+    stretch.reverse = field(query, 8)
+    stretch.bytes_max = number_in(query, 9, 0)
+    return 0
+
+
+cdef int query_check(object query) except -1:
+    if not isinstance(query, tuple) or len(query) != QUERY_FIELDS:
+        raise ValueError(f"query: got {query!r:.100}, expected a tuple of {QUERY_FIELDS}")
+    return 0
 
 
 cdef uint8_t outcome_code(str name) except? 0:
@@ -402,39 +612,39 @@ cdef class StretchReader:
             outcome: How the position that it names was found, (name, at, after); None when it names none.
         """
         cdef Stretch* stretch = self.append()
-        cdef uint64_t after, last
+        cdef uint64_t after = 0
         cdef list epochs = <list?>known[4]
+        query_check(query)
         stretch.number = number
         stretch.channel = known[0]
         stretch.level = known[1]
         stretch.first = known[2]
         stretch.next = known[3]
         stretch.epoch = epochs[len(epochs) - 1][0] if epochs else 0
-        stretch.low = stretch.first
-        stretch.high = bounded(query[3], stretch.next)
-        if stretch.high > stretch.next:
-            stretch.high = stretch.next
         if outcome is not None:
             stretch.outcome = outcome_code(outcome[0])
             stretch.at = outcome[1]
-            after = bounded(outcome[2], 0)
-            if after >= stretch.low:
-                stretch.low = after + 1 if after < U64_MAX else after
-        # Times take a look at the records.
-        stretch.elsewhere = (query[4] is not None or query[5] is not None) and stretch.low < stretch.high
-        last = bounded(query[6], U64_MAX)
-        if last < stretch.high and stretch.low < stretch.high - last:
-            stretch.low = stretch.high - last
-        # Nothing may be left, and what was asked for may lie past the head: then the stretch is empty where it ends.
-        if stretch.high == 0:
-            stretch.high = 1
-        if stretch.low > stretch.high:
-            stretch.low = stretch.high
-        stretch.count_max = bounded(query[7], SEQUENCES_MAX)
-        if stretch.count_max > SEQUENCES_MAX:
-            stretch.count_max = SEQUENCES_MAX
-        stretch.reverse = query[8]
-        stretch.bytes_max = query[9]
+            after = outcome[2]
+        stretch_ask(stretch, query, after)
+        self.count += 1
+
+    def add_stored(self, uint32_t number, bytes entries not None, query):
+        """Add a question that names no position, about a channel of which the log alone knows.
+
+        Args:
+            number: The request's.
+            entries: The channel's, whole, as the log has them.
+            query: The fields of a `HistoryQuery`.
+
+        Raises:
+            ValueError: They are no entries.
+        """
+        cdef Stretch* stretch = self.append()
+        cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(entries)
+        query_check(query)
+        stretch.number = number
+        entries_read(at, at + PyBytes_GET_SIZE(entries), stretch, None)
+        stretch_ask(stretch, query, 0)
         self.count += 1
 
     cdef int run(self, Reading* reading, uint32_t begin, uint64_t bytes_max, uint32_t* answered) noexcept nogil:
@@ -497,9 +707,17 @@ cdef class StretchReader:
         """The answers of the questions from `begin` before `end`, which the last read has answered: whole frames."""
         cdef Stretch* last
         cdef uint64_t offset
+        cdef size_t size
+        cdef bytes frames
+        cdef char* to
         if not self.read_begin <= begin < end <= self.read_end:
             raise ValueError(f"answers: got {begin} to {end}, and {self.read_begin} to {self.read_end} were read")
         last = &self.stretches[end - 1]
         offset = self.stretches[begin].offset
-        return PyBytes_FromStringAndSize(
-            <const char*>self.frames.data + offset, <Py_ssize_t>(last.offset + last.size - offset))
+        size = <size_t>(last.offset + last.size - offset)
+        frames = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size)
+        to = PyBytes_AS_STRING(frames)
+        # A megabyte takes long enough for others to do something meanwhile.
+        with nogil:
+            memcpy(to, self.frames.data + offset, size)
+        return frames

@@ -12,7 +12,7 @@ be, by the second commit after it, so it is taken once. The map is longer than t
 account for is never touched.
 
 A row that proves itself, by a checksum over its key, needs none of that: a cursor may be told so (`unproved`), and then
-looks at the few nodes of each page that a search meets, and at their bounds. What it does not find there is sought again.
+looks at the few nodes of each page that a search meets, and at their bounds. What is not found so is sought again.
 
 What this cannot find out: a page's number that a flip turns into that of an older copy of the same page.
 """
