@@ -40,6 +40,11 @@ cdef class MappedFile:
 
     cdef uint64_t file_bytes(self) except? 0
 
+cdef class MappedValue:
+    cdef MappedFile mapped
+    cdef const uint8_t* at
+    cdef uint64_t size
+
 cdef class TreeReader:
     cdef MappedFile mapped
     cdef TreeWalk walk
