@@ -349,16 +349,18 @@ class HistoryReader:
             return Known(0, ask.level, known.next, known.next, known.epochs)
         return known
 
-    def _name_of(self, channel: int) -> bytes | None:
-        name = self._core.tails.name_of(channel)
-        if name is not None:
-            return name
-        name = self._log.names_of([channel])[0]
-        if name is None or self._core.missing([name]):
-            return name
-        # It has come into memory since, or else what is there under its name is another channel: this one was removed,
-        # and the log does not know of that yet.
-        return self._core.tails.name_of(channel)
+    def _names_of(self, channels: list[int]) -> list[bytes | None]:
+        """Names of channels by their ids, in memory or not; on the reader thread."""
+        names = [self._core.tails.name_of(channel) for channel in channels]
+        absent = [at for at, name in enumerate(names) if name is None]
+        if absent:
+            stored = self._log.names_of([channels[at] for at in absent])
+            for at, name in zip(absent, stored, strict=True):
+                # One that has come into memory since is that channel, or else what is there under its name is another:
+                # this one was removed, and the log does not know of that yet.
+                known = name is None or self._core.missing([name])
+                names[at] = name if known else self._core.tails.name_of(channels[at])
+        return names
 
     def _answer_stretch(self, ask: Ask, known: Known, reading: Reading, now_s: int) -> bytes | None:
         """Answer a question about a channel; None when it must be asked of another reading."""
@@ -393,7 +395,7 @@ class HistoryReader:
         try:
             part: Part
             if isinstance(ask.query, BusQuery):
-                selected = Selected(ask.name, self._name_of)
+                selected = Selected(ask.name, self._names_of)
                 part = read_bus(self._log, selected, ask.query, applied, now_s, self._firsts_of)
             else:
                 part = read_stretch(self._log, self._from_log(ask, self._log.resolve([ask.name])[0]), ask.query, now_s)

@@ -153,26 +153,37 @@ class Selected(Container[int]):
 
     Args:
         pattern: The pattern, checked.
-        name_of: Answers the name of an id; None for one that nobody has.
+        names_of: Answers the names of ids; None for one that nobody has.
     """
 
-    def __init__(self, pattern: bytes, name_of: Callable[[int], bytes | None]) -> None:
+    def __init__(self, pattern: bytes, names_of: Callable[[list[int]], list[bytes | None]]) -> None:
         self._pattern = pattern
-        self._name_of = name_of
+        self._names_of = names_of
         self._names: dict[int, bytes | None] = {}
 
     def __contains__(self, channel: object) -> bool:
         assert isinstance(channel, int)
         return self.name(channel) is not None
 
+    def choose(self, channels: list[int]) -> set[int]:
+        """Return those that the pattern selects; unknown names are asked for all at once."""
+        self._learn(channels)
+        return {channel for channel in channels if self._names[channel] is not None}
+
     def name(self, channel: int) -> bytes | None:
         """Return the name of a channel that the pattern selects, None for any other."""
-        if channel not in self._names:
-            if len(self._names) >= KNOWN_MAX:
-                self._names.clear()
-            name = self._name_of(channel)
-            self._names[channel] = name if name is not None and matches(self._pattern, name) else None
+        self._learn([channel])
         return self._names[channel]
+
+    def _learn(self, channels: list[int]) -> None:
+        unknown = sorted({channel for channel in channels if channel not in self._names})
+        if not unknown:
+            return
+        if len(self._names) >= KNOWN_MAX:
+            self._names.clear()
+            unknown = sorted(set(channels))
+        for channel, name in zip(unknown, self._names_of(unknown), strict=True):
+            self._names[channel] = name if name is not None and matches(self._pattern, name) else None
 
 
 def read_bus(
