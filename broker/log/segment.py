@@ -59,8 +59,8 @@ if TYPE_CHECKING:
 
     from broker.log.tables import SegmentTables
     from broker_native.crc32c import Buffer
-    from broker_native.tree import TreeReader
     from broker_native.index import GroupHeader, Place
+    from broker_native.tree import TreeReader
 
 OLD_DELTA_KEY = b"delta"
 INDEX_KEY = b"index"

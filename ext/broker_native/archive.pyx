@@ -1055,6 +1055,22 @@ cdef struct GroupsRead:           # one call's walk
     ChunkWanted batch[BATCH_CHUNKS]
 
 
+cdef int read_chosen(GroupsRead* read, object choose) except -1:
+    """Leave of the chunks that were noted those whose channels are chosen, all of them asked for at once."""
+    cdef uint32_t index
+    cdef uint32_t count = 0
+    cdef list channels = []
+    for index in range(read.count):
+        channels.append(read.batch[index].channel)
+    chosen = choose(channels)
+    for index in range(read.count):
+        if read.batch[index].channel in chosen:
+            read.batch[count] = read.batch[index]
+            count += 1
+    read.count = count
+    return 0
+
+
 cdef int read_plan(GroupsRead* read, object wanted) except -9:
     """Note which chunks come next: CURSOR_ROW when more may follow, CURSOR_END when these are the last."""
     cdef GroupsWalk* walk = &read.walk
@@ -1167,9 +1183,13 @@ cdef int read_some(GroupsRead* read, object wanted, list chunks) except -9:
     cdef ChunkWanted* chunk
     cdef uint32_t index
     cdef int state = CURSOR_ROW
-    cdef int planned = read_plan(read, wanted)
+    cdef int planned
+    choose = getattr(wanted, "choose", None)
+    planned = read_plan(read, None if choose is not None else wanted)
     if planned < CURSOR_END:
         raise fault(&read.walk.cursor, planned, NULL)
+    if choose is not None and read.count:
+        read_chosen(read, choose)
     with nogil:
         state = read_batch(read)
     if state < CURSOR_END:
@@ -1192,7 +1212,8 @@ def read_groups(TreeReader reader not None, uint64_t after_group, int64_t after_
         reader: A snapshot.
         after_group, after_index: The place; (0, 0) for the beginning.
         bytes_max: At least one wanted chunk if the call meets any, further ones while their sum of sizes is within it.
-        wanted: A container of channel ids, None for all of them.
+        wanted: A container of channel ids, None for all of them. One with a method `choose` is asked for many at once:
+            it gets the ids of chunks to come and returns those that it wants, a set.
 
     Returns:
         (group, index in it, chunk) each, and the place up to which everything was looked at: when it is the one that

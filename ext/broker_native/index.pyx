@@ -518,8 +518,7 @@ def scan_group(group, uint64_t number, int64_t after_index, int64_t bytes_max, w
 cdef list channels_ahead(const uint8_t* at, uint64_t offset, int64_t count):
     """The channels of so many chunks of a checked group, from the one at `offset` on."""
     cdef list channels = []
-    cdef int64_t index
-    for index in range(count):
+    for _ in range(count):
         channels.append(load_u64(at + offset + CHUNK_CHANNEL))
         offset += load_u32(at + offset)
     return channels

@@ -510,7 +510,7 @@ def test_channels_are_chosen_as_they_are_asked_for_singly(literals: list[bytes],
     names = [b"a.x", b"a.y", b"b.y", b"b.y.c", b"ab", b"a", b"$mine", b"$a.y", None]
 
     class Core:
-        class tails:  # noqa: N801
+        class tails:
             name_of = staticmethod(dict(enumerate(names)).get)
 
     every = list(range(len(names)))
@@ -531,7 +531,7 @@ def test_the_log_is_asked_once_for_many_names() -> None:
     asked: list[list[int]] = []
 
     class Core:
-        class tails:  # noqa: N801
+        class tails:
             name_of = staticmethod(lambda channel: None)
 
     class Log:
