@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Container
     from contextlib import AbstractContextManager
 
+    from broker_native.answers import StretchReader
+
 
 class Applier(Protocol):
     """What committed state is applied to, at start and while running alike."""
@@ -68,6 +70,15 @@ class Reading(ChannelReader, Protocol):
     def overtaken(self) -> bool:
         """Whether a failure may only be that something was moved meanwhile: another one finds it."""
 
+    def answer(self, stretches: StretchReader, begin: int, bytes_max: int, now_s: int) -> int:
+        """Answer questions from the number `begin` on, in their order, as far as this can be done without Python.
+
+        How many were answered; the one behind them is answered by the other methods.
+
+        Raises:
+            StorageError, ValueError: the first of them meets what is damaged.
+        """
+
 
 class Reader(ChannelReader, Protocol):
     """Committed groups, read back. On any thread; each call is bounded and holds nothing after it."""
@@ -96,7 +107,7 @@ class Stored(Protocol):
         """The last group that is found without what memory has: what has not changed since may be evicted."""
 
     def resolve(self, names: list[bytes]) -> list[bytes]:
-        """The entries of each channel, for `install_each`; b"" where there is no such channel. `names` are sorted.
+        """The entries of each channel, for `install_each`; b"" where there is no such channel. Sorted names cost least.
 
         Raises:
             StorageError: one of them cannot be read.

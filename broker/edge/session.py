@@ -859,6 +859,14 @@ class Session(Intake):
     # -- the rest ------------------------------------------------------------------------------------------------------
 
     def _request(self, body: bytes) -> None:
+        # Who reads thousands of channels asks for thousands.
+        asked = requests.decode_question(body)
+        if asked is not None:
+            try:
+                self._channel_history(*asked)
+            except BrokerError as failure:
+                self.outbox.frame(control.encode_error(failure, request=asked[0]))
+            return
         request = control.decode_request(body)
         question = _QUESTIONS.get(request.op)
         try:
@@ -880,8 +888,12 @@ class Session(Intake):
             return
         query = requests.decode_history_query(request.more)
         self.node.gate.check(self.identity, Verb.HISTORY, query.channel.encode())
-        # What is not in memory is looked up by the reader, with many others at once: reading loads nothing.
         self._read_back(request.request, query, check_channel(query.channel))
+
+    def _channel_history(self, number: int, query: HistoryQuery, name: bytes) -> None:
+        """Read back what is stored of a channel, whose name was found to be one."""
+        self.node.gate.check(self.identity, Verb.HISTORY, name)
+        self._read_back(number, query, name)
 
     def _bus_history(self, request: control.Request) -> None:
         query = requests.decode_bus_query(request.more)
@@ -891,6 +903,7 @@ class Session(Intake):
         self._read_back(request.request, query, pattern)
 
     def _read_back(self, number: int, query: HistoryQuery | BusQuery, name: bytes) -> None:
+        # What is not in memory is looked up by the reader, with many others at once: reading loads nothing.
         bytes_max = min(query.bytes_max, self.frame_bytes_max - REPLY_OVERHEAD_BYTES)
         if bytes_max < query.bytes_max:
             if isinstance(query, HistoryQuery):

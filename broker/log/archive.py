@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Concatenate, ParamSpec, TypeVar
 
     from broker.model.errors import StorageCorrupt
+    from broker_native.answers import StretchReader
 
     Parameters = ParamSpec("Parameters")
     Result = TypeVar("Result")
@@ -281,6 +282,14 @@ class Snapshot:
             bytes_max: at least the newest chunk is returned if there is any, further ones up to this sum of sizes.
         """
         return self._read(native.read_chunks_back, channel, before_sequence, count, bytes_max)
+
+    def answer(self, stretches: StretchReader, begin: int, bytes_max: int, now_s: int) -> int:
+        """Answer questions about channels as far as the archive has all of it; see `StretchReader.read`.
+
+        Raises:
+            ValueError: the first of them meets a chunk whose records are not what its checksum vouches for.
+        """
+        return self._read(stretches.read, begin, bytes_max, now_s)
 
     def groups(
         self, after_group: int, after_index: int, bytes_max: int, wanted: Container[int] | None

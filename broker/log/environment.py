@@ -302,25 +302,47 @@ def read_row(path: Path, key: bytes) -> bytes | None:
 
 
 @contextmanager
-def reading_tree(path: Path) -> Iterator[TreeReader]:
+def reading_tree(path: Path, *, scattered: bool = False) -> Iterator[TreeReader]:
     """Hold a file that nobody writes to any more mapped, to be read row by row without LMDB.
 
     Only what is looked up is read and proved. No environment is opened, and none has to be closed for it.
 
+    Args:
+        path: the file.
+        scattered: a few rows of it are wanted, and the system is to read no others ahead.
+
     Raises:
         StorageError: STORAGE_CORRUPT when a page on the way is damaged, or the system refuses.
     """
+    with _telling(path):
+        mapped, tree = _map_tree(path, scattered=scattered)
+        try:
+            yield tree
+        finally:
+            mapped.close()
+
+
+def _map_tree(path: Path, *, scattered: bool) -> tuple[MappedFile, TreeReader]:
+    """Map a file that nobody writes to any more, and look at its tree; within `_telling`."""
     _, transaction = _newer_meta(path)
     try:
-        mapped = MappedFile(str(path), path.stat().st_size)
+        mapped = MappedFile(str(path), path.stat().st_size, scattered=scattered)
     except OSError as cause:
         raise failed(path, cause) from cause
     try:
-        yield TreeReader(mapped, transaction)
+        return mapped, TreeReader(mapped, transaction)
+    except BaseException:
+        mapped.close()
+        raise
+
+
+@contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    """Tell of damage that a tree's walk meets as of damage of the file."""
+    try:
+        yield
     except (TreeDamaged, LookupError) as damage:
         raise corrupt(path, f"a page of its tree is wrong: {damage}") from damage
-    finally:
-        mapped.close()
 
 
 class _Meta:
@@ -357,6 +379,7 @@ class EnvironmentFile:
         self._readonly = readonly
         self._open_files = open_files
         self._environment: lmdb.Environment | None = None
+        self._tree: tuple[MappedFile, TreeReader] | None = None
         self._proved = False
         self._users = 0
         self._condition = threading.Condition()
@@ -381,6 +404,23 @@ class EnvironmentFile:
             raise self.damage(cause) from cause
         finally:
             self._leave()
+
+    @contextmanager
+    def rows(self) -> Iterator[TreeReader]:
+        """Hold the rows of a file that nobody writes to any more, to be looked up without LMDB.
+
+        Only pages on the way to a row are read and proved, where LMDB may see none before all are: of a file that was
+        not read for long, that is what takes long. Nothing that is borrowed of it may outlive the block.
+
+        Raises:
+            StorageError: a page on the way is damaged, or the system refuses.
+        """
+        with _telling(self.path):
+            tree = self._enter_rows()
+            try:
+                yield tree
+            finally:
+                self._leave()
 
     @contextmanager
     def writing(self) -> Iterator[lmdb.Environment]:
@@ -430,9 +470,12 @@ class EnvironmentFile:
         with self._condition:
             if self._users == 0:
                 self._close()
-            return self._environment is None
+            return self._environment is None and self._tree is None
 
     def _close(self) -> None:
+        if self._tree is not None:
+            self._tree[0].close()
+            self._tree = None
         if self._environment is not None:
             self._environment.close()
             self._environment = None
@@ -446,6 +489,17 @@ class EnvironmentFile:
         if self._readonly:
             self._open_files.used(self)
         return environment
+
+    def _enter_rows(self) -> TreeReader:
+        if not self._readonly:
+            raise AssertionError(f"{self.path} may be written to")
+        with self._condition:
+            if self._tree is None:
+                self._tree = _map_tree(self.path, scattered=True)
+            self._users += 1
+            tree = self._tree[1]
+        self._open_files.used(self)
+        return tree
 
     def _leave(self) -> None:
         with self._condition:

@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING
 
 import lmdb
 
-from broker.log.environment import SYNCS_PER_COMMIT, EnvironmentFile, OpenFiles, read_row
+from broker.log.environment import SYNCS_PER_COMMIT, EnvironmentFile, OpenFiles, read_row, reading_tree
 from broker.log.errors import append_error, corrupt, damaged
 from broker.log.tables import FILTER_KEY, PAGE_KEYS, MemoryTables, SealedTables
 from broker.model.errors import error
@@ -54,14 +54,18 @@ from broker_native.pages import CHANNELS, LINES, REST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from broker.log.tables import SegmentTables
     from broker_native.crc32c import Buffer
     from broker_native.index import GroupHeader, Place
+    from broker_native.tree import TreeReader
 
 OLD_DELTA_KEY = b"delta"
 INDEX_KEY = b"index"
+INDEX_END = b"indey"
+"""Past all keys of index pages."""
 SEAL_KEY = b"seal"
 SEAL_FORMAT = 2
 SEAL_SYNCS = SYNCS_PER_COMMIT + 1
@@ -84,10 +88,6 @@ def group_number(key: Buffer) -> int | None:
     if len(key) != GROUP_KEY_BYTES or key[0] != 0:
         return None
     return int.from_bytes(key, "big")
-
-
-def _is_page_key(key: Buffer) -> bool:
-    return bytes(key[: len(INDEX_KEY)]) == INDEX_KEY
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,12 +391,12 @@ class Segment:
         index = self.index
         if index is not None:
             return index.find(channel, after_sequence, bytes_max, before_sequence)
-        # Most segments have nothing of most channels: that much is known without opening and proving the file.
+        # Most segments have nothing of most channels: that much is known without looking into the file.
         if isinstance(self.tables, SealedTables) and not self.tables.filter.has_channel(channel):
             return []
         places: list[Place] = []
-        with self.file.reading() as transaction:
-            for page in self._pages_from(transaction, channel, after_sequence):
+        with self._rows() as tree:
+            for page in self._pages_from(tree, channel, after_sequence):
                 try:
                     found, more = find_in_page(page, channel, after_sequence, max(bytes_max, 0), before_sequence)
                 except GroupDamaged as damage:
@@ -410,29 +410,23 @@ class Segment:
                     break
         return places
 
-    def _pages_from(
-        self, transaction: lmdb.Transaction[memoryview], channel: int, after_sequence: int
-    ) -> Iterator[memoryview]:
+    def _rows(self) -> AbstractContextManager[TreeReader]:
+        """Hold the rows of the sealed segment; its file is open for writing a little longer, and nobody writes."""
+        return self.file.rows() if self.file.readonly else reading_tree(self.path, scattered=True)
+
+    def _pages_from(self, tree: TreeReader, channel: int, after_sequence: int) -> Iterator[bytes]:
         """Yield the index pages from the one on that may hold the channel's chunk after a sequence."""
-        cursor = transaction.cursor()
         wanted = INDEX_KEY + page_key(channel, min(after_sequence + 1, SEQUENCE_MAX))
-        # The page that begins last at or before what is wanted, or else the first page there is. A row past it is
-        # always found: the seal sorts behind all pages.
-        if not cursor.set_range(wanted):
-            raise corrupt(self.path, "its seal is missing")
-        if cursor.key() != wanted:
-            cursor.prev()
-            if not _is_page_key(cursor.key()):
-                cursor.next()
-        while _is_page_key(cursor.key()):
-            page = cursor.value()
+        # The page that begins last at or before what is wanted, or else the first page there is.
+        rows = tree.range_back(wanted + b"\0", INDEX_KEY, 1, 0) or tree.range(wanted, INDEX_END, 1, 0)
+        while rows:
+            key, page = rows[0]
             # A page under another key than its own would be found by the wrong channels only.
             first = page_key(int.from_bytes(page[16:24], "little"), int.from_bytes(page[24:32], "little"))
-            if cursor.key()[len(INDEX_KEY) :] != first:
+            if key[len(INDEX_KEY) :] != first:
                 raise corrupt(self.path, f"the index page of channel {channel} has another key than its first entry")
             yield page
-            if not cursor.next():
-                return
+            rows = tree.range(key + b"\0", INDEX_END, 1, 0)
 
     def cut(self, channel: int, places: list[Place]) -> list[tuple[int, int, bytes]]:
         """Copy chunks out by their places.
@@ -443,18 +437,23 @@ class Segment:
         Raises:
             StorageError: STORAGE_CORRUPT when one is not what was written.
         """
-        chunks: list[tuple[int, int, bytes]] = []
+        # Of a file that nobody writes to a few pages are read, and proved, where LMDB may see none before all are.
+        if self.file.readonly:
+            with self.file.rows() as tree:
+                return [self._cut(tree.find, channel, place) for place in places]
         with self.file.reading() as transaction:
-            for place in places:
-                number, index = place[0], place[1]
-                group = transaction.get(group_key(number))
-                if group is None:
-                    raise corrupt(self.path, f"group {number} is missing")
-                try:
-                    chunks.append((number, index, cut_chunk(group, channel, place)))
-                except GroupDamaged as damage:
-                    raise damaged(self.path, number, damage) from damage
-        return chunks
+            return [self._cut(transaction.get, channel, place) for place in places]
+
+    def _cut(self, find: Callable[[bytes], Buffer | None], channel: int, place: Place) -> tuple[int, int, bytes]:
+        """Copy a chunk out of its group, which is found by its key."""
+        number, index = place[0], place[1]
+        group = find(group_key(number))
+        if group is None:
+            raise corrupt(self.path, f"group {number} is missing")
+        try:
+            return number, index, cut_chunk(group, channel, place)
+        except GroupDamaged as damage:
+            raise damaged(self.path, number, damage) from damage
 
     def groups_from(self, transaction: lmdb.Transaction[memoryview], number: int) -> Iterator[tuple[int, memoryview]]:
         """Yield (number, group) for the good groups from a number on; views end with the transaction."""

@@ -134,7 +134,7 @@ class SealedTables:
         Raises:
             StorageError: STORAGE_CORRUPT when it is not what was written.
         """
-        with reading_tree(self._path) as tree:
+        with reading_tree(self._path, scattered=True) as tree:
             value = tree.get(FILTER_KEY)
         if value is None:
             raise corrupt(self._path, "its filter is missing")
@@ -162,7 +162,7 @@ class SealedTables:
         """Look the picked keys up, each page once."""
         if not picked:
             return [], []
-        with reading_tree(self._path) as tree:
+        with reading_tree(self._path, scattered=True) as tree:
             try:
                 return find_in_pages(tree, kind, PAGE_KEYS[kind], keys, picked)
             except GroupDamaged as damage:

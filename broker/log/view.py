@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from broker.log.archive import Archive, Snapshot
     from broker.log.reader import Chunk
     from broker.log.segment import Segment
+    from broker_native.answers import StretchReader
 
 
 class Reading:
@@ -47,6 +48,13 @@ class Reading:
     def overtaken(self) -> bool:
         """Whether a segment went to the archive and was removed meanwhile: what fails for that is found by another."""
         return any(segment.gone for segment in self._live)
+
+    def answer(self, stretches: StretchReader, begin: int, bytes_max: int, now_s: int) -> int:
+        """Answer questions that the archive alone has the answers of; see `Snapshot.answer`.
+
+        What it has of a channel is the channel's up to there, whatever segments have as well.
+        """
+        return self._snapshot.answer(stretches, begin, bytes_max, now_s)
 
     def read_channel(
         self, channel_id: int, after_sequence: int, bytes_max: int, before_sequence: int = 0

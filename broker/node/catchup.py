@@ -22,7 +22,7 @@ from broker.core.sequencer import DELIVER_FLAG_EARLY, Sequencer
 from broker.events import emit
 from broker.model.errors import BrokerError, error
 from broker.model.levels import Level
-from broker.model.names import matches
+from broker.model.names import is_reserved, matches
 from broker_native.chunks import chunk_expire
 from broker_native.groups import chunk_cut, chunk_head, chunks_in, chunks_of
 
@@ -63,7 +63,10 @@ class Wanted(Container[int]):
     def __init__(self, core: Sequencer, literals: list[bytes], patterns: list[bytes]) -> None:
         self._tails = core.tails
         self._literals = frozenset(literals)
-        self._patterns = patterns
+        # `a.>` selects what begins with `a.`, for a valid name never ends with a dot.
+        plain = [pattern for pattern in patterns if pattern.endswith(b">") and b"*" not in pattern]
+        self._prefixes = tuple(pattern[:-1] for pattern in plain)
+        self._patterns = [pattern for pattern in patterns if pattern not in plain]
         self._names: dict[int, bytes] = {}
         self._unwanted: set[int] = set()
         self.unknown: set[int] = set()
@@ -79,6 +82,21 @@ class Wanted(Container[int]):
             self.unknown.add(channel)
             return False
         return self._note(channel, name)
+
+    def choose(self, channels: list[int]) -> set[int]:
+        """Return those that are in it, as `in` says it of one."""
+        names, unwanted, name_of = self._names, self._unwanted, self._tails.name_of
+        chosen = set()
+        for channel in channels:
+            if channel in names:
+                chosen.add(channel)
+            elif channel not in unwanted:
+                name = name_of(channel)
+                if name is None:
+                    self.unknown.add(channel)
+                elif self._note(channel, name):
+                    chosen.add(channel)
+        return chosen
 
     def name_of(self, channel: int) -> bytes | None:
         """Return the name of a channel that is in it, in memory or not."""
@@ -100,8 +118,15 @@ class Wanted(Container[int]):
             self._note(channel, name)
         self.unknown.clear()
 
+    def _selects(self, name: bytes) -> bool:
+        if name in self._literals:
+            return True
+        if name.startswith(self._prefixes):
+            return not is_reserved(name)
+        return bool(self._patterns) and any(matches(pattern, name) for pattern in self._patterns)
+
     def _note(self, channel: int, name: bytes | None) -> bool:
-        if name is not None and (name in self._literals or any(matches(pattern, name) for pattern in self._patterns)):
+        if name is not None and self._selects(name):
             self._names[channel] = name
             return True
         if len(self._unwanted) >= KNOWN_MAX:
@@ -129,6 +154,14 @@ class WantedThere(Container[int]):
             return False
         self._wanted.learn(self._log)
         return channel in self._wanted
+
+    def choose(self, channels: list[int]) -> set[int]:
+        """Return those that are in it; the log is asked once for all that memory does not know."""
+        chosen = self._wanted.choose(channels)
+        if self._wanted.unknown:
+            self._wanted.learn(self._log)
+            chosen = self._wanted.choose(channels)
+        return chosen
 
 
 class Following:

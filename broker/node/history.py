@@ -1,9 +1,12 @@
 """Questions about what is stored, answered from the reader thread.
 
 What connections ask in one turn of the loop is read in one job, so that a question costs a look-up and not two
-hand-overs between threads. A job takes one question of each connection in turn, ends after about a megabyte of answers,
-and there is one at a time: subscriptions that catch up have the thread in between. A connection that has much to send
-waits until it has sent it, and one that asks faster than it is answered is not read meanwhile.
+hand-overs between threads. What the archive alone can answer of it, most of what is ever asked, is read, joined and
+packed by `broker_native.answers` in one pass; only the rest is put together here, question by question.
+
+A job takes one question of each connection in turn, ends after about a megabyte of answers, and there is one at a time:
+subscriptions that catch up have the thread in between. A connection that has much to send waits until it has sent it,
+and one that asks faster than it is answered is not read meanwhile.
 
 A question about a channel whose newest records are acknowledged and not yet committed waits for their commit: who asks
 behind a publish finds it.
@@ -15,10 +18,11 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from broker.events import emit
-from broker.model.errors import BrokerError, error
+from broker.model.errors import BrokerError, StorageError, error
 from broker.model.history import BusPart, BusQuery, HistoryPart, HistoryQuery, NamesPart
 from broker.model.levels import Level
-from broker.node.stretch import Applied, Known, Selected, read_bus, read_stretch
+from broker.node.stretch import Applied, Known, Selected, begin_at, read_bus, read_stretch
+from broker_native.answers import StretchReader
 
 if TYPE_CHECKING:
     import asyncio
@@ -74,9 +78,10 @@ class Ask:
         group: It waits until this group is applied.
         known: What memory knows of the channel, taken when the job is made; None for a pattern, and for a channel that
             only the log knows of.
+        stored: The entries of such a channel, where nothing need be made of them: it is asked for by no position.
     """
 
-    __slots__ = ("asker", "group", "known", "level", "name", "number", "query")
+    __slots__ = ("asker", "group", "known", "level", "name", "number", "query", "stored")
 
     def __init__(self, asker: Asker, number: int, query: Query, name: bytes) -> None:
         self.asker = asker
@@ -86,6 +91,30 @@ class Ask:
         self.level = Level.SYNCED
         self.group = 0
         self.known: Known | None = None
+        self.stored = b""
+
+
+class Answered:
+    """What a job has answered.
+
+    Attributes:
+        count: So many of its questions, the first of them.
+        room: Bytes that further answers may take, at or below 0 when it is to end.
+        frames: The answers, whole frames, by who asked.
+    """
+
+    __slots__ = ("count", "frames", "room")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.room = JOB_BYTES_MAX
+        self.frames: dict[Asker, list[bytes]] = {}
+
+    def add(self, asker: Asker, frames: bytes, count: int = 1) -> None:
+        """Add the answers to the next questions, which are of one connection."""
+        self.frames.setdefault(asker, []).append(frames)
+        self.count += count
+        self.room -= len(frames)
 
 
 class HistoryReader:
@@ -102,7 +131,7 @@ class HistoryReader:
         self,
         core: Sequencer,
         log: StoredReader,
-        submit: Callable[[Callable[..., list[bytes]], list[Ask], Applied, int], asyncio.Future[list[bytes]]],
+        submit: Callable[[Callable[..., Answered], list[Ask], Applied, int], asyncio.Future[Answered]],
         kick: Callable[[], None],
     ) -> None:
         self._core = core
@@ -112,6 +141,8 @@ class HistoryReader:
         self._waiting: dict[Asker, deque[Ask]] = {}
         self._crowded: dict[Asker, deque[Ask]] = {}
         self._uncommitted: list[Ask] = []
+        # The reader thread's, of the one job that there is.
+        self._stretches = StretchReader()
         self._busy = False
         self._job_asks = JOB_ASKS_MAX
 
@@ -233,46 +264,83 @@ class HistoryReader:
             return Known(0, level, seen_next, seen_next, [(epoch, seen_next)])
         return Known(self._core.tails.stored_id(ask.name), level, first, applied_next, epochs)
 
-    def _read(self, asks: list[Ask], applied: Applied, now_s: int) -> list[bytes]:
-        """Answer questions, on the reader thread; returns the frames of the first of them, at least one."""
-        frames: list[bytes] = []
+    def _read(self, asks: list[Ask], applied: Applied, now_s: int) -> Answered:
+        """Answer questions, on the reader thread: the first of them, at least one."""
+        answered = Answered()
         self._resolve([ask for ask in asks if ask.known is None and isinstance(ask.query, HistoryQuery)])
-        while len(frames) < len(asks) and (room := JOB_BYTES_MAX - sum(map(len, frames))) > 0:
-            ask = asks[len(frames)]
-            if ask.known is None:
-                frames.append(self._answer(ask, applied, now_s))
+        self._stretches.clear()
+        for ask in asks:
+            self._add(ask)
+        while answered.count < len(asks) and answered.room > 0:
+            ask = asks[answered.count]
+            if ask.known is None and not ask.stored:
+                answered.add(ask.asker, self._answer(ask, applied, now_s))
                 continue
             try:
-                self._answer_some(asks, frames, room, now_s)
+                self._answer_some(asks, answered, now_s)
             except BrokerError as refusal:
-                frames.append(ask.asker.encode_refusal(ask.number, refusal))
-        return frames
+                ask = asks[answered.count]
+                answered.add(ask.asker, ask.asker.encode_refusal(ask.number, refusal))
+        return answered
 
-    def _answer_some(self, asks: list[Ask], frames: list[bytes], room: int, now_s: int) -> None:
+    def _add(self, ask: Ask) -> None:
+        """Have the next question answered in one pass with those beside it, if it is of a kind that can be."""
+        if ask.stored and isinstance(ask.query, HistoryQuery):
+            self._stretches.add_stored(ask.number, ask.stored, ask.query)
+        elif ask.known is None or not isinstance(ask.query, HistoryQuery):
+            self._stretches.skip()
+        else:
+            outcome = None if ask.query.after is None else begin_at(ask.known, ask.query)
+            self._stretches.add(ask.number, ask.known, ask.query, outcome)
+
+    def _answer_some(self, asks: list[Ask], answered: Answered, now_s: int) -> None:
         """Answer the next ones, as far as they ask for channels that are known, from one look at what is stored.
 
         Raises:
             StorageError: It cannot be looked at.
         """
         with self._log.reading() as reading:
-            for ask in asks[len(frames) :]:
-                if ask.known is None or room <= 0:
+            while answered.count < len(asks) and answered.room > 0:
+                ask = asks[answered.count]
+                if ask.known is None and not ask.stored:
                     return
-                frame = self._answer_stretch(ask, ask.known, reading, now_s)
+                if self._answer_many(asks, answered, reading, now_s):
+                    continue
+                frame = self._answer_stretch(ask, ask.known or self._from_log(ask, ask.stored), reading, now_s)
                 if frame is None:
                     return
-                room -= len(frame)
-                frames.append(frame)
+                answered.add(ask.asker, frame)
+
+    def _answer_many(self, asks: list[Ask], answered: Answered, reading: Reading, now_s: int) -> int:
+        """Answer the next ones in one pass; returns how many, 0 when the next one takes more than that."""
+        begin = answered.count
+        try:
+            end = begin + reading.answer(self._stretches, begin, answered.room, now_s)
+        except (StorageError, ValueError):
+            return 0  # who answers it alone meets the same, and refuses it
+        while answered.count < end:
+            first = last = answered.count
+            while last + 1 < end and asks[last + 1].asker is asks[first].asker:
+                last += 1
+            answered.add(asks[first].asker, self._stretches.frames_of(first, last + 1), last + 1 - first)
+        return end - begin
 
     def _resolve(self, asks: list[Ask]) -> None:
         """Look up the channels that are not in memory, all at once; on the reader thread."""
-        names = sorted({ask.name for ask in asks})
         try:
-            stored = dict(zip(names, self._log.resolve(names), strict=True)) if names else {}
+            stored = self._log.resolve([ask.name for ask in asks]) if asks else []
         except BrokerError:
             return  # each is looked up by itself, so that only what is damaged is refused
-        for ask in asks:
-            ask.known = self._from_log(ask, stored[ask.name])
+        for ask, entries in zip(asks, stored, strict=True):
+            if (
+                entries
+                and ask.level != Level.EPHEMERAL
+                and isinstance(ask.query, HistoryQuery)
+                and ask.query.after is None
+            ):
+                ask.stored = entries
+            else:
+                ask.known = self._from_log(ask, entries)
 
     def _from_log(self, ask: Ask, entries: bytes) -> Known:
         known = Known.from_entries(entries) if entries else Known.nothing(ask.level)
@@ -281,16 +349,18 @@ class HistoryReader:
             return Known(0, ask.level, known.next, known.next, known.epochs)
         return known
 
-    def _name_of(self, channel: int) -> bytes | None:
-        name = self._core.tails.name_of(channel)
-        if name is not None:
-            return name
-        name = self._log.names_of([channel])[0]
-        if name is None or self._core.missing([name]):
-            return name
-        # It has come into memory since, or else what is there under its name is another channel: this one was removed,
-        # and the log does not know of that yet.
-        return self._core.tails.name_of(channel)
+    def _names_of(self, channels: list[int]) -> list[bytes | None]:
+        """Names of channels by their ids, in memory or not; on the reader thread."""
+        names = [self._core.tails.name_of(channel) for channel in channels]
+        absent = [at for at, name in enumerate(names) if name is None]
+        if absent:
+            stored = self._log.names_of([channels[at] for at in absent])
+            for at, name in zip(absent, stored, strict=True):
+                # One that has come into memory since is that channel, or else what is there under its name is another:
+                # this one was removed, and the log does not know of that yet.
+                known = name is None or self._core.missing([name])
+                names[at] = name if known else self._core.tails.name_of(channels[at])
+        return names
 
     def _answer_stretch(self, ask: Ask, known: Known, reading: Reading, now_s: int) -> bytes | None:
         """Answer a question about a channel; None when it must be asked of another reading."""
@@ -325,7 +395,7 @@ class HistoryReader:
         try:
             part: Part
             if isinstance(ask.query, BusQuery):
-                selected = Selected(ask.name, self._name_of)
+                selected = Selected(ask.name, self._names_of)
                 part = read_bus(self._log, selected, ask.query, applied, now_s, self._firsts_of)
             else:
                 part = read_stretch(self._log, self._from_log(ask, self._log.resolve([ask.name])[0]), ask.query, now_s)
@@ -340,23 +410,20 @@ class HistoryReader:
         failure = error("STORAGE_CORRUPT", f"history of {ask.name.decode()}: {damage}")
         return ask.asker.encode_refusal(ask.number, failure)
 
-    def _have(self, asks: list[Ask], done: asyncio.Future[list[bytes]]) -> None:
+    def _have(self, asks: list[Ask], done: asyncio.Future[Answered]) -> None:
         """A job is done: queue its answers, and begin the next one."""
         self._busy = False
         if done.cancelled():
             return
         failure = done.exception()
-        frames = done.result() if failure is None else self._refuse(asks, failure)
-        answered: dict[Asker, list[bytes]] = {}
-        for ask, frame in zip(asks, frames, strict=False):
-            answered.setdefault(ask.asker, []).append(frame)
-        for asker, parts in answered.items():
+        answered = done.result() if failure is None else self._refuse(asks, failure)
+        for asker, frames in answered.frames.items():
             if not asker.closed:
-                asker.outbox.frame(b"".join(parts))
+                asker.outbox.shared_frames(frames[0] if len(frames) == 1 else b"".join(frames))
         # What a job takes and does not come to is looked up for nothing.
-        more = len(frames) if len(frames) == len(asks) else len(frames) // SPARE_SHARE
-        self._job_asks = min(len(frames) + more + 1, JOB_ASKS_MAX)
-        for ask in reversed(asks[len(frames) :]):
+        more = answered.count if answered.count == len(asks) else answered.count // SPARE_SHARE
+        self._job_asks = min(answered.count + more + 1, JOB_ASKS_MAX)
+        for ask in reversed(asks[answered.count :]):
             self._waiting.setdefault(ask.asker, deque()).appendleft(ask)
         for asker in {ask.asker: None for ask in asks}:
             if len(self._waiting.get(asker, ())) <= ASKS_MAX // 2:
@@ -364,11 +431,14 @@ class HistoryReader:
         self._kick()
         self.go_on()
 
-    def _refuse(self, asks: list[Ask], failure: BaseException) -> list[bytes]:
+    def _refuse(self, asks: list[Ask], failure: BaseException) -> Answered:
         """A job failed as a whole: nobody may wait for it in vain."""
         if isinstance(failure, MemoryError):
             refusal = error("LIMIT", "memory: none is left to read history", "ask for less at a time")
         else:
             emit("history_failed", failure=failure)
             refusal = error("STORAGE_FAILED", "history: it cannot be read")
-        return [ask.asker.encode_refusal(ask.number, refusal) for ask in asks]
+        answered = Answered()
+        for ask in asks:
+            answered.add(ask.asker, ask.asker.encode_refusal(ask.number, refusal))
+        return answered

@@ -2,12 +2,14 @@
 
 Everything here runs on the reader thread: it reads the log, and of the core nothing but what it is given. What has
 expired is taken out, and small chunks are joined, so that the answer is about as large as what it says.
+
+Most stretches of channels are answered by `broker_native.answers`, which does the same without Python; what is here is
+for those that take more than the archive.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container
-from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from broker.core.epochs import Outcome, resume
@@ -16,6 +18,7 @@ from broker.model.history import PLACES_MAX, BusPart, BusQuery, HistoryPart, His
 from broker.model.levels import Level
 from broker.model.names import matches
 from broker.model.positions import BusPosition
+from broker_native.answers import stored_channel
 from broker_native.chunks import chunk_expire, merge_chunks
 from broker_native.groups import chunk_cut, chunk_head
 
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from broker.core.ports import ChannelReader
     from broker.core.ports import Reader as LogReader
 
-__all__ = ["Applied", "Known", "Selected", "read_bus", "read_stretch"]
+__all__ = ["Applied", "Known", "Selected", "begin_at", "read_bus", "read_stretch"]
 
 CHUNK_BYTES_MAX = 64 << 10
 """How large a chunk of an answer gets by joining."""
@@ -33,10 +36,6 @@ SEQUENCES_MAX = 65_536
 """Sequences that one answer covers."""
 KNOWN_MAX = 65_536
 """Names of channels that one reading of the bus remembers."""
-
-ENTRY = Struct("<IHHQQQQ")
-"""The header of an entry and four numbers of its body; whoever reads a shorter one has some bytes behind it."""
-ENTRY_CHANNEL, ENTRY_EPOCH, ENTRY_HEAD, ENTRY_TRIM = 1, 2, 4, 7
 
 
 class Known(NamedTuple):
@@ -69,23 +68,7 @@ class Known(NamedTuple):
     @classmethod
     def from_entries(cls, entries: bytes) -> Known:
         """Return what the whole entries of a stored channel say."""
-        channel, level, first, following = 0, 0, 1, 1
-        epochs: list[tuple[int, int]] = []
-        at, end = 0, len(entries)
-        padded = entries + bytes(ENTRY.size)
-        while at < end:
-            size, kind, _, subject, one, two, three = ENTRY.unpack_from(padded, at)
-            if kind == ENTRY_CHANNEL:
-                channel, level = subject, one & 0xFF
-            elif kind == ENTRY_EPOCH:
-                epochs.append((one, two))
-            elif kind == ENTRY_HEAD:
-                # Of the first sequence a segment knows a lower bound only.
-                following, first = two, max(first, three)
-            elif kind == ENTRY_TRIM:
-                first = max(first, one)
-            at += size
-        return cls(channel, level, first, following, epochs)
+        return cls(*stored_channel(entries))
 
 
 # -- a channel ---------------------------------------------------------------------------------------------------------
@@ -104,7 +87,7 @@ def read_stretch(log: ChannelReader, known: Known, query: HistoryQuery, now_s: i
         StorageError: It cannot be read.
         ValueError: A chunk's records are not what its checksum vouches for.
     """
-    outcome = _begin(known, query)
+    outcome = begin_at(known, query)
     low, high = _bounds(log, known, query, known.first if outcome is None else max(outcome.after + 1, known.first))
     count = min(max(high - low, 0), query.limit or SEQUENCES_MAX, SEQUENCES_MAX)
     begin, end = (high - count, high) if query.reverse else (low, low + count)
@@ -120,8 +103,8 @@ def read_stretch(log: ChannelReader, known: Known, query: HistoryQuery, now_s: i
     )
 
 
-def _begin(known: Known, query: HistoryQuery) -> Outcome | None:
-    """Judge the position that is asked for."""
+def begin_at(known: Known, query: HistoryQuery) -> Outcome | None:
+    """Judge the position that is asked for; None when there is none."""
     if query.after is None or known.level == Level.EPHEMERAL:
         return None
     if query.after_epoch:
@@ -170,26 +153,37 @@ class Selected(Container[int]):
 
     Args:
         pattern: The pattern, checked.
-        name_of: Answers the name of an id; None for one that nobody has.
+        names_of: Answers the names of ids; None for one that nobody has.
     """
 
-    def __init__(self, pattern: bytes, name_of: Callable[[int], bytes | None]) -> None:
+    def __init__(self, pattern: bytes, names_of: Callable[[list[int]], list[bytes | None]]) -> None:
         self._pattern = pattern
-        self._name_of = name_of
+        self._names_of = names_of
         self._names: dict[int, bytes | None] = {}
 
     def __contains__(self, channel: object) -> bool:
         assert isinstance(channel, int)
         return self.name(channel) is not None
 
+    def choose(self, channels: list[int]) -> set[int]:
+        """Return those that the pattern selects; unknown names are asked for all at once."""
+        self._learn(channels)
+        return {channel for channel in channels if self._names[channel] is not None}
+
     def name(self, channel: int) -> bytes | None:
         """Return the name of a channel that the pattern selects, None for any other."""
-        if channel not in self._names:
-            if len(self._names) >= KNOWN_MAX:
-                self._names.clear()
-            name = self._name_of(channel)
-            self._names[channel] = name if name is not None and matches(self._pattern, name) else None
+        self._learn([channel])
         return self._names[channel]
+
+    def _learn(self, channels: list[int]) -> None:
+        unknown = sorted({channel for channel in channels if channel not in self._names})
+        if not unknown:
+            return
+        if len(self._names) >= KNOWN_MAX:
+            self._names.clear()
+            unknown = sorted(set(channels))
+        for channel, name in zip(unknown, self._names_of(unknown), strict=True):
+            self._names[channel] = name if name is not None and matches(self._pattern, name) else None
 
 
 def read_bus(

@@ -39,6 +39,7 @@ from broker.wire.control import (
     wrong,
 )
 from broker.wire.kinds import Kind
+from broker_native.answers import channel_question
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,6 +51,7 @@ __all__ = [
     "decode_history_query",
     "decode_names_part",
     "decode_names_query",
+    "decode_question",
     "decode_trim",
     "encode_part",
     "pack_part",
@@ -125,6 +127,17 @@ def decode_history_query(more: Mapping[str, Any]) -> HistoryQuery:
         take_optional_bool(more, "reverse"),
         take_bytes_max(more),
     )
+
+
+def decode_question(body: bytes) -> tuple[int, HistoryQuery, bytes] | None:
+    """Take a whole REQUEST `history` with a channel, if it is one that clients usually send.
+
+    Returns:
+        Its number, the question, and the channel's name, checked; None for any other, which `control.decode_request`
+        takes or refuses.
+    """
+    taken = channel_question(body, HISTORY_BYTES_DEFAULT, HISTORY_BYTES_MAX)
+    return None if taken is None else (taken[0], HistoryQuery._make(taken[1]), taken[2])
 
 
 def decode_bus_query(more: Mapping[str, Any]) -> BusQuery:

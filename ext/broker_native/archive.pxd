@@ -5,6 +5,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from broker_native.btree cimport Span
 from broker_native.tree cimport TreeCursor
 
 cdef enum:
@@ -25,6 +26,18 @@ cdef struct ChannelEnds:          # what a channel's row says: its chunks cover 
 cdef struct Place:                # what cannot be read, for an error
     uint64_t channel
     uint64_t sequence
+
+cdef struct ChunkRun:             # a walk over the chunks of a channel
+    TreeCursor cursor
+    ChannelEnds ends
+    Place missing
+    uint64_t low                  # sequences from `low` on and below `high` are still wanted
+    uint64_t high
+    uint64_t bytes_room
+    bint taken                    # something was taken, so bytes_room counts
+    bint on_row                   # the cursor is on the row that was taken last
+    uint32_t count
+    Span spans[BATCH_CHUNKS]      # what was taken by the last call, borrowed from the map
 
 cdef struct GroupsWalk:           # a place in the commit index
     TreeCursor cursor
@@ -60,3 +73,8 @@ cdef class GroupsPacker:
     cdef readonly uint32_t bytes_max
 
     cdef bint put(self, const uint8_t* group, uint64_t size) except -1
+
+cdef int channel_ends(TreeCursor* cursor, uint64_t channel, ChannelEnds* ends) noexcept nogil
+cdef int run_forward(ChunkRun* run) noexcept nogil
+cdef int run_back(ChunkRun* run) noexcept nogil
+cdef object fault(const TreeCursor* cursor, int state, const Place* missing)

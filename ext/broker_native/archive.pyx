@@ -121,9 +121,30 @@ cdef object fault(const TreeCursor* cursor, int state, const Place* missing):
 # -- rows by key -------------------------------------------------------------------------------------------------------
 
 
+cdef inline void seek_anew(TreeCursor* cursor) noexcept nogil:
+    """Forget where a search that proved no pages has led: nothing on its way may stand for what is proved."""
+    cursor.key.at = NULL
+    cursor.walk.damage = 0
+
+
+cdef bint row_found(TreeCursor* cursor, const Span* wanted) noexcept nogil:
+    """Go to a row by a search that proves no pages: the row does that if it is there."""
+    cdef int state
+    cursor.unproved = True
+    state = cursor_seek(cursor, wanted)
+    cursor.unproved = False
+    if state == CURSOR_ROW and span_compare(&cursor.key, wanted) == 0 and row_sound(&cursor.key, &cursor.value):
+        return True
+    seek_anew(cursor)
+    return False
+
+
 cdef int row_find(TreeCursor* cursor, const Span* wanted) noexcept nogil:
     """Go to a row, and prove it; when there is none (CURSOR_END), what stands around its place is proved."""
-    cdef int state = cursor_seek(cursor, wanted)
+    cdef int state
+    if row_found(cursor, wanted):
+        return CURSOR_ROW
+    state = cursor_seek(cursor, wanted)
     if state == CURSOR_ROW:
         if not row_sound(&cursor.key, &cursor.value):
             return ROW_DAMAGED
@@ -431,19 +452,6 @@ def list_rows(TreeReader reader not None, bytes prefix not None, bytes after not
 
 # -- chunks of a channel -----------------------------------------------------------------------------------------------
 
-cdef struct ChunkRun:             # a walk over the chunks of a channel
-    TreeCursor cursor
-    ChannelEnds ends
-    Place missing
-    uint64_t low                  # sequences from `low` on and below `high` are still wanted
-    uint64_t high
-    uint64_t bytes_room
-    bint taken                    # something was taken, so bytes_room counts
-    bint on_row                   # the cursor is on the row that was taken last
-    uint32_t count
-    Span spans[BATCH_CHUNKS]
-
-
 cdef inline uint64_t chunk_first(const TreeCursor* cursor) noexcept nogil:
     return load_u64(cursor.value.at + CHUNK_FIRST)
 
@@ -468,8 +476,8 @@ cdef int chunk_prove(TreeCursor* cursor, int state, uint64_t channel, uint64_t s
     return CURSOR_ROW
 
 
-cdef int chunk_seek(TreeCursor* cursor, uint64_t channel, uint64_t sequence, Place* missing) noexcept nogil:
-    """Go to the chunk of a channel that has a sequence in it, and prove it."""
+cdef int chunk_reach(TreeCursor* cursor, uint64_t channel, uint64_t sequence) noexcept nogil:
+    """Go to where the chunk of a channel that has a sequence in it would be."""
     cdef uint8_t key[CHUNK_KEY_BYTES]
     cdef Span wanted
     cdef int state
@@ -481,7 +489,19 @@ cdef int chunk_seek(TreeCursor* cursor, uint64_t channel, uint64_t sequence, Pla
     state = cursor_seek(cursor, &wanted)
     if state == CURSOR_END or (state == CURSOR_ROW and span_compare(&cursor.key, &wanted) != 0):
         state = cursor_prev(cursor)
-    return chunk_prove(cursor, state, channel, sequence, missing)
+    return state
+
+
+cdef int chunk_seek(TreeCursor* cursor, uint64_t channel, uint64_t sequence, Place* missing) noexcept nogil:
+    """Go to the chunk of a channel that has a sequence in it, and prove it."""
+    cdef int state
+    cursor.unproved = True
+    state = chunk_reach(cursor, channel, sequence)
+    cursor.unproved = False
+    if chunk_prove(cursor, state, channel, sequence, missing) == CURSOR_ROW:
+        return CURSOR_ROW
+    seek_anew(cursor)
+    return chunk_prove(cursor, chunk_reach(cursor, channel, sequence), channel, sequence, missing)
 
 
 cdef int run_begin(ChunkRun* run, uint64_t channel) noexcept nogil:
@@ -1035,6 +1055,22 @@ cdef struct GroupsRead:           # one call's walk
     ChunkWanted batch[BATCH_CHUNKS]
 
 
+cdef int read_chosen(GroupsRead* read, object choose) except -1:
+    """Leave of the chunks that were noted those whose channels are chosen, all of them asked for at once."""
+    cdef uint32_t index
+    cdef uint32_t count = 0
+    cdef list channels = []
+    for index in range(read.count):
+        channels.append(read.batch[index].channel)
+    chosen = choose(channels)
+    for index in range(read.count):
+        if read.batch[index].channel in chosen:
+            read.batch[count] = read.batch[index]
+            count += 1
+    read.count = count
+    return 0
+
+
 cdef int read_plan(GroupsRead* read, object wanted) except -9:
     """Note which chunks come next: CURSOR_ROW when more may follow, CURSOR_END when these are the last."""
     cdef GroupsWalk* walk = &read.walk
@@ -1147,9 +1183,13 @@ cdef int read_some(GroupsRead* read, object wanted, list chunks) except -9:
     cdef ChunkWanted* chunk
     cdef uint32_t index
     cdef int state = CURSOR_ROW
-    cdef int planned = read_plan(read, wanted)
+    cdef int planned
+    choose = getattr(wanted, "choose", None)
+    planned = read_plan(read, None if choose is not None else wanted)
     if planned < CURSOR_END:
         raise fault(&read.walk.cursor, planned, NULL)
+    if choose is not None and read.count:
+        read_chosen(read, choose)
     with nogil:
         state = read_batch(read)
     if state < CURSOR_END:
@@ -1172,7 +1212,8 @@ def read_groups(TreeReader reader not None, uint64_t after_group, int64_t after_
         reader: A snapshot.
         after_group, after_index: The place; (0, 0) for the beginning.
         bytes_max: At least one wanted chunk if the call meets any, further ones while their sum of sizes is within it.
-        wanted: A container of channel ids, None for all of them.
+        wanted: A container of channel ids, None for all of them. One with a method `choose` is asked for many at once:
+            it gets the ids of chunks to come and returns those that it wants, a set.
 
     Returns:
         (group, index in it, chunk) each, and the place up to which everything was looked at: when it is the one that

@@ -27,6 +27,7 @@ cdef struct ChunkBuilder:
 cdef int builder_take(ChunkBuilder* builder, const uint8_t* chunk, uint64_t after, uint64_t until) noexcept nogil
 cdef int builder_gone(ChunkBuilder* builder, const uint8_t* chunk, uint32_t time_us, uint64_t first, uint32_t run,
                       uint8_t reason) noexcept nogil
+cdef int builder_expire(ChunkBuilder* builder, const uint8_t* chunk, uint64_t now_s, bint* changed) noexcept nogil
 cdef uint32_t builder_finish(ChunkBuilder* builder) noexcept nogil
 cdef void builder_free(ChunkBuilder* builder) noexcept nogil
 

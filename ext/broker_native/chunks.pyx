@@ -246,6 +246,35 @@ cdef int builder_gone(ChunkBuilder* builder, const uint8_t* chunk, uint32_t time
     return builder_put(builder, chunk, record, GONE_RECORD_BYTES, first, run)
 
 
+cdef int builder_expire(ChunkBuilder* builder, const uint8_t* chunk, uint64_t now_s, bint* changed) noexcept nogil:
+    """Take a whole chunk with GONE runs in the place of what has expired; `changed` says whether anything has.
+
+    TAKE_DONE, or why it cannot be. Nothing else may have been taken since the last finish.
+    """
+    cdef const uint8_t* at = chunk + CHUNK_HEADER_BYTES
+    cdef const uint8_t* end = chunk + load_u32(chunk)
+    cdef uint64_t sequence = load_u64(chunk + CHUNK_FIRST)
+    cdef uint64_t next_first = sequence + load_u32(chunk + CHUNK_COUNT)
+    cdef uint32_t run
+    cdef int state
+    # A GONE record may be larger than the one that it stands for.
+    builder.bytes_max = 0xFFFFFFFF
+    while sequence < next_first:
+        run = record_run(at, end)
+        if run == 0 or run > next_first - sequence:
+            return TAKE_DAMAGED
+        if record_expired(chunk, at, now_s):
+            changed[0] = True
+            state = builder_gone(builder, chunk, load_u32(at + RECORD_TIME), sequence, 1, GONE_EXPIRED)
+        else:
+            state = builder_put(builder, chunk, at, load_u32(at), sequence, run)
+        if state != TAKE_DONE:
+            return TAKE_DAMAGED if state == TAKE_FULL else state
+        sequence += run
+        at += load_u32(at)
+    return TAKE_DONE if at == end else TAKE_DAMAGED
+
+
 cdef uint32_t builder_finish(ChunkBuilder* builder) noexcept nogil:
     """Write the header of what was taken; answers its size. `data` is the chunk, until something else is taken."""
     cdef uint8_t* at = builder.data
@@ -409,7 +438,42 @@ def chunk_compact(bytes chunk not None, dict latest not None, uint64_t deleted_u
     Raises:
         ValueError: Its records do not cover its sequences.
     """
-    return chunk_without(chunk, GONE_COMPACTED, 0, latest, deleted_until_us)
+    cdef const uint8_t* base = chunk_bytes(chunk)
+    cdef const uint8_t* at = base + CHUNK_HEADER_BYTES
+    cdef const uint8_t* end = base + PyBytes_GET_SIZE(chunk)
+    cdef uint64_t sequence = load_u64(base + CHUNK_FIRST)
+    cdef uint64_t next_first = sequence + load_u32(base + CHUNK_COUNT)
+    cdef bint changed = False
+    cdef uint32_t run
+    cdef int state
+    cdef ChunkBuilder builder
+    memset(&builder, 0, sizeof(ChunkBuilder))
+    # A GONE record may be larger than the one that it stands for.
+    builder.bytes_max = 0xFFFFFFFF
+    try:
+        while sequence < next_first:
+            run = record_run(at, end)
+            if run == 0 or run > next_first - sequence:
+                raise_unless_taken(TAKE_DAMAGED)
+            if record_superseded(base, at, sequence, latest, deleted_until_us):
+                changed = True
+                state = builder_gone(&builder, base, load_u32(at + RECORD_TIME), sequence, 1, GONE_COMPACTED)
+            elif load_u16(at + 4) & RECORD_GONE and at[GONE_REASON] == GONE_COMPACTED:
+                state = builder_gone(&builder, base, load_u32(at + RECORD_TIME), sequence, run, GONE_COMPACTED)
+            else:
+                state = builder_put(&builder, base, at, load_u32(at), sequence, run)
+            raise_unless_taken(state)
+            if state == TAKE_FULL:
+                raise_unless_taken(TAKE_DAMAGED)
+            sequence += run
+            at += load_u32(at)
+        if at != end:
+            raise_unless_taken(TAKE_DAMAGED)
+        if not changed and builder.used == PyBytes_GET_SIZE(chunk):
+            return chunk
+        return builder_bytes(&builder)
+    finally:
+        builder_free(&builder)
 
 
 cdef bint record_superseded(const uint8_t* chunk, const uint8_t* at, uint64_t sequence, dict latest,
@@ -436,53 +500,15 @@ def chunk_expire(bytes chunk not None, uint64_t now_s):
     Raises:
         ValueError: Its records do not cover its sequences.
     """
-    if load_u64(chunk_bytes(chunk) + CHUNK_EXPIRY) == 0 or load_u64(chunk_bytes(chunk) + CHUNK_EXPIRY) > now_s:
-        return chunk
-    return chunk_without(chunk, GONE_EXPIRED, now_s, None, 0)
-
-
-cdef bytes chunk_without(bytes chunk, uint8_t reason, uint64_t now_s, dict latest, uint64_t deleted_until_us):
-    """The chunk with GONE runs in the place of what a reason takes; itself when that is nothing."""
     cdef const uint8_t* base = chunk_bytes(chunk)
-    cdef const uint8_t* at = base + CHUNK_HEADER_BYTES
-    cdef const uint8_t* end = base + PyBytes_GET_SIZE(chunk)
-    cdef uint64_t sequence = load_u64(base + CHUNK_FIRST)
-    cdef uint64_t next_first = sequence + load_u32(base + CHUNK_COUNT)
-    cdef bint taken
     cdef bint changed = False
-    cdef uint32_t run
-    cdef int state
     cdef ChunkBuilder builder
+    if load_u64(base + CHUNK_EXPIRY) == 0 or load_u64(base + CHUNK_EXPIRY) > now_s:
+        return chunk
     memset(&builder, 0, sizeof(ChunkBuilder))
-    # A GONE record may be larger than the one that it stands for.
-    builder.bytes_max = 0xFFFFFFFF
     try:
-        while sequence < next_first:
-            run = record_run(at, end)
-            if run == 0 or run > next_first - sequence:
-                raise_unless_taken(TAKE_DAMAGED)
-            if reason == GONE_EXPIRED:
-                taken = record_expired(base, at, now_s)
-            else:
-                taken = record_superseded(base, at, sequence, latest, deleted_until_us)
-            if taken:
-                changed = True
-                state = builder_gone(&builder, base, load_u32(at + RECORD_TIME), sequence, 1, reason)
-            elif (reason == GONE_COMPACTED and load_u16(at + 4) & RECORD_GONE
-                    and at[GONE_REASON] == GONE_COMPACTED):
-                state = builder_gone(&builder, base, load_u32(at + RECORD_TIME), sequence, run, reason)
-            else:
-                state = builder_put(&builder, base, at, load_u32(at), sequence, run)
-            raise_unless_taken(state)
-            if state == TAKE_FULL:
-                raise_unless_taken(TAKE_DAMAGED)
-            sequence += run
-            at += load_u32(at)
-        if at != end:
-            raise_unless_taken(TAKE_DAMAGED)
-        if not changed and builder.used == PyBytes_GET_SIZE(chunk):
-            return chunk
-        return builder_bytes(&builder)
+        raise_unless_taken(builder_expire(&builder, base, now_s, &changed))
+        return builder_bytes(&builder) if changed else chunk
     finally:
         builder_free(&builder)
 

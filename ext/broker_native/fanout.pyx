@@ -103,6 +103,20 @@ cdef class Outbox:
         """Queue a whole frame behind the deliveries that are queued already."""
         self.queue(&self.small, NULL, frame)
 
+    def shared_frames(self, bytes frames not None):
+        """Queue many whole frames behind what is queued already, without copying them."""
+        if self.lost:
+            return
+        try:
+            self.mark()
+            self.seal_small()
+            if self.pieces is None:
+                self.pieces = []
+            self.pieces.append(frames)
+            self.queued += <size_t>PyBytes_GET_SIZE(frames)
+        except MemoryError:
+            self.lose()
+
     def published(self, bytes answers not None):
         """Queue a PUBLISHED frame of these entries."""
         cdef uint8_t header[FRAME_HEADER_BYTES]

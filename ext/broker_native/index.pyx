@@ -69,6 +69,7 @@ from broker_native.sorting cimport Keyed, keyed_sort
 cdef enum:
     # Up to here a walk takes less than giving the interpreter lock away and getting it back beside a busy thread.
     CHUNKS_HELD_MAX = 512
+    CHOSEN_AT_ONCE = 512          # chunks whose channels are asked for at once, whether they are wanted
     GROUP_CHAIN_HEADER_BYTES = 80
 
 PAGE_BYTES_MAX = PAGE_HEADER_BYTES + PAGE_ENTRIES_MAX * PAGE_ENTRY_BYTES
@@ -486,7 +487,8 @@ def scan_group(group, uint64_t number, int64_t after_index, int64_t bytes_max, w
         number: the number that it must have.
         after_index: chunks up to this one are passed over; -1 to begin with the first.
         bytes_max: stop before a chunk that would carry what is collected past this, unless nothing is collected yet.
-        wanted: a container of channel ids, or None for all of them.
+        wanted: a container of channel ids, or None for all of them. One with a method `choose` is asked for some
+            hundred channels at once: it gets the ids of chunks to come and returns those that it wants, a set.
         into: gets (group number, chunk index, chunk) for each; "nothing yet" means that this list is empty.
 
     Returns:
@@ -513,17 +515,31 @@ def scan_group(group, uint64_t number, int64_t after_index, int64_t bytes_max, w
         PyBuffer_Release(&view)
 
 
+cdef list channels_ahead(const uint8_t* at, uint64_t offset, int64_t count):
+    """The channels of so many chunks of a checked group, from the one at `offset` on."""
+    cdef list channels = []
+    for _ in range(count):
+        channels.append(load_u64(at + offset + CHUNK_CHANNEL))
+        offset += load_u32(at + offset)
+    return channels
+
+
 cdef tuple scan_checked(const uint8_t* at, int64_t after_index, int64_t bytes_max, object wanted, list into):
     cdef uint64_t number = load_u64(at + GROUP_NUMBER)
     cdef uint64_t offset = GROUP_HEADER_BYTES + <uint64_t>load_u32(at + GROUP_ENTRIES_BYTES)
     cdef int64_t index = 0, taken = 0
     cdef int64_t chunks = load_u32(at + GROUP_CHUNKS_COUNT)
+    cdef int64_t chosen = 0
     cdef uint64_t channel
     cdef uint32_t size
     cdef bytes chunk
+    choose = getattr(wanted, "choose", None)
     while index < chunks:
         size = load_u32(at + offset)
         if index > after_index:
+            if index >= chosen and choose is not None:
+                chosen = index + CHOSEN_AT_ONCE if chunks - index > CHOSEN_AT_ONCE else chunks
+                wanted = choose(channels_ahead(at, offset, chosen - index))
             channel = load_u64(at + offset + CHUNK_CHANNEL)
             if wanted is None or channel in wanted:
                 if into and taken + size > bytes_max:

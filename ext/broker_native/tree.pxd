@@ -20,6 +20,7 @@ cdef struct TreeCursor:
     uint64_t meta_at              # where the snapshot's meta page is
     uint64_t root                 # the number of the root's page
     uint32_t depth                # levels; 0 for an empty tree
+    bint unproved                 # who seeks proves what it finds by itself, and nothing from its absence
     const uint8_t* pages[DEPTH_MAX]
     const uint8_t* filled[DEPTH_MAX]  # the branch of each level that was proved last
     uint32_t indexes[DEPTH_MAX]   # which node of the page, from the root (0) down
@@ -38,6 +39,11 @@ cdef class MappedFile:
     cdef int descriptor
 
     cdef uint64_t file_bytes(self) except? 0
+
+cdef class MappedValue:
+    cdef MappedFile mapped
+    cdef const uint8_t* at
+    cdef uint64_t size
 
 cdef class TreeReader:
     cdef MappedFile mapped

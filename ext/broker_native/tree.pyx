@@ -11,15 +11,19 @@ transaction of that number for as long as it reads, and no page of the tree is w
 be, by the second commit after it, so it is taken once. The map is longer than the file: what the meta page does not
 account for is never touched.
 
+A row that proves itself, by a checksum over its key, needs none of that: a cursor may be told so (`unproved`), and then
+looks at the few nodes of each page that a search meets, and at their bounds. What is not found so is sought again.
+
 What this cannot find out: a page's number that a flip turns into that of an older copy of the same page.
 """
 
+from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 from posix.fcntl cimport open as posix_open
-from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, mmap, munmap
+from posix.mman cimport MADV_RANDOM, MAP_FAILED, MAP_SHARED, PROT_READ, madvise, mmap, munmap
 from posix.stat cimport fstat, struct_stat
 from posix.unistd cimport close as posix_close
 
@@ -73,6 +77,7 @@ cdef class MappedFile:
     Args:
         path: The file.
         reserve_bytes: Address space to map; the file may grow up to it. It costs nothing before it is used.
+        scattered: A few pages of it are wanted, and the system is to read no others ahead.
 
     Raises:
         OSError: The system refuses.
@@ -80,7 +85,7 @@ cdef class MappedFile:
     Any thread. Close it only when no `TreeReader` of it is used any more.
     """
 
-    def __cinit__(self, str path not None, uint64_t reserve_bytes):
+    def __cinit__(self, str path not None, uint64_t reserve_bytes, *, bint scattered=False):
         cdef bytes encoded = path.encode("utf-8", "surrogateescape")
         cdef int descriptor = posix_open(PyBytes_AS_STRING(encoded), OPEN_FLAGS)
         cdef int failure
@@ -92,6 +97,9 @@ cdef class MappedFile:
             failure = errno
             posix_close(descriptor)
             raise OSError(failure, f"{path}: {reserve_bytes} bytes cannot be mapped")
+        if scattered:
+            # Advice that is not taken costs time and nothing else.
+            madvise(data, reserve_bytes, MADV_RANDOM)
         self.path = path
         self.descriptor = descriptor
         self.data = <const uint8_t*>data
@@ -123,6 +131,15 @@ cdef class MappedFile:
         if fstat(self.descriptor, &found) != 0:
             raise OSError(errno, f"{self.path}: cannot be looked at")
         return <uint64_t>found.st_size if <uint64_t>found.st_size < self.reserved else self.reserved
+
+
+cdef class MappedValue:
+    """A value where it stands in a file, without a copy: a buffer, good while the file is mapped and no longer."""
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        if self.mapped.data == NULL:
+            raise ValueError(f"{self.mapped.path}: is closed")
+        PyBuffer_FillInfo(buffer, self, <void*>self.at, <Py_ssize_t>self.size, True, flags)
 
 
 # -- the cursor --------------------------------------------------------------------------------------------------------
@@ -190,7 +207,7 @@ cdef int cursor_descend(TreeCursor* cursor, uint32_t level, uint64_t number, con
         cursor.pages[level] = page
         if level == cursor.depth - 1:
             break
-        if cursor.filled[level] != page:
+        if not cursor.unproved and cursor.filled[level] != page:
             if page_filled(cursor, page, False) != CURSOR_ROW:
                 return CURSOR_DAMAGED
             cursor.filled[level] = page
@@ -215,6 +232,8 @@ cdef int cursor_descend(TreeCursor* cursor, uint32_t level, uint64_t number, con
         cursor.indexes[level] = index
         number = node_child(node)
         level += 1
+    if cursor.unproved:
+        return CURSOR_ROW
     low.at = high.at = NULL
     low.size = high.size = 0
     for above in range(level):
@@ -437,6 +456,29 @@ cdef class TreeReader:
             TreeDamaged: A page on the way is not what LMDB writes.
         """
         return self.get_sorted([key])[0]
+
+    def find(self, bytes key not None):
+        """The value of a key where it stands, a borrowed view; None when there is none. Errors as of `get`.
+
+        It is good while the file is mapped, and no longer: whoever reads it later dies of that.
+        """
+        cdef TreeCursor cursor
+        cdef MappedValue value
+        cdef Span wanted
+        cdef int state
+        wanted.at = <const uint8_t*>PyBytes_AS_STRING(key)
+        wanted.size = <uint64_t>PyBytes_GET_SIZE(key)
+        self.begin(&cursor)
+        state = cursor_seek(&cursor, &wanted)
+        if state == CURSOR_DAMAGED:
+            raise self.damage(&cursor)
+        if state != CURSOR_ROW or span_compare(&cursor.key, &wanted) != 0:
+            return None
+        value = MappedValue.__new__(MappedValue)
+        value.mapped = self.mapped
+        value.at = cursor.value.at
+        value.size = cursor.value.size
+        return memoryview(value)
 
     def get_sorted(self, list keys not None):
         """The values of many keys, copied, None for each that is not there. Ascending keys cost least."""

@@ -103,6 +103,13 @@ def all_items(chunks: list[bytes]) -> list[Item]:
     return plain([item for chunk in chunks for item in items_of(chunk)])
 
 
+class Choosing(set[int]):
+    """Wanted channels that are asked for many at once."""
+
+    def choose(self, channels: list[int]) -> set[int]:
+        return self.intersection(channels)
+
+
 def first_of(chunk: bytes) -> int:
     return items_of(chunk)[0].sequence
 
@@ -200,6 +207,9 @@ def check_bus(snapshot: Snapshot, model: ArchiveModel, wanted: set[int] | None, 
     assert said(found) == expected
     assert place == end
     assert snapshot.groups(*place, ALL, wanted) == ([], place)
+    # Asked for many channels at once it says the same.
+    at_once = None if wanted is None else Choosing(wanted)
+    assert snapshot.groups(0, 0, ALL, at_once) == (found, place)
     number = pick.randrange(end[0] + 2)
     index = pick.randrange(-1, 4)
     found, place = snapshot.groups(number, index, ALL, wanted)
@@ -208,6 +218,7 @@ def check_bus(snapshot: Snapshot, model: ArchiveModel, wanted: set[int] | None, 
     place, listed = (0, 0), []
     while True:
         found, after = snapshot.groups(*place, bytes_max, wanted)
+        assert snapshot.groups(*place, bytes_max, at_once) == (found, after)
         assert len(found) <= 1 or sum(len(chunk) for _, _, chunk in found) <= bytes_max
         listed += said(found)
         if after == place:

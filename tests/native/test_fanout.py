@@ -114,7 +114,9 @@ FILTERS = [*NAMES, b">", b"a.*", b"*.b", b"*", b"b.>", b"a.>"]
 attachments = st.tuples(st.sampled_from(["attach", "detach"]), st.integers(0, 3), st.sampled_from(FILTERS))
 sizes = st.sampled_from([0, 1, COPY_BYTES_MAX - CHUNK_AND_RECORD, COPY_BYTES_MAX - CHUNK_AND_RECORD + 1, 10_000])
 publishes = st.tuples(st.just("publish"), st.lists(st.tuples(st.sampled_from(NAMES), sizes), min_size=1, max_size=4))
-others = st.tuples(st.sampled_from(["flush", "answer", "ordered", "pause", "resume", "credit"]), st.integers(0, 1))
+others = st.tuples(
+    st.sampled_from(["flush", "answer", "ordered", "shared", "pause", "resume", "credit"]), st.integers(0, 1)
+)
 steps = st.lists(attachments | publishes | others, max_size=40)
 
 
@@ -209,6 +211,9 @@ def test_same_as_twin(steps: list[tuple[Any, ...]], credit: int, overdraft: int)
             case "ordered", which:
                 for outbox in (both.outboxes[which][0], both.twins[which]):
                     outbox.ordered_frame(build_frame(PING, b"87654321"))
+            case "shared", which:
+                both.outboxes[which][0].shared_frames(2 * build_frame(PING, b"together"))
+                both.twins[which].ordered_frame(2 * build_frame(PING, b"together"))
             case "pause", which:
                 both.outboxes[which][0].pause()
                 both.twins[which].paused = True

@@ -37,7 +37,7 @@ from tests.reference.groups import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from broker_native.index import Place
 
@@ -326,6 +326,32 @@ def test_scan_group_agrees_with_the_twin(after: int, bytes_max: int, wanted: set
     assert complete == (len(into) == len(matching))
     assert index == (max(after, 4) if complete else matching[len(into)][1] - 1)
     assert bool(into) == bool(matching)
+
+
+class Choosing(set[int]):
+    """Wanted channels that are asked for many at once; `asked` is how many at a time."""
+
+    def __init__(self, wanted: Iterable[int]) -> None:
+        super().__init__(wanted)
+        self.asked: list[int] = []
+
+    def choose(self, channels: list[int]) -> set[int]:
+        self.asked.append(len(channels))
+        return self.intersection(channels)
+
+
+@given(st.integers(-1, 1300), st.integers(0, 100_000), st.sets(st.integers(1, 9)))
+@settings(max_examples=30, deadline=None)
+def test_scan_group_asks_for_many_channels_at_once(after: int, bytes_max: int, wanted: set[int]) -> None:
+    chain = build_chain([[(1 + at % 9, 1) for at in range(1200)]])
+    found: list[list[tuple[int, int, bytes]]] = [[], []]
+    choosing = Choosing(wanted)
+    one = scan_group(chain.values[1], 1, after, bytes_max, wanted, found[0])
+    many = scan_group(chain.values[1], 1, after, bytes_max, choosing, found[1])
+    assert one == many
+    assert found[0] == found[1]
+    assert max(choosing.asked, default=1) <= 512
+    assert sum(choosing.asked) <= max(0, 1199 - after)
 
 
 def test_scan_group_refuses_another_group() -> None:

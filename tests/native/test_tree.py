@@ -72,6 +72,9 @@ def check(reader: TreeReader, rows: Rows, pick: random.Random) -> None:
     asked = [*keys, b"0", b"\x00", b"55x", b"\xff" * 9]
     for order in (sorted(asked), pick.sample(asked, len(asked))):
         assert reader.get_sorted(order) == [rows.get(key) for key in order]
+        assert [None if (found := reader.find(key)) is None else bytes(found) for key in order] == [
+            rows.get(key) for key in order
+        ]
     assert reader.range(b"\x00", b"", 10**9, 10**9) == [(key, rows[key]) for key in keys]
     assert reader.range_back(b"", b"\x00", 10**9, 10**9) == [(key, rows[key]) for key in reversed(keys)]
     for _ in range(20):

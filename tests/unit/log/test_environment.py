@@ -22,7 +22,8 @@ from broker.log.environment import (
     reading_tree,
 )
 from broker.log.pages import open_pages
-from broker.model.errors import StorageError
+from broker.model.errors import StorageCorrupt, StorageError
+from broker_native.btree import TreeDamaged
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -280,3 +281,40 @@ def test_a_file_that_lacks_a_page_in_use_is_cut(tmp_path: Path, seed: int) -> No
         else:
             with reading_tree(path) as tree:
                 assert dict(tree.range(b"", b"", 1 << 30, 1 << 30)) == rows
+
+
+def test_rows_of_a_file_that_nobody_writes_to(path: Path) -> None:
+    file = EnvironmentFile(path, MAP_BYTES, readonly=False, open_files=OpenFiles(4))
+    with pytest.raises(AssertionError, match="written to"), file.rows():
+        pass
+    file.close(readonly=True)
+    with file.rows() as tree:
+        mapped = tree
+        assert not file.close_if_idle()
+        assert tree.find(b"no such row") is None
+        found = tree.find(b"\x01")
+        assert found is not None
+        assert bytes(found) == bytes(10_000)
+        del found
+    with file.rows() as tree:
+        assert tree is mapped
+    file.close()
+    with pytest.raises(ValueError, match="closed"):
+        mapped.find(b"row")
+    with file.rows() as tree:
+        assert tree is not mapped
+    file.close()
+
+
+def test_rows_that_cannot_be_read_are_told_as_damage(path: Path) -> None:
+    file = EnvironmentFile(path, MAP_BYTES, readonly=True, open_files=OpenFiles(4))
+    with pytest.raises(StorageCorrupt, match="page of its tree"), file.rows():
+        raise TreeDamaged(4096)
+    assert file.close_if_idle()
+    content = bytearray(path.read_bytes())
+    path.write_bytes(content[:100])
+    with pytest.raises(StorageCorrupt), file.rows():
+        pass
+    path.unlink()
+    with pytest.raises(StorageError), file.rows():
+        pass

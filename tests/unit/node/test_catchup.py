@@ -14,6 +14,7 @@ import pytest
 from broker.model.errors import error
 from broker.model.levels import Level
 from broker.model.limits import Limits
+from broker.model.names import matches
 from broker.model.profiles import Profile, Profiles
 from broker.node.catchup import (
     INDEX_END,
@@ -24,6 +25,7 @@ from broker.node.catchup import (
     CatchUp,
     Following,
     Wanted,
+    WantedThere,
 )
 from tests.reference.frames import DELIVER_EARLY, Delivery, records_of
 from tests.reference.journal import Fate, MemoryJournal
@@ -500,3 +502,44 @@ def test_reader_remembers_no_more_channels_than_its_bound() -> None:
     assert all(channel in every for channel in range(3 * KNOWN_MAX))
     every.forget()
     assert len(every._names) == 0
+
+
+@pytest.mark.parametrize("patterns", [[b">"], [b"a.>"], [b"*.y"], [b"a.>", b"*.y", b"b.*.c"], []])
+@pytest.mark.parametrize("literals", [[], [b"a.x", b"$mine"]])
+def test_channels_are_chosen_as_they_are_asked_for_singly(literals: list[bytes], patterns: list[bytes]) -> None:
+    names = [b"a.x", b"a.y", b"b.y", b"b.y.c", b"ab", b"a", b"$mine", b"$a.y", None]
+
+    class Core:
+        class tails:
+            name_of = staticmethod(dict(enumerate(names)).get)
+
+    every = list(range(len(names)))
+    one, many = (Wanted(Core(), literals, patterns) for _ in range(2))  # type: ignore[arg-type]
+    expected = {channel for channel in every if channel in one}
+    assert expected == {
+        channel
+        for channel, name in enumerate(names)
+        if name is not None and (name in literals or any(matches(pattern, name) for pattern in patterns))
+    }
+    assert many.choose(every) == expected
+    assert many.choose(every) == expected
+    assert one.unknown == many.unknown == {every[-1]}
+    assert [one.name_of(channel) for channel in every] == [many.name_of(channel) for channel in every]
+
+
+def test_the_log_is_asked_once_for_many_names() -> None:
+    asked: list[list[int]] = []
+
+    class Core:
+        class tails:
+            name_of = staticmethod(lambda channel: None)
+
+    class Log:
+        def names_of(self, channels: list[int]) -> list[bytes | None]:
+            asked.append(channels)
+            return [b"a.%d" % channel if channel % 2 else None for channel in channels]
+
+    there = WantedThere(Wanted(Core(), [], [b"a.>"]), Log())  # type: ignore[arg-type]
+    assert there.choose([5, 4, 3, 5]) == {3, 5}
+    assert there.choose([3, 4]) == {3}
+    assert asked == [[3, 4, 5]]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from broker.core.ports import StoredReader
     from broker.core.sequencer import Sequencer
+    from broker_native.answers import StretchReader
 
 APPLIED = Applied(bytes(16), 1)
 DAMAGED, MOVED, MISMADE = 7, 8, 9
@@ -40,6 +41,10 @@ class ManyReadings:
         self.overtaken = False
         yield self
 
+    def answer(self, stretches: StretchReader, begin: int, bytes_max: int, now_s: int) -> int:
+        """Answer nothing: no archive has anything of them."""
+        return 0
+
     def read_channel(self, channel: int, after: int, bytes_max: int, before: int = 0) -> list[tuple[int, int, bytes]]:
         if channel == DAMAGED:
             raise error("STORAGE_CORRUPT", "a segment: group 3 is damaged")
@@ -51,7 +56,7 @@ class ManyReadings:
         return [(0, 0, build_chunk(chunk_of(channel, 1, 1, [self.payload])))]
 
 
-class Answered:
+class Words:
     """A connection that asks; its answers are words."""
 
     closed = False
@@ -68,10 +73,12 @@ class Answered:
 def answers(log: ManyReadings, channels: list[int]) -> list[bytes]:
     """Have channels read in one job; each is its own request's number."""
     reader = HistoryReader(cast("Sequencer", None), cast("StoredReader", log), cast("Any", None), lambda: None)
-    asks = [Ask(cast("Asker", Answered()), channel, HistoryQuery("room"), b"room") for channel in channels]
+    asks = [Ask(cast("Asker", Words()), channel, HistoryQuery("room"), b"room") for channel in channels]
     for ask in asks:
         ask.known = Known(ask.number, Level.SYNCED, 1, 2, [(1, 1)])
-    return reader._read(asks, APPLIED, 0)
+    answered = reader._read(asks, APPLIED, 0)
+    assert answered.count == sum(map(len, answered.frames.values()))
+    return [frame for frames in answered.frames.values() for frame in frames]
 
 
 def test_a_job_looks_at_the_log_once() -> None:

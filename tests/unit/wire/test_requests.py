@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.model.errors import MalformedFrame
+from broker.model.errors import InvalidChannel, MalformedFrame
 from broker.model.history import (
     HISTORY_BYTES_MAX,
     NAMES_MAX,
@@ -22,12 +23,14 @@ from broker.model.history import (
     NamesQuery,
     Trim,
 )
+from broker.model.names import check_channel
 from broker.model.positions import BusPosition
 from broker.wire import control, requests
+from broker_native.names import is_channel
 
 U32 = st.integers(0, 2**32 - 1)
 U64 = st.integers(0, 2**64 - 1)
-TEXT = st.text(max_size=20)
+TEXT = st.text(max_size=20) | st.sampled_from(["chat", "chat.acme.42", "$reply.1", "a..b", "x" * 129])
 BYTES = st.integers(1, HISTORY_BYTES_MAX)
 PLACES = st.builds(BusPosition, st.binary(min_size=16, max_size=16), U64, U32)
 
@@ -131,3 +134,72 @@ def test_what_is_wrong_is_refused(kind: type, fields: dict[str, Any]) -> None:
 
 def test_more_bytes_than_there_may_be_count_as_that() -> None:
     assert requests.decode_history_query({"channel": "x", "bytes": 1 << 40}).bytes_max == HISTORY_BYTES_MAX
+
+
+# --- Questions in one step --------------------------------------------------------------------------------------------
+
+
+def asked(body: bytes) -> tuple[int, HistoryQuery, bytes] | None:
+    """Take a whole body the long way; None when it is refused, or something else is asked for."""
+    try:
+        request = control.decode_request(body)
+        if request.op != "history" or "pattern" in request.more:
+            return None
+        query = requests.decode_history_query(request.more)
+        return request.request, query, check_channel(query.channel)
+    except (MalformedFrame, InvalidChannel):
+        return None
+
+
+@given(U32, QUERIES)
+def test_a_question_in_one_step_is_the_same(number: int, query: HistoryQuery | BusQuery | NamesQuery | Trim) -> None:
+    operation = "history" if isinstance(query, HistoryQuery | BusQuery) else "channels"
+    body = control.encode_request(number, operation, requests.pack_query(query))[8:]
+    taken = requests.decode_question(body)
+    if isinstance(query, HistoryQuery) and is_channel(query.channel.encode()):
+        assert taken == (number, query, query.channel.encode())
+    else:
+        assert taken is None
+
+
+NAMES = st.sampled_from([
+    "request", "op", "channel", "after", "after_epoch", "before", "from_us", "until_us", "last", "limit", "reverse",
+    "bytes", "pattern", "a", "é" * 20,
+])  # fmt: skip
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-40, 300), st.sampled_from([2**16, 2**32 - 1, 2**32, 2**64 - 1]),
+    st.sampled_from(["history", "channels", "", "x" * 31, "x" * 32, "x" * 300, "é"]), st.binary(max_size=3),
+    st.floats(), st.lists(st.integers(0, 9), max_size=2),
+)  # fmt: skip
+
+
+@given(st.dictionaries(NAMES, VALUES), st.booleans(), st.binary(max_size=2), st.integers(0, 40))
+def test_whatever_a_question_in_one_step_takes_is_right(
+    fields: dict[str, object], plausible: bool, behind: bytes, cut: int
+) -> None:
+    if plausible:
+        fields = {"request": 7, "op": "history", "channel": "room", **fields}
+    body = msgpack.packb(fields)
+    for each in (body, body + behind, body[: max(len(body) - cut, 0)], body[:-1] + b"\xc3"):
+        taken = requests.decode_question(each)
+        assert taken is None or taken == asked(each)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\x80",
+        b"\x90",
+        b"\xde\x00\x00",
+        b"\x84\xa7request\x07\xa2op\xa7history\xa7channel\xa4room\xa4last\xcd\x01",
+        b"\x84\xa7request\x07\xa2op\xa7history\xa7channel\xa4room\xa4last",
+        b"\x84\xa7request\x07\xa2op\xa7history\xa7channel\xa4room\xa4last\xd0\x05",
+        b"\x84\xa7request\x07\xa2op\xa7history\xa7channel\xa4room\xa7reverse",
+        b"\x84\xa7request\x07\xa2op\xa7history\xa7channel\xa4room\xa2op\xa7history",
+        b"\x83\xa7request\x07\xa2op\xa7history\xa7channel\xd9",
+    ],
+)
+def test_what_a_question_in_one_step_leaves(body: bytes) -> None:
+    assert requests.decode_question(body) is None
+    assert requests.decode_question(body + bytes(40)) is None
