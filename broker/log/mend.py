@@ -22,6 +22,7 @@ import time
 from typing import TYPE_CHECKING
 
 from broker.log import durable
+from broker.log.archive_task import ARCHIVE_FOLDER
 from broker.log.directory import FORMAT, write_identity, write_restored
 from broker.log.environment import create_file, open_lmdb
 from broker.log.log import map_bytes_for
@@ -78,9 +79,9 @@ def mend(path: Path, report: Report, progress: Callable[[int, int], None]) -> Pa
         StorageError: STORAGE_CORRUPT when the archive is damaged, which cannot be mended; STORAGE_FULL, STORAGE_FAILED.
             The directory is as it was.
     """
-    if any(fault.file.startswith("archive") for fault in report.faults):
+    if any(fault.file.startswith(ARCHIVE_FOLDER) for fault in report.faults):
         hint = "Restore a backup, or dump what can be read of it and load that into a new directory."
-        raise error("STORAGE_CORRUPT", f"{path / 'archive'}: a damaged archive cannot be mended", hint)
+        raise error("STORAGE_CORRUPT", f"{path / ARCHIVE_FOLDER}: a damaged archive cannot be mended", hint)
     fresh = path / ("journal" + durable.ASIDE_SUFFIX)
     shutil.rmtree(fresh, ignore_errors=True)
     durable.make_folder(fresh)

@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from broker.log.archive_task import archive_path
 from broker.log.directory import read_identity, read_restored
 from broker.log.environment import check_pages
 from broker.log.pages import Row, open_pages
@@ -63,7 +64,6 @@ if TYPE_CHECKING:
 GROUP_LIMIT = 2**64 - 1
 _ROWS = (FILTER_KEY, INDEX_KEY, OLD_DELTA_KEY, SEAL_KEY, *PAGE_KEYS.values())
 NOTHING = "nothing is lost"
-ARCHIVE_NAME = "archive.mdb"
 
 
 @dataclass(frozen=True, slots=True)
@@ -510,7 +510,7 @@ class Verifier:
         """
         if not self._backup:
             self._check_format()
-        archive = self._path / "archive" / ARCHIVE_NAME
+        archive = archive_path(self._path)
         paths = segments_in(self._path / "journal")
         files = [*paths, *([archive] if archive.exists() else [])]
         self.report.files += len(files)
