@@ -449,8 +449,8 @@ class Log:
             The archive's bytes before and after it.
 
         Raises:
-            StorageError: as `rotate`, or the rebuild failed and the archive is as it was. Unavailable: UNAVAILABLE,
-                nobody archives.
+            StorageError: as `rotate`, or STORAGE_CORRUPT, and the archive is as it was: it or a segment that it has to
+                take in is damaged. Unavailable: UNAVAILABLE, nobody archives.
         """
         archiving, last = self._archiving, self._ready().last.number
         if archiving is None:
@@ -462,6 +462,8 @@ class Log:
             backlog = archiving.backlog_bytes
             between(0, backlog + path.stat().st_size)
             while self.archived_group < last:
+                if archiving.damage is not None:
+                    raise error(archiving.damage.name, archiving.damage.detail)
                 time.sleep(COMPACT_POLL_S)
                 between(max(backlog - archiving.backlog_bytes, 0), backlog + path.stat().st_size)
         rebuilt = archiving.compact(now_us)

@@ -480,6 +480,7 @@ class Verifier:
         last: the last good group.
         reached: the last group that is in the archive.
         begun_ordinal: the last segment of a slice whose archiving was cut short, 0 for none.
+        ordinal: of the segment that the walk has reached, 0 before the first.
     """
 
     def __init__(
@@ -494,7 +495,7 @@ class Verifier:
         self.report = Report()
         self.channels = Channels()
         self.last = self.reached = Link()
-        self.begun_ordinal = 0
+        self.begun_ordinal = self.ordinal = 0
         self.on_group = on_group
         self.on_chunk = on_chunk
         self._path = path
@@ -519,6 +520,7 @@ class Verifier:
             archived = self._check_archive(archive)
             paths = [path for path in paths if int(path.stem, 16) > archived]
         for path, limit in zip(paths, self._limits(paths), strict=True):
+            self.ordinal = int(path.stem, 16)
             SegmentCheck(self, path).run(limit)
         for faults in self.channels.orphans.values():
             self.report.faults += faults
