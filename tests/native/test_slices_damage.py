@@ -1,7 +1,7 @@
 """`broker_native.slices` over segments and archives that are not what was written.
 
-Whatever is changed, a merger makes the rows that it would have made, or says what is wrong. What a flipped bit changes is
-found by a checksum or by the walk of the tree; what is consistent in itself and cannot be is found by what it says.
+Whatever is changed, a merger makes the rows that it would have made, or says what is wrong. What a flipped bit changes
+is found by a checksum or by the walk of the tree; what is consistent in itself and cannot be is found by what it says.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from broker.model.errors import StorageError
 from broker_native.crc32c import crc32c_of
 from broker_native.rows import pack_row
 from broker_native.slices import SliceDamaged, SliceMerger, SliceSource, channel_first, channel_totals
-from broker_native.tree import MappedFile, TreeDamaged, TreeReader
+from broker_native.tree import TreeDamaged
 from tests.native.starve import refusals
 from tests.reference.groups import (
     Group,
