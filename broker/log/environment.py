@@ -25,7 +25,7 @@ import lmdb
 
 from broker.log import durable
 from broker.log.errors import corrupt, failed
-from broker.model.errors import error
+from broker.model.errors import StorageCorrupt, error
 from broker_native.btree import TreeDamaged, check_tree, find_row
 from broker_native.tree import MappedFile, TreeReader
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 READERS_MAX = 1024
 LOCK_FILE_BYTES = 17 * 4096
 """Room for the header and READERS_MAX readers of 64 bytes; LMDB takes a larger file as it is."""
+LOOKS_MAX = 100
+"""How often meta pages are looked at that somebody writes meanwhile; each look takes less than a commit does."""
 SYNCS_PER_COMMIT = 2
 """One fdatasync of the pages, and one write of the meta page through a descriptor opened with O_DSYNC."""
 
@@ -193,21 +195,50 @@ def check_file(path: Path) -> int:
 
 
 def _newer_meta(path: Path) -> tuple[int, int]:
-    """Return where the newer meta page begins and the number of its transaction; see `check_file`."""
+    """Return where the newer meta page begins and the number of its transaction; see `check_file`.
+
+    Somebody else may be committing, the child of a server that was killed for one. What is found is only wrong when
+    the meta pages are still the same afterwards: each commit writes one of them.
+    """
+    for _ in range(LOOKS_MAX):
+        pages, size = _read_metas(path)
+        try:
+            return _judge_metas(path, pages, size)
+        except StorageCorrupt:
+            if _read_metas(path)[0] == pages:
+                raise
+    raise corrupt(path, f"its meta pages contradict each other or its size at {LOOKS_MAX} looks, each at others")
+
+
+def _read_metas(path: Path) -> tuple[tuple[bytes, bytes], int]:
+    """Return what stands where the two meta pages begin, the second one empty without the first, and the file's size.
+
+    The size comes last: the pages of a commit are written before the meta page that counts them.
+    """
     try:
         # Without a buffer, and without reading ahead: two small pieces of a file that may be long.
         with path.open("rb", buffering=0) as file:
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-            size = file.seek(0, 2)
-            file.seek(0)
-            first = _Meta.read(file.read(_META_AT + _META.size))
-            if first is None:
-                raise corrupt(path, f"is {size} bytes and has no meta page")
-            file.seek(first.page_bytes)
-            second = _Meta.read(file.read(_META_AT + _META.size))
+            page = file.read(_META_AT + _META.size)
+            first, second = _Meta.read(page), b""
+            if first is not None:
+                file.seek(first.page_bytes)
+                second = file.read(_META_AT + _META.size)
+            return (page, second), file.seek(0, 2)
     except OSError as cause:
         raise failed(path, cause) from cause
+
+
+def _judge_metas(path: Path, pages: tuple[bytes, bytes], size: int) -> tuple[int, int]:
+    """Return what `_newer_meta` does, of meta pages that nobody has written to since.
+
+    Raises:
+        StorageError: as `check_file`.
+    """
+    first, second = map(_Meta.read, pages)
+    if first is None:
+        raise corrupt(path, f"is {size} bytes and has no meta page")
     if first.version != _META_VERSION:
         hint = "It was written through another version of LMDB; use one whose data format is 1."
         raise error("STORAGE_FORMAT", f"{path}: got LMDB data format {first.version}, expected {_META_VERSION}", hint)

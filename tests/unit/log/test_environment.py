@@ -12,8 +12,10 @@ import lmdb
 import pytest
 
 from broker.log.environment import (
+    LOOKS_MAX,
     EnvironmentFile,
     OpenFiles,
+    _Meta,
     check_file,
     check_pages,
     create_file,
@@ -107,6 +109,44 @@ def raises(path: Path) -> bool:
     except StorageError:
         return True
     return False
+
+
+@pytest.mark.parametrize("commits", [1, 2, 3])
+@pytest.mark.parametrize("looks", [1, 3])
+def test_commits_between_the_looks_at_a_file_are_no_damage(
+    path: Path, monkeypatch: pytest.MonkeyPatch, commits: int, looks: int
+) -> None:
+    """The child of a killed server may be in the middle of a commit when the next server opens the archive."""
+    writer = open_lmdb(path, MAP_BYTES, locks=False)
+    read = _Meta.read
+    left = looks
+
+    def read_and_commit(page: bytes) -> _Meta | None:
+        nonlocal left
+        if left:
+            left -= 1
+            for number in range(commits):
+                with writer.begin(write=True) as transaction:
+                    transaction.put(b"%d.%d" % (left, number), bytes(50_000))
+        return read(page)
+
+    monkeypatch.setattr(_Meta, "read", read_and_commit)
+    check_file(path)
+    assert left == 0
+    writer.close()
+
+
+def test_a_file_that_changes_at_each_look_is_given_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+
+    def read(page: bytes) -> _Meta | None:
+        nonlocal looks
+        looks += 1
+        patch(path, META_TRANSACTION_AT, struct.pack("<Q", looks))
+        return None
+
+    monkeypatch.setattr(_Meta, "read", read)
+    assert f"at {LOOKS_MAX} looks" in check_error(path).detail
 
 
 def test_a_last_page_past_the_end_is_a_cut(path: Path) -> None:
