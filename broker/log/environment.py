@@ -17,6 +17,7 @@ import mmap
 import os
 import struct
 import threading
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+OPENS_MAX = 1000
+OPEN_PAUSE_S = 0.001
+"""How often a file is opened that seems to be open. The `lmdb` package knows files by their inodes, and forgets one only
+after it has closed the file: of one that was removed the inode may be another's by then, which another thread opens."""
 READERS_MAX = 1024
 LOCK_FILE_BYTES = 17 * 4096
 """Room for the header and READERS_MAX readers of 64 bytes; LMDB takes a larger file as it is."""
@@ -47,6 +52,7 @@ _META_MAGIC = 0xBEEFC0DE
 _META_VERSION = 1
 _PAGE_BYTES_MIN, _PAGE_BYTES_MAX = 512, 65536
 
+_ALREADY_OPEN = "already open in this process"
 # 3.0 bundles two engines whose files the other cannot read; before, there was one and no such option.
 _ENGINE: Final[dict[str, Any]] = {"lib_version": 0} if int(lmdb.__version__.split(".")[0]) >= 3 else {}
 
@@ -65,6 +71,17 @@ def open_lmdb(path: Path, map_bytes: int, *, locks: bool = True, readonly: bool 
     """
     if locks:
         _allocate_lock_file(lock_path(path))
+    for _ in range(OPENS_MAX - 1):
+        try:
+            return _open_lmdb(path, map_bytes, locks=locks, readonly=readonly)
+        except lmdb.Error as cause:
+            if _ALREADY_OPEN not in str(cause):
+                raise
+            time.sleep(OPEN_PAUSE_S)
+    return _open_lmdb(path, map_bytes, locks=locks, readonly=readonly)
+
+
+def _open_lmdb(path: Path, map_bytes: int, *, locks: bool, readonly: bool) -> lmdb.Environment:
     return lmdb.open(
         str(path),
         map_size=map_bytes,
