@@ -218,7 +218,11 @@ BROKEN: list[tuple[Rule, str, str]] = [
     (native_modules_without_their_files, "ext/broker_native/ring.pyx", '"""A ring."""\n'),
     (native_modules_without_their_files, "tests/native/test_trie.py", '"""Nothing."""\n'),
     (lists_that_drop_twice, "ext/broker_native/trie.pyx", '"""T."""\nall = [place(&found[at]) for at in range(9)]\n'),
-    (lists_that_drop_twice, "ext/broker_native/trie.pyx", '"""T."""\nall = [\n    (at, found[at].x)\n    for at in x]\n'),
+    (
+        lists_that_drop_twice,
+        "ext/broker_native/trie.pyx",
+        '"""T."""\nall = [\n    (at, found[at].x)\n    for at in x]\n',
+    ),
     (modules_without_purpose, "broker/bus.py", "import os\n"),
     (modules_without_purpose, "ext/broker_native/trie.pxd", "cdef int find()\n"),
     (public_names_without_purpose, "broker/bus.py", '"""The bus."""\n\n\nclass Bus: ...\n'),

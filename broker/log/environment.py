@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 OPENS_MAX = 1000
 OPEN_PAUSE_S = 0.001
-"""How often a file is opened that seems to be open. The `lmdb` package knows files by their inodes, and forgets one only
+"""How often a file is opened that seems to be open. The `lmdb` package knows files by inodes, and forgets one only
 after it has closed the file: of one that was removed the inode may be another's by then, which another thread opens."""
 READERS_MAX = 1024
 LOCK_FILE_BYTES = 17 * 4096

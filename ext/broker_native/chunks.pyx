@@ -324,7 +324,7 @@ def merge_chunks(list chunks not None, uint32_t bytes_max, uint64_t after=0, uin
                 if state == TAKE_DONE:
                     break
                 # What is in of this chunk must not go in again.
-                if builder.next - 1 > begin and builder.next > load_u64(at + CHUNK_FIRST):
+                if builder.next > load_u64(at + CHUNK_FIRST):
                     begin = builder.next - 1
                 merged.append(builder_bytes(&builder))
         if builder.used:

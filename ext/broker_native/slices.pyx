@@ -510,8 +510,8 @@ cdef int take_entry(SliceMerger self, const uint8_t* at, uint16_t kind, bint sto
     elif kind == ENTRY_TRIM:
         if load_u64(at + 16) > channel.trim:
             channel.trim = load_u64(at + 16)
-    elif kind == ENTRY_DROP:
-        channel.dropped = True
+    else:
+        channel.dropped = True  # the last of the kinds that `entry_bytes_min` knows
     return SLICE_GOOD
 
 
@@ -548,8 +548,8 @@ cdef int at_archive(SliceMerger self, int reason, const TreeCursor* cursor) noex
 
 
 cdef void mark_dirty(SliceMerger self, const TreeCursor* cursor) noexcept nogil:
-    """Count the leaf that a cursor is in as one to be written anew."""
-    if cursor.depth and cursor.pages[cursor.depth - 1] != self.leaf:
+    """Count the leaf that a cursor is in, on a row, as one to be written anew."""
+    if cursor.pages[cursor.depth - 1] != self.leaf:
         self.leaf = cursor.pages[cursor.depth - 1]
         self.dirty_bytes += PAGE_BYTES
 

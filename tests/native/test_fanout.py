@@ -606,6 +606,8 @@ def test_a_chunk_of_an_evicted_channel_is_delivered_under_the_name_that_is_given
     evict(house)
     with pytest.raises(KeyError):
         house.fanout.deliver_one(subscription, chunk, 5, 0)
+    with pytest.raises(KeyError):
+        house.fanout.deliver_one(subscription, chunk, 5, 0, name=bytes(256))
     house.fanout.deliver_one(subscription, chunk, 5, 0, name=b"a.b")
     house.fanout.flush()
     (delivery,) = deliveries_of(transport.take())

@@ -19,10 +19,10 @@ import pytest
 
 from broker.log.environment import open_lmdb, reading_tree
 from broker.model.errors import StorageError
+from broker_native.btree import TreeDamaged
 from broker_native.crc32c import crc32c_of
 from broker_native.rows import pack_row
 from broker_native.slices import SliceDamaged, SliceMerger, SliceSource, channel_first, channel_totals
-from broker_native.tree import TreeDamaged
 from tests.native.starve import refusals
 from tests.reference.groups import (
     Group,
@@ -390,13 +390,8 @@ def test_a_channel_without_the_chunks_that_it_counts_is_damaged(
 
 def drop_of(channel: int, scratch: Path) -> tuple[Path, Segment]:
     """Return a sealed segment that drops a channel."""
-    folder = scratch / f"drop {channel}"
-    if not folder.exists():
-        (made,) = sealed(folder, [[Group(1, 0, 0, (drop_entry(channel),))]])
-        write(folder / "drop.seg", made.rows)
-    else:
-        (made,) = ()
-    return folder / "drop.seg", made
+    (made,) = sealed(scratch / f"drop {channel}", [[Group(1, 0, 0, (drop_entry(channel),))]])
+    return write(scratch / f"drop {channel}.seg", made.rows), made
 
 
 def test_rows_of_a_dropped_channel_that_are_not_all_there(scratch: Path, stored: Rows) -> None:
@@ -418,6 +413,13 @@ def test_rows_of_a_dropped_channel_that_are_not_all_there(scratch: Path, stored:
     ):
         ((found, *_),) = merge(segment, seal, write(scratch / "archive.mdb", rows))
         assert found == deleted
+
+
+def test_rows_of_another_kind_end_a_channel(scratch: Path, stored: Rows) -> None:
+    segment, seal = drop_of(39, scratch)
+    rows = {**stored, b"\x20" + bytes(16): b"as long a key as a chunk's"}
+    ((found, *_),) = merge(segment, seal, write(scratch / "archive.mdb", rows))
+    assert found == [chunk_key(39, 1), channel_key(39), b"\1room.39"]
 
 
 def test_chunks_of_an_archive_past_the_channels_end_are_damage(scratch: Path, stored: Rows) -> None:
