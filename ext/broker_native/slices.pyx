@@ -934,7 +934,6 @@ cdef int merge_chunks(SliceMerger self, bint extend) noexcept nogil:
 cdef int merge_channel(SliceMerger self) noexcept nogil:
     """Make all rows of the channel whose entries and chunks have been gathered."""
     cdef Stored* channel = &self.stored
-    cdef uint64_t next_before
     cdef int reason
     cdef uint64_t number = channel.channel
     memset(channel, 0, sizeof(Stored))
@@ -957,7 +956,6 @@ cdef int merge_channel(SliceMerger self) noexcept nogil:
     if not channel.found and self.incoming_count and channel.created == NULL:
         # Of a journal whose beginning is not known: what is there first is where it begins.
         channel.first = channel.next = self.incoming[0].first
-    next_before = channel.next
     if channel.trim > channel.first:
         if channel.found and channel.first < channel.next:
             reason = delete_below(self, channel.trim)
@@ -975,7 +973,7 @@ cdef int merge_channel(SliceMerger self) noexcept nogil:
         return SLICE_GAP
     if not channel.found:
         self.channels_added += 1
-    elif not (channel.changed or channel.announced or channel.next != next_before):
+    elif not (channel.changed or channel.announced):
         return SLICE_GOOD
     if channel.announced and put_name(self) != SLICE_GOOD:
         return SLICE_MEMORY

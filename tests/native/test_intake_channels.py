@@ -203,3 +203,17 @@ def test_what_is_no_naming_ends_those_that_come_together() -> None:
         intake.feed(good + wrong)
         go_on(loop, intake)
         assert intake.told()[:3] == named
+
+
+def test_a_connection_that_need_not_wait_after_all_goes_on_at_once() -> None:
+    class Hasty(Naming):
+        def wait(self) -> None:
+            self.suspend()
+            self.resume()
+
+    frames = [(CHANNEL, 0, struct.pack("<I", number) + b"n.%d" % number) for number in (1, 2, 3, 9, 4)]
+    loop = Loop()
+    intake = loop.intake(Hasty)
+    intake.feed(b"".join(build_frame(kind, body, flags) for kind, flags, body in frames))
+    go_on(loop, intake)
+    assert intake.told() == frames

@@ -11,7 +11,7 @@ import shutil
 import struct
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -420,6 +420,28 @@ def test_rows_of_another_kind_end_a_channel(scratch: Path, stored: Rows) -> None
     rows = {**stored, b"\x20" + bytes(16): b"as long a key as a chunk's"}
     ((found, *_),) = merge(segment, seal, write(scratch / "archive.mdb", rows))
     assert found == [chunk_key(39, 1), channel_key(39), b"\1room.39"]
+
+
+def test_records_that_do_not_cover_their_chunk_are_damage(scratch: Path, stored: Rows) -> None:
+    """Under a right checksum: whoever wrote it was wrong."""
+    chunk = chunk_of(9, 1, 1, [b"x"])
+    born = (channel_entry(9, "nine"), epoch_entry(9, 1, 1))
+    (seal,) = sealed(scratch / "uncovered", [[Group(1, 0, 0, born, (replace(chunk, count=2),))]])
+    empty = write(scratch / "empty.mdb", {b"\0": stored[b"\0"]})
+    with pytest.raises(SliceDamaged, match="chunk checksum"):
+        merge(write(scratch / "uncovered.seg", seal.rows), seal, empty)
+
+
+def test_a_trim_into_what_comes_leaves_what_is_behind_it(scratch: Path) -> None:
+    """Of a channel of which the archive has nothing left."""
+    key, head = channel_key(2), build_entry(head_entry(2, 1, 5, 5))
+    chunk = chunk_of(2, 1, 5, [b"x"] * 4)
+    (seal,) = sealed(scratch / "trimmed", [[Group(1, 0, 0, (trim_entry(2, 7),), (chunk,))]])
+    rows = {b"\0": pack_row(b"\0", b"something"), key: channel_row(2, head, chunks=0)}
+    (made,) = merge(write(scratch / "trimmed.seg", seal.rows), seal, write(scratch / "archive.mdb", rows))
+    found = archive_rows([made])
+    assert (made[0], channel_first(found[key]), made[4]) == ([], 7, 2)
+    assert chunk_key(2, 7) in found
 
 
 def test_chunks_of_an_archive_past_the_channels_end_are_damage(scratch: Path, stored: Rows) -> None:
