@@ -36,7 +36,10 @@ BOUND_S_MAX = 10.0
 """Nobody waits at the bound for longer than this."""
 POLL_S = 0.02
 TOLD_EVERY_S = 60.0
-_HINT = "Look for archiving_delayed in the log; raise storage.backlog_bytes_max if the disk has room for the peak."
+_HINT = (
+    "Look for archiving_delayed and archiving_blocked in the log; raise storage.backlog_bytes_max if the disk has room "
+    "for the peak."
+)
 
 
 class Backlog:

@@ -1437,6 +1437,13 @@ cdef class Tails:
         cdef Channel* channel = self.find_here(name)
         return channel != NULL and (channel.holders != 0 or channel.exact != NULL)
 
+    def uses(self, bytes name not None):
+        """(How often publishers name the channel or it is held, how many subscriptions read it live by its name)."""
+        cdef Channel* channel = self.find_here(name)
+        if channel == NULL:
+            return 0, 0
+        return channel.holders, len(<list>channel.exact) if channel.exact != NULL else 0
+
     def pending(self, bytes name not None):
         """Whether the open group or the one in commit concerns the channel, or its turn has an open chunk of it."""
         cdef Channel* channel = self.find_here(name)
@@ -1728,12 +1735,14 @@ cdef class Tails:
         """(id, level, epoch, first, applied next, next, seen next, [(epoch, first) ...] applied) or None."""
         cdef Channel* channel = self.find_here(name)
         cdef uint32_t index
+        cdef list epochs = []
         if channel == NULL:
             return None
+        for index in range(channel.epochs_applied):
+            epochs.append((channel.epochs[index].epoch, channel.epochs[index].first))
         return (
             channel.id, channel.level, channel.epoch, channel.first, channel.applied_next, channel.next,
-            channel.seen_next,
-            [(channel.epochs[index].epoch, channel.epochs[index].first) for index in range(channel.epochs_applied)],
+            channel.seen_next, epochs,
         )
 
     def stored_id(self, bytes name):

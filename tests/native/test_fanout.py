@@ -612,11 +612,26 @@ def test_a_chunk_of_an_evicted_channel_is_delivered_under_the_name_that_is_given
     evict(house)
     with pytest.raises(KeyError):
         house.fanout.deliver_one(subscription, chunk, 5, 0)
+    with pytest.raises(KeyError):
+        house.fanout.deliver_one(subscription, chunk, 5, 0, name=bytes(256))
     house.fanout.deliver_one(subscription, chunk, 5, 0, name=b"a.b")
     house.fanout.flush()
     (delivery,) = deliveries_of(transport.take())
     assert delivery.name == b"a.b"
     assert delivery.chunk == chunks_of(chunk)[0]
+
+
+def test_closing_reaches_the_readers_of_very_many_channels() -> None:
+    """They stand in several segments of the table of names."""
+    tails = Tails(1, 4770)
+    fanout = Fanout(tails)
+    outbox = Outbox(fanout, None)
+    for number in range(3_000):
+        tails.load(b"c.%d" % number, 3, 2, 100)
+        fanout.attach(Subscription(outbox, number, PLENTY, 0, True), b"c.%d" % number)
+    assert tails.held(b"c.2999")
+    fanout.close()
+    assert not any(tails.held(b"c.%d" % number) for number in range(3_000))
 
 
 # --- Groups -----------------------------------------------------------------------------------------------------------
