@@ -341,11 +341,11 @@ def test_a_page_that_cannot_be_is_refused_under_a_right_checksum(kind: int, page
 
 def test_a_kind_without_pages_is_damage() -> None:
     """Each kind has a page that covers from the very beginning, so a row of another kind stands for damage."""
-    names = [page for page in delta_of(40).pages() if page[0] == NAMES]
+    names = [page for page in pages_of(delta_of(40)) if page[0] == NAMES]
     with pytest.raises(GroupDamaged, match="table page"):
         look_up(names, CHANNELS, [bytes(8)])
     with pytest.raises(GroupDamaged, match="table page"):
-        look_up([page for page in delta_of(40).pages() if page[0] == CHANNELS], LINES, [bytes(16)])
+        look_up([page for page in pages_of(delta_of(40)) if page[0] == CHANNELS], LINES, [bytes(16)])
 
 
 @settings(max_examples=300, deadline=None)
@@ -380,5 +380,5 @@ def test_of_entries_that_overrun_their_run_the_first_counts(entries: bytes) -> N
     assert adds_up(entries) is (len(entries) == 8)
 
 
-PAGES = delta_of(40).pages()
+PAGES = pages_of(delta_of(40))
 KEYED_ROWS = {kind: list(delta_of(40).items(kind)) for kind in KEYED}
