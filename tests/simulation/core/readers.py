@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from broker.model.names import matches
 from broker.node.catchup import INDEX_END, CatchUp, Following, Wanted
 from broker_native.fanout import Subscription
 from tests.reference.frames import DELIVER_EARLY, Delivery, deliveries_of
@@ -29,13 +28,11 @@ class WantedByName(Wanted):
     """What filters reach, also of channels that memory does not have: the journal knows every name at once."""
 
     def __contains__(self, channel: object) -> bool:
-        assert isinstance(channel, int)
-        name = self._tails.name_of(channel)
-        if name is None:
-            (name,) = self._core.resolver.names_of([channel])
-        return name is not None and (
-            name in self._literals or any(matches(pattern, name) for pattern in self._patterns)
-        )
+        wanted = super().__contains__(channel)
+        if self.unknown:
+            self.learn(self._core.resolver)
+            wanted = super().__contains__(channel)
+        return wanted
 
     def __init__(self, core: Resolving, literals: list[bytes], patterns: list[bytes]) -> None:
         super().__init__(core, literals, patterns)
