@@ -20,7 +20,7 @@ BUILT := $(VENV)/.built
 # The caller's environment must not put other code before ours.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help build demo test quick run bench lint format check proofs debug sanitize fuzz coverage annotate clean stale
+.PHONY: help build demo test quick run bench lint format check proofs debug sanitize checked fuzz coverage annotate clean stale
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -76,8 +76,10 @@ sanitize: build ## the same under AddressSanitizer and UndefinedBehaviorSanitize
 
 # Without the sanitizers' library it is the build with bounds checks that is fuzzed: then a stray read goes unseen.
 CHECKED = $(if $(wildcard $(SANITIZER)),sanitize,debug)
-fuzz: build ## inputs nobody would send, ten million of them: ARGS="--seconds 60 --target intake", ARGS="--replay FIND"
+checked: build ## the native modules with every check that this machine has, for `sanitize` or `debug`, and `fuzz`
 	BROKER_$(if $(filter sanitize,$(CHECKED)),SANITIZE,DEBUG)=1 $(BIN)/python setup.py -q build --build-lib build/$(CHECKED)/lib
+
+fuzz: checked ## inputs nobody would send, ten million of them: ARGS="--seconds 60 --target intake", ARGS="--replay FIND"
 	$(BIN)/python -m tests.fuzz.run --lib build/$(CHECKED)/lib $(ARGS)
 
 coverage: build ## which branches of ext and core their tests take; fails under 95 % or unexplained (Linux, gcc)

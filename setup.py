@@ -164,7 +164,8 @@ def extensions(mode: str) -> list[Extension]:
             # A chain of `elif` remains one, so that each of its conditions has a count.
             "optimize.use_switch": mode != "coverage",
         },
-        nthreads=(os.cpu_count() or 1) if mode == "coverage" else 0,
+        # Elsewhere a new process would begin with the main module, which is whatever builds us.
+        nthreads=(os.cpu_count() or 1) if sys.platform == "linux" else 0,
     )
     if mode == "coverage":
         make_countable(modules)
