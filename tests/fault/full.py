@@ -143,12 +143,12 @@ async def publish(bus: Bus, kept: list[bytes]) -> bool:
 
 
 async def publish_until_full(bus: Bus, kept: list[bytes]) -> asyncio.Task[bool]:
-    """Publish until the disk is full, and keep what is acknowledged.
+    """Publish until the disk is full, and keep what is acknowledged; the archiver may make room meanwhile.
 
     Returns:
         The publish of the last message: one whose commit failed in the midst of it has no outcome before there is room.
     """
-    for _ in range(4 * ROOM_BYTES // PAYLOAD_BYTES):
+    for _ in range(DISK_BYTES // 2 // PAYLOAD_BYTES):
         publishing = asyncio.create_task(publish(bus, kept))
         await asyncio.wait([publishing], timeout=ANSWERED_S)
         if not publishing.done() or not publishing.result():

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Container
     from contextlib import AbstractContextManager
 
+    from broker_native.answers import StretchReader
+
 PlacedChunk = tuple[int, int, bytes]
 
 
@@ -177,6 +179,10 @@ class MemoryJournal:
     def overtaken(self) -> bool:
         """Nothing is ever moved."""
         return False
+
+    def answer(self, stretches: StretchReader, begin: int, bytes_max: int, now_s: int) -> int:
+        """There is no archive, so none is answered in one pass."""
+        return 0
 
     def read_channel(
         self, channel_id: int, after_sequence: int, bytes_max: int, before_sequence: int = 0

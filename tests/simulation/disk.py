@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from broker.core.ports import Applier
     from broker.log.tables import SegmentTables
     from broker.model.errors import BrokerError
+    from broker_native.answers import StretchReader
     from broker_native.index import GroupHeader
     from tests.simulation.kernel import Kernel
     from tests.simulation.loop import SimulatedLoop
@@ -347,6 +348,10 @@ class SimulatedLog:
     def overtaken(self) -> bool:
         """Nothing is ever moved."""
         return False
+
+    def answer(self, stretches: StretchReader, begin: int, bytes_max: int, now_s: int) -> int:
+        """There is no archive, so none is answered in one pass."""
+        return 0
 
     def read_channel(
         self, channel_id: int, after_sequence: int, bytes_max: int, before_sequence: int = 0
