@@ -11,6 +11,7 @@ import pytest
 
 from broker import Level, StorageFull, connect
 from broker.cli import ExitCode
+from tests.fault.full import ANSWERED_S, publish
 from tests.fault.harness import Server
 from tests.fault.test_disk import MountedDisk, mounted
 
@@ -40,16 +41,19 @@ def small_disk(tmp_path: Path) -> Iterator[MountedDisk]:
         yield MountedDisk(tmp_path / "disk")
 
 
-async def publish_until_full(bus: Bus) -> list[bytes]:
-    """Publish until it is refused; returns what was acknowledged."""
+async def publish_until_full(bus: Bus) -> tuple[list[bytes], asyncio.Task[bool]]:
+    """Publish until it is refused.
+
+    Returns:
+        What was acknowledged, and the publish of the last message: one whose commit failed in the midst of it, since
+        something else took the last room, has no outcome before there is room.
+    """
     kept: list[bytes] = []
-    for number in range(2_000):
-        payload = number.to_bytes(4, "big") + bytes(16_000)
-        try:
-            await bus.publish("full.stored", payload)
-        except StorageFull:
-            return kept
-        kept.append(payload)
+    for _ in range(2_000):
+        publishing = asyncio.create_task(publish(bus, kept))
+        await asyncio.wait([publishing], timeout=ANSWERED_S)
+        if not publishing.done() or not publishing.result():
+            return kept, publishing
     raise AssertionError("the disk did not fill up")
 
 
@@ -74,12 +78,13 @@ async def test_a_full_disk_stops_publishing_only_while_it_is_full(tmp_path: Path
     await server.start(*NO_RESERVE)
     try:
         async with connect(server.url) as writer, connect(server.url) as other:
-            kept = await publish_until_full(writer)
+            kept, last = await publish_until_full(writer)
             assert len(kept) > 100
             await assert_others_go_on(other, kept)
             ballast.unlink()
             async with asyncio.timeout(RECOVERED_S_MAX):
                 await publish_until_it_works(writer)
+                await last
         server.kill()
         await server.start(*NO_RESERVE)
         async with connect(server.url) as bus:
