@@ -46,6 +46,8 @@ PROGRESS_MIN = 0.02
 """Of a slice must be written before its end is foretold."""
 BACKLOG_BYTES_MAX = 4096 * MIB
 EMBEDDED_TRANSACTION_BYTES = 2 * MIB
+SLICE_ROOM = 2
+"""Room that a slice takes, in parts of its segments: their records, and at most as much of pages that they touch."""
 RETRY_S = 1.0
 RETRY_S_MAX = 60.0
 _CHILD_END_S = 10.0
@@ -182,13 +184,10 @@ class ChildWriter:
 
 
 def fitting(sizes: list[int], room_bytes: int) -> int:
-    """Return how many of these segments, the first ones, a slice may have on a disk with so much room; 1 at least.
-
-    Their records are written again, and so are pages of the archive that they touch: at most as much once more.
-    """
+    """Return how many of these segments, the first ones, a slice may have on a disk with so much room; 1 at least."""
     taken = 0
     for count, size in enumerate(sizes):
-        taken += 2 * size
+        taken += SLICE_ROOM * size
         if taken > room_bytes:
             return max(count, 1)
     return len(sizes)
@@ -368,12 +367,7 @@ class Archiving:
 
     def _serve(self) -> None:
         retry_s = RETRY_S
-        while True:
-            with self._condition:
-                while not self._closing and (due_s := self._due_in()) > 0:
-                    self._condition.wait(min(due_s, threading.TIMEOUT_MAX))
-                if self._closing:
-                    break
+        while self._await_work():
             try:
                 if not self._work():
                     # A slice that was cut short needs segments that are not queued yet.
@@ -400,13 +394,26 @@ class Archiving:
             self._condition.wait_for(lambda: self._closing, retry_s)
         return min(retry_s * 2, RETRY_S_MAX)
 
-    def _due_in(self) -> float:
-        """Return the seconds until there is something to do."""
+    def _await_work(self) -> bool:
+        """Wait until there is something to do; tell whether there is, for at the end there is nothing."""
+        while True:
+            # Asked without the lock: whoever hands a segment over never waits for the disk.
+            room_bytes = free_bytes(self._folder)
+            with self._condition:
+                if self._closing:
+                    return False
+                due_s = self._due_in(room_bytes)
+                if due_s <= 0.0:
+                    return True
+                self._condition.wait(min(due_s, threading.TIMEOUT_MAX))
+
+    def _due_in(self, room_bytes: int) -> float:
+        """Return the seconds until there is something to do, on a disk with so much room."""
         if self._retentions or self._compactions or (self._hurries and self._waiting):
             return 0.0
         if self._waiting:
-            if 2 * self.backlog_bytes > free_bytes(self._folder):
-                return 0.0  # the disk will have no room for a slice as wide as that
+            if SLICE_ROOM * self.backlog_bytes > room_bytes:
+                return 0.0  # a slice that is wider still would find no room
             oldest_s = self._waiting[0][2]
             return self._begin.due_in(time.monotonic(), oldest_s, self.backlog_bytes, self._appended_bytes)
         return float("inf")

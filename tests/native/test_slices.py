@@ -7,10 +7,8 @@ archive ends with the same channels.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -45,7 +43,8 @@ from tests.sizes import size
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from pathlib import Path
 
     import lmdb
 
@@ -55,15 +54,6 @@ EXAMPLES = size("BROKER_SLICE_EXAMPLES", 50, 20_000)
 WHOLE = 1 << 40
 TURNS = 3
 """Rows are made so many times in one transaction, when there are as many."""
-
-
-@pytest.fixture(scope="module")
-def scratch() -> Iterator[Path]:
-    """A folder in memory if there is one."""
-    memory = Path("/dev/shm")
-    folder = Path(tempfile.mkdtemp(prefix="broker-slices-", dir=memory if memory.is_dir() else None))
-    yield folder
-    shutil.rmtree(folder)
 
 
 class Archive:

@@ -7,12 +7,9 @@ is found by a checksum or by the walk of the tree; what is consistent in itself 
 from __future__ import annotations
 
 import random
-import shutil
 import struct
-import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -40,7 +37,8 @@ from tests.sizes import size
 from tests.unit.log.archives import Journal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from pathlib import Path
 
 Rows = dict[bytes, bytes]
 
@@ -88,15 +86,6 @@ class Segment:
     last: int
     groups: int
     pages: int
-
-
-@pytest.fixture(scope="module")
-def scratch() -> Iterator[Path]:
-    """A folder in memory if there is one."""
-    memory = Path("/dev/shm")
-    folder = Path(tempfile.mkdtemp(prefix="broker-slices-", dir=memory if memory.is_dir() else None))
-    yield folder
-    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
