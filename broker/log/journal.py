@@ -173,6 +173,9 @@ class Journal:
     def _leave(self, active: Segment) -> Segment:
         """Go on in a fresh segment, and have the active one sealed."""
         fresh = self._sealer.take_next()
+        if fresh.index is not None and active.index is not None:
+            # It will hold about as many channels as this one.
+            fresh.index.reserve(active.index.channels + active.index.channels // 8)
         with self._replacing:
             self.segments = (*self.segments, fresh)
         self._sealer.queue(active)

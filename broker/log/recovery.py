@@ -23,7 +23,7 @@ from broker.log import durable
 from broker.log.environment import OpenFiles, create_file, remove_file
 from broker.log.errors import corrupt, damaged, failed
 from broker.log.sealer import segment_path
-from broker.log.segment import SUFFIX, Link, Seal, Segment, group_number
+from broker.log.segment import SEALED_ROWS, SUFFIX, Link, Seal, Segment, group_number
 from broker.log.tables import MemoryTables
 from broker_native.delta import TableDelta
 from broker_native.index import GroupDamaged, read_header
@@ -254,14 +254,16 @@ class Walk:
         with segment.file.reading() as transaction:
             for key, value in transaction.cursor().iternext(keys=True, values=True):
                 number = group_number(key)
-                if number is None:
-                    raise corrupt(segment.path, f"holds an unknown row {bytes(key)!r}")
                 rows += 1
-                if number <= limit:
+                if number is None:
+                    if not bytes(key).startswith(SEALED_ROWS):
+                        raise corrupt(segment.path, f"holds an unknown row {bytes(key)!r}")
+                    segment.seal_begun = True
+                elif number <= limit:
                     self._take_group(segment, number, value, delta)
             expected = transaction.stat()["entries"]
         if rows != expected:
-            raise corrupt(segment.path, f"holds {rows} groups, LMDB counts {expected}")
+            raise corrupt(segment.path, f"holds {rows} rows, LMDB counts {expected}")
         if not segment.empty:
             segment.tables, segment.tables_last = MemoryTables(delta), segment.last.number
         self._count(delta)
@@ -353,7 +355,7 @@ def _recover(survey: Survey, folder: Path, map_bytes: int, open_files: OpenFiles
     segments = [found.segment for found in survey.found if not found.segment.empty]
     spare = _spare(survey, segments[-1].ordinal if segments else 0)
     next_ordinal = survey.next_ordinal
-    if not segments or segments[-1].sealed or (spare and segments[-1].bytes >= RESUMED_BYTES_MAX):
+    if not segments or segments[-1].complete or (spare and segments[-1].bytes >= RESUMED_BYTES_MAX):
         # Whatever was active before is full enough, or holds no good group, or nothing was ever appended.
         active = spare.pop(0) if spare else _create(folder, next_ordinal, map_bytes, open_files)
         next_ordinal = max(next_ordinal, active.ordinal + 1)

@@ -1,7 +1,7 @@
 """The background thread: keeps the next segment ready, and seals the full ones.
 
 Both happen beside the commits: a fresh segment is created and synced before it is wanted, and a full one gets its
-index, tables and seal in one synced transaction of its own environment, which no commit shares. Making ready
+index, tables and seal in synced transactions of its own environment, which no commit shares. Making ready
 comes first, also between two steps of a seal, since an append may be waiting for it.
 
 A seal that fails is tried again; until then, and after a crash, the segment is as good as any unsealed one. A segment
@@ -20,7 +20,7 @@ import lmdb
 from broker.events import emit
 from broker.log.environment import OpenFiles, create_file
 from broker.log.errors import append_error, corrupt, damaged
-from broker.log.segment import SEAL_SYNCS, SUFFIX, Link, Seal, Segment, seal_rows
+from broker.log.segment import SUFFIX, Link, Seal, Segment, seal_rows
 from broker.model.errors import StorageCorrupt, StorageError, error
 from broker_native.delta import TableDelta
 from broker_native.index import GroupDamaged
@@ -62,7 +62,7 @@ def seal_segment(segment: Segment, turn: Callable[[], None]) -> int:
     last = _collect(segment, delta, turn)
     if (last.number, last.chain) != (segment.last.number, segment.last.chain):
         raise corrupt(segment.path, f"ends with group {last.number}, expected {segment.last.number}")
-    seal = segment.write_seal(
+    seal, syncs = segment.write_seal(
         _with_turns(seal_rows(index, delta), turn),
         lambda pages: Seal(
             first=segment.first,
@@ -80,7 +80,7 @@ def seal_segment(segment: Segment, turn: Callable[[], None]) -> int:
     )
     segment.adopt_seal(seal)
     segment.file.close(readonly=True)
-    return SEAL_SYNCS
+    return syncs
 
 
 def _collect(segment: Segment, delta: TableDelta, turn: Callable[[], None]) -> Link:

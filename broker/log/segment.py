@@ -5,15 +5,16 @@ Rows of a segment, all in LMDB's main database, in the order of their keys:
     u64 big-endian group number                      the group
     "filter"                                         which keys it has nothing of     ┐
     "index" ‖ u64 channel ‖ u64 first, big-endian    an index page                    │
-    "line" ‖ producer                                a page of producers' lines       │ written in one transaction
-    "name" ‖ name                                    a page of names                  │ when the segment is sealed
+    "line" ‖ producer                                a page of producers' lines       │ written when the segment is
+    "name" ‖ name                                    a page of names                  │ sealed, the seal last
     "rest" ‖ u32 number, big-endian                  a page of RUN, CLOSE and others  │
     "seal"                                           the seal, below                  │
     "table" ‖ u64 channel, big-endian                a page of channels' entries      ┘
 
 The pages of lines, names, channels and the rest are table pages (`pages.pxd`): the first of each kind has the kind's
 name alone for its key. A group's key begins with a zero byte for the next 2^56 groups, so the names sort behind all
-groups. The seal:
+groups. Without the seal the rest of those rows are nothing: what a sealing that was cut short has left, the next one
+removes. The seal:
 
      0     4        8       16      24            32             36            40
      | crc | format | first | last  | predecessor | chain before | chain after | time of first | …
@@ -39,7 +40,7 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lmdb
 
@@ -68,7 +69,10 @@ INDEX_END = b"indey"
 """Past all keys of index pages."""
 SEAL_KEY = b"seal"
 SEAL_FORMAT = 2
-SEAL_SYNCS = SYNCS_PER_COMMIT + 1
+SEAL_BYTES_AT_ONCE = 2 * 1024 * 1024
+"""How much of a seal one transaction writes: groups of the next segment wait for it at the disk."""
+SEALED_ROWS = (FILTER_KEY, INDEX_KEY, OLD_DELTA_KEY, SEAL_KEY, *PAGE_KEYS.values())
+"""What the keys of all rows but groups begin with."""
 GROUP_KEY_BYTES = 8
 SEQUENCE_MAX = 2**64 - 1
 SUFFIX = ".seg"
@@ -191,6 +195,7 @@ class Segment:
         seal: what it says of itself; None until it is sealed.
         tables: what it changed in the tables; None while that is in the memory of who appends to it alone.
         tables_last: the last group that `tables` knows of, 0 while there are none.
+        seal_begun: whether its file may hold rows of a seal that was cut short; no group may be appended behind them.
         gone: whether it is in the archive and its file is being removed: whoever fails to read it looks there.
 
     Groups are appended by the commit thread alone, which then moves `last`: readers never look past it. All else is
@@ -213,7 +218,13 @@ class Segment:
         self.seal: Seal | None = None
         self.tables: SegmentTables | None = None
         self.tables_last = 0
+        self.seal_begun = False
         self.gone = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether it gets no more groups: it is sealed, or was about to be."""
+        return self.sealed or self.seal_begun
 
     @property
     def sealed(self) -> bool:
@@ -274,15 +285,15 @@ class Segment:
         self.bytes += len(value)
         self.last = last
 
-    def write_seal(self, rows: Iterable[tuple[bytes, bytes]], seal_of: Callable[[int], Seal]) -> Seal:
-        """Store the rows of a seal and the seal, synced, in one transaction; whole or not at all.
+    def write_seal(self, rows: Iterable[tuple[bytes, bytes]], seal_of: Callable[[int], Seal]) -> tuple[Seal, int]:
+        """Store the rows of a seal, and then the seal, synced: without it the rows are nothing.
 
         Args:
-            rows: ascending, each made when it is its turn: together they are as large as LMDB's copy of them.
+            rows: ascending, each made when it is its turn.
             seal_of: makes the seal, from the number of index pages that there were.
 
         Returns:
-            The seal.
+            The seal, and the syncs that it took.
 
         What the file holds is synced first. After a failed commit the disk may have either of two meta pages, and this
         transaction would write over pages that the failed one leads to: a loss of power in the midst of it would leave
@@ -290,19 +301,35 @@ class Segment:
 
         Raises:
             StorageError: the file cannot be opened.
-            lmdb.Error: it was not stored.
-            MemoryError: nor was it then.
+            lmdb.Error: it was not stored, and what was of its rows is removed by the next attempt.
+            MemoryError: as that.
         """
         with self.file.writing() as environment:
             environment.sync(True)
-            with environment.begin(write=True) as transaction:
-                pages = 0
-                for key, row in rows:
-                    transaction.put(key, row, append=True)
-                    pages += key.startswith(INDEX_KEY)
-                seal = seal_of(pages)
-                transaction.put(SEAL_KEY, seal.pack())
-        return seal
+            syncs = 1 + SYNCS_PER_COMMIT * self._remove_rows(environment)
+            pages = 0
+            left = iter(rows)
+            more = True
+            while more:
+                with environment.begin(write=True) as transaction:
+                    more, count = _put_rows(transaction, left)
+                    pages += count
+                    if not more:
+                        seal = seal_of(pages)
+                        transaction.put(SEAL_KEY, seal.pack())
+                syncs += SYNCS_PER_COMMIT
+        return seal, syncs
+
+    def _remove_rows(self, environment: lmdb.Environment) -> bool:
+        """Remove what a seal that was cut short has left; tell whether there was anything."""
+        with environment.begin() as transaction, transaction.cursor() as cursor:
+            if not cursor.set_range(FILTER_KEY):
+                return False
+        with environment.begin(write=True) as transaction, transaction.cursor() as cursor:
+            left = cursor.set_range(FILTER_KEY)
+            while left:
+                left = cursor.delete()
+        return True
 
     def adopt_seal(self, seal: Seal) -> None:
         """Know the segment by its seal, as start-up does.
@@ -465,6 +492,18 @@ class Segment:
             if found is None or found > self.last.number:
                 return
             yield found, value
+
+
+def _put_rows(transaction: lmdb.Transaction[Any], rows: Iterator[tuple[bytes, bytes]]) -> tuple[bool, int]:
+    """Put what one transaction of a seal writes; tell whether there may be more, and how many were index pages."""
+    pages = size = 0
+    for key, row in rows:
+        transaction.put(key, row, append=True)
+        pages += key.startswith(INDEX_KEY)
+        size += len(row)
+        if size >= SEAL_BYTES_AT_ONCE:
+            return True, pages
+    return False, pages
 
 
 def seal_rows(index: SegmentIndex, delta: TableDelta) -> Iterator[tuple[bytes, bytes]]:

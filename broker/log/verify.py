@@ -40,13 +40,14 @@ from broker.log.segment import (
     INDEX_KEY,
     OLD_DELTA_KEY,
     SEAL_KEY,
+    SEALED_ROWS,
     SUFFIX,
     Link,
     Seal,
     group_number,
     seal_rows,
 )
-from broker.log.tables import FILTER_KEY, PAGE_KEYS
+from broker.log.tables import PAGE_KEYS
 from broker.log.verify_archive import ArchiveCheck, ArchiveTables
 from broker.model.errors import StorageError
 from broker_native.crc32c import crc32c_of
@@ -62,7 +63,6 @@ if TYPE_CHECKING:
     from broker_native.index import GroupHeader
 
 GROUP_LIMIT = 2**64 - 1
-_ROWS = (FILTER_KEY, INDEX_KEY, OLD_DELTA_KEY, SEAL_KEY, *PAGE_KEYS.values())
 NOTHING = "nothing is lost"
 
 
@@ -247,7 +247,7 @@ class SegmentCheck:
         number = group_number(row.key)
         self._verifier.advance(len(row.value))
         if number is None:
-            if not row.key.startswith(_ROWS):
+            if not row.key.startswith(SEALED_ROWS):
                 self.tell(f"holds an unknown row {row.key!r}", NOTHING, offset=row.offset, mendable=True)
             self._rows[row.key] = row
         elif number <= limit:
@@ -380,16 +380,17 @@ class SegmentCheck:
 
     def _check_seal(self) -> None:
         """Compare the rows of a sealed segment with what its groups come to."""
-        if not self._rows:
-            return
         row = self._rows.get(SEAL_KEY)
+        if row is None:
+            # Not sealed, or not to the end: the next start does it again.
+            return
         try:
-            seal = Seal.unpack(row.value, self._path) if row is not None else None
+            seal = Seal.unpack(row.value, self._path)
         except StorageError as failure:
             self._tell_row("seal", failure.detail.removeprefix(f"{self._path}: "), row)
             return
-        if seal is None or self._first is None:
-            self._tell_row("seal", "the seal is missing, or the groups that it sums up are", row)
+        if self._first is None:
+            self._tell_row("seal", "the groups that it sums up are missing", row)
             return
         if self.damaged or self._groups != seal.groups:
             self._check_sums(seal)
@@ -460,7 +461,7 @@ class SegmentCheck:
 
 def _kind_of(key: bytes) -> str:
     """Return what a row of a seal is called."""
-    return next((name.decode() for name in _ROWS if key.startswith(name)), "row")
+    return next((name.decode() for name in SEALED_ROWS if key.startswith(name)), "row")
 
 
 class Verifier:

@@ -71,6 +71,8 @@ cdef enum:
     CHUNKS_HELD_MAX = 512
     CHOSEN_AT_ONCE = 512          # chunks whose channels are asked for at once, whether they are wanted
     GROUP_CHAIN_HEADER_BYTES = 80
+    TABLE_CAPACITY_MIN = 64
+    RESERVED_MAX = 1 << 20        # keys: what a segment may be expected to have at most
 
 PAGE_BYTES_MAX = PAGE_HEADER_BYTES + PAGE_ENTRIES_MAX * PAGE_ENTRY_BYTES
 
@@ -172,21 +174,44 @@ cdef void table_place(IndexTable* table, uint64_t key, uint32_t row_plus_one) no
     table.slots[at] = IndexSlot(key, row_plus_one)
 
 
-cdef bint table_grow(IndexTable* table) noexcept nogil:
+cdef bint table_resize(IndexTable* table, uint32_t capacity) noexcept nogil:
+    """Give it so many slots, a power of two and enough; False when there is no memory, and then nothing changes."""
     cdef IndexTable grown = table[0]
     cdef uint32_t at
-    grown.capacity = table.capacity * 2
-    if grown.capacity == 0:
-        grown.capacity = 64
-    grown.slots = <IndexSlot*>PyMem_RawCalloc(grown.capacity, sizeof(IndexSlot))
+    grown.capacity = capacity
+    # Cleared, not asked for clear: a search reads before it writes, so each page would be mapped twice, the second time
+    # with an interrupt to every processor that runs the process.
+    grown.slots = <IndexSlot*>PyMem_RawMalloc(<size_t>capacity * sizeof(IndexSlot))
     if grown.slots == NULL:
         return False
+    memset(grown.slots, 0, <size_t>capacity * sizeof(IndexSlot))
     for at in range(table.capacity):
         if table.slots[at].row != 0:
             table_place(&grown, table.slots[at].key, table.slots[at].row)
     PyMem_RawFree(table.slots)
     table[0] = grown
     return True
+
+
+cdef bint table_grow(IndexTable* table) noexcept nogil:
+    return table_resize(table, <uint32_t>(2 * table.capacity if table.capacity else TABLE_CAPACITY_MIN))
+
+
+cdef void table_reserve(IndexTable* table, uint32_t count, size_t item_bytes) noexcept nogil:
+    """Have room for so many keys, as far as there is memory; pages of it that are never used cost none."""
+    cdef uint32_t capacity = TABLE_CAPACITY_MIN
+    cdef void* moved
+    if count > RESERVED_MAX:
+        count = RESERVED_MAX
+    while <uint64_t>count * 3 >= <uint64_t>capacity * 2:
+        capacity *= 2
+    if capacity > table.capacity:
+        table_resize(table, capacity)
+    if count > table.items_capacity:
+        moved = PyMem_RawRealloc(table.items, count * item_bytes)
+        if moved != NULL:
+            table.items = moved
+            table.items_capacity = count
 
 
 cdef void table_free(IndexTable* table) noexcept nogil:
@@ -689,6 +714,17 @@ cdef class SegmentIndex:
     def chunks(self):
         """How many chunks the segment holds."""
         return self.places_count
+
+    def reserve(self, uint32_t channels):
+        """Expect so many channels: a table that grows to them is built anew again and again, and commits wait.
+
+        Args:
+            channels: How many. It is no promise: without memory for them nothing changes.
+        """
+        with nogil:
+            PyThread_acquire_lock(self.lock, WAIT_LOCK)
+            table_reserve(&self.table, channels, sizeof(ChannelRow))
+            PyThread_release_lock(self.lock)
 
     def add(self, group):
         """Take in the chunks of a group that was just stored.

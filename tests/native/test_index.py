@@ -200,6 +200,24 @@ def test_index_and_pages_agree_with_the_twin(
     assert index.channels == len({chunk.channel for _, _, chunk in chain.chunks})
 
 
+@pytest.mark.parametrize("expected", [0, 1, 42, 43, 300, 2**32 - 1])
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_what_is_expected_changes_nothing(expected: int, after: int) -> None:
+    """However much too little or too much it is, and whether there is memory for it or not."""
+    chain = build_chain([[(channel, 1) for channel in range(begin, begin + 50)] for begin in (1, 30, 900)])
+    plain, reserved = SegmentIndex(), SegmentIndex()
+    for at, value in enumerate(chain.values.values()):
+        if at == after:
+            reserved.reserve(expected)
+        plain.add(value)
+        reserved.add(value)
+    assert refusals(lambda: lambda: reserved.reserve(4000)) == 0
+    assert reserved.pages() == plain.pages()
+    for channel in (1, 30, 49, 50, 79, 900, 949, 950):
+        assert reserved.find(channel, 0, UNLIMITED) == plain.find(channel, 0, UNLIMITED)
+    assert reserved.channels == plain.channels
+
+
 def test_pages_are_sorted_and_split() -> None:
     """Thousands of channels with neighbouring and extreme ids, so that pages and the hash table grow several times."""
     channels = [*range(1, 3000), *(2**64 - step for step in range(1, 100)), 2**32, 2**32 + 1]

@@ -23,13 +23,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from broker.log import ArchiveBy, Log, archiving
+from broker.log import ArchiveBy, Log, archiving, segment
 from broker.log.archiving import Archiving
 from broker.model.errors import BrokerError
 from broker.node.stretch import Known
 from tests.powerloss.disk import read_trace
 from tests.powerloss.enumerate import Verdict, Wrong, judge_each, moments, quotas, trees
-from tests.powerloss.workload import GROUP_BYTES_MAX, MARK_ACKNOWLEDGED, MARK_ATTEMPT, MUTANTS, SEGMENT_BYTES
+from tests.powerloss.workload import (
+    GROUP_BYTES_MAX,
+    MARK_ACKNOWLEDGED,
+    MARK_ATTEMPT,
+    MUTANTS,
+    SEAL_BYTES_AT_ONCE,
+    SEGMENT_BYTES,
+)
 from tests.reference.chunks import Item, items_of
 from tests.reference.groups import Group, build_group, parse_group
 from tests.reference.slices import Maker, Model, plain
@@ -112,10 +119,11 @@ def open_log(data: Path, archive_by: ArchiveBy) -> Log:
 
 
 def hurry() -> None:
-    """Have slices begin at once, in small transactions."""
+    """Have slices begin at once, in small transactions, and write seals in small ones."""
     defaults: dict[str, Any] | None = Archiving.__init__.__kwdefaults__
     assert defaults is not None
     defaults.update(wait_s=0.0)
+    segment.SEAL_BYTES_AT_ONCE = SEAL_BYTES_AT_ONCE
     setattr(archiving, "EMBEDDED_TRANSACTION_BYTES", TRANSACTION_BYTES)  # noqa: B010 - a constant to all others
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import lmdb
 
-from broker.log import AppendError, Log, durable
+from broker.log import AppendError, Log, durable, segment
 from tests.reference.chains import Chain
 from tests.reference.groups import channel_entry, epoch_entry, line_entry
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 KIB = 1024
 SEGMENT_BYTES = 36 * KIB
+SEAL_BYTES_AT_ONCE = 2 * KIB
 GROUP_BYTES_MAX = 16 * KIB
 MARK_ATTEMPT, MARK_ACKNOWLEDGED = 1, 2
 FAIL_SYNC, FAIL_META = 1, 2
@@ -51,6 +52,7 @@ class Recorded:
         self._log = self._open()
 
     def _open(self) -> Log:
+        segment.SEAL_BYTES_AT_ONCE = SEAL_BYTES_AT_ONCE
         log = Log.open(self._data, segment_bytes=SEGMENT_BYTES, reserve_bytes=0, group_bytes_max=GROUP_BYTES_MAX)
         log.recover()
         return log

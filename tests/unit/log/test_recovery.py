@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lmdb
 import pytest
 
-from broker.log import Log, recovery, sealer
+from broker.log import Log, recovery, sealer, segment
+from broker.log.care import judge
 from broker.log.environment import create_file, open_lmdb
 from broker.log.segment import INDEX_KEY, SEAL_KEY, group_key
 from broker.model.errors import StorageError
@@ -133,6 +134,43 @@ def test_a_seal_that_was_cut_short_is_replayed_and_done_again(tmp_path: Path, mo
     with opened(tmp_path) as one:
         assert one.recovery.groups < 60
         assert one.tables == chain.tables()
+
+
+@pytest.mark.parametrize("transactions", [1, 2, 4])
+@pytest.mark.parametrize("rotated", [False, True])
+def test_a_seal_that_was_cut_between_two_transactions_is_replayed_and_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transactions: int, rotated: bool
+) -> None:
+    """What it left stands behind the groups: nothing may be appended there, however small the segment is."""
+    chain = Chain()
+    left = [transactions]
+    put_rows = segment._put_rows
+
+    def cut_short(*arguments: Any) -> tuple[bool, int]:
+        left[0] -= 1
+        if left[0] < 0:
+            raise lmdb.DiskError("mdb_txn_commit")
+        return put_rows(*arguments)
+
+    monkeypatch.setattr(segment, "SEAL_BYTES_AT_ONCE", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(segment, "_put_rows", cut_short)
+        with opened(tmp_path) as one:
+            one.fill(chain, 3 if rotated else 50)
+            if rotated:
+                one.log._journal.rotate()  # type: ignore[union-attr]
+            assert not one.log.wait_sealed(0.3)
+            assert one.log.stats()["seal_backlog"] == 1
+    assert not [fault for fault in judge(tmp_path, lambda *_: None).faults if fault.mendable]
+    for _ in range(2):
+        with opened(tmp_path) as one:
+            assert one.tables == chain.tables()
+            assert one.all_groups() == chain.bus()
+            one.fill(chain, 2)
+            assert one.log.wait_sealed(10)
+            assert one.log.stats()["sealed"] == 1
+            assert one.log.stats()["seal_backlog"] == 0
+        assert not [fault for fault in judge(tmp_path, lambda *_: None).faults if fault.mendable]
 
 
 def test_leftovers_are_removed_and_a_ready_segment_is_used(tmp_path: Path) -> None:
