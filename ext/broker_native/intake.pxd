@@ -44,6 +44,8 @@ cdef class ReadBuffer:
     cdef bint scheduled
     cdef uint32_t frames                # that Python has handled in this turn
     cdef uint64_t turn_us               # when the first of them was
+    cdef uint64_t frame_us              # when the last of them was
+    cdef uint64_t spent_us              # what all of them took
 
     cdef int ask_for_turn(self) except -1
 

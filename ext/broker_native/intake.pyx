@@ -569,7 +569,9 @@ cdef class Intake:
         return ends[count - 1]
 
     cdef int count_frames(self, uint32_t count) except -1:
-        """Charge the turn with frames that Python has handled."""
+        """Charge the turn with frames that Python has handled, and with the time that they took."""
+        if self.buffer.schedule is not None:
+            self.buffer.spent_us += self.clock.steady() - self.buffer.frame_us
         self.frames += count
         self.buffer.frames += count
         self.buffer.ask_for_turn()
@@ -655,6 +657,8 @@ cdef class Intake:
     cdef bint may_handle(self, uint32_t turns) noexcept:
         """Whether the budget has room for another frame that Python handles.
 
+        What else the loop did in this turn is not charged: who sends a frame now and then would be put off for it.
+
         Args:
             turns: What this one may make of the turn's budget, as a multiple of it.
         """
@@ -665,13 +669,15 @@ cdef class Intake:
         now_us = self.clock.steady()
         if not buffer.frames:
             buffer.turn_us = now_us
+            buffer.spent_us = 0
+        buffer.frame_us = now_us
         if not self.frames:
             self.frames_us = now_us
         return (
             self.frames < SLOW_FRAMES_MAX
             and buffer.frames < turns * TURN_FRAMES_MAX
             and now_us - self.frames_us < SLOW_US_MAX
-            and now_us - buffer.turn_us < turns * TURN_US_MAX
+            and buffer.spent_us < turns * TURN_US_MAX
         )
 
     cdef uint32_t turns_allowed(self) noexcept:
