@@ -386,7 +386,7 @@ cdef class Fanout:
         cdef list readers
         cdef uint32_t size, count, chunk
         while at < end:
-            after = self.tails.find_chunks(at, end, found, &count)
+            after = self.tails.find_chunks(at, end, 0 if flags else group, index, found, &count)
             for chunk in range(count):
                 size = load_u32(at)
                 if found[chunk] != NULL:

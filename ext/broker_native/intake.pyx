@@ -36,7 +36,7 @@ from libc.string cimport memcpy
 from broker_native.fanout cimport Fanout, Outbox, Subscription
 from broker_native.layout cimport *
 from broker_native.names cimport name_is_channel
-from broker_native.tails cimport Bytes, bytes_release
+from broker_native.tails cimport Bytes, Publisher, bytes_release, publisher_prefetch
 
 cdef enum:
     CODE_MALFORMED_FRAME = 3001
@@ -60,6 +60,11 @@ cdef enum:
     # has more to give as many in a row as it likes, and an ephemeral or a control frame may be 24 bytes.
     FULL_READS_MAX = 4
 
+    # So many frames ahead a PUBLISH has its channel fetched into the cache, if its connection publishes to so many
+    # channels that they are not there anyway.
+    AHEAD = 8
+    CHANNELS_CACHED = 1024
+
     SPILL_BYTES_MIN = 64
     CHANNEL_NUMBER_BYTES = 4
     # CHANNEL frames that are handed over together, and how many of them count as one frame: together they cost less.
@@ -80,6 +85,23 @@ cdef inline bytes name_in(const uint8_t* frame, size_t size):
     """The name in such a frame."""
     return PyBytes_FromStringAndSize(<const char*>frame + FRAME_HEADER_BYTES + CHANNEL_NUMBER_BYTES,
                                      <Py_ssize_t>(size - CHANNEL_NUMBER_BYTES))
+
+
+cdef size_t look_ahead(Publisher publisher, const uint8_t* data, size_t size, size_t at, int frames) noexcept:
+    """Have the channels of the next frames on their way into the cache; answers where the frame after them begins.
+
+    Nothing of the frames has been checked yet: it stops at one that is not whole.
+    """
+    cdef size_t frame
+    while frames > 0 and at < size and size - at >= FRAME_HEADER_BYTES:
+        frame = FRAME_HEADER_BYTES + <size_t>load_u32(data + at)
+        if frame > size - at:
+            return size
+        if data[at + 4] == KIND_PUBLISH and frame >= FRAME_HEADER_BYTES + PUBLISH_HEADER_BYTES:
+            publisher_prefetch(publisher, load_u32(data + at + FRAME_HEADER_BYTES))
+        at += frame
+        frames -= 1
+    return at
 
 
 cdef class Clock:
@@ -455,8 +477,12 @@ cdef class Intake:
     cdef size_t take_frames(self, const uint8_t* data, size_t size) except? 0:
         """Take the whole frames of `data`; answers how many bytes they were."""
         cdef size_t at = 0
+        cdef size_t ahead = size
         cdef size_t frame, used
         cdef int became
+        cdef Publisher publisher = self.publisher
+        if publisher is not None and publisher.slots_count > CHANNELS_CACHED:
+            ahead = look_ahead(publisher, data, size, 0, AHEAD)
         while size - at >= FRAME_HEADER_BYTES:
             if not self.check_header(data + at):
                 return size
@@ -478,6 +504,8 @@ cdef class Intake:
                 self.put_off = at < size
                 break
             at += used
+            if ahead < size:
+                ahead = look_ahead(publisher, data, size, ahead, 1)
         return at
 
     cdef size_t take_channels(self, const uint8_t* data, size_t size, int* became) except? 0:

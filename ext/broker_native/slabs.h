@@ -1,8 +1,10 @@
-/* What slabs need of the compiler: prefetching, and telling AddressSanitizer which items are in use. */
+/* What slabs need of the compiler and the system: prefetching, huge pages, and telling AddressSanitizer which items are
+   in use. */
 #ifndef BROKER_SLABS_H
 #define BROKER_SLABS_H
 
 #include <stddef.h>
+#include <sys/mman.h>
 
 #if defined(__SANITIZE_ADDRESS__)
 #define BROKER_POISONS 1
@@ -23,5 +25,17 @@ static inline void memory_unpoison(void *at, size_t size) { (void)at; (void)size
 
 /* The line is on its way to the cache when it is written to soon after. */
 static inline void memory_prefetch(const void *at) { __builtin_prefetch(at, 1, 3); }
+
+/* Let the system back the memory with huge pages, if it has them: it is going to be full, and used in no order, so that
+   with small ones nearly every use would wait for the page tables first. A wish, and no error when it is not granted. */
+static inline void memory_huge(void *at, size_t size)
+{
+#ifdef MADV_HUGEPAGE
+    (void)madvise(at, size, MADV_HUGEPAGE);
+#else
+    (void)at;
+    (void)size;
+#endif
+}
 
 #endif

@@ -1,22 +1,25 @@
 # Memory for many small items of few sizes, given back to the system as soon as a slab of them is free.
 #
 #   a slab: 64 KiB from mmap, at a multiple of 64 KiB
-#   | header, 64 bytes | item | item | item | …
+#   | header, 128 bytes | item | item | item | …
 #
 # An item's slab is found by its address alone. Slabs of a class that have room are in a ring of their own; full ones
-# are in none.
+# are in none. A heap that has grown cuts its slabs out of regions of 2 MiB, which the system may back with one page.
 
 from libc.stddef cimport size_t
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 
 cdef extern from "slabs.h" nogil:
     void memory_poison(void* at, size_t size)
     void memory_unpoison(void* at, size_t size)
     void memory_prefetch(const void* at)
+    void memory_huge(void* at, size_t size)
 
 cdef enum:
     SLAB_BYTES = 65536
-    SLAB_HEADER_BYTES = 64
+    SLAB_HEADER_BYTES = 128         # two cache lines: caches fetch them in pairs, and so an item's first two together
+    REGION_BYTES = 2 << 20          # one huge page where the system has such
+    REGIONS_FROM_BYTES = 4 << 20    # a heap that has so much of the system grows by regions
     ITEM_STEP = 64                  # sizes are rounded up to it, so that an item begins a cache line
     ITEM_CLASSES = 16
     ITEM_BYTES_MAX = ITEM_STEP * ITEM_CLASSES
@@ -33,13 +36,15 @@ cdef struct Slab:
 cdef struct SlabHeap:               # zeroed, it is ready
     Slab* open[ITEM_CLASSES]
     Slab* spare                     # one free slab, kept so that a single item does not cost a mapping each time
+    uint8_t* region                 # what is left of the last region: from here
+    uint8_t* region_end             # … to here
     size_t mapped                   # bytes that it has of the system
     size_t items                    # in use
 
 # Zeroed memory of `size` bytes (1 to ITEM_BYTES_MAX), at a multiple of ITEM_STEP; NULL when there is none.
 cdef void* slabs_take(SlabHeap* heap, size_t size) noexcept nogil
 cdef void slabs_give(SlabHeap* heap, void* item) noexcept nogil
-# Give back the spare slab. With every item given back nothing is mapped after it.
+# Give back the spare slab and what is left of the last region. With every item given back nothing is mapped after it.
 cdef void slabs_close(SlabHeap* heap) noexcept nogil
 # Anonymous zeroed memory at a multiple of its size (a power of two, whole pages); NULL when there is none.
 cdef void* map_aligned(size_t size) noexcept nogil

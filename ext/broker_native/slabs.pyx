@@ -1,8 +1,12 @@
 """Slabs: memory for many small items of few sizes, given back to the system as soon as a slab of them is free.
 
 A C library's heap gives back little of what a million items took, since the last of them may be anywhere; and an arena
-of fixed places never does. Here the items of one size share slabs of 64 KiB, each a mapping of its own, and the slab
+of fixed places never does. Here the items of one size share slabs of 64 KiB, each given back by itself, and the slab
 that had an item given back last is the next to give one: the others drain.
+
+A heap of a few slabs maps each by itself. One that grows takes 2 MiB at a time and asks for a huge page behind them,
+which halves what a look at a random one of very many items costs; the slabs are cut out of that one after the other, so
+all but the last region are full, and a slab that is given back leaves a hole in its region and nothing to remember.
 
 Invariants: a slab is in its class's ring exactly when it has room; `used` counts its items. A heap belongs to one
 thread. It knows nothing of what the items are.
@@ -38,6 +42,27 @@ cdef void unmap(void* at, size_t size) noexcept nogil:
     munmap(at, size)
 
 
+cdef Slab* slab_map(SlabHeap* heap) noexcept nogil:
+    """A slab of the system's memory; NULL when there is none."""
+    cdef Slab* slab
+    if heap.region == heap.region_end and heap.mapped >= REGIONS_FROM_BYTES:
+        heap.region = <uint8_t*>map_aligned(REGION_BYTES)
+        if heap.region != NULL:
+            memory_huge(heap.region, REGION_BYTES)
+            heap.region_end = heap.region + REGION_BYTES
+            heap.mapped += REGION_BYTES
+        else:
+            heap.region_end = NULL
+    if heap.region != heap.region_end:
+        slab = <Slab*>heap.region
+        heap.region += SLAB_BYTES
+        return slab
+    slab = <Slab*>map_aligned(SLAB_BYTES)
+    if slab != NULL:
+        heap.mapped += SLAB_BYTES
+    return slab
+
+
 cdef void slab_link(SlabHeap* heap, Slab* slab) noexcept nogil:
     """Put the slab first in its class: what is taken next comes from it."""
     cdef Slab** first = &heap.open[slab.item_bytes // ITEM_STEP - 1]
@@ -64,10 +89,9 @@ cdef Slab* slab_open(SlabHeap* heap, uint32_t item_bytes) noexcept nogil:
     if slab != NULL:
         heap.spare = NULL
     else:
-        slab = <Slab*>map_aligned(SLAB_BYTES)
+        slab = slab_map(heap)
         if slab == NULL:
             return NULL
-        heap.mapped += SLAB_BYTES
     slab.free = NULL
     slab.item_bytes = item_bytes
     slab.items = (<uint32_t>SLAB_BYTES - SLAB_HEADER_BYTES) // item_bytes
@@ -118,6 +142,16 @@ cdef void slabs_give(SlabHeap* heap, void* item) noexcept nogil:
         heap.spare = slab
     else:
         slab_unmap(heap, slab)
+    if not heap.items:
+        region_unmap(heap)
+
+
+cdef void region_unmap(SlabHeap* heap) noexcept nogil:
+    """Give back what is left of the last region."""
+    if heap.region != heap.region_end:
+        munmap(heap.region, <size_t>(heap.region_end - heap.region))
+        heap.mapped -= <size_t>(heap.region_end - heap.region)
+    heap.region = heap.region_end = NULL
 
 
 cdef void slab_unmap(SlabHeap* heap, Slab* slab) noexcept nogil:
@@ -127,10 +161,11 @@ cdef void slab_unmap(SlabHeap* heap, Slab* slab) noexcept nogil:
 
 
 cdef void slabs_close(SlabHeap* heap) noexcept nogil:
-    """Give back the spare slab."""
+    """Give back the spare slab and what is left of the last region."""
     if heap.spare != NULL:
         slab_unmap(heap, heap.spare)
         heap.spare = NULL
+    region_unmap(heap)
 
 
 cdef class Slabs:

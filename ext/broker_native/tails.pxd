@@ -5,7 +5,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from broker_native.slabs cimport SlabHeap
+from broker_native.slabs cimport SlabHeap, memory_prefetch
 from broker_native.slots cimport SlotTable
 
 cdef struct EpochMark:
@@ -105,6 +105,11 @@ cdef struct ChannelList:
     uint32_t count
     uint32_t capacity
 
+cdef struct GroupChunks:        # whose chunks a group ends with, so that nobody has to look them up again
+    ChannelList channels        # in the order of their chunks
+    uint64_t number             # of the group, 0 for none
+    uint32_t index              # of the first of the chunks in the group
+
 cdef struct Bytes:              # a growable buffer
     uint8_t* data
     size_t used
@@ -151,9 +156,13 @@ cdef class Tails:
     cdef uint64_t applying              # number of the group that is being applied, 0 for entries alone
     cdef uint64_t applied_group         # number of the last one that was
     cdef ChannelList dirty[4]           # channels with an open chunk, by class
+    cdef size_t open_bytes[4]           # of open chunks, by class
     cdef ClosedChunks closed[4]         # chunks closed before their class's close, by class
     cdef ChannelList touched            # channels with records in the open group
     cdef ChannelList touched_commit     # … in the group in commit
+    cdef GroupChunks commit             # the chunks of the group in commit that were open when it was closed
+    cdef GroupChunks applied            # … of the last one that was applied, until one of the channels is freed
+    cdef Bytes checksums                # of the chunks of the group that is being closed
     cdef Bytes entries                  # of the open group
     cdef uint32_t entries_count
     cdef list early                     # values of early chunks that the open group will carry
@@ -177,9 +186,10 @@ cdef class Tails:
     cdef Channel* find(self, const char* name, size_t size) noexcept
     cdef Channel* find_here(self, bytes name) noexcept
     cdef Channel* by_channel_id(self, uint64_t id) noexcept
-    # Sets `found` (BATCH items) and `count`; answers where the chunks behind those begin.
-    cdef const uint8_t* find_chunks(self, const uint8_t* at, const uint8_t* end, Channel** found,
-                  uint32_t* count) noexcept
+    # Sets `found` (BATCH items) and `count`; answers where the chunks behind those begin. The first of them is number
+    # `chunk` of the group, or of no group (0).
+    cdef const uint8_t* find_chunks(self, const uint8_t* at, const uint8_t* end, uint64_t group, uint32_t chunk,
+                  Channel** found, uint32_t* count) noexcept
     cdef uint32_t now_s(self) noexcept
     cdef Channel* create(self, const char* name, size_t size, uint8_t level, uint8_t shard_tokens,
                   uint32_t payload_bytes_max) except NULL
@@ -199,14 +209,19 @@ cdef class Tails:
                   uint64_t expiry_s) except -1
     cdef int close_chunk(self, Channel* channel) except -1
     cdef void take_back(self, Channel* channel, const ChunkMark* mark) noexcept
-    cdef size_t finish_class(self, int chunk_class) noexcept
-    cdef uint8_t* copy_class(self, int chunk_class, uint8_t* to, uint32_t* chunks) noexcept
+    cdef size_t class_bytes(self, int chunk_class) noexcept
+    cdef uint8_t* take_closed(self, int chunk_class, uint8_t* to) noexcept
+    cdef uint32_t take_turn(self, int chunk_class, uint8_t* to) noexcept
+    cdef uint32_t take_group(self, uint8_t* to) noexcept
+    cdef void note_checksums(self, const uint8_t* at, const uint8_t* end) noexcept
     cdef int close_lines(self) except -1
+    cdef uint32_t group_chain(self, const uint8_t* start) noexcept
     cdef void group_closed(self) noexcept
     cdef list apply_entries_at(self, const uint8_t* at, const uint8_t* end, lines)
     cdef int apply_channel(self, const uint8_t* at) except -1
     cdef int apply_epoch(self, const uint8_t* at) except -1
     cdef int apply_head(self, const uint8_t* at) except -1
+    cdef void apply_own(self) noexcept
     cdef int apply_chunks(self, const uint8_t* at, const uint8_t* end, uint64_t number) except -1
     cdef void come_back(self, Channel* channel, uint8_t level, uint8_t shard_tokens, uint32_t payload_bytes_max,
                   uint16_t profile) noexcept
@@ -249,6 +264,18 @@ cdef class Publisher:
 
 cdef inline char* channel_name(const Channel* channel) noexcept nogil:
     return <char*>channel + sizeof(Channel)
+
+
+cdef inline void channel_prefetch(const Channel* channel) noexcept nogil:
+    """Have what publishing to a channel, applying and delivering it touches on its way into the cache."""
+    memory_prefetch(channel)
+    memory_prefetch(&channel.closed_next)
+
+
+cdef inline void publisher_prefetch(Publisher publisher, uint32_t slot) noexcept:
+    """Have the channel under a number, if it is any, on its way into the cache."""
+    if slot < publisher.slots_count and publisher.slots[slot] != NULL:
+        channel_prefetch(publisher.slots[slot])
 
 
 cdef int bytes_reserve(Bytes* buffer, size_t more) except -1

@@ -183,6 +183,14 @@ cdef inline int chunk_class_of(uint32_t need) noexcept nogil:
     return size_class
 
 
+cdef inline void buffer_prefetch(const uint8_t* data) noexcept nogil:
+    """Have the first lines of a buffer, all of a small one, on their way into the cache."""
+    memory_prefetch(data)
+    memory_prefetch(data + 64)
+    memory_prefetch(data + 128)
+    memory_prefetch(data + 192)
+
+
 cdef uint8_t* buffer_take(ChunkPool* pool, uint32_t need, uint32_t* capacity) noexcept nogil:
     """A buffer of at least `need` bytes; what it holds comes out in `capacity`. NULL when there is no memory."""
     cdef int size_class = chunk_class_of(need)
@@ -197,6 +205,8 @@ cdef uint8_t* buffer_take(ChunkPool* pool, uint32_t need, uint32_t* capacity) no
         return <uint8_t*>malloc(capacity[0])
     pool.idle[size_class] = (<uint8_t**>data)[0]
     pool.idle_bytes -= capacity[0]
+    if pool.idle[size_class] != NULL:
+        buffer_prefetch(pool.idle[size_class])
     return data
 
 
@@ -283,6 +293,25 @@ cdef void chunk_finish(Channel* channel) noexcept nogil:
     channel.chunk_hint = size + (size >> 2)
     if channel.chunk_hint > CHUNK_BYTES_CLOSE:
         channel.chunk_hint = CHUNK_BYTES_CLOSE
+
+
+cdef inline uint8_t* chunk_take(ChunkPool* pool, Channel* channel, uint8_t* to) noexcept nogil:
+    """Complete the open chunk, if there is one, and move it to `to`; answers its end."""
+    if channel.chunk_count:
+        chunk_finish(channel)
+        memcpy(to, channel.chunk, channel.chunk_used)
+        to += channel.chunk_used
+    chunk_drop(pool, channel)
+    channel.chunk_class = CLASS_NONE
+    return to
+
+
+cdef inline void channels_look_ahead(const ChannelList* channels, uint32_t index) noexcept nogil:
+    """Have a channel that comes up soon on its way into the cache, and the chunk of one that comes up sooner."""
+    if index + AHEAD < channels.count:
+        channel_prefetch(channels.items[index + AHEAD])
+    if index + AHEAD // 2 < channels.count and channels.items[index + AHEAD // 2].chunk != NULL:
+        buffer_prefetch(channels.items[index + AHEAD // 2].chunk)
 
 
 # -- a producer's line -------------------------------------------------------------------------------------------------
@@ -443,6 +472,9 @@ cdef class Tails:
             free(self.closed[index].items)
         free(self.touched.items)
         free(self.touched_commit.items)
+        free(self.commit.channels.items)
+        free(self.applied.channels.items)
+        free(self.checksums.data)
         free(self.entries.data)
         free(self.counts)
         pool_release(&self.pool)
@@ -492,15 +524,24 @@ cdef class Tails:
     cdef Channel* by_channel_id(self, uint64_t id) noexcept:
         return <Channel*>table_find(&self.by_id, id_key(self.hash_seed, id))
 
-    cdef const uint8_t* find_chunks(self, const uint8_t* at, const uint8_t* end, Channel** found,
-                                    uint32_t* count) noexcept:
-        """Look up the channels of the next chunks, BATCH at most; answers where the chunks after them begin.
+    cdef const uint8_t* find_chunks(self, const uint8_t* at, const uint8_t* end, uint64_t group, uint32_t chunk,
+                                    Channel** found, uint32_t* count) noexcept:
+        """Find the channels of the next chunks, BATCH at most; answers where the chunks after them begin.
 
-        One after the other each look-up would wait twice for memory: for the table and for the channel. Together they
-        wait once for all.
+        Those of the group that was applied last are known. Others are looked up: one after the other each look-up would
+        wait twice for memory, for the table and for the channel; together they wait once for all.
         """
         cdef uint64_t keys[BATCH]
         cdef uint32_t index = 0
+        if group and group == self.applied.number and chunk >= self.applied.index:
+            chunk -= self.applied.index
+            while at < end and index < BATCH and chunk + index < self.applied.channels.count:
+                found[index] = self.applied.channels.items[chunk + index]
+                memory_prefetch(&found[index].closed_next)
+                at += load_u32(at)
+                index += 1
+            count[0] = index
+            return at
         while at < end and index < BATCH:
             keys[index] = id_key(self.hash_seed, load_u64(at + CHUNK_CHANNEL))
             table_prefetch(&self.by_id, keys[index])
@@ -510,8 +551,7 @@ cdef class Tails:
         for index in range(count[0]):
             found[index] = <Channel*>table_find(&self.by_id, keys[index])
             if found[index] != NULL:
-                memory_prefetch(found[index])
-                memory_prefetch(&found[index].closed_next)
+                channel_prefetch(found[index])
         return at
 
     cdef uint32_t now_s(self) noexcept:
@@ -551,6 +591,9 @@ cdef class Tails:
 
     cdef void destroy(self, Channel* channel) noexcept:
         """Free the channel; no table has it any more."""
+        # One of a group in commit never is: but readers may still have to get what was applied.
+        self.applied.number = 0
+        self.applied.channels.count = 0
         chunk_drop(&self.pool, channel)
         epochs_release(channel)
         Py_XDECREF(<PyObject*>channel.exact)
@@ -688,6 +731,7 @@ cdef class Tails:
             self.close_chunk(channel)
         if not channel.chunk_count:
             chunk_open(&self.pool, channel, self.now_us, size)
+            self.open_bytes[channel.chunk_class] += CHUNK_HEADER_BYTES
         elif channel.chunk_used + size > channel.chunk_capacity:
             chunk_grow(&self.pool, channel, size)
         at = channel.chunk + channel.chunk_used
@@ -695,6 +739,7 @@ cdef class Tails:
         store_u32(at + 8, <uint32_t>(self.now_us - channel.chunk_time_us))
         if expiry_s and (channel.chunk_expiry_s == 0 or expiry_s < channel.chunk_expiry_s):
             channel.chunk_expiry_s = expiry_s
+        self.open_bytes[channel.chunk_class] += size
         channel.chunk_used += size
         channel.chunk_count += count
         channel.next += count
@@ -704,6 +749,7 @@ cdef class Tails:
         """The open chunk is full: it waits, complete, for the close of its class."""
         chunk_finish(channel)
         closed_push(&self.closed[channel.chunk_class], channel.chunk, channel.chunk_used, channel.chunk_capacity)
+        self.open_bytes[channel.chunk_class] -= channel.chunk_used
         channel.chunk = NULL
         channel.chunk_capacity = 0
         channel.chunk_count = 0
@@ -714,6 +760,10 @@ cdef class Tails:
         """Forget what was appended since the mark: there was no memory for the rest of its frame."""
         cdef ClosedChunks* closed = &self.closed[channel.chunk_class]
         cdef ClosedChunk* first
+        if channel.chunk_count:
+            self.open_bytes[channel.chunk_class] -= channel.chunk_used
+        if mark.count:
+            self.open_bytes[channel.chunk_class] += mark.used
         if closed.count > mark.closed:
             buffer_give(&self.pool, channel.chunk, channel.chunk_capacity)
             while closed.count > mark.closed + 1:
@@ -734,67 +784,90 @@ cdef class Tails:
 
     # .. closes ..
 
-    cdef size_t finish_class(self, int chunk_class) noexcept:
-        """Write the headers of the class's open chunks; answer the bytes that the class holds."""
-        cdef size_t size = self.closed[chunk_class].bytes
-        cdef uint32_t index
-        cdef Channel* channel
-        for index in range(self.dirty[chunk_class].count):
-            channel = self.dirty[chunk_class].items[index]
-            if index + AHEAD < self.dirty[chunk_class].count:
-                memory_prefetch(self.dirty[chunk_class].items[index + AHEAD])
-            if channel.chunk_count:
-                chunk_finish(channel)
-                size += channel.chunk_used
-        return size
+    cdef size_t class_bytes(self, int chunk_class) noexcept:
+        """What the class's chunks take together, closed and open ones."""
+        return self.closed[chunk_class].bytes + self.open_bytes[chunk_class]
 
-    cdef uint8_t* copy_class(self, int chunk_class, uint8_t* to, uint32_t* chunks) noexcept:
-        """Copy the class's finished chunks to `to` and empty it; counts them in `chunks`, answers the end."""
+    cdef uint8_t* take_closed(self, int chunk_class, uint8_t* to) noexcept:
+        """Copy the class's closed chunks to `to` and forget them; answers the end."""
         cdef ClosedChunks* closed = &self.closed[chunk_class]
-        cdef ChannelList* dirty = &self.dirty[chunk_class]
-        cdef Channel* channel
         cdef uint32_t index
         for index in range(closed.count):
             memcpy(to, closed.items[index].bytes, closed.items[index].size)
             to += closed.items[index].size
-            chunks[0] += 1
         closed_clear(&self.pool, closed)
-        for index in range(dirty.count):
-            channel = dirty.items[index]
-            if index + AHEAD < dirty.count:
-                memory_prefetch(dirty.items[index + AHEAD])
-            if channel.chunk_count:
-                memcpy(to, channel.chunk, channel.chunk_used)
-                to += channel.chunk_used
-                chunks[0] += 1
-            chunk_drop(&self.pool, channel)
-            channel.chunk_class = CLASS_NONE
-            if chunk_class != CLASS_GROUP:
-                channel.seen_next = channel.next
-        dirty.count = 0
         return to
+
+    cdef uint32_t take_turn(self, int chunk_class, uint8_t* to) noexcept:
+        """Copy the chunks of a class that is delivered with its turn to `to` and empty it; answers how many."""
+        cdef ChannelList* dirty = &self.dirty[chunk_class]
+        cdef uint32_t chunks = self.closed[chunk_class].count
+        cdef uint32_t index
+        to = self.take_closed(chunk_class, to)
+        for index in range(dirty.count):
+            channels_look_ahead(dirty, index)
+            chunks += dirty.items[index].chunk_count != 0
+            to = chunk_take(&self.pool, dirty.items[index], to)
+            dirty.items[index].seen_next = dirty.items[index].next
+        dirty.count = 0
+        self.open_bytes[chunk_class] = 0
+        return chunks
+
+    cdef uint32_t take_group(self, uint8_t* to) noexcept:
+        """Copy the open group's own chunks to `to` and empty it; answers how many.
+
+        It is one walk over their channels, and the last but one: they remain in `commit`, in the order of their chunks.
+        """
+        cdef ChannelList dirty = self.dirty[CLASS_GROUP]
+        cdef Channel* channel
+        cdef uint32_t closed = self.closed[CLASS_GROUP].count
+        cdef uint32_t index
+        cdef uint32_t kept = 0
+        cdef uint8_t* at = to
+        to = self.take_closed(CLASS_GROUP, to)
+        self.note_checksums(at, to)
+        for index in range(dirty.count):
+            channels_look_ahead(&dirty, index)
+            channel = dirty.items[index]
+            if channel.chunk_count:
+                dirty.items[kept] = channel
+                kept += 1
+            at = to
+            to = chunk_take(&self.pool, channel, to)
+            self.note_checksums(at, to)
+            channel.closed_next = channel.next
+            channel.touched = False
+        self.dirty[CLASS_GROUP] = self.commit.channels
+        self.dirty[CLASS_GROUP].count = 0
+        self.open_bytes[CLASS_GROUP] = 0
+        dirty.count = kept
+        self.commit.channels = dirty
+        self.commit.number = self.group_number
+        self.commit.index = self.early_count + closed
+        return closed + kept
+
+    cdef void note_checksums(self, const uint8_t* at, const uint8_t* end) noexcept:
+        """Note the checksums of chunks that are complete; there is room for them."""
+        while at < end:
+            memcpy(self.checksums.data + self.checksums.used, at + CHUNK_CRC, 4)
+            self.checksums.used += 4
+            at += load_u32(at)
 
     def close_turn(self):
         """Take what is delivered at the end of a loop turn: (ephemeral value, early value), each bytes or None.
 
         A value is whole chunks, one after the other. The early one also goes with the open group.
         """
-        cdef uint32_t chunks = 0
-        cdef size_t size
         cdef bytes ephemeral = None
         cdef bytes early = None
         self.turn_bytes = 0
         if self.dirty[CLASS_EPHEMERAL].count:
-            size = self.finish_class(CLASS_EPHEMERAL)
-            ephemeral = PyBytes_FromStringAndSize(NULL, size)
-            self.copy_class(CLASS_EPHEMERAL, <uint8_t*>PyBytes_AS_STRING(ephemeral), &chunks)
+            ephemeral = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>self.class_bytes(CLASS_EPHEMERAL))
+            self.take_turn(CLASS_EPHEMERAL, <uint8_t*>PyBytes_AS_STRING(ephemeral))
         if self.dirty[CLASS_EARLY].count:
-            chunks = 0
-            size = self.finish_class(CLASS_EARLY)
-            early = PyBytes_FromStringAndSize(NULL, size)
-            self.copy_class(CLASS_EARLY, <uint8_t*>PyBytes_AS_STRING(early), &chunks)
+            early = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>self.class_bytes(CLASS_EARLY))
+            self.early_count += self.take_turn(CLASS_EARLY, <uint8_t*>PyBytes_AS_STRING(early))
             self.early.append(early)
-            self.early_count += chunks
         return ephemeral, early
 
     @property
@@ -834,7 +907,7 @@ cdef class Tails:
         cdef bytes part, value
         cdef uint8_t* at
         cdef uint8_t* start
-        cdef uint32_t chunks = 0
+        cdef uint32_t chunks
         cdef size_t size, entries_bytes
         cdef uint32_t early_chunks = self.early_count
         # A line is among those in commit because of a channel that it published to.
@@ -842,12 +915,15 @@ cdef class Tails:
             raise RuntimeError("a group is in commit: apply or undo comes first")
         if self.dirty[CLASS_EARLY].count:
             raise RuntimeError("early chunks are open: close_turn comes first")
+        chunks = early_chunks + self.closed[CLASS_GROUP].count + self.dirty[CLASS_GROUP].count
+        self.checksums.used = 0
+        bytes_reserve(&self.checksums, 4 * <size_t>chunks)
         self.close_lines()
         for part in self.early:
             early_bytes += PyBytes_GET_SIZE(part)
         entries_bytes = self.entries.used + <size_t>PyBytes_GET_SIZE(extra)
-        size = GROUP_HEADER_BYTES + entries_bytes + early_bytes + self.finish_class(CLASS_GROUP)
-        value = PyBytes_FromStringAndSize(NULL, size)
+        size = GROUP_HEADER_BYTES + entries_bytes + early_bytes + self.class_bytes(CLASS_GROUP)
+        value = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size)
         start = <uint8_t*>PyBytes_AS_STRING(value)
         at = start + GROUP_HEADER_BYTES
         # memcpy from NULL is undefined even for no bytes.
@@ -858,8 +934,9 @@ cdef class Tails:
         at += PyBytes_GET_SIZE(extra)
         for part in self.early:
             memcpy(at, PyBytes_AS_STRING(part), PyBytes_GET_SIZE(part))
+            self.note_checksums(at, at + PyBytes_GET_SIZE(part))
             at += PyBytes_GET_SIZE(part)
-        self.copy_class(CLASS_GROUP, at, &chunks)
+        chunks = early_chunks + self.take_group(at)
         memset(start, 0, GROUP_HEADER_BYTES)
         store_u32(start, GROUP_MAGIC)
         store_u16(start + GROUP_FORMAT_AT, GROUP_FORMAT)
@@ -872,11 +949,11 @@ cdef class Tails:
         store_u64(start + GROUP_TIME, time_us)
         store_u32(start + GROUP_ENTRIES_BYTES, <uint32_t>entries_bytes)
         store_u32(start + GROUP_ENTRIES_COUNT, self.entries_count + extra_count)
-        store_u32(start + GROUP_CHUNKS_COUNT, early_chunks + chunks)
+        store_u32(start + GROUP_CHUNKS_COUNT, chunks)
         store_u32(start + GROUP_FLAGS, flags)
         store_u64(start + GROUP_SIZE, size)
         store_u32(start + GROUP_PREVIOUS_CHAIN, previous_chain)
-        store_u32(start + GROUP_CHAIN, group_chain(start))
+        store_u32(start + GROUP_CHAIN, self.group_chain(start))
         self.group_closed()
         return value, early_chunks
 
@@ -910,11 +987,19 @@ cdef class Tails:
         self.lines_open = []
         return 0
 
+    cdef uint32_t group_chain(self, const uint8_t* start) noexcept:
+        """The chain checksum of a group whose header (but the chain) and entries are in place."""
+        cdef uint32_t chain = crc32c(0, start, GROUP_CHAIN)
+        chain = crc32c(chain, start + GROUP_PREVIOUS_CHAIN, 4)
+        chain = crc32c(chain, start + GROUP_HEADER_BYTES, load_u32(start + GROUP_ENTRIES_BYTES))
+        return crc32c(chain, self.checksums.data, self.checksums.used) if self.checksums.used else chain
+
     cdef void group_closed(self) noexcept:
         cdef ChannelList empty = self.touched_commit
         cdef uint32_t index
         cdef Channel* channel
-        for index in range(self.touched.count):
+        # Those with chunks of the group's own have been through `take_group`. Usually that is all of them.
+        for index in range(self.touched.count if self.touched.count != self.commit.channels.count else 0):
             if index + AHEAD < self.touched.count:
                 memory_prefetch(&self.touched.items[index + AHEAD].closed_next)
             channel = self.touched.items[index]
@@ -977,7 +1062,10 @@ cdef class Tails:
             rest = self.apply_entries_at(at, at + entries_bytes, lines)
         finally:
             self.applying = 0
-        self.apply_chunks(at + entries_bytes, end, number)
+        if number and number == self.commit.number:
+            self.apply_own()
+        else:
+            self.apply_chunks(at + entries_bytes, end, number)
         self.applied_group = number
         self.touched_commit.count = 0
         for line in self.lines_commit:
@@ -989,6 +1077,22 @@ cdef class Tails:
         self.lines_unsettled = []
         return rest
 
+    cdef void apply_own(self) noexcept:
+        """Apply the records of the group in commit: which channels have any is known, and how far they got."""
+        cdef GroupChunks chunks = self.commit
+        cdef Channel* channel
+        cdef uint32_t index
+        for index in range(self.touched_commit.count):
+            if index + AHEAD < self.touched_commit.count:
+                memory_prefetch(&self.touched_commit.items[index + AHEAD].closed_next)
+            channel = self.touched_commit.items[index]
+            channel.applied_next = channel.closed_next
+            if channel.seen_next < channel.closed_next:
+                channel.seen_next = channel.closed_next
+        self.commit = self.applied
+        self.commit.number = 0
+        self.applied = chunks
+
     cdef int apply_chunks(self, const uint8_t* at, const uint8_t* end, uint64_t number) except -1:
         cdef Channel* found[BATCH]
         cdef Channel* channel
@@ -996,7 +1100,7 @@ cdef class Tails:
         cdef uint32_t count, index
         cdef uint64_t after
         while at < end:
-            next_at = self.find_chunks(at, end, found, &count)
+            next_at = self.find_chunks(at, end, 0, 0, found, &count)
             for index in range(count):
                 channel = found[index]
                 if channel == NULL:
@@ -1205,6 +1309,7 @@ cdef class Tails:
             self.undo_channel(self.touched.items[index])
         self.touched.count = 0
         self.touched_commit.count = 0
+        self.commit.number = 0
         self.undo_lines(handed_over)
         self.entries.used = 0
         self.entries_count = 0
@@ -1252,6 +1357,7 @@ cdef class Tails:
             chunk_drop(&self.pool, self.dirty[chunk_class].items[index])
             self.dirty[chunk_class].items[index].chunk_class = CLASS_NONE
         self.dirty[chunk_class].count = 0
+        self.open_bytes[chunk_class] = 0
         closed_clear(&self.pool, &self.closed[chunk_class])
 
     cdef void undo_channel(self, Channel* channel) noexcept:
@@ -1720,20 +1826,6 @@ cdef uint32_t entry_size_min(uint16_t kind) noexcept nogil:
     if kind == ENTRY_LINE:
         return ENTRY_HEADER_BYTES + LINE_HEADER_BYTES
     return ENTRY_HEADER_BYTES
-
-
-cdef uint32_t group_chain(const uint8_t* start) noexcept nogil:
-    """The chain checksum of a group whose header (but the chain), entries and chunks are in place."""
-    cdef uint32_t entries_bytes = load_u32(start + GROUP_ENTRIES_BYTES)
-    cdef const uint8_t* at = start + GROUP_HEADER_BYTES + entries_bytes
-    cdef const uint8_t* end = start + load_u64(start + GROUP_SIZE)
-    cdef uint32_t chain = crc32c(0, start, GROUP_CHAIN)
-    chain = crc32c(chain, start + GROUP_PREVIOUS_CHAIN, 4)
-    chain = crc32c(chain, start + GROUP_HEADER_BYTES, entries_bytes)
-    while at < end:
-        chain = crc32c(chain, at + CHUNK_CRC, 4)
-        at += load_u32(at)
-    return chain
 
 
 # -- a connection that publishes ---------------------------------------------------------------------------------------

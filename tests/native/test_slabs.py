@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from broker_native.slabs import Slabs
 
-SLAB, HEADER, STEP, ITEM_MAX = 65536, 64, 64, 1024
+SLAB, HEADER, STEP, ITEM_MAX, REGION, REGIONS_FROM = 65536, 128, 64, 1024, 2 << 20, 4 << 20
 
 
 def write(address: int, size: int, byte: int) -> None:
@@ -64,9 +64,32 @@ def test_others_drain_when_few_stay() -> None:
         heap.give(item)
     assert heap.mapped_bytes <= 101 * SLAB
     again = [heap.take(200) for _ in range(20_000)]
-    assert heap.mapped_bytes <= 101 * SLAB, "what is half full is filled first"
+    assert heap.mapped_bytes <= 101 * SLAB + REGION, "what is half full is filled first"
     for item in [*items[:100], *again]:
         heap.give(item)
+    assert heap.mapped_bytes == SLAB
+
+
+def test_a_heap_that_has_grown_grows_by_regions() -> None:
+    """What is cut out of a region is full before the next one is taken, and goes back slab by slab."""
+    room, heap = (SLAB - HEADER) // 256, Slabs()
+    items = [heap.take(256) for _ in range(REGIONS_FROM // SLAB * room)]
+    assert heap.mapped_bytes == REGIONS_FROM
+    inside = [heap.take(256) for _ in range(REGION // SLAB * room)]
+    assert heap.mapped_bytes == REGIONS_FROM + REGION
+    assert {item // REGION for item in inside} == {inside[0] // REGION}
+    beyond = heap.take(256)
+    assert heap.mapped_bytes == REGIONS_FROM + 2 * REGION
+    assert beyond // REGION != inside[0] // REGION
+    for item in inside[: 3 * room]:
+        write(item, 256, 7)
+        heap.give(item)
+    assert heap.mapped_bytes == REGIONS_FROM + 2 * REGION - 2 * SLAB, "one of them is kept for the next"
+    for item in [*items, *inside[3 * room :]]:
+        heap.give(item)
+    assert heap.mapped_bytes == REGION + SLAB, "the last region has an item, and there is a slab for the next"
+    heap.give(beyond)
+    assert heap.items == 0
     assert heap.mapped_bytes == SLAB
 
 
