@@ -382,12 +382,26 @@ class Sequencer:
         elif self.tails.info(name) is None:
             done(None)
         elif self.tails.held(name) or self.tails.pending(name):
-            hint = "End its subscriptions and the connections that publish to it, then try again."
-            done(error("BUSY", f"channel {name.decode()}: it is in use", hint))
+            done(self._in_use(name))
         elif self.tails.drop(name):
             self.requests.append(done)
         else:
             done(None)
+
+    def _in_use(self, name: bytes) -> BrokerError:
+        """Say who keeps a channel from being removed. Each literal of a subscription holds its channel, live or not."""
+        holders, live = self.tails.uses(name)
+        if holders or live:
+            others = max(holders - live, 0)
+            return error(
+                "BUSY",
+                f"channel {name.decode()}: it is in use: got {live} live subscriptions that name it, "
+                f"{others} publishers and subscriptions that catch up, limit 0",
+                "End its subscriptions and the connections that publish to it, then try again.",
+            )
+        return error(
+            "BUSY", f"channel {name.decode()}: a record of it is on its way to the disk", "Try again in a moment."
+        )
 
     def reload(self, profiles: Profiles) -> None:
         """Take new profiles; channels in memory change with the next group. Call it while nothing is pending."""

@@ -1,4 +1,4 @@
-"""What the archive's writer and its owner say to each other, whichever process each of them is in.
+"""What the archive's writer and its owner say to each other, whichever process each of them is in, and where it is.
 
 Apart from `archiver`, which a child process runs as its program: no module that the package imports may load that one.
 """
@@ -8,9 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from broker.log import durable
+
 if TYPE_CHECKING:
     from pathlib import Path
 
+ARCHIVE_FOLDER = "archive"
 ARCHIVE_NAME = "archive.mdb"
 TIME_MAX_US = (1 << 63) - 1
 """No time at all, where one bounds another."""
@@ -30,4 +33,9 @@ class CompactResult:
 
 def archive_path(data: Path) -> Path:
     """Return where a data directory keeps its archive."""
-    return data / "archive" / ARCHIVE_NAME
+    return data / ARCHIVE_FOLDER / ARCHIVE_NAME
+
+
+def aside_path(path: Path) -> Path:
+    """Return the name that a rebuilt archive has until it is whole."""
+    return path.with_name(path.name + durable.ASIDE_SUFFIX)

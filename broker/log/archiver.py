@@ -31,7 +31,7 @@ import lmdb
 from broker.log import durable
 from broker.log.archive import create_archive
 from broker.log.archive_rows import CHECKPOINT_KEY, Checkpoint
-from broker.log.archive_task import TIME_MAX_US, CompactResult, Stopped, archive_path
+from broker.log.archive_task import TIME_MAX_US, CompactResult, Stopped, archive_path, aside_path
 from broker.log.environment import check_file, close_shared, lock_path, open_shared, remove_file
 from broker.log.errors import corrupt, failed
 from broker.log.rebuild import rebuild
@@ -277,11 +277,6 @@ class ArchiveWriter:
             self._opened[1].close()
             self._opened = None
             close_shared(self.path)
-
-
-def aside_path(path: Path) -> Path:
-    """Return the name that a rebuilt archive has until it is whole."""
-    return path.with_name(path.name + durable.ASIDE_SUFFIX)
 
 
 def _lock(folder: Path) -> int:

@@ -26,7 +26,7 @@ from broker.log.archive_task import TIME_MAX_US, CompactResult, Stopped, archive
 from broker.log.errors import free_bytes
 from broker.log.pace import Pace
 from broker.log.retention import Step, pack_cursors
-from broker.model.errors import BY_CODE, BrokerError, error
+from broker.model.errors import BY_CODE, BrokerError, StorageCorrupt, error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -203,6 +203,10 @@ class Archiving:
         wait_s: … but no longer than this.
         segments_max: a slice has no more than these.
         backlog_bytes_max: with so much to do the writer does not rest.
+
+    Attributes:
+        backlog_bytes: of the segments that wait.
+        damage: what holds the archive up until somebody mends it; None when nothing does.
     """
 
     def __init__(
@@ -239,6 +243,7 @@ class Archiving:
         self._archive_s = 0.0
         self._pause_s = 0.0
         self.backlog_bytes = 0
+        self.damage: StorageCorrupt | None = None
         self._thread = threading.Thread(target=self._run, name="broker-log-archiving", daemon=True)
         self._thread.start()
 
@@ -310,6 +315,7 @@ class Archiving:
             "archive_written_bytes": writer.written_bytes if writer is not None else 0,
             "archive_cpu_s": self._ended_cpu_s + (writer.cpu_s if writer is not None else 0.0),
             "archive_failures": self._failures,
+            "archive_blocked": int(self.damage is not None),
         }
 
     def close(self) -> None:
@@ -353,15 +359,25 @@ class Archiving:
                     with self._condition:
                         self._condition.wait_for(lambda: self._closing, RETRY_S)
                 retry_s = RETRY_S
+                self.damage = None
             except Stopped:
                 continue
+            except StorageCorrupt as damage:
+                self.damage = damage
+                emit("archiving_blocked", data=self._folder, retry_s=retry_s, error=damage)
+                retry_s = self._rest_after_failure(retry_s)
             except (BrokerError, ChildDied, OSError, MemoryError) as cause:
-                self._failures += 1
-                self._drop_writer()
+                self.damage = None
                 emit("archiving_delayed", data=self._folder, retry_s=retry_s, error=cause)
-                with self._condition:
-                    self._condition.wait_for(lambda: self._closing, retry_s)
-                retry_s = min(retry_s * 2, RETRY_S_MAX)
+                retry_s = self._rest_after_failure(retry_s)
+
+    def _rest_after_failure(self, retry_s: float) -> float:
+        """Wait before the next attempt, which is another writer's; return how long to wait after that."""
+        self._failures += 1
+        self._drop_writer()
+        with self._condition:
+            self._condition.wait_for(lambda: self._closing, retry_s)
+        return min(retry_s * 2, RETRY_S_MAX)
 
     def _due_in(self) -> float:
         """Return the seconds until there is something to do."""
@@ -393,7 +409,13 @@ class Archiving:
         try:
             if compaction is not None:
                 future, now_us = compaction
-                result = writer.compact(self._between, now_us)
+                try:
+                    result = writer.compact(self._between, now_us)
+                except StorageCorrupt as damage:
+                    # It would fail each time: whoever waits for it is told.
+                    self._compactions.popleft()
+                    future.set_exception(error(damage.name, damage.detail))
+                    raise
                 self._on_compacted(result)
                 self._compactions.popleft()
                 future.set_result(result)

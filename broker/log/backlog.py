@@ -24,7 +24,10 @@ BYTES_PER_S = 256 * 1024 * 1024
 WAIT_S_MAX = 1.0
 POLL_S = 0.02
 TOLD_EVERY_S = 60.0
-_HINT = "Look for archiving_delayed in the log; raise storage.backlog_bytes_max if the disk has room for the peak."
+_HINT = (
+    "Look for archiving_delayed and archiving_blocked in the log; raise storage.backlog_bytes_max if the disk has room "
+    "for the peak."
+)
 
 
 class Backlog:

@@ -28,6 +28,7 @@ import lmdb
 from broker._version import __version__
 from broker.log import durable
 from broker.log.archive_rows import CHECKPOINT_KEY, Checkpoint
+from broker.log.archive_task import ARCHIVE_FOLDER, ARCHIVE_NAME
 from broker.log.directory import FORMAT, write_identity, write_restored
 from broker.log.environment import close_shared, create_file, open_lmdb, open_shared
 from broker.log.errors import corrupt, failed
@@ -47,12 +48,12 @@ if TYPE_CHECKING:
 MANIFEST = "backup.json"
 MANIFEST_FORMAT = 1
 PIECE_BYTES = 4 * 1024 * 1024
-ARCHIVE_NAME = "archive.mdb"
+ARCHIVE = f"{ARCHIVE_FOLDER}/{ARCHIVE_NAME}"
 ARCHIVE_MAP_BYTES = 1 << 42
 OVERTAKEN_MAX = 5
 """How often the archive may overtake the look at it or at the segments; it takes one segment in about a second."""
 _PAGE_BYTES_AT, _LAST_PAGE_AT, _TRANSACTION_AT, _META_BYTES = 40, 136, 144, 152
-_NAME = re.compile(r"journal/[0-9a-f]{16}\.seg|archive/archive\.mdb")
+_NAME = re.compile(rf"journal/[0-9a-f]{{16}}\.seg|{re.escape(ARCHIVE)}")
 RUNS_SKIPPED_MIN, RUNS_SKIPPED_SPREAD = 1 << 10, 1 << 16
 """How far a restored journal's runs are past the backup's. The original may have begun many since, and so may others
 that were restored from the same backup: an epoch is (run, group), and theirs must not meet. Of 2^24 runs there are."""
@@ -255,7 +256,7 @@ def _take_backup(
                         sealed[each] = stack.enter_context(each.path.open("rb", buffering=0))
             except FileNotFoundError:
                 continue  # archived since the look at the segments: look again
-            archive = stack.enter_context(ArchiveCopy.begin(directory.path / "archive" / ARCHIVE_NAME))
+            archive = stack.enter_context(ArchiveCopy.begin(directory.archive_path))
             if archive.ordinal < taken[-1].ordinal:
                 rest = [each for each in taken if each.ordinal > archive.ordinal]
                 try:
@@ -293,9 +294,9 @@ def _copy_all(
                 last = _copy_groups(segment, folder / segment.path.name, map_bytes, copier)
                 copier.note(f"journal/{segment.path.name}")
         if archive.size:
-            durable.sync_path(copier.folder("archive"))
-            copier.copy(archive, f"archive/{ARCHIVE_NAME}")
-            durable.sync_path(target / "archive")
+            durable.sync_path(copier.folder(ARCHIVE_FOLDER))
+            copier.copy(archive, ARCHIVE)
+            durable.sync_path(target / ARCHIVE_FOLDER)
         for segment in segments:
             if segment in sealed:
                 copier.copy(sealed[segment], f"journal/{segment.path.name}")

@@ -87,7 +87,7 @@ def compact(path: Path, progress: Progress) -> CompactResult:
 
     Args:
         path: a data directory that nobody serves.
-        progress: called with (0, 0) now and then.
+        progress: called with (bytes done, bytes in all) now and then.
 
     Raises:
         StorageError: as `Log.open`, `Log.recover` and `Log.compact`.

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from broker.log import durable
 from broker.log.archive import create_archive
+from broker.log.archive_task import ARCHIVE_FOLDER, archive_path
 from broker.log.errors import corrupt, failed
 from broker.model.errors import error
 
@@ -37,11 +38,10 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 OLDEST_FORMAT = 1
-ARCHIVE_NAME = "archive.mdb"
 _MAGIC = "broker data "
 _FORMAT_BYTES_MAX = 4096
 # `lost+found` is what the root of a fresh ext4 holds.
-_BEGUN = frozenset({"lock", "journal", "archive", "format" + durable.ASIDE_SUFFIX, "lost+found"})
+_BEGUN = frozenset({"lock", "journal", ARCHIVE_FOLDER, "format" + durable.ASIDE_SUFFIX, "lost+found"})
 _NEWER_HINT = "Run the version of the broker that wrote this directory, or a newer one."
 _FOREIGN_HINT = "Name an empty or a new directory; nothing in this one was touched."
 
@@ -62,7 +62,7 @@ class Directory:
         self.path = path
         self.restored_run = read_restored(path)
         self.journal_path = path / "journal"
-        self.archive_path = path / "archive" / ARCHIVE_NAME
+        self.archive_path = archive_path(path)
         self.journal_id = journal_id
         self._descriptor: int | None = descriptor
         _held.add(self)
@@ -238,10 +238,11 @@ def _load(path: Path) -> bytes:
 
 def _make_archive(path: Path) -> None:
     """Give a directory an archive, unless a start before this one has come so far."""
-    if not (path / "archive").exists():
-        durable.make_folder(path / "archive")
-    if not (path / "archive" / ARCHIVE_NAME).exists():
-        create_archive(path / "archive" / ARCHIVE_NAME)
+    archive = archive_path(path)
+    if not archive.parent.exists():
+        durable.make_folder(archive.parent)
+    if not archive.exists():
+        create_archive(archive)
 
 
 def _read_format(path: Path) -> tuple[int, bytes]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from broker.log.archive import Archive, Checkpoint
-from broker.log.archive_task import TIME_MAX_US
+from broker.log.archive_task import TIME_MAX_US, aside_path
 from broker.log.archiving import Archiving
 from broker.log.backlog import Backlog
 from broker.log.backup import Manifest, take_backup
@@ -48,6 +48,14 @@ COMPACT_POLL_S = 0.05
 OPEN_SEALED_MAX = 64
 """Sealed segments that are open at once, one file descriptor each: half of the open files that a server keeps from its
 connections."""
+
+
+def _size_of(path: Path) -> int:
+    """Return the bytes of a file, 0 when it is not there."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def map_bytes_for(segment_bytes: int, group_bytes_max: int) -> int:
@@ -432,32 +440,39 @@ class Log:
         """Rebuild the archive without what was taken out of it, once all that is stored now is in it; any thread.
 
         Args:
-            between: called with (0, 0) several times a second; what it raises ends the waiting, while a rebuild that
-                has begun goes on.
+            between: called with (bytes done, bytes in all) several times a second; what it raises ends the waiting,
+                while a rebuild that has begun goes on. What is not archived yet counts, and then the archive, which is
+                written anew; both may change on the way.
             now_us: the time by which ages are judged, microseconds since 1970; no more has expired.
 
         Returns:
             The archive's bytes before and after it.
 
         Raises:
-            StorageError: as `rotate`, or the rebuild failed and the archive is as it was. Unavailable: UNAVAILABLE,
-                nobody archives.
+            StorageError: as `rotate`, or STORAGE_CORRUPT, and the archive is as it was: it or a segment that it has to
+                take in is damaged. Unavailable: UNAVAILABLE, nobody archives.
         """
         archiving, last = self._archiving, self._ready().last.number
         if archiving is None:
             raise error("UNAVAILABLE", f"{self._directory.path}: nobody archives what is stored")
         # What was taken out is gone for good when no segment has it either.
+        path = self._directory.archive_path
         with archiving.hurry():
             self.rotate()
+            backlog = archiving.backlog_bytes
+            between(0, backlog + path.stat().st_size)
             while self.archived_group < last:
+                if archiving.damage is not None:
+                    raise error(archiving.damage.name, archiving.damage.detail)
                 time.sleep(COMPACT_POLL_S)
-                between(0, 0)
+                between(max(backlog - archiving.backlog_bytes, 0), backlog + path.stat().st_size)
         rebuilt = archiving.compact(now_us)
         while True:
             try:
                 return rebuilt.result(COMPACT_POLL_S)
             except TimeoutError:
-                between(0, 0)
+                size = path.stat().st_size
+                between(backlog + min(_size_of(aside_path(path)), size), backlog + size)
 
     def backup(self, target: Path, between: Callable[[int, int], None]) -> Manifest:
         """Copy everything up to the last good group of this moment; any thread, while commits go on.

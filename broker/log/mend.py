@@ -22,6 +22,7 @@ import time
 from typing import TYPE_CHECKING
 
 from broker.log import durable
+from broker.log.archive_task import ARCHIVE_FOLDER
 from broker.log.directory import FORMAT, write_identity, write_restored
 from broker.log.environment import create_file, open_lmdb
 from broker.log.log import map_bytes_for
@@ -39,7 +40,7 @@ from broker.log.parts import (
 )
 from broker.log.sealer import segment_path
 from broker.log.segment import Link, group_key
-from broker.log.verify import Channels, Report, Verifier, segments_in
+from broker.log.verify import Channels, Report, Verifier
 from broker.model.errors import error
 from broker_native.crc32c import crc32c_of
 from broker_native.index import check_group
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 
     from broker_native.index import GroupHeader
 
-SEGMENT_BYTES = 64 * 1024 * 1024
 BATCH_BYTES = 4 * 1024 * 1024
 RUNS_SKIPPED = 1 << 10
 _GONE = struct.Struct("<IHHIB3xI")
@@ -78,15 +78,14 @@ def mend(path: Path, report: Report, progress: Callable[[int, int], None]) -> Pa
         StorageError: STORAGE_CORRUPT when the archive is damaged, which cannot be mended; STORAGE_FULL, STORAGE_FAILED.
             The directory is as it was.
     """
-    if any(fault.file.startswith("archive") for fault in report.faults):
+    if any(fault.file.startswith(ARCHIVE_FOLDER) for fault in report.faults):
         hint = "Restore a backup, or dump what can be read of it and load that into a new directory."
-        raise error("STORAGE_CORRUPT", f"{path / 'archive'}: a damaged archive cannot be mended", hint)
+        raise error("STORAGE_CORRUPT", f"{path / ARCHIVE_FOLDER}: a damaged archive cannot be mended", hint)
     fresh = path / ("journal" + durable.ASIDE_SUFFIX)
     shutil.rmtree(fresh, ignore_errors=True)
     durable.make_folder(fresh)
-    segments = segments_in(path / "journal")
     verifier = Verifier(path, progress)
-    rebuild = Rebuild(fresh, int(segments[0].stem, 16) if segments else 1, verifier)
+    rebuild = Rebuild(fresh, verifier)
     verifier.on_group = rebuild.take
     try:
         verifier.run()
@@ -128,19 +127,21 @@ def data_format_of(path: Path) -> int:
 class Rebuild:
     """Writes sound groups into fresh segments, with runs of lost sequences where they were.
 
+    A group stays in the segment that it was in: the archive knows by ordinals how far it has come, and how far the
+    slice goes that it may be in the middle of.
+
     Args:
         folder: of the fresh segments.
-        ordinal: of the first one.
-        verifier: whose walk calls `take`; it knows where the archive ends.
+        verifier: whose walk calls `take`; it knows where the archive ends, and in which segment the walk is.
 
     Attributes:
         last: the last group that was written.
     """
 
-    def __init__(self, folder: Path, ordinal: int, verifier: Verifier) -> None:
+    def __init__(self, folder: Path, verifier: Verifier) -> None:
         self.last: Link = Link()
         self._folder = folder
-        self._ordinal = ordinal
+        self._ordinal = 0
         self._verifier = verifier
         self._channels = Channels()
         self._begun = False
@@ -155,6 +156,9 @@ class Rebuild:
             self._channels.archive = self._verifier.channels.archive
         if header.number <= self.last.number:
             return
+        if self._ordinal != self._verifier.ordinal:
+            self._flush()
+            self._ordinal, self._segment_bytes = self._verifier.ordinal, 0
         entries, chunks = self._judge(value)
         same = chunks is None and (header.predecessor, header.previous_chain) == (self.last.number, self.last.chain)
         if not same:
@@ -221,11 +225,11 @@ class Rebuild:
             self._flush()
 
     def _flush(self) -> None:
-        """Write the groups that wait into the segment; a full one is followed by the next."""
+        """Write the groups that wait into the segment."""
         if not self._batch:
             return
         path = segment_path(self._folder, self._ordinal)
-        map_bytes = map_bytes_for(SEGMENT_BYTES + self._batch_bytes, self._batch_bytes)
+        map_bytes = map_bytes_for(self._segment_bytes + self._batch_bytes, self._batch_bytes)
         if self._segment_bytes == 0:
             create_file(path, map_bytes)
         environment = open_lmdb(path, map_bytes, locks=False)
@@ -238,9 +242,6 @@ class Rebuild:
         self._segment_bytes += self._batch_bytes
         self._batch.clear()
         self._batch_bytes = 0
-        if self._segment_bytes >= SEGMENT_BYTES:
-            self._ordinal += 1
-            self._segment_bytes = 0
 
 
 def lost_chunk(channel: int, epoch: int, first: int, count: int, time_us: int) -> bytes:

@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from broker.log.archive_task import archive_path
 from broker.log.directory import read_identity, read_restored
 from broker.log.environment import check_pages
 from broker.log.pages import Row, open_pages
@@ -63,7 +64,6 @@ if TYPE_CHECKING:
 GROUP_LIMIT = 2**64 - 1
 _ROWS = (FILTER_KEY, INDEX_KEY, OLD_DELTA_KEY, SEAL_KEY, *PAGE_KEYS.values())
 NOTHING = "nothing is lost"
-ARCHIVE_NAME = "archive.mdb"
 
 
 @dataclass(frozen=True, slots=True)
@@ -480,6 +480,7 @@ class Verifier:
         last: the last good group.
         reached: the last group that is in the archive.
         begun_ordinal: the last segment of a slice whose archiving was cut short, 0 for none.
+        ordinal: of the segment that the walk has reached, 0 before the first.
     """
 
     def __init__(
@@ -494,7 +495,7 @@ class Verifier:
         self.report = Report()
         self.channels = Channels()
         self.last = self.reached = Link()
-        self.begun_ordinal = 0
+        self.begun_ordinal = self.ordinal = 0
         self.on_group = on_group
         self.on_chunk = on_chunk
         self._path = path
@@ -510,7 +511,7 @@ class Verifier:
         """
         if not self._backup:
             self._check_format()
-        archive = self._path / "archive" / ARCHIVE_NAME
+        archive = archive_path(self._path)
         paths = segments_in(self._path / "journal")
         files = [*paths, *([archive] if archive.exists() else [])]
         self.report.files += len(files)
@@ -519,6 +520,7 @@ class Verifier:
             archived = self._check_archive(archive)
             paths = [path for path in paths if int(path.stem, 16) > archived]
         for path, limit in zip(paths, self._limits(paths), strict=True):
+            self.ordinal = int(path.stem, 16)
             SegmentCheck(self, path).run(limit)
         for faults in self.channels.orphans.values():
             self.report.faults += faults

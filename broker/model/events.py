@@ -313,7 +313,21 @@ EVENTS: tuple[Event, ...] = (
         Severity.WARNING,
         "log",
         "segments could not be moved to the archive; it is tried again, and they stay where they are until then",
-        "Free space or check the disk if it goes on; if the error names damage, run `broker verify`.",
+        "Free space or check the disk if it goes on.",
+        (
+            _text("data", "path of the data directory"),
+            _number("retry_s", "seconds until the next attempt"),
+            _ERROR,
+        ),
+    ),
+    Event(
+        "archiving_blocked",
+        Severity.ERROR,
+        "log",
+        "what the archive takes in, or the archive itself, is damaged: the journal grows from now on, until commits "
+        "are refused; what is not damaged is served",
+        "Stop the broker, run `broker verify DATA --quarantine`, and start it again; instead of a damaged archive "
+        "restore a backup.",
         (
             _text("data", "path of the data directory"),
             _number("retry_s", "seconds until the next attempt"),

@@ -6,16 +6,17 @@ missing comes from memory (recent groups, then chunks that were delivered early)
 subscription is attached: that is the seam, without gap or duplicate.
 
 The literals of a subscription stay in memory from its admission to its end; what else a reader by bus position meets
-may have been evicted, and then the reader thread asks the log for its name. What retention took before a reader came to
-it is told to the subscriber.
+may have been evicted, and then the reader thread asks the log for its name and for what it begins with. What retention
+took before a reader came to it is told to the subscriber: the journal has what was trimmed or removed until the archive
+has taken it in.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from broker.core.recent import INDEX_END
 from broker.core.sequencer import DELIVER_FLAG_EARLY, Sequencer
@@ -23,12 +24,17 @@ from broker.events import emit
 from broker.model.errors import BrokerError, error
 from broker.model.levels import Level
 from broker.model.names import matches
+from broker.node.firsts import firsts_of
 from broker_native.chunks import chunk_expire
 from broker_native.groups import chunk_cut, chunk_head, chunks_in, chunks_of
 
 if TYPE_CHECKING:
-    from broker.core.ports import Reader as LogReader
+    from broker.core.ports import Reader, Stored
     from broker_native.fanout import Outbox, Subscription
+
+    class LogReader(Reader, Stored, Protocol):
+        """What is read, and asked for channels that are not in memory."""
+
 
 __all__ = ["INDEX_END", "CatchUp", "Following", "Place", "Wanted"]
 
@@ -39,9 +45,12 @@ QUEUED_SHARE = 4
 """Nor may it be more than this part of what ends a connection, however small that bound is set."""
 
 KNOWN_MAX = 4_096
-"""Channels of which a reader by bus position remembers whether it wants them."""
+"""Channels of which a reader by bus position remembers whether it wants them, or what it was told of them."""
 
 _Read = TypeVar("_Read")
+_Slice = tuple[bytes | None, list[tuple[int, int, bytes]], "Place | None", Mapping[int, int]]
+"""What was read: the name of a literal, or None; the chunks; up to where the bus was looked at, and what the channels
+that were met there begin with."""
 
 Place = tuple[int, int]
 """(group, index): a bus position in this journal."""
@@ -140,6 +149,7 @@ class Following:
         live: Everything is attached.
         asked: What was committed when the slice in flight was asked for: the next sequence, or the group.
         exhausted: The log had nothing beyond that.
+        told: By a channel's id, what a reader by bus position was told that the channel begins with.
     """
 
     __slots__ = (
@@ -152,6 +162,7 @@ class Following:
         "patterns",
         "place",
         "subscription",
+        "told",
         "wanted",
     )
 
@@ -166,6 +177,7 @@ class Following:
         self.busy = False
         self.asked = 0
         self.exhausted = False
+        self.told: dict[int, int] = {}
 
 
 class CatchUp:
@@ -303,14 +315,10 @@ class CatchUp:
             for following in crowded:
                 self.step(following)
 
-    def _read_channel(
-        self, name: bytes, channel: int, after: int, bytes_max: int
-    ) -> tuple[bytes | None, list[tuple[int, int, bytes]], Place | None]:
-        return name, self._log.read_channel(channel, after, bytes_max), None
+    def _read_channel(self, name: bytes, channel: int, after: int, bytes_max: int) -> _Slice:
+        return name, self._log.read_channel(channel, after, bytes_max), None, {}
 
-    def _read_groups(
-        self, following: Following, bytes_max: int
-    ) -> tuple[bytes | None, list[tuple[int, int, bytes]], Place | None]:
+    def _read_groups(self, following: Following, bytes_max: int) -> _Slice:
         assert following.place is not None
         assert following.wanted is not None
         following.wanted.forget()
@@ -318,12 +326,12 @@ class CatchUp:
             following.wanted.learn(self._log)
         wanted = WantedThere(following.wanted, self._log)
         chunks, place = self._log.read_groups(*following.place, bytes_max, wanted)
-        return None, chunks, place
+        return None, chunks, place, firsts_of(self._core.tails, self._log, _names(following.wanted, chunks))
 
     def _have(
         self,
         following: Following,
-        read: asyncio.Future[tuple[bytes | None, list[tuple[int, int, bytes]], Place | None]],
+        read: asyncio.Future[_Slice],
         asked_bytes: int,
     ) -> None:
         """A slice is here: queue it, and read on."""
@@ -355,7 +363,12 @@ class CatchUp:
         self.step(following)
 
     def _queue_slice(
-        self, following: Following, name: bytes | None, chunks: list[tuple[int, int, bytes]], place: Place | None
+        self,
+        following: Following,
+        name: bytes | None,
+        chunks: list[tuple[int, int, bytes]],
+        place: Place | None,
+        firsts: Mapping[int, int],
     ) -> None:
         # A group may be on the disk before this thread has applied it. It will be delivered like any other.
         applied = self._core.applied_number
@@ -371,8 +384,10 @@ class CatchUp:
             following.exhausted = following.after[name] + 1 >= following.asked
         else:
             assert place is not None
+            assert following.wanted is not None
+            firsts = self._firsts_now(_names(following.wanted, chunks), firsts)
             for group, index, chunk in chunks:
-                self._deliver_wanted(following, chunk, group, index)
+                self._deliver_wanted(following, chunk, group, index, 0, firsts)
             following.place = place
             following.exhausted = place[0] >= following.asked
 
@@ -385,10 +400,45 @@ class CatchUp:
             self._fanout.deliver_one(following.subscription, whole, group, index)
             after = following.after[name] = first + count - 1
 
-    def _deliver_wanted(self, following: Following, chunk: bytes, group: int, index: int, flags: int = 0) -> None:
+    def _firsts_now(self, names: Mapping[int, bytes], read: Mapping[int, int]) -> dict[int, int]:
+        """What channels begin with by now, of what the reader thread has found; one that was removed is not in it."""
+        firsts: dict[int, int] = {}
+        for channel, name in names.items():
+            info = self._core.tails.info(name)
+            if info is None:
+                # It was evicted, or else it was removed.
+                if channel in read and self._core.tails.absent([name]):
+                    firsts[channel] = read[channel]
+            elif channel in (info[0], self._core.tails.stored_id(name)):
+                firsts[channel] = info[3]
+        return firsts
+
+    def _deliver_wanted(
+        self, following: Following, chunk: bytes, group: int, index: int, flags: int, firsts: Mapping[int, int]
+    ) -> None:
+        """Deliver what a channel still has of a chunk, and tell once that the rest was trimmed."""
         assert following.wanted is not None
-        name = following.wanted.name_of(chunk_head(chunk)[0])
+        channel, _, first, count = chunk_head(chunk)
+        begin = firsts.get(channel)
+        if begin is None:
+            return
+        name = following.wanted.name_of(channel)
+        if first < begin:
+            self._tell_trimmed(following, channel, begin)
+            if first + count <= begin:
+                return
+            chunk = chunk_cut(chunk, begin - 1)
         self._fanout.deliver_one(following.subscription, chunk, group, index, flags, name)
+
+    def _tell_trimmed(self, following: Following, channel: int, first: int) -> None:
+        assert following.wanted is not None
+        name = following.wanted.name_of(channel)
+        if name is None or following.told.get(channel, 0) >= first:
+            return
+        if len(following.told) >= KNOWN_MAX:
+            following.told.clear()
+        following.told[channel] = first
+        following.subscription.outbox.owner.on_trimmed(following.subscription, name, first)
 
     def _pass_trimmed(self, following: Following, name: bytes, first: int) -> None:
         """Tell a subscriber that what would have come next is there no more, if so: `first` is what comes instead."""
@@ -472,17 +522,27 @@ class CatchUp:
             missing += [
                 (number, index + at, chunk, DELIVER_FLAG_EARLY) for at, chunk in chunks_in(value, 0, following.wanted)
             ]
-        if following.wanted.unknown or not self._affordable(following, missing):
+        names = _names(following.wanted, [each[:3] for each in missing])
+        # What a channel that was evicted meanwhile begins with only the log can tell.
+        unsure = following.wanted.unknown or self._core.tails.absent(list(names.values()))
+        if unsure or not self._affordable(following, missing):
             following.exhausted = False
             return False
+        firsts = self._firsts_now(names, {})
         for group, index, chunk, flags in missing:
-            self._deliver_wanted(following, chunk, group, index, flags)
+            self._deliver_wanted(following, chunk, group, index, flags, firsts)
         for name in following.literals:
             self._fanout.attach(following.subscription, name)
         for pattern in following.patterns:
             self._fanout.attach_pattern(following.subscription, pattern)
         following.live = True
         return True
+
+
+def _names(wanted: Wanted, chunks: list[tuple[int, int, bytes]]) -> dict[int, bytes]:
+    """Return the names of the channels of chunks that were found, by their ids."""
+    ids = {chunk_head(chunk)[0]: None for _, _, chunk in chunks}
+    return {channel: name for channel in ids if (name := wanted.name_of(channel)) is not None}
 
 
 class _Everything(Container[int]):

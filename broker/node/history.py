@@ -18,6 +18,7 @@ from broker.events import emit
 from broker.model.errors import BrokerError, error
 from broker.model.history import BusPart, BusQuery, HistoryPart, HistoryQuery, NamesPart
 from broker.model.levels import Level
+from broker.node.firsts import firsts_of
 from broker.node.stretch import Applied, Known, Selected, read_bus, read_stretch
 
 if TYPE_CHECKING:
@@ -304,21 +305,7 @@ class HistoryReader:
 
     def _firsts_of(self, names: dict[int, bytes]) -> dict[int, int]:
         """What channels begin with now, by their ids; on the reader thread."""
-        firsts: dict[int, int] = {}
-        absent: dict[bytes, int] = {}
-        for channel, name in names.items():
-            info = self._core.tails.info(name)
-            if info is not None and self._core.tails.stored_id(name) == channel:
-                firsts[channel] = info[3]
-            else:
-                absent[name] = channel
-        if absent:
-            ordered = sorted(absent)
-            for name, entries in zip(ordered, self._log.resolve(ordered), strict=True):
-                known = Known.from_entries(entries)
-                if known.id == absent[name]:
-                    firsts[known.id] = known.first
-        return firsts
+        return firsts_of(self._core.tails, self._log, names)
 
     def _answer(self, ask: Ask, applied: Applied, now_s: int) -> bytes:
         """Answer a question about a pattern, or a channel that could not be looked up with others."""

@@ -111,7 +111,7 @@ class Housekeeping:
 
         try:
             task.detail = work(between)
-            task.state = "done"
+            task.done, task.state = task.total, "done"
         except Cancelled:
             task.detail, task.state = "the broker was closed", "failed"
         except BrokerError as failure:

@@ -202,8 +202,8 @@ def read_bus(
 ) -> BusPart:
     """Read a part of the bus; arguments and errors as for `read_stretch`.
 
-    `firsts_of` answers for channels and their names the oldest sequence that each still has: groups that are not
-    archived yet hold what was trimmed since.
+    `firsts_of` answers for channels and their names the oldest sequence that each still has, and nothing for one that
+    was removed: groups that are not archived yet hold what was trimmed or removed since.
     """
     place = (0, 0)
     if query.bus is not None:
@@ -224,8 +224,8 @@ def read_bus(
     chunks: list[NamedChunk] = []
     for group, index, chunk in found:
         channel, _, first, count = chunk_head(chunk)
-        oldest = firsts.get(channel, 0)
-        if first + count > oldest:
+        oldest = firsts.get(channel)
+        if oldest is not None and first + count > oldest:
             kept = chunk if first >= oldest else chunk_cut(chunk, oldest - 1)
             chunks.append(NamedChunk(names[channel].decode(), group, index, chunk_expire(kept, now_s)))
     # Of a group that is the last there may be more than this answer had room for: the next one says.

@@ -1397,6 +1397,13 @@ cdef class Tails:
         cdef Channel* channel = self.find_here(name)
         return channel != NULL and (channel.holders != 0 or channel.exact != NULL)
 
+    def uses(self, bytes name not None):
+        """(How often publishers name the channel or it is held, how many subscriptions read it live by its name)."""
+        cdef Channel* channel = self.find_here(name)
+        if channel == NULL:
+            return 0, 0
+        return channel.holders, len(<list>channel.exact) if channel.exact != NULL else 0
+
     def pending(self, bytes name not None):
         """Whether the open group or the one in commit concerns the channel, or its turn has an open chunk of it."""
         cdef Channel* channel = self.find_here(name)

@@ -7,8 +7,9 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,14 @@ from broker import connect
 from broker.log import ArchiveBy, Log, archiving
 from broker.log.archiver import archive_path
 from broker.log.care import judge
-from tests.fault.harness import Server
+from broker.log.pages import open_pages
+from broker.log.segment import group_key, group_number
+from broker.model.errors import BrokerError
+from tests.fault.harness import ROOT, Server
 from tests.reference.chains import EPOCH, Chain
 from tests.reference.groups import Entry, channel_entry, epoch_entry
-from tests.unit.log.support import KIB, Opened, last_sequence
+from tests.unit.log.support import KIB, Opened, last_sequence, segment_files
+from tests.unit.log.test_verify import change_row, flip_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,6 +46,7 @@ ROUNDS = 12
 KILLS = 2
 PUBLISHED_BYTES = 60_000
 CHANNELS = range(1, 8)
+PYTHONPATH = os.pathsep.join([str(ROOT), str(ROOT / "ext")])
 
 
 def until(what: Callable[[], bool]) -> None:
@@ -267,3 +273,60 @@ def children(server: Server) -> list[int]:
     assert server.process is not None
     found = psutil.Process(server.process.pid).children()
     return [child.pid for child in found if "broker.log.archiver" in " ".join(child.cmdline())]
+
+
+# -- a damaged segment -------------------------------------------------------------------------------------------------
+
+
+async def test_a_damaged_segment_is_mended_and_the_archive_goes_on(tmp_path: Path) -> None:
+    """The server says what is damaged and serves on; `broker verify --quarantine` lets its archiver go on."""
+    server = Server(tmp_path, config="[storage]\nreserve_bytes = 0\n")
+    chain = Chain()
+    with closing(Log.open(server.data, segment_bytes=16 * KIB, archive_by=ArchiveBy.NOBODY, reserve_bytes=0)) as log:
+        one = Opened(log)
+        one.append(chain, entries=[entry for channel in CHANNELS for entry in birth(channel)])
+        one.fill(chain, 100, payload_bytes=500)
+    damaged = segment_files(server.data)[2]
+    lost = groups_in(damaged)[1]
+    change_row(damaged, group_key(lost), flip_at(1000))
+
+    try:
+        await server.start()
+        until(lambda: "archiving_blocked" in server.said())
+        assert damaged.name in server.said()
+        async with connect(server.url) as bus:
+            assert (await bus.stats())["archive_blocked"] == 1
+            with pytest.raises(BrokerError, match=f"STORAGE_CORRUPT.*{damaged.name}"):
+                await bus.compact()
+            await bus.publish("goes.on", b"x")
+        assert await server.stop() == 0
+
+        assert verify(server.data, "--quarantine").returncode == 1, "something is lost, and nobody said that it may be"
+        assert verify(server.data, "--quarantine", "--yes").returncode == 0
+        assert damaged.name in {file.name for file in (server.data / "quarantine").rglob("*.seg")}
+
+        await server.start()
+        async with connect(server.url) as bus:
+            await bus.compact()
+            stats = await bus.stats()
+            assert (stats["archive_blocked"], stats["archive_backlog"], stats["archived_group"] > chain.last) == (
+                0,
+                0,
+                True,
+            )
+        assert await server.stop() == 0
+        assert verify(server.data).returncode == 0
+    finally:
+        server.kill()
+
+
+def groups_in(segment: Path) -> list[int]:
+    """Return the numbers of a segment's groups."""
+    with open_pages(segment, lambda offset, what: None) as pages:
+        return [number for row in pages.rows() if (number := group_number(row.key)) is not None]
+
+
+def verify(data: Path, *options: str) -> subprocess.CompletedProcess[bytes]:
+    """Run `broker verify` on a data directory that nobody serves."""
+    command = [sys.executable, "-m", "broker", "verify", str(data), *options]
+    return subprocess.run(command, capture_output=True, check=False, env={**os.environ, "PYTHONPATH": PYTHONPATH})

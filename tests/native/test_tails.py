@@ -228,6 +228,7 @@ class Pair:
             assert self.native.info(name) == self.twin.info(name), name
             channel = self.twin.channels[name]
             assert self.native.held(name) is (channel.holders > 0)
+            assert self.native.uses(name) == (channel.holders, 0)
             assert self.native.leaving(name) is channel.leaving
             assert channel.applied_next <= channel.closed_next <= channel.next or channel.level == EPHEMERAL
             assert channel.seen_next <= channel.next

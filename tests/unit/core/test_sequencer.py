@@ -591,6 +591,35 @@ def test_a_trim_is_answered_when_it_is_applied() -> None:
     assert pipeline.core.idle
 
 
+def test_a_drop_that_is_refused_says_who_uses_the_channel() -> None:
+    pipeline = Pipeline()
+    pipeline.core.load(b"s.x")
+    for _ in range(2):
+        Connection(pipeline.core).publish(b"s.x", b"1")
+        Connection(pipeline.core).subscribe(b"s.x")
+        pipeline.core.tails.hold(b"s.x")  # as each literal of a subscription does
+    pipeline.core.tails.hold(b"s.x")  # of one that catches up
+    told: list[BrokerError | None] = []
+    pipeline.core.drop(b"s.x", told.append)
+    assert "got 2 live subscriptions that name it, 3 publishers and subscriptions that catch up" in str(told[0])
+    for _ in range(3):
+        pipeline.core.tails.release(b"s.x")
+
+
+def test_a_drop_of_what_is_not_committed_yet_says_so() -> None:
+    pipeline = Pipeline()
+    connection = Connection(pipeline.core)
+    connection.publish(b"s.x", b"1")
+    connection.close()
+    told: list[BrokerError | None] = []
+    pipeline.core.drop(b"s.x", told.append)
+    assert "a record of it is on its way to the disk" in str(told[0])
+    pipeline.commit()
+    pipeline.core.drop(b"s.x", told.append)
+    pipeline.commit()
+    assert told[1:] == [None]
+
+
 def test_a_drop_frees_the_name_for_another_channel() -> None:
     pipeline = Pipeline()
     connection = Connection(pipeline.core)
@@ -600,6 +629,7 @@ def test_a_drop_frees_the_name_for_another_channel() -> None:
     pipeline.commit()
     pipeline.core.drop(b"s.x", told.append)
     assert [failure and failure.name for failure in told] == ["BUSY", "BUSY"]
+    assert "got 0 live subscriptions that name it, 1 publishers and" in str(told[1])
     connection.close()
     pipeline.core.drop(b"s.x", told.append)
     with pytest.raises(BrokerError, match="BUSY"):

@@ -460,3 +460,20 @@ def test_a_chunk_is_cut_at_the_seam() -> None:
     chain = Chain()
     chain.commit(chain.build([(1, [b"a", b"b", b"c"])]))
     assert records_of([chunk_cut(chain.bus()[0][2], 2)]) == {3: b"c"}
+
+
+def test_a_compaction_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for the archive counts, and then the archive, as the new file grows."""
+    monkeypatch.setattr("broker.log.log.COMPACT_POLL_S", 0.001)
+    told: list[tuple[int, int]] = []
+    log = Log.open(tmp_path, segment_bytes=16 * KIB, archive_by=ArchiveBy.THREAD, reserve_bytes=0)
+    try:
+        Story().groups(Opened(log), 30)
+        result = log.compact(lambda done, total: told.append((done, total)))
+    finally:
+        log.close()
+    assert result.bytes_after > 0
+    assert told[0][0] == 0
+    assert told[0][1] >= 16 * KIB
+    assert all(0 <= done <= total for done, total in told)
+    assert max(done for done, _ in told) > 0

@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import random
 import shutil
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
 from broker import Broker
 from broker.cli.main import main
+from broker.log.archiver import ArchiveWriter, Stopped, archive_path
 from broker.log.care import judge, quarantine
 from broker.log.directory import read_identity, read_restored
 from broker.log.dump import dump
 from broker.log.log import ArchiveBy, Log
 from broker.log.mend import loses
+from broker.log.pages import open_pages
 from broker.log.parts import GONE_LOST
-from broker.log.segment import SEAL_KEY, group_key
-from broker.model.errors import BrokerError
+from broker.log.segment import SEAL_KEY, group_key, group_number
+from broker.model.errors import BrokerError, StorageCorrupt
 from tests.fault.flips import flip, pick_bit
 from tests.unit.log.support import segment_files
 from tests.unit.log.test_verify import change_row, flip_at
@@ -168,3 +171,54 @@ def test_a_damaged_archive_is_not_mended(data: Path) -> None:
     with pytest.raises(BrokerError, match="STORAGE_CORRUPT"):
         mended(data)
     assert sorted(entry.name for entry in data.iterdir()) == ["archive", "format", "journal", "lock"]
+
+
+def archive_some(data: Path, segments: int, transactions: int) -> int:
+    """Archive the first segments: whole, or only the first transactions of the slice. Answers the last ordinal."""
+    paths = segment_files(data)[:segments]
+    with closing(ArchiveWriter(archive_path(data), transaction_bytes=1)) as writer:
+        left = transactions
+
+        def between() -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Stopped
+
+        with suppress(Stopped):
+            writer.archive(paths, between)
+    return int(paths[-1].stem, 16)
+
+
+def archive_rest(data: Path) -> int:
+    """Have all that is stored archived; answers the number of the last group in the archive."""
+    log = Log.open(data, archive_by=ArchiveBy.THREAD, reserve_bytes=0)
+    try:
+        log.recover()
+        log.compact(ignore)
+        return log.archived_group
+    finally:
+        log.close()
+
+
+@pytest.mark.parametrize("transactions", [3, 0])
+def test_the_archive_goes_on_with_what_was_mended(data: Path, transactions: int) -> None:
+    """In the middle of a slice, or with archived segments that were not removed: ordinals mean what they meant."""
+    before = set(messages(data))
+    last = archive_some(data, 3, transactions)
+    damaged = segment_files(data)[3]
+    assert int(damaged.stem, 16) == last + 1
+    with open_pages(damaged, lambda offset, what: None) as pages:
+        numbers = [number for row in pages.rows() if (number := group_number(row.key)) is not None]
+    change_row(damaged, group_key(numbers[1]), flip_at(250))
+    if transactions:  # else the broker has not been started since, which removes what is archived
+        with pytest.raises(StorageCorrupt, match=damaged.name):
+            archive_rest(data)
+    mended(data)
+    assert judge(data, ignore).faults == []
+    after = set(messages(data))
+    assert len(before - after) == 1
+    assert after < before
+    assert archive_rest(data) > numbers[-1]
+    assert judge(data, ignore).faults == []
+    assert set(messages(data)) == after

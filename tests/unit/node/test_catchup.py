@@ -25,6 +25,7 @@ from broker.node.catchup import (
     Following,
     Wanted,
 )
+from broker_native.delta import TableDelta
 from tests.reference.frames import DELIVER_EARLY, Delivery, records_of
 from tests.reference.journal import Fate, MemoryJournal
 from tests.reference.pipeline import PLENTY, Connection, Pipeline, payloads
@@ -46,6 +47,24 @@ class GatedLog:
         self.asked: list[tuple[int, ...]] = []
         self.names: dict[int, bytes] = {}
         self.named: list[list[int]] = []
+        self.resolved: list[bytes] = []
+
+    @property
+    def settled_group(self) -> int:
+        return 0
+
+    def resolve(self, names: list[bytes]) -> list[bytes]:
+        """What the log has of channels: all that the journal says."""
+        self._pass()
+        self.resolved += names
+        delta = TableDelta()
+        for value in self.journal.replay():
+            delta.add(value)
+        found = [delta.find_name(name) for name in names]
+        return [delta.find_channel(channel) if channel and channel > 0 else b"" for channel in found]
+
+    def resolve_lines(self, producers: list[bytes]) -> list[bytes]:
+        raise NotImplementedError
 
     def names_of(self, ids: list[int]) -> list[bytes | None]:
         self._pass()

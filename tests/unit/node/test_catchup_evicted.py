@@ -178,3 +178,123 @@ async def test_a_gap_in_what_the_log_has_is_told(station: Station) -> None:
     following = station.follow(b"s.x", after={b"s.x": 0})
     assert sequences(await station.live(following)) == [3, 4]
     assert told == [(b"s.x", 3)]
+
+
+# --- By the bus: what is not archived yet was trimmed or removed ----------------------------------------------------
+
+
+def drop(station: Station, name: bytes) -> None:
+    answers: list[BrokerError | None] = []
+    station.core.drop(name, answers.append)
+    station.pipeline.commit()
+    assert answers == [None]
+
+
+def let_go(station: Station) -> None:
+    """Let the writer name no channel any more, so that channels may be removed."""
+    for slot in station.writer.slots.values():
+        station.writer.publisher.bind(slot, None)
+    station.writer.slots.clear()
+
+
+@pytest.mark.parametrize("evicted", [False, True])
+@pytest.mark.parametrize("filters", [(b"s.*",), (b"s.x", b"s.y")])
+async def test_a_reader_by_the_bus_is_told_what_was_trimmed(
+    station: Station, filters: tuple[bytes, ...], evicted: bool
+) -> None:
+    told = watch_trimmed(station)
+    station.publish(b"s.x", b"1", b"2", b"3")
+    station.publish(b"s.y", b"other")
+    station.publish(b"s.x", b"4", b"5")
+    trim(station, b"s.x", 3)
+    if evicted:
+        assert evict(station) == 2
+    if b"s.x" in filters:
+        for name, channel in zip(filters, station.log.resolve(list(filters)), strict=True):
+            assert not station.core.install_each([channel] if station.core.missing([name]) else [])
+    following = station.follow_bus(*filters)
+    assert payloads(await station.live(following)) == [b"3", b"other", b"4", b"5"]
+    assert told == [(b"s.x", 3)]
+
+
+async def test_a_trim_while_a_slice_is_read_by_the_bus_counts(station: Station) -> None:
+    told = watch_trimmed(station)
+    for number in range(1, 7):
+        station.publish(b"s.x", b"%d" % number)
+    station.log.gate.clear()
+    following = station.follow_bus(b"s.*")
+    await station.until(lambda: bool(station.log.asked))
+    trim(station, b"s.x", 5)
+    station.log.gate.set()
+    assert payloads(await station.live(following)) == [b"5", b"6"]
+    assert told == [(b"s.x", 5)]
+
+
+async def test_what_was_trimmed_whole_is_told_to_a_reader_by_the_bus_once_for_each_trim(station: Station) -> None:
+    told = watch_trimmed(station)
+    station.publish(b"s.x", b"1")
+    station.publish(b"s.x", b"2")
+    trim(station, b"s.x", 3)
+    following = station.follow_bus(b"s.*")
+    assert await station.live(following) == []
+    assert told == [(b"s.x", 3)]
+    station.publish(b"s.x", b"3")
+    assert payloads(station.reader.deliveries()) == [b"3"]
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("evicted", [False, True])
+async def test_a_reader_by_the_bus_gets_nothing_of_a_removed_channel(
+    station: Station, again: bool, evicted: bool
+) -> None:
+    """Its name may be another channel's by now."""
+    told = watch_trimmed(station)
+    station.publish(b"s.x", b"removed")
+    station.publish(b"s.y", b"kept")
+    removed = station.core.tails.stored_id(b"s.x")
+    let_go(station)
+    drop(station, b"s.x")
+    if again:
+        station.publish(b"s.x", b"another")
+    if evicted:
+        evict(station)
+    station.log.names[removed] = b"s.x"  # the archive has it still
+    following = station.follow_bus(b"s.*")
+    assert payloads(await station.live(following)) == [b"kept", b"another"][: 1 + again]
+    assert told == []
+
+
+async def test_a_channel_that_is_removed_while_a_slice_is_read_by_the_bus_is_left_out(station: Station) -> None:
+    station.publish(b"s.x", b"removed")
+    station.publish(b"s.y", b"kept")
+    let_go(station)
+    read = station.log.journal.read_groups
+    station.log.gate.clear()
+
+    def slowly(*asked: object) -> object:
+        found = read(*asked)  # type: ignore[arg-type]
+        station.log.gate.wait(10)
+        return found
+
+    station.log.read_groups = slowly  # type: ignore[method-assign, assignment]
+    following = station.follow_bus(b"s.*")
+    drop(station, b"s.x")
+    station.log.gate.set()
+    assert payloads(await station.live(following)) == [b"kept"]
+
+
+async def test_the_seam_asks_the_log_what_an_evicted_channel_begins_with(station: Station) -> None:
+    """What the newest groups have of it was trimmed, and then it was evicted, while a slice was read."""
+    told = watch_trimmed(station)
+    station.publish(b"s.x", b"1")
+    station.log.gate.clear()
+    following = station.follow_bus(b"s.*")
+    await station.until(lambda: bool(station.log.asked))
+    station.publish(b"s.x", b"2")
+    station.publish(b"s.x", b"3")
+    trim(station, b"s.x", 3)
+    evict(station)
+    station.log.gate.set()
+    assert payloads(await station.live(following)) == [b"3"]
+    assert told == [(b"s.x", 3)]
+    assert b"s.x" in station.log.resolved

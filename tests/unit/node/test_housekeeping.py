@@ -31,7 +31,7 @@ def test_a_task_tells_how_far_it_is_and_what_came_of_it() -> None:
         between(1, 3)
         reached.set()
         assert go_on.wait(10)
-        between(3, 3)
+        between(2, 3)
         return "copied"
 
     number = housekeeping.start("backup", work)
@@ -42,6 +42,8 @@ def test_a_task_tells_how_far_it_is_and_what_came_of_it() -> None:
         housekeeping.start("backup", work)
     go_on.set()
     assert finished(housekeeping, number) == ("done", "copied")
+    task = housekeeping.task(number)
+    assert (task.done, task.total) == (3, 3)
     assert finished(housekeeping, housekeeping.start("other", lambda between: "again")) == ("done", "again")
 
 
