@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from broker_native.groups import chunks_in, chunks_of, chunks_start
+from broker_native.groups import chunks_in, chunks_start
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -37,13 +38,35 @@ class Recent:
         while self._bytes > self._bytes_max and len(self._groups) > 1:
             self._bytes -= len(self._groups.popleft().value)
 
-    def of_channel(self, channel: int, after: int) -> list[tuple[int, int, bytes]]:
-        """Return what the ring has of a channel past a sequence: (group, index, chunk), in order."""
-        found: list[tuple[int, int, bytes]] = []
-        for group in self._groups:
-            start = chunks_start(group.value)
-            found += [(group.number, index, chunk) for index, chunk in chunks_of(group.value, start, channel, after)]
+    def past(self, number: int) -> list[Group]:
+        """Return the groups past a number, in order. It costs as much as there are of them."""
+        found = list(takewhile(lambda group: group.number > number, reversed(self._groups)))
+        found.reverse()
         return found
+
+    def of_channel(self, channel: int, after: int) -> list[tuple[int, int, bytes]]:
+        """Return what the ring has of a channel past a sequence: (group, index, chunk), in order.
+
+        What a channel has in one group goes on in the next one that has any of it.
+        """
+        found: list[tuple[int, int, bytes]] = []
+        for group in reversed(self._groups):
+            for index, first, count, offset, size in reversed(group.heads.get(channel, ())):
+                if first + count > after + 1:
+                    found.append((group.number, index, group.value[offset : offset + size]))
+                if first <= after + 1:
+                    found.reverse()
+                    return found
+        found.reverse()
+        return found
+
+    def begins(self, channel: int, after: int) -> bool:
+        """Whether the ring has the chunk of a channel that goes on behind a sequence."""
+        for group in reversed(self._groups):
+            for _, first, count, _, _ in reversed(group.heads.get(channel, ())):
+                if first <= after + 1:
+                    return first + count > after + 1
+        return False
 
     def after(self, number: int, index: int, wanted: Container[int]) -> list[tuple[int, int, bytes]] | None:
         """Return the wanted chunks after a bus position, or None when the ring does not reach back to it."""

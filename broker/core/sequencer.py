@@ -151,6 +151,7 @@ class Sequencer:
         self._unclean_run = max(self._unclean_run, unclean_run)
         self._count_profiles()
         self.applied_number, self.applied_chain = number, chain
+        self.fanout.delivered = number
         self.term = term
         self._restored_run = restored_run
         if not clean:
@@ -429,6 +430,7 @@ class Sequencer:
             self.fanout.deliver(ephemeral, 0, 0, 0, 0)
         if early is not None:
             self.fanout.deliver(early, 0, number, index, DELIVER_FLAG_EARLY)
+            self.fanout.early_group, self.fanout.early_index = number, self.tails.early_chunks
         for publisher, answers in self.tails.take_turn_answers():
             publisher.owner.outbox.published(answers)
         if not self._opened_us and not self.tails.group_empty:
@@ -494,6 +496,7 @@ class Sequencer:
         if group.late_s:
             value, offset = chunks_expire(value, offset, group.late_s), 0
         self.fanout.deliver(value, offset, group.number, group.early, 0)
+        self.fanout.delivered = group.number
         for publisher, answers in group.answers:
             publisher.owner.outbox.published(answers)
         for duplicate in group.duplicates:

@@ -266,6 +266,10 @@ class Session(Intake):
         """Retention took what the subscription would have got next; behind what is queued, before what follows."""
         self.outbox.ordered_frame(control.encode_event(subscription.number, "trimmed", name.decode(), {"first": first}))
 
+    def tell(self, subscription: Subscription, event: str, more: dict[str, object]) -> None:
+        """Tell what happens to a subscription as a whole; behind what is queued, before what follows."""
+        self.outbox.ordered_frame(control.encode_event(subscription.number, event, "", more))
+
     def on_put_off(self) -> None:
         self._read_no_more(HELD_BY_TURN)
 

@@ -5,6 +5,11 @@ bounded in bytes and by the subscription's credit, and handed to the loop. When 
 missing comes from memory (recent groups, then chunks that were delivered early), in the same loop step in which the
 subscription is attached: that is the seam, without gap or duplicate.
 
+A live subscription that is refused a chunk because it has fallen behind is *demoted*: it is detached, hears `lagging`
+behind what it has got, and reads on from the log by its credit like any other reader (`broker.node.demotion` says from
+where). When all that is missing leaves half of its credit free it is attached again and hears `live`: a reader that is
+only just fast enough would change sides all the time.
+
 The literals of a subscription stay in memory from its admission to its end; what else a reader by bus position meets
 may have been evicted, and then the reader thread asks the log for its name and for what it begins with. What retention
 took before a reader came to it is told to the subscriber: the journal has what was trimmed or removed until the archive
@@ -14,7 +19,7 @@ has taken it in.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -24,12 +29,14 @@ from broker.events import emit
 from broker.model.errors import BrokerError, error
 from broker.model.levels import Level
 from broker.model.names import matches
+from broker.node.demotion import Undelivered
 from broker.node.firsts import firsts_of
 from broker_native.chunks import chunk_expire
 from broker_native.groups import chunk_cut, chunk_head, chunks_in, chunks_of
 
 if TYPE_CHECKING:
     from broker.core.ports import Reader, Stored
+    from broker.node.demotion import Refused, Standing
     from broker_native.fanout import Outbox, Subscription
 
     class LogReader(Reader, Stored, Protocol):
@@ -43,6 +50,10 @@ QUEUED_BYTES_MAX = 2 << 20
 """A connection that has this much to send, or is about to have, gets no further slice until it has sent some."""
 QUEUED_SHARE = 4
 """Nor may it be more than this part of what ends a connection, however small that bound is set."""
+
+PARKED_S = 0.02
+"""A reader that has all but is short of credit to be live looks so often whether there is more: what it has got waits
+to be consumed all the while, so nobody sees the delay."""
 
 KNOWN_MAX = 4_096
 """Channels of which a reader by bus position remembers whether it wants them, or what it was told of them."""
@@ -150,20 +161,30 @@ class Following:
         asked: What was committed when the slice in flight was asked for: the next sequence, or the group.
         exhausted: The log had nothing beyond that.
         told: By a channel's id, what a reader by bus position was told that the channel begins with.
+        lagging: It was live and has fallen behind.
+        since_us: Broker time at which it has.
+        early_done: Of groups past `place`, how many of their first chunks it got before they were committed.
+        window: The credit that it began with.
+        reading: The literal that is read next while it is lagging.
     """
 
     __slots__ = (
         "after",
         "asked",
         "busy",
+        "early_done",
         "exhausted",
+        "lagging",
         "literals",
         "live",
         "patterns",
         "place",
+        "reading",
+        "since_us",
         "subscription",
         "told",
         "wanted",
+        "window",
     )
 
     def __init__(self, subscription: Subscription, literals: list[bytes], patterns: list[bytes]) -> None:
@@ -178,6 +199,20 @@ class Following:
         self.asked = 0
         self.exhausted = False
         self.told: dict[int, int] = {}
+        self.lagging = False
+        self.since_us = 0
+        self.early_done: dict[int, int] = {}
+        self.window = subscription.credit
+        self.reading: bytes | None = None
+
+    @property
+    def attached(self) -> bool:
+        """Whether anything of it is live."""
+        return self.live or (self.place is None and len(self.after) < len(self.literals))
+
+    def has(self, group: int, index: int) -> bool:
+        """Whether a reader by bus position got a chunk before its group was committed."""
+        return bool(self.early_done) and index < self.early_done.get(group, 0)
 
 
 class CatchUp:
@@ -189,6 +224,10 @@ class CatchUp:
         loop: The loop that it belongs to.
         kick: Called when something is queued to be sent.
         lost: Called with (subscription, error) when its history cannot be read.
+
+    Attributes:
+        lagging: Those that were live and have fallen behind.
+        demotions, promotions: How often that happened, and how often one of them has become live again.
     """
 
     def __init__(
@@ -208,6 +247,18 @@ class CatchUp:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="broker-read")
         self._crowded: dict[Following, None] = {}
         self._asked: dict[Outbox, int] = {}
+        self.lagging: dict[Following, None] = {}
+        self.demotions = 0
+        self.promotions = 0
+        self._parked: dict[Following, None] = {}
+        self._park_timer: asyncio.TimerHandle | None = None
+
+    def stop(self) -> None:
+        """Look for nothing more by itself. Call it before `close`, on the loop."""
+        self._parked.clear()
+        if self._park_timer is not None:
+            self._park_timer.cancel()
+            self._park_timer = None
 
     def close(self) -> None:
         """End the reader thread; blocks until its slice is read."""
@@ -236,6 +287,8 @@ class CatchUp:
         subscription = following.subscription
         subscription.state = None
         subscription.slow = True
+        self.lagging.pop(following, None)
+        self._parked.pop(following, None)
         for name in following.literals:
             self._fanout.detach(subscription, name)
             self._core.tails.release(name)
@@ -261,6 +314,82 @@ class CatchUp:
             tell
         )
 
+    # -- those who fall behind -----------------------------------------------------------------------------------------
+
+    def demote(self, slow: list[Subscription]) -> None:
+        """Let subscriptions that were refused a chunk read on from the log. Call it at the end of that turn."""
+        undelivered = Undelivered(self._core)
+        for subscription in slow:
+            if subscription.state is not None:
+                self._demote(subscription.state, undelivered, subscription.refused)
+
+    def demote_all(self, subscriptions: Iterable[Subscription]) -> None:
+        """Do the same, as far as they are live, with those that have got all that was delivered to them. Call it
+        between two turns."""
+        undelivered = Undelivered(self._core)
+        for subscription in subscriptions:
+            following = subscription.state
+            if following is not None and not subscription.slow and following.attached:
+                self._demote(following, undelivered, None)
+
+    def _demote(self, following: Following, undelivered: Undelivered, refused: Refused | None) -> None:
+        try:
+            self._detach(following, undelivered.standing(refused), undelivered)
+            self._fall_behind(following)
+        except MemoryError as failure:
+            self._lost(following.subscription, failure)
+            return
+        self.step(following)
+
+    def _fall_behind(self, following: Following) -> None:
+        subscription = following.subscription
+        following.live = following.exhausted = False
+        following.reading = None
+        subscription.behind = True
+        subscription.slow = False
+        if not following.lagging:
+            following.lagging = True
+            following.since_us = self._core.tails.now_us
+            self.lagging[following] = None
+            self.demotions += 1
+            more = {"group": self._core.applied_number, "since_us": following.since_us}
+            subscription.outbox.owner.tell(subscription, "lagging", more)
+            self._kick()
+
+    def _detach(self, following: Following, standing: Standing, undelivered: Undelivered) -> None:
+        """Take what is live of it out of the fan-out, and note how far it has come."""
+        subscription = following.subscription
+        if following.place is not None:
+            following.place, following.early_done = standing.place, standing.early_done
+            for pattern in following.patterns:
+                self._fanout.detach_pattern(subscription, pattern)
+        for name in following.literals:
+            if name not in following.after:
+                self._fanout.detach(subscription, name)
+                if following.place is None:
+                    following.after[name] = undelivered.after(name, standing)
+
+    def undone(self) -> None:
+        """A commit has failed: what those who lag had seen of it before is no more, and its sequences come again."""
+        for following in self.lagging:
+            for name, after in following.after.items():
+                info = self._core.tails.info(name)
+                assert info is not None
+                if info[1] != Level.EPHEMERAL and after >= info[6]:
+                    following.after[name] = info[6] - 1
+
+    def _park(self, following: Following) -> None:
+        """Look again in a moment."""
+        self._parked[following] = None
+        if self._park_timer is None:
+            self._park_timer = self._loop.call_later(PARKED_S, self._unpark)
+
+    def _unpark(self) -> None:
+        self._park_timer = None
+        parked, self._parked = self._parked, {}
+        for following in parked:
+            self.step(following)
+
     # -- one step ------------------------------------------------------------------------------------------------------
 
     def step(self, following: Following) -> None:
@@ -272,26 +401,30 @@ class CatchUp:
 
     def _step(self, following: Following) -> None:
         subscription = following.subscription
-        if following.live or following.busy or subscription.state is not following:
+        if following.live or following.busy or subscription.slow or subscription.state is not following:
             return
-        while self._join(following):
+        self._parked.pop(following, None)
+        outbox = subscription.outbox
+        room = min(QUEUED_BYTES_MAX, self._core.limits.connection_bytes_max // QUEUED_SHARE)
+        crowded = outbox.queued + self._asked.get(outbox, 0) > room
+        while not (crowded and following.lagging) and self._join(following):
             if following.live:
-                subscription.behind = False
                 self._kick()
                 return
         if subscription.credit <= 0:
             return
-        outbox = subscription.outbox
-        room = min(QUEUED_BYTES_MAX, self._core.limits.connection_bytes_max // QUEUED_SHARE)
-        if outbox.queued + self._asked.get(outbox, 0) > room:
-            self._crowded[following] = None
+        if crowded:
+            if not outbox.paused:  # else its connection tells when it takes bytes again
+                self._crowded[following] = None
+            return
+        if following in self._parked:
             return
         following.busy = True
         bytes_max = min(SLICE_BYTES_MAX, subscription.credit, room)
         # Many readers of one connection ask before the first slice is queued, so what they ask for counts.
         self._asked[outbox] = self._asked.get(outbox, 0) + bytes_max
         if following.place is None:
-            name, after = next(iter(following.after.items()))
+            name = following.reading or next(iter(following.after))
             info = self._core.tails.info(name)
             assert info is not None
             self._pass_trimmed(following, name, info[3])
@@ -387,7 +520,8 @@ class CatchUp:
             assert following.wanted is not None
             firsts = self._firsts_now(_names(following.wanted, chunks), firsts)
             for group, index, chunk in chunks:
-                self._deliver_wanted(following, chunk, group, index, 0, firsts)
+                if not following.has(group, index):
+                    self._deliver_wanted(following, chunk, group, index, 0, firsts)
             following.place = place
             following.exhausted = place[0] >= following.asked
 
@@ -452,9 +586,11 @@ class CatchUp:
         """Attach what has reached the live stream; answers whether anything was."""
         if following.place is not None:
             return self._join_bus(following)
+        if following.lagging:
+            return self._join_again(following)
         name, after = next(iter(following.after.items()), (None, 0))
         if name is None:
-            following.live = True
+            self._go_live(following)
             return True
         info = self._core.tails.info(name)
         assert info is not None
@@ -473,6 +609,52 @@ class CatchUp:
         following.exhausted = False
         self._fanout.attach(following.subscription, name)
         return True
+
+    def _join_again(self, following: Following) -> bool:
+        """Attach all literals of a reader that has fallen behind, at once; answers whether they were."""
+        if following.reading is not None and not following.exhausted:
+            return False
+        following.reading = None
+        missing: dict[bytes, list[tuple[int, int, bytes, int]]] = {}
+        for name, after in following.after.items():
+            info = self._core.tails.info(name)
+            assert info is not None
+            seen_next = info[4] if info[1] == Level.EPHEMERAL else info[6]
+            if after + 1 < seen_next:
+                channel = self._core.tails.stored_id(name)
+                if after + 1 < info[4] and not self._core.recent.begins(channel, after):
+                    return self._read_on(following, name)
+                missing[name] = self._in_memory(channel, after)
+        if not self._affordable(following, [each for found in missing.values() for each in found]):
+            return self._read_on(
+                following, next((name for name, found in missing.items() if found and not found[0][3]), None)
+            )
+        for name, found in missing.items():
+            self._queue_missing(following, name, found)
+        self._go_live(following)
+        for name in following.literals:
+            self._fanout.attach(following.subscription, name)
+        following.after.clear()
+        return True
+
+    def _read_on(self, following: Following, name: bytes | None) -> bool:
+        """It is not live yet: read this literal next, or look again in a moment when nothing can be read."""
+        following.exhausted = False
+        following.reading = name
+        if name is None:
+            self._park(following)
+        return False
+
+    def _go_live(self, following: Following) -> None:
+        """Everything that is missing is queued, and what comes next comes by itself."""
+        following.live = True
+        following.subscription.behind = False
+        following.early_done = {}
+        if following.lagging:
+            following.lagging = False
+            del self.lagging[following]
+            self.promotions += 1
+            following.subscription.outbox.owner.tell(following.subscription, "live", {})
 
     def _in_memory(self, channel: int, after: int) -> list[tuple[int, int, bytes, int]]:
         """What memory has of a channel past a sequence: recent groups, then chunks delivered early."""
@@ -498,7 +680,8 @@ class CatchUp:
 
     def _affordable(self, following: Following, missing: list[tuple[int, int, bytes, int]]) -> bool:
         subscription = following.subscription
-        return sum(len(chunk) for _, _, chunk, _ in missing) <= subscription.credit + subscription.overdraft
+        left = subscription.credit - sum(len(chunk) for _, _, chunk, _ in missing)
+        return left >= (following.window // 2 if following.lagging else -subscription.overdraft)
 
     def _queue_missing(self, following: Following, name: bytes, missing: list[tuple[int, int, bytes, int]]) -> None:
         after = following.after[name]
@@ -517,25 +700,30 @@ class CatchUp:
         if committed is None or following.wanted.unknown:
             following.exhausted = False
             return False
-        missing = [(group, index, chunk, 0) for group, index, chunk in committed]
+        missing = [(group, index, chunk, 0) for group, index, chunk in committed if not following.has(group, index)]
         for number, index, value in self._early_values():
             missing += [
-                (number, index + at, chunk, DELIVER_FLAG_EARLY) for at, chunk in chunks_in(value, 0, following.wanted)
+                (number, index + at, chunk, DELIVER_FLAG_EARLY)
+                for at, chunk in chunks_in(value, 0, following.wanted)
+                if not following.has(number, index + at)
             ]
         names = _names(following.wanted, [each[:3] for each in missing])
         # What a channel that was evicted meanwhile begins with only the log can tell.
         unsure = following.wanted.unknown or self._core.tails.absent(list(names.values()))
         if unsure or not self._affordable(following, missing):
             following.exhausted = False
+            if following.lagging and not unsure and not committed:
+                following.place = max(following.place, (self._core.applied_number, INDEX_END))
+                self._park(following)
             return False
         firsts = self._firsts_now(names, {})
         for group, index, chunk, flags in missing:
             self._deliver_wanted(following, chunk, group, index, flags, firsts)
+        self._go_live(following)
         for name in following.literals:
             self._fanout.attach(following.subscription, name)
         for pattern in following.patterns:
             self._fanout.attach_pattern(following.subscription, pattern)
-        following.live = True
         return True
 
 

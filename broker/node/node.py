@@ -294,22 +294,10 @@ class Node:
             elif outbox.answers_queued > ANSWERS_BYTES_MAX:
                 outbox.owner.await_answers_taken()
         if self.fanout.slow:
-            self._cut_slow()
+            slow, self.fanout.slow = self.fanout.slow, []
+            self.catchup.demote(slow)
         self.catchup.flushed()
         self.history.flushed()
-
-    def _cut_slow(self) -> None:
-        slow, self.fanout.slow = self.fanout.slow, []
-        for subscription in slow:
-            if subscription.state is not None:
-                subscription.outbox.owner.end(
-                    error(
-                        "SLOW_CONSUMER",
-                        f"subscription {subscription.number}: its credit and {subscription.overdraft} bytes beyond "
-                        "are used up",
-                        "reconnect and resume from the last position; everything stored is kept",
-                    )
-                )
 
     # -- commits -------------------------------------------------------------------------------------------------------
 
@@ -368,6 +356,7 @@ class Node:
         emit("commit_failed", code=failure.name, detail=failure.detail, handed_over=lost)
         self.core.end_turn(self.tails.now_us)
         self.core.failed(failure, handed_over=lost)
+        self.catchup.undone()
         self.tails.refuse_code = failure.code if failure.name == "STORAGE_FULL" else _UNAVAILABLE
         if failure.name != "STORAGE_FULL":
             now_us = self.clock.steady_us()
@@ -535,6 +524,7 @@ class Node:
         self._closed = True
         self.loader.stop()
         self._eviction.stop()
+        self.catchup.stop()
         for timer in (self._wait_timer, self._second_timer):
             if timer is not None:
                 timer.cancel()

@@ -32,12 +32,19 @@ cdef class Subscription:
     cdef public int64_t overdraft
     cdef public bint tells_names        # more than one literal: its reader must be told channels' names
     cdef public object state            # what the node keeps of it
-    cdef public bint slow
+    cdef public bint slow               # it was refused a chunk, and gets nothing more
+    cdef uint64_t refused_group         # that chunk's group, 0 for an ephemeral one
+    cdef uint32_t refused_index         # and its index in it
+    cdef bint refused_early
+    cdef uint64_t refused_delivered     # as in Fanout when that happened
+    cdef uint64_t refused_early_group
+    cdef uint32_t refused_early_index
     cdef public bint behind             # it catches up: whoever drives it wants to hear of credit
     cdef uint64_t* told                 # hash set of channel ids whose names were told
     cdef uint32_t told_mask
     cdef uint32_t told_count
 
+    cdef void refuse(self, uint64_t group, uint32_t index, uint8_t flags) noexcept
     cdef bint tell(self, uint64_t id) except -1
     cdef void put_told(self, uint64_t id) noexcept
     cdef int push(self, uint64_t id, const char* name, uint8_t name_bytes, const uint8_t* chunk, uint32_t size,
@@ -49,6 +56,9 @@ cdef class Fanout:
     cdef uint64_t version
     cdef list dirty
     cdef public list slow               # subscriptions that went past their credit and budget
+    cdef public uint64_t delivered      # the last group that was delivered as a whole
+    cdef public uint64_t early_group    # the last group of which chunks were delivered early
+    cdef public uint32_t early_index    # and the index of the first that was not
     cdef public bint kicked             # a turn's end is scheduled
     cdef readonly uint64_t chunks_out
     cdef readonly uint64_t records_out

@@ -33,9 +33,14 @@ class Subscription:
     def outbox(self) -> Outbox: ...
     @property
     def number(self) -> int: ...
+    @property
+    def refused(self) -> tuple[int, int, bool, int, int, int]: ...
 
 class Fanout:
     slow: list[Subscription]
+    delivered: int
+    early_group: int
+    early_index: int
     kicked: bool
     def __init__(self, tails: Tails) -> None: ...
     @property

@@ -194,6 +194,26 @@ cdef class Subscription:
     def __dealloc__(self):
         free(self.told)
 
+    @property
+    def refused(self):
+        """Where it was refused a chunk: (group, index, early, delivered, early group, early index).
+
+        The last three are as of `Fanout` at that moment.
+        """
+        return (self.refused_group, self.refused_index, bool(self.refused_early), self.refused_delivered,
+                self.refused_early_group, self.refused_early_index)
+
+    cdef void refuse(self, uint64_t group, uint32_t index, uint8_t flags) noexcept:
+        """Note the first chunk that it does not get: everything before it, in the order of delivery, it has."""
+        cdef Fanout fanout = self.outbox.fanout
+        self.slow = True
+        self.refused_group = group
+        self.refused_index = index
+        self.refused_early = flags & DELIVER_FLAG_EARLY != 0
+        self.refused_delivered = fanout.delivered
+        self.refused_early_group = fanout.early_group
+        self.refused_early_index = fanout.early_index
+
     cdef bint tell(self, uint64_t id) except -1:
         """Whether the channel's name has not been told yet; from now on it has."""
         cdef uint32_t slot
@@ -424,7 +444,7 @@ cdef class Fanout:
             if not subscription.slow:
                 if subscription.credit - <int64_t>size < -subscription.overdraft:
                     self.slow.append(subscription)
-                    subscription.slow = True
+                    subscription.refuse(group, index, flags)
                 else:
                     subscription.push(channel.id, channel_name(channel), channel.name_size, chunk, size, shared, group,
                                       index, flags)

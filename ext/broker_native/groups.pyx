@@ -68,6 +68,26 @@ def chunks_in(bytes value, size_t start, wanted):
     return found
 
 
+def chunk_heads(bytes value, size_t start):
+    """Every chunk by its channel: {channel id: [(index from `start`, first sequence, count, offset, size), ...]}."""
+    cdef const uint8_t* base = <const uint8_t*>PyBytes_AS_STRING(value)
+    cdef size_t at = start
+    cdef size_t end = <size_t>PyBytes_GET_SIZE(value)
+    cdef uint32_t index = 0
+    cdef uint32_t size
+    cdef dict found = {}
+    cdef list of_channel
+    while at < end:
+        size = load_u32(base + at)
+        of_channel = found.get(load_u64(base + at + CHUNK_CHANNEL))
+        if of_channel is None:
+            of_channel = found[load_u64(base + at + CHUNK_CHANNEL)] = []
+        of_channel.append((index, load_u64(base + at + CHUNK_FIRST), load_u32(base + at + CHUNK_COUNT), at, size))
+        index += 1
+        at += size
+    return found
+
+
 def chunk_head(bytes chunk):
     """(channel id, epoch, first sequence, count) of a chunk."""
     cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(chunk)

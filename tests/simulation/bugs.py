@@ -21,6 +21,7 @@ from broker.edge.native import NativeConnection
 from broker.edge.session import Session
 from broker.node.catchup import CatchUp, Following
 from broker.node.commit import CommitThread, Work
+from broker.node.demotion import Undelivered
 from broker.node.node import Node
 from broker.wire import control
 from broker_native.intake import Intake
@@ -313,6 +314,54 @@ def read_groups_that_are_not_applied(patch: Patch) -> None:
         self.step(following)
 
     patch.setattr(CatchUp, "_have", greedy)
+
+
+def _move_refused(patch: Patch, move: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> None:
+    standing = Undelivered.standing
+    patch.setattr(Undelivered, "standing", lambda self, refused: standing(self, refused and move(refused)))
+
+
+def demote_behind_the_refused_chunk(patch: Patch) -> None:
+    """The chunk that was refused is taken for delivered."""
+    _move_refused(patch, lambda refused: (refused[0], refused[1] + 1, *refused[2:]))
+
+
+def demote_one_chunk_before_the_refused_one(patch: Patch) -> None:
+    """The last chunk that was delivered comes once more."""
+    _move_refused(patch, lambda refused: (refused[0], max(refused[1] - 1, 0), *refused[2:]))
+
+
+def demote_behind_what_is_applied(patch: Patch) -> None:
+    """A group that is applied and was not delivered yet when a chunk was refused is taken for delivered."""
+    standing = Undelivered.standing
+
+    def late(self: Undelivered, refused: Any) -> Any:
+        if refused is not None:
+            refused = (*refused[:3], self._core.applied_number, *refused[4:])
+        return standing(self, refused)
+
+    patch.setattr(Undelivered, "standing", late)
+
+
+def demote_and_forget_what_came_early(patch: Patch) -> None:
+    """What a pending group delivered early comes again when it is committed."""
+    patch.setattr(Undelivered, "_early_counts", lambda self, after: [])
+
+
+def demote_and_keep_what_a_failed_commit_took(patch: Patch) -> None:
+    patch.setattr(CatchUp, "undone", lambda self: None)
+
+
+def demote_and_stay_attached(patch: Patch) -> None:
+    patch.setattr(CatchUp, "_detach", _detach_nothing)
+
+
+def _detach_nothing(self: CatchUp, following: Following, standing: Any, undelivered: Undelivered) -> None:
+    if following.place is not None:
+        following.place, following.early_done = standing.place, standing.early_done
+    else:
+        for name in following.literals:
+            following.after.setdefault(name, undelivered.after(name, standing))
 
 
 def wait_for_a_pause_that_never_came(patch: Patch) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from broker.model.names import matches
 from broker.node.catchup import INDEX_END, CatchUp, Following, Wanted
+from broker.wire import control
+from broker.wire.kinds import Kind
 from broker_native.fanout import Subscription
-from tests.reference.frames import DELIVER_EARLY, Delivery, deliveries_of
+from tests.reference.frames import DELIVER_EARLY, Delivery, delivery_of, frames_of
 from tests.simulation.core.producers import SessionEnd
 
 if TYPE_CHECKING:
@@ -30,12 +31,9 @@ class WantedByName(Wanted):
 
     def __contains__(self, channel: object) -> bool:
         assert isinstance(channel, int)
-        name = self._tails.name_of(channel)
-        if name is None:
-            (name,) = self._core.resolver.names_of([channel])
-        return name is not None and (
-            name in self._literals or any(matches(pattern, name) for pattern in self._patterns)
-        )
+        if channel not in self._names and self._tails.name_of(channel) is None:
+            self._note(channel, *self._core.resolver.names_of([channel]))
+        return super().__contains__(channel)
 
     def __init__(self, core: Resolving, literals: list[bytes], patterns: list[bytes]) -> None:
         super().__init__(core, literals, patterns)
@@ -56,6 +54,7 @@ class Reader:
         self._names: dict[int, bytes] = {}
         self._ephemeral: dict[bytes, tuple[int, int]] = {}
         self._arrived = b""
+        self.lagging = False
 
     # -- connections --
 
@@ -70,6 +69,7 @@ class Reader:
         following = Following(self.subscription, self.literals, self.patterns)
         self._names = {}
         self._ephemeral = {}
+        self.lagging = False
         self.place(core, following)
         catchup.follow(following)
 
@@ -98,15 +98,25 @@ class Reader:
         assert self.connection is not None
         assert self.subscription is not None
         self._arrived += self.connection.take()
-        deliveries = deliveries_of(self._arrived)
-        kept = self.random.randint(0, len(deliveries)) if some else len(deliveries)
+        frames = frames_of(self._arrived)
+        kept = self.random.randint(0, len(frames)) if some else len(frames)
         at = 0
-        for delivery in deliveries[:kept]:
-            at += 8 + int.from_bytes(self._arrived[at : at + 4], "little")
+        for frame in frames[:kept]:
+            at += 8 + len(frame.body)
+            if frame.kind == Kind.EVENT:
+                self.on_event(control.decode_event(frame.body))
+                continue
+            delivery = delivery_of(frame)
             if delivery.name is not None:
                 self._names[delivery.chunk.channel] = delivery.name
             self.deliver(self._names[delivery.chunk.channel], delivery)
         self._arrived = self._arrived[at:]
+
+    def on_event(self, event: control.Event) -> None:
+        """It falls behind and comes back, in turn."""
+        assert event.event == ("live" if self.lagging else "lagging")
+        self.lagging = not self.lagging
+        self._ephemeral = {}
 
     def deliver(self, name: bytes, delivery: Delivery) -> None:
         """Take one chunk."""
@@ -115,6 +125,7 @@ class Reader:
     def append(self, name: bytes, delivery: Delivery) -> None:
         """Believe what a chunk says: it goes on, or begins an epoch anew where records were lost."""
         if not delivery.group:
+            assert not self.lagging, "what is ephemeral is live"
             self.append_ephemeral(name, delivery)
             return
         belief = self.beliefs.setdefault(name, [])
