@@ -185,6 +185,8 @@ class ClientSubscription(Subscription):
         """The server tells of something that is no delivery."""
         if event.event == "trimmed":
             self._tell(self._places.trimmed(event.channel, control.take_int(event.more, "first")))
+        elif event.event == "lagging":
+            self._tell(SubscriptionEvent("lagging", "", 0, control.take_int(event.more, "group")))
         else:
             epoch, at = event.more.get("epoch", 0), event.more.get("at", 0)
             self._tell(SubscriptionEvent(event.event, event.channel, epoch, at))

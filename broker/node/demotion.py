@@ -74,8 +74,9 @@ class Undelivered:
         """Say what it has by its place, and by where its early chunks end."""
         done: dict[int, int] = {}
         for number, count in self._early_counts(place[0]):
-            if number <= early_end[0]:
-                done[number] = count if number < early_end[0] else early_end[1]
+            have = count if number < early_end[0] else early_end[1] if number == early_end[0] else 0
+            if have:
+                done[number] = have
         return Standing(place, done)
 
     def _early_counts(self, after: int) -> Iterator[tuple[int, int]]:
