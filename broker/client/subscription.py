@@ -185,6 +185,9 @@ class ClientSubscription(Subscription):
         """The server tells of something that is no delivery."""
         if event.event == "trimmed":
             self._tell(self._places.trimmed(event.channel, control.take_int(event.more, "first")))
+        elif event.event == "dropped":
+            self._places.dropped()
+            self._tell(SubscriptionEvent("dropped", "", 0, 0))
         elif event.event == "lagging":
             self._tell(SubscriptionEvent("lagging", "", 0, control.take_int(event.more, "group")))
         else:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from broker.core.epochs import RUN_SHIFT, Outcome, resume
 from broker.core.group import Duplicate, Group
 from broker.core.lines import Lines
+from broker.core.passing import Passing
 from broker.core.recent import Recent
 from broker.model.errors import BrokerError, RequestError, error
 from broker.model.levels import Level
@@ -50,6 +51,7 @@ PUBLISHED_DUPLICATE = 1
 ACCEPTED_WAIT_US = 50_000
 """An accepted record is at most this far ahead of the disk; beyond it new ones wait for their commit."""
 RECENT_BYTES = 8 << 20
+PASSING_BYTES = 1 << 20
 LATE_US = 500_000
 """A group that took this long to commit may hold records that have expired meanwhile: they last a second at least."""
 
@@ -75,6 +77,7 @@ class Sequencer:
         self.fanout = Fanout(self.tails)
         self.lines = Lines()
         self.recent = Recent(RECENT_BYTES)
+        self.passing = Passing(PASSING_BYTES)
         self.term = 0
         self.writer = 0
         self.applied_number = 0
@@ -427,6 +430,8 @@ class Sequencer:
         number, index = self.tails.group_number, self.tails.early_chunks
         ephemeral, early = self.tails.close_turn()
         if ephemeral is not None:
+            self.fanout.turn += 1
+            self.passing.add(self.fanout.turn, ephemeral)
             self.fanout.deliver(ephemeral, 0, 0, 0, 0)
         if early is not None:
             self.fanout.deliver(early, 0, number, index, DELIVER_FLAG_EARLY)

@@ -448,6 +448,9 @@ class Session(Intake):
         if not self._held_by:
             self.transport.resume_reading()
 
+    def fall_behind(self) -> None:
+        self.node.catchup.demote_all(list((self.subscriptions or {}).values()))
+
     def check_alive(self, now_us: int) -> None:
         """Ping a quiet peer, close a silent one."""
         limits = self.node.limits

@@ -293,7 +293,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
     ErrorCode(
         2002,
         "SLOW_CONSUMER",
-        "a subscription used up its credit and its byte budget",
+        "a subscription fell behind whose profile allows none, or answers were not read",
         "Resume from the last position; consume faster or grant more credit.",
         Unavailable,
         Scope.CONNECTION,

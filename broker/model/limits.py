@@ -169,7 +169,7 @@ class Limits:
     subscription_bytes_max: int = field(
         default=256 * KIB,
         metadata=setting(
-            "What may wait for one subscription beyond its credit before it is ended with SLOW_CONSUMER.",
+            "What may wait for one subscription beyond its credit before it has to read on from the log.",
             unit="bytes",
             low=0,
             high=1 * GIB,
@@ -179,7 +179,8 @@ class Limits:
     connection_bytes_max: int = field(
         default=16 * MIB,
         metadata=setting(
-            "What may wait to be sent on one connection; at least one largest frame.",
+            "What may wait to be sent on one connection before its subscriptions have to read on from the log; at "
+            "least one largest frame. Answers alone that reach it end the connection with SLOW_CONSUMER.",
             unit="bytes",
             low=64 * KIB,
             high=4 * GIB,

@@ -28,11 +28,12 @@ from broker.core.sequencer import DELIVER_FLAG_EARLY, Sequencer
 from broker.events import emit
 from broker.model.errors import BrokerError, error
 from broker.model.levels import Level
-from broker.model.names import matches
+from broker.model.names import matches, overlap
+from broker.model.profiles import SLOW_DISCONNECT, SLOW_LATEST
 from broker.node.demotion import Undelivered
 from broker.node.firsts import firsts_of
 from broker_native.chunks import chunk_expire
-from broker_native.groups import chunk_cut, chunk_head, chunks_in, chunks_of
+from broker_native.groups import chunk_conflate, chunk_cut, chunk_gone, chunk_head, chunks_in, chunks_of
 
 if TYPE_CHECKING:
     from broker.core.ports import Reader, Stored
@@ -58,7 +59,11 @@ to be consumed all the while, so nobody sees the delay."""
 KNOWN_MAX = 4_096
 """Channels of which a reader by bus position remembers whether it wants them, or what it was told of them."""
 
+GONE_CONFLATED = 7
+COUNT_MAX = (1 << 32) - 1
+
 _Read = TypeVar("_Read")
+_Info = tuple[int, int, int, int, int, int, int, list[tuple[int, int]]]
 _Slice = tuple[bytes | None, list[tuple[int, int, bytes]], "Place | None", Mapping[int, int]]
 """What was read: the name of a literal, or None; the chunks; up to where the bus was looked at, and what the channels
 that were met there begin with."""
@@ -166,6 +171,7 @@ class Following:
         early_done: Of groups past `place`, how many of their first chunks it got before they were committed.
         window: The credit that it began with.
         reading: The literal that is read next while it is lagging.
+        passing: (turn, index) of the first ephemeral chunk that it has not got, while it is lagging.
     """
 
     __slots__ = (
@@ -177,6 +183,7 @@ class Following:
         "lagging",
         "literals",
         "live",
+        "passing",
         "patterns",
         "place",
         "reading",
@@ -204,6 +211,7 @@ class Following:
         self.early_done: dict[int, int] = {}
         self.window = subscription.credit
         self.reading: bytes | None = None
+        self.passing = (0, 0)
 
     @property
     def attached(self) -> bool:
@@ -228,6 +236,7 @@ class CatchUp:
     Attributes:
         lagging: Those that were live and have fallen behind.
         demotions, promotions: How often that happened, and how often one of them has become live again.
+        cut: How many were ended for it, as their profile wants.
     """
 
     def __init__(
@@ -250,6 +259,7 @@ class CatchUp:
         self.lagging: dict[Following, None] = {}
         self.demotions = 0
         self.promotions = 0
+        self.cut = 0
         self._parked: dict[Following, None] = {}
         self._park_timer: asyncio.TimerHandle | None = None
 
@@ -320,7 +330,12 @@ class CatchUp:
         """Let subscriptions that were refused a chunk read on from the log. Call it at the end of that turn."""
         undelivered = Undelivered(self._core)
         for subscription in slow:
-            if subscription.state is not None:
+            if subscription.state is None:
+                continue
+            if self._policy(self._core.tails.name_of(subscription.refused_channel), SLOW_DISCONNECT):
+                self.cut += 1
+                self._lost(subscription, _slow_consumer(subscription))
+            else:
                 self._demote(subscription.state, undelivered, subscription.refused)
 
     def demote_all(self, subscriptions: Iterable[Subscription]) -> None:
@@ -332,9 +347,16 @@ class CatchUp:
             if following is not None and not subscription.slow and following.attached:
                 self._demote(following, undelivered, None)
 
+    def _policy(self, name: bytes | None, policy: str) -> bool:
+        """Whether a channel's profile has this policy for readers that fall behind."""
+        profiles = self._core.profiles
+        return policy in profiles.slow and name is not None and profiles.resolve(name).slow == policy
+
     def _demote(self, following: Following, undelivered: Undelivered, refused: Refused | None) -> None:
         try:
-            self._detach(following, undelivered.standing(refused), undelivered)
+            standing = undelivered.standing(refused)
+            self._detach(following, standing, undelivered)
+            following.passing = standing.passing
             self._fall_behind(following)
         except MemoryError as failure:
             self._lost(following.subscription, failure)
@@ -428,6 +450,8 @@ class CatchUp:
             info = self._core.tails.info(name)
             assert info is not None
             self._pass_trimmed(following, name, info[3])
+            if following.lagging and self._policy(name, SLOW_LATEST):
+                self._skip(following, name, info)
             after = following.after[name]
             following.asked = info[4]
             future = self._pool.submit(self._read_channel, name, self._core.tails.stored_id(name), after, bytes_max)
@@ -531,6 +555,7 @@ class CatchUp:
             _, _, first, count = chunk_head(chunk)
             self._pass_trimmed(following, name, first)
             whole = chunk if first > after else chunk_cut(chunk, after)
+            whole = self._conflate(following, name, whole, first + count - 1)
             self._fanout.deliver_one(following.subscription, whole, group, index)
             after = following.after[name] = first + count - 1
 
@@ -562,7 +587,31 @@ class CatchUp:
             if first + count <= begin:
                 return
             chunk = chunk_cut(chunk, begin - 1)
+        if name is not None and not flags:
+            chunk = self._conflate(following, name, chunk, first + count - 1)
         self._fanout.deliver_one(following.subscription, chunk, group, index, flags, name)
+
+    def _conflate(self, following: Following, name: bytes, chunk: bytes, last: int) -> bytes:
+        """Return what of a chunk a reader gets that has fallen behind, if its channel's profile wants no more."""
+        if not following.lagging or not self._policy(name, SLOW_LATEST):
+            return chunk
+        info = self._core.tails.info(name)
+        if info is None or last >= info[4]:
+            return chunk
+        return chunk_conflate(chunk, keep_last=last + 1 == info[4])
+
+    def _skip(self, following: Following, name: bytes, info: _Info) -> None:
+        """Pass over all of a channel but its newest record; one run stands for it."""
+        after, newest = following.after[name], info[4] - 1
+        if newest - after < 2:
+            return
+        epoch = next(epoch for epoch, begin in reversed(info[7]) if begin < newest)
+        count = min(newest - 1 - after, COUNT_MAX)
+        gone = chunk_gone(
+            self._core.tails.stored_id(name), epoch, after + 1, count, self._core.tails.now_us, GONE_CONFLATED
+        )
+        self._fanout.deliver_one(following.subscription, gone, 0, 0, 0, name)
+        following.after[name] = after + count
 
     def _tell_trimmed(self, following: Following, channel: int, first: int) -> None:
         assert following.wanted is not None
@@ -655,6 +704,38 @@ class CatchUp:
             del self.lagging[following]
             self.promotions += 1
             following.subscription.outbox.owner.tell(following.subscription, "live", {})
+            self._deliver_passing(following)
+
+    def _deliver_passing(self, following: Following) -> None:
+        """Deliver what memory has of the ephemeral messages that came meanwhile, the newest that fit; tell of more."""
+        core, (turn, index) = self._core, following.passing
+        if core.fanout.turn < turn or not self._wants_ephemeral(following):
+            return
+        left = following.subscription.credit - following.window // 2
+        chosen: list[tuple[bytes, bytes]] = []
+        seen: set[bytes] = set()
+        dropped = not core.passing.reaches(turn)
+        for channel, chunk in reversed(core.passing.since(turn, index)):
+            name = core.tails.name_of(channel)
+            if name is None:  # it has left memory, and with it what its readers knew of it
+                dropped = True
+            elif name in following.literals or any(matches(pattern, name) for pattern in following.patterns):
+                latest = self._policy(name, SLOW_LATEST)
+                left -= len(chunk)
+                if left < 0 or (latest and name in seen):
+                    dropped = True
+                else:
+                    chosen.append((name, chunk_conflate(chunk, keep_last=True) if latest else chunk))
+                seen.add(name)
+        if dropped:
+            following.subscription.outbox.owner.tell(following.subscription, "dropped", {})
+        for name, chunk in reversed(chosen):
+            self._fanout.deliver_one(following.subscription, chunk, 0, 0, 0, name)
+
+    def _wants_ephemeral(self, following: Following) -> bool:
+        """Whether its filters reach a channel that is ephemeral, as far as profiles tell."""
+        filters = following.literals + following.patterns
+        return any(overlap(wanted, pattern) for pattern in self._core.profiles.ephemeral for wanted in filters)
 
     def _in_memory(self, channel: int, after: int) -> list[tuple[int, int, bytes, int]]:
         """What memory has of a channel past a sequence: recent groups, then chunks delivered early."""
@@ -725,6 +806,14 @@ class CatchUp:
         for pattern in following.patterns:
             self._fanout.attach_pattern(following.subscription, pattern)
         return True
+
+
+def _slow_consumer(subscription: Subscription) -> BrokerError:
+    return error(
+        "SLOW_CONSUMER",
+        f"subscription {subscription.number}: its credit and {subscription.overdraft} bytes beyond are used up",
+        "reconnect and resume from the last position; everything stored is kept",
+    )
 
 
 def _names(wanted: Wanted, chunks: list[tuple[int, int, bytes]]) -> dict[int, bytes]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from broker.core.sequencer import Sequencer
 
     Heads = dict[int, list[tuple[int, int, int, int, int]]]
-    Refused = tuple[int, int, bool, int, int, int]
+    Refused = tuple[int, int, bool, int, int, int, int]
 
 __all__ = ["Standing", "Undelivered"]
 
@@ -36,13 +36,15 @@ class Standing:
     Attributes:
         place: Every chunk up to this bus position; none behind it but the following.
         early_done: Of groups behind it, how many of the first chunks came early.
+        passing: (turn, index): the first ephemeral chunk that it has not got.
     """
 
-    __slots__ = ("early_done", "place")
+    __slots__ = ("early_done", "passing", "place")
 
-    def __init__(self, place: Place, early_done: dict[int, int]) -> None:
+    def __init__(self, place: Place, early_done: dict[int, int], passing: Place) -> None:
         self.place = place
         self.early_done = early_done
+        self.passing = passing
 
     def has(self, group: int, index: int) -> bool:
         """Whether it has got the chunk at a place."""
@@ -63,21 +65,22 @@ class Undelivered:
     def standing(self, refused: Refused | None) -> Standing:
         """Say what a subscription has that was refused this; None for one that has all that was delivered."""
         if refused is None:
-            return self._standing((self._core.applied_number, INDEX_END), (1 << 64, 0))
-        group, index, early, delivered, early_group, early_index = refused
+            return self._standing((self._core.applied_number, INDEX_END), (1 << 64, 0), (self._core.fanout.turn + 1, 0))
+        group, index, early, delivered, early_group, early_index, turn = refused
+        passing = (turn + 1, 0) if group else (turn, index)
         if early:
-            return self._standing((delivered, INDEX_END), (group, index))
+            return self._standing((delivered, INDEX_END), (group, index), passing)
         place = (group, index - 1) if group and index else (delivered, INDEX_END)
-        return self._standing(place, (early_group, early_index))
+        return self._standing(place, (early_group, early_index), passing)
 
-    def _standing(self, place: Place, early_end: Place) -> Standing:
-        """Say what it has by its place, and by where its early chunks end."""
+    def _standing(self, place: Place, early_end: Place, passing: Place) -> Standing:
+        """Say what it has by its place, and by where its early and its ephemeral chunks end."""
         done: dict[int, int] = {}
         for number, count in self._early_counts(place[0]):
             have = count if number < early_end[0] else early_end[1] if number == early_end[0] else 0
             if have:
                 done[number] = have
-        return Standing(place, done)
+        return Standing(place, done, passing)
 
     def _early_counts(self, after: int) -> Iterator[tuple[int, int]]:
         """How many chunks were delivered early of each group past a number."""

@@ -86,6 +86,9 @@ class Connection(Protocol):
     def await_answers_taken(self) -> None:
         """Take nothing more in until the peer reads."""
 
+    def fall_behind(self) -> None:
+        """Have its subscriptions read on from the log."""
+
     def check_alive(self, now_us: int) -> None:
         """Ping a quiet peer, close a silent one."""
 
@@ -282,16 +285,19 @@ class Node:
 
     def _flush(self) -> None:
         for outbox in self.fanout.flush():
-            if outbox.queued > self.limits.connection_bytes_max:
+            if outbox.answers_queued > self.limits.connection_bytes_max:
                 outbox.owner.end(
                     error(
                         "SLOW_CONSUMER",
-                        f"queued for this connection: got {outbox.queued} bytes, "
+                        f"answers that wait to be sent on this connection: got {outbox.answers_queued} bytes, "
                         f"limit {self.limits.connection_bytes_max}",
-                        "reconnect and resume from the last position; everything stored is kept",
+                        "read what the broker sends; reconnect and resume from the last position",
                     )
                 )
-            elif outbox.answers_queued > ANSWERS_BYTES_MAX:
+                continue
+            if outbox.queued > self.limits.connection_bytes_max:
+                outbox.owner.fall_behind()
+            if outbox.answers_queued > ANSWERS_BYTES_MAX:
                 outbox.owner.await_answers_taken()
         if self.fanout.slow:
             slow, self.fanout.slow = self.fanout.slow, []

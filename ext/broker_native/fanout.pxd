@@ -13,6 +13,7 @@ cdef class Outbox:
     cdef Bytes small                    # prefixes and small chunks, copied
     cdef list pieces                    # shared slices and what stood before them
     cdef readonly size_t queued         # bytes in `urgent`, `small` and `pieces`
+    cdef size_t ordered                 # of them what was queued as whole frames behind deliveries
     cdef readonly bint paused
     cdef bint dirty
     cdef bint lost                      # there was no memory for what it should be sent: it gets nothing more
@@ -39,12 +40,14 @@ cdef class Subscription:
     cdef uint64_t refused_delivered     # as in Fanout when that happened
     cdef uint64_t refused_early_group
     cdef uint32_t refused_early_index
+    cdef uint64_t refused_turn
+    cdef readonly uint64_t refused_channel
     cdef public bint behind             # it catches up: whoever drives it wants to hear of credit
     cdef uint64_t* told                 # hash set of channel ids whose names were told
     cdef uint32_t told_mask
     cdef uint32_t told_count
 
-    cdef void refuse(self, uint64_t group, uint32_t index, uint8_t flags) noexcept
+    cdef void refuse(self, uint64_t channel, uint64_t group, uint32_t index, uint8_t flags) noexcept
     cdef bint tell(self, uint64_t id) except -1
     cdef void put_told(self, uint64_t id) noexcept
     cdef int push(self, uint64_t id, const char* name, uint8_t name_bytes, const uint8_t* chunk, uint32_t size,
@@ -59,6 +62,7 @@ cdef class Fanout:
     cdef public uint64_t delivered      # the last group that was delivered as a whole
     cdef public uint64_t early_group    # the last group of which chunks were delivered early
     cdef public uint32_t early_index    # and the index of the first that was not
+    cdef public uint64_t turn           # counts the turns that had ephemeral chunks
     cdef public bint kicked             # a turn's end is scheduled
     cdef readonly uint64_t chunks_out
     cdef readonly uint64_t records_out

@@ -34,13 +34,16 @@ class Subscription:
     @property
     def number(self) -> int: ...
     @property
-    def refused(self) -> tuple[int, int, bool, int, int, int]: ...
+    def refused(self) -> tuple[int, int, bool, int, int, int, int]: ...
+    @property
+    def refused_channel(self) -> int: ...
 
 class Fanout:
     slow: list[Subscription]
     delivered: int
     early_group: int
     early_index: int
+    turn: int
     kicked: bool
     def __init__(self, tails: Tails) -> None: ...
     @property

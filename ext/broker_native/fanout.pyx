@@ -65,7 +65,7 @@ cdef class Outbox:
     @property
     def answers_queued(self):
         """Bytes of answers and control frames in the queue, without deliveries."""
-        return self.urgent.used
+        return self.urgent.used + self.ordered
 
     cdef int queue(self, Bytes* to, const uint8_t* header, bytes body) except -1:
         """Queue a frame's bytes: a header or none, and the rest."""
@@ -101,7 +101,10 @@ cdef class Outbox:
 
     def ordered_frame(self, bytes frame not None):
         """Queue a whole frame behind the deliveries that are queued already."""
+        cdef size_t before = self.queued
         self.queue(&self.small, NULL, frame)
+        if self.queued > before:
+            self.ordered += self.queued - before
 
     def published(self, bytes answers not None):
         """Queue a PUBLISHED frame of these entries."""
@@ -128,7 +131,7 @@ cdef class Outbox:
         self.pieces = None
         bytes_release(&self.urgent)
         bytes_release(&self.small)
-        self.queued = 0
+        self.queued = self.ordered = 0
 
     cdef int seal_small(self) except -1:
         """Make the copied bytes a piece, so that a shared one can follow them."""
@@ -152,7 +155,7 @@ cdef class Outbox:
         self.seal_small()
         pieces = self.pieces
         self.pieces = None
-        self.queued = 0
+        self.queued = self.ordered = 0
         if self.urgent.used:
             if pieces is None:
                 pieces = [bytes_take(&self.urgent)]
@@ -196,14 +199,14 @@ cdef class Subscription:
 
     @property
     def refused(self):
-        """Where it was refused a chunk: (group, index, early, delivered, early group, early index).
+        """Where it was refused a chunk: (group, index, early, delivered, early group, early index, turn).
 
-        The last three are as of `Fanout` at that moment.
+        The last four are as of `Fanout` at that moment.
         """
         return (self.refused_group, self.refused_index, bool(self.refused_early), self.refused_delivered,
-                self.refused_early_group, self.refused_early_index)
+                self.refused_early_group, self.refused_early_index, self.refused_turn)
 
-    cdef void refuse(self, uint64_t group, uint32_t index, uint8_t flags) noexcept:
+    cdef void refuse(self, uint64_t channel, uint64_t group, uint32_t index, uint8_t flags) noexcept:
         """Note the first chunk that it does not get: everything before it, in the order of delivery, it has."""
         cdef Fanout fanout = self.outbox.fanout
         self.slow = True
@@ -213,6 +216,8 @@ cdef class Subscription:
         self.refused_delivered = fanout.delivered
         self.refused_early_group = fanout.early_group
         self.refused_early_index = fanout.early_index
+        self.refused_turn = fanout.turn
+        self.refused_channel = channel
 
     cdef bint tell(self, uint64_t id) except -1:
         """Whether the channel's name has not been told yet; from now on it has."""
@@ -444,7 +449,7 @@ cdef class Fanout:
             if not subscription.slow:
                 if subscription.credit - <int64_t>size < -subscription.overdraft:
                     self.slow.append(subscription)
-                    subscription.refuse(group, index, flags)
+                    subscription.refuse(channel.id, group, index, flags)
                 else:
                     subscription.push(channel.id, channel_name(channel), channel.name_size, chunk, size, shared, group,
                                       index, flags)

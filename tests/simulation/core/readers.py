@@ -113,10 +113,12 @@ class Reader:
         self._arrived = self._arrived[at:]
 
     def on_event(self, event: control.Event) -> None:
-        """It falls behind and comes back, in turn."""
-        assert event.event == ("live" if self.lagging else "lagging")
-        self.lagging = not self.lagging
-        self._ephemeral = {}
+        """It falls behind and comes back, in turn; only if it is told may anything be missing."""
+        if event.event == "dropped":
+            self._ephemeral = {}
+        else:
+            assert event.event == ("live" if self.lagging else "lagging")
+            self.lagging = not self.lagging
 
     def deliver(self, name: bytes, delivery: Delivery) -> None:
         """Take one chunk."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from broker.core.passing import Passing
 from broker.model.levels import Level
 from broker.model.profiles import Profile, Profiles
 from broker.node.demotion import Undelivered
@@ -266,7 +267,7 @@ async def test_a_channel_that_becomes_ephemeral_while_its_reader_lags(station: S
     station.writer.publish(b"s.x", PAYLOAD)
     station.pipeline.end_turn()
     grant(station, following, 4)
-    assert await all_of(station, following) == [1, 2, "lagging", 3, "live"]
+    assert await all_of(station, following) == [1, 2, "lagging", 3, "live", 4]
 
 
 async def test_an_ephemeral_chunk_that_is_refused(station: Station) -> None:
@@ -279,12 +280,108 @@ async def test_an_ephemeral_chunk_that_is_refused(station: Station) -> None:
     publish(station, b"s.x", 1)
     assert not following.live, "nothing is missing, but it has no credit"
     grant(station, following, 4)
-    assert await all_of(station, following) == [1, 1, "lagging", 2, "live"]
+    assert await all_of(station, following) == [1, 1, "lagging", 2, "live", 2, 3]
+
+
+@pytest.mark.parametrize("wanted", [b"e.x", b"e.*"])
+async def test_ephemeral_messages_that_memory_has_no_more(station: Station, wanted: bytes) -> None:
+    station.core.load(b"e.x")
+    station.core.passing = Passing(2 * SIZE)
+    following = live(station, wanted, credit=4 * SIZE)
+    for _ in range(9):
+        station.writer.publish(b"e.x", PAYLOAD)
+        station.pipeline.end_turn()
+        turn(station)
+    grant(station, following, 6)
+    assert await all_of(station, following) == [1, 2, 3, 4, "lagging", "live", "dropped", 8, 9]
+
+
+async def test_no_more_ephemeral_messages_than_half_of_the_credit(station: Station) -> None:
+    following = live(station, b"e.x", credit=4 * SIZE)
+    for _ in range(9):
+        station.writer.publish(b"e.x", PAYLOAD)
+        station.pipeline.end_turn()
+        turn(station)
+    grant(station, following, 3)
+    assert await all_of(station, following) == [1, 2, 3, 4, "lagging", "live", "dropped", 9]
+
+
+@pytest.mark.parametrize("wanted", [b"s.x", b"s.*"])
+async def test_nothing_is_said_of_ephemeral_messages_to_those_who_want_none(station: Station, wanted: bytes) -> None:
+    station.core.load(b"s.x")
+    following = live(station, wanted, credit=SIZE)
+    publish(station, b"s.x", 2)
+    station.core.passing = Passing(0)
+    for _ in range(3):
+        station.writer.publish(b"e.x", PAYLOAD)
+        station.pipeline.end_turn()
+    grant(station, following, 4)
+    assert await all_of(station, following) == [1, "lagging", 2, "live"]
+
+
+# --- What profiles want --------------------------------------------------------------------------------------------
+
+
+def policed(station: Station, slow: str, level: Level = Level.SYNCED) -> None:
+    station.core.reload(Profiles([Profile(b">", level, slow=slow)]))
+
+
+def runs(station: Station) -> list[tuple[int, int, list[bytes]]]:
+    """What has arrived: (first, count, flags of GONE or payload) of each delivery."""
+    return [
+        (one.chunk.first, one.chunk.count, [record.payload for record in records_of(one.chunk)])
+        for one in station.reader.deliveries()
+    ]
+
+
+@pytest.mark.parametrize("wanted", [b"s.x", b"s.*"])
+async def test_the_latest_alone(station: Station, wanted: bytes) -> None:
+    station.core.load(b"s.x")
+    policed(station, "latest")
+    following = live(station, wanted, credit=2 * SIZE)
+    publish(station, b"s.x", 2)
+    for number in range(3, 9):
+        station.publish(b"s.x", b"%d" % number, b"and %d" % number)
+        turn(station)
+    station.reader.deliveries()
+    grant(station, following, 10)
+    await station.until(lambda: following.live)
+    chunks = [one.chunk for one in station.reader.deliveries()]
+    assert chunks[0].first == 3
+    assert [after.first for after in chunks[1:]] == [one.first + one.count for one in chunks[:-1]]
+    assert chunks[-1].first + chunks[-1].count == 15
+    left = [record for chunk in chunks for record in records_of(chunk) if not record.gone]
+    assert [record.payload for record in left] == [b"and 8"]
+    reasons = {record.gone[0] for chunk in chunks for record in records_of(chunk) if record.gone}
+    assert reasons == {7}
+
+
+async def test_the_latest_of_ephemeral_channels(station: Station) -> None:
+    policed(station, "latest", Level.EPHEMERAL)
+    station.core.load(b"e.y")
+    following = live(station, b"e.x", b"e.y", credit=4 * SIZE)
+    for name in (b"e.x", b"e.x", b"e.y", b"e.y", b"e.x", b"e.y", b"e.x"):
+        station.writer.publish(name, PAYLOAD)
+        station.pipeline.end_turn()
+        turn(station)
+    grant(station, following, 6)
+    assert await all_of(station, following) == [1, 2, 1, 2, "lagging", "live", "dropped", 3, 4]
+
+
+async def test_disconnect(station: Station) -> None:
+    policed(station, "disconnect")
+    following = live(station, b"s.x", credit=SIZE)
+    publish(station, b"s.x", 2)
+    ((subscription, failure),) = station.lost
+    assert subscription is following.subscription
+    assert getattr(failure, "name", "") == "SLOW_CONSUMER"
+    assert told(station) == [1]
+    assert (station.catchup.cut, station.catchup.demotions) == (1, 0)
 
 
 async def test_what_is_undelivered_is_looked_at_once(station: Station) -> None:
     station.publish(b"s.x", PAYLOAD)
-    standing = Undelivered(station.core).standing((station.core.applied_number, 0, False, 0, 0, 0))
+    standing = Undelivered(station.core).standing((station.core.applied_number, 0, False, 0, 0, 0, 0))
     assert standing.has(0, 0)
     assert not standing.has(station.core.applied_number, 0)
     assert sequences(station.reader.deliveries()) == []
