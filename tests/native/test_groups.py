@@ -193,7 +193,8 @@ def test_a_chunk_that_is_none_is_not_walked(spoil: Callable[[bytes], bytes]) -> 
 @given(group=some_groups)
 def test_heads_of_all_chunks_by_channel(group: twin.Group) -> None:
     value = twin.build_group(group)
-    offset, expected = native.chunks_start(value), {}
+    offset = native.chunks_start(value)
+    expected: dict[int, list[tuple[int, int, int, int, int]]] = {}
     for index, chunk in enumerate(group.chunks):
         size = len(twin.build_chunk(chunk))
         expected.setdefault(chunk.channel, []).append((index, chunk.first, chunk.count, offset, size))
