@@ -26,6 +26,7 @@ from broker_native.tails cimport (
     bytes_reserve,
     bytes_take,
     channel_name,
+    channel_prefetch_rare,
 )
 
 cdef extern from "Python.h":
@@ -412,6 +413,9 @@ cdef class Fanout:
         cdef uint32_t size, count, chunk
         while at < end:
             after = self.tails.find_chunks(at, end, 0 if flags else group, index, found, &count)
+            for chunk in range(count):
+                if found[chunk] != NULL and found[chunk].readers_version != self.version:
+                    channel_prefetch_rare(found[chunk])
             for chunk in range(count):
                 size = load_u32(at)
                 if found[chunk] != NULL:

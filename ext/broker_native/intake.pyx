@@ -36,7 +36,15 @@ from libc.string cimport memcpy
 from broker_native.fanout cimport Fanout, Outbox, Subscription
 from broker_native.layout cimport *
 from broker_native.names cimport name_is_channel
-from broker_native.tails cimport Bytes, Publisher, bytes_release, publisher_prefetch
+from broker_native.tails cimport (
+    Bytes,
+    Channel,
+    Publisher,
+    bytes_release,
+    channel_prefetch,
+    channel_prefetch_rare,
+    publisher_channel,
+)
 
 cdef enum:
     CODE_MALFORMED_FRAME = 3001
@@ -61,8 +69,9 @@ cdef enum:
     FULL_READS_MAX = 4
 
     # So many frames ahead a PUBLISH has its channel fetched into the cache, if its connection publishes to so many
-    # channels that they are not there anyway.
-    AHEAD = 8
+    # channels that they are not there anyway; and so many ahead what a channel's first record needs.
+    AHEAD = 10
+    AHEAD_NEW = 5
     CHANNELS_CACHED = 1024
 
     SPILL_BYTES_MIN = 64
@@ -87,21 +96,35 @@ cdef inline bytes name_in(const uint8_t* frame, size_t size):
                                      <Py_ssize_t>(size - CHANNEL_NUMBER_BYTES))
 
 
-cdef size_t look_ahead(Publisher publisher, const uint8_t* data, size_t size, size_t at, int frames) noexcept:
-    """Have the channels of the next frames on their way into the cache; answers where the frame after them begins.
+cdef Channel* channel_ahead(Publisher publisher, const uint8_t* data, size_t size, size_t* at) noexcept:
+    """The channel of the frame at `at`, if it is any, and on to the frame after it.
 
-    Nothing of the frames has been checked yet: it stops at one that is not whole.
+    Nothing of the frame has been checked yet: one that is not whole is the last.
     """
-    cdef size_t frame
-    while frames > 0 and at < size and size - at >= FRAME_HEADER_BYTES:
-        frame = FRAME_HEADER_BYTES + <size_t>load_u32(data + at)
-        if frame > size - at:
-            return size
-        if data[at + 4] == KIND_PUBLISH and frame >= FRAME_HEADER_BYTES + PUBLISH_HEADER_BYTES:
-            publisher_prefetch(publisher, load_u32(data + at + FRAME_HEADER_BYTES))
-        at += frame
-        frames -= 1
-    return at
+    cdef const uint8_t* frame = data + at[0]
+    cdef size_t frame_bytes = size
+    if size - at[0] >= FRAME_HEADER_BYTES:
+        frame_bytes = FRAME_HEADER_BYTES + <size_t>load_u32(frame)
+    if frame_bytes > size - at[0]:
+        at[0] = size
+        return NULL
+    at[0] += frame_bytes
+    if frame[4] != KIND_PUBLISH or frame_bytes < FRAME_HEADER_BYTES + PUBLISH_HEADER_BYTES:
+        return NULL
+    return publisher_channel(publisher, load_u32(frame + FRAME_HEADER_BYTES))
+
+
+cdef void look_ahead(Publisher publisher, const uint8_t* data, size_t size, size_t* far, size_t* near) noexcept:
+    """Have the channels of two frames ahead on their way into the cache, and go on by one frame each."""
+    cdef Channel* channel
+    if far[0] < size:
+        channel = channel_ahead(publisher, data, size, far)
+        if channel != NULL:
+            channel_prefetch(channel)
+    if near[0] < size:
+        channel = channel_ahead(publisher, data, size, near)
+        if channel != NULL and not channel.announced:
+            channel_prefetch_rare(channel)
 
 
 cdef class Clock:
@@ -477,12 +500,17 @@ cdef class Intake:
     cdef size_t take_frames(self, const uint8_t* data, size_t size) except? 0:
         """Take the whole frames of `data`; answers how many bytes they were."""
         cdef size_t at = 0
-        cdef size_t ahead = size
+        cdef size_t far = 0
+        cdef size_t near = size
         cdef size_t frame, used
+        cdef int ahead
         cdef int became
         cdef Publisher publisher = self.publisher
         if publisher is not None and publisher.slots_count > CHANNELS_CACHED:
-            ahead = look_ahead(publisher, data, size, 0, AHEAD)
+            for ahead in range(AHEAD):
+                if ahead == AHEAD - AHEAD_NEW:
+                    near = 0
+                look_ahead(publisher, data, size, &far, &near)
         while size - at >= FRAME_HEADER_BYTES:
             if not self.check_header(data + at):
                 return size
@@ -504,8 +532,8 @@ cdef class Intake:
                 self.put_off = at < size
                 break
             at += used
-            if ahead < size:
-                ahead = look_ahead(publisher, data, size, ahead, 1)
+            if near < size:
+                look_ahead(publisher, data, size, &far, &near)
         return at
 
     cdef size_t take_channels(self, const uint8_t* data, size_t size, int* became) except? 0:

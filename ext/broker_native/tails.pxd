@@ -217,6 +217,8 @@ cdef class Tails:
     cdef int close_lines(self) except -1
     cdef uint32_t group_chain(self, const uint8_t* start) noexcept
     cdef void group_closed(self) noexcept
+    cdef const uint8_t* entry_ahead(self, const uint8_t* at, const uint8_t* end, uint64_t* id) noexcept
+    cdef void entries_look_ahead(self, const uint8_t** far, const uint8_t** near, const uint8_t* end) noexcept
     cdef list apply_entries_at(self, const uint8_t* at, const uint8_t* end, lines)
     cdef int apply_channel(self, const uint8_t* at) except -1
     cdef int apply_epoch(self, const uint8_t* at) except -1
@@ -272,10 +274,15 @@ cdef inline void channel_prefetch(const Channel* channel) noexcept nogil:
     memory_prefetch(&channel.closed_next)
 
 
-cdef inline void publisher_prefetch(Publisher publisher, uint32_t slot) noexcept:
-    """Have the channel under a number, if it is any, on its way into the cache."""
-    if slot < publisher.slots_count and publisher.slots[slot] != NULL:
-        channel_prefetch(publisher.slots[slot])
+cdef inline void channel_prefetch_rare(const Channel* channel) noexcept nogil:
+    """The same for what its first record touches besides."""
+    memory_prefetch(&channel.first)
+    memory_prefetch(channel_name(channel))
+
+
+cdef inline Channel* publisher_channel(Publisher publisher, uint32_t slot) noexcept:
+    """The channel under a number of the connection, or NULL."""
+    return publisher.slots[slot] if slot < publisher.slots_count else NULL
 
 
 cdef int bytes_reserve(Bytes* buffer, size_t more) except -1

@@ -691,6 +691,7 @@ cdef class Tails:
         # An ephemeral id is gone already: `change_home` took it away with the ephemeral level.
         if channel.id == 0:
             self.register_id(channel, self.id_next)
+            table_prefetch(&self.by_id, id_key(self.hash_seed, self.id_next + AHEAD))
         bytes_reserve(&self.entries, size)
         at = self.entries.data + self.entries.used
         entry_header(at, size, ENTRY_CHANNEL, 0)
@@ -1145,12 +1146,49 @@ cdef class Tails:
                 failures[at] = failure
         return failures
 
+    cdef const uint8_t* entry_ahead(self, const uint8_t* at, const uint8_t* end, uint64_t* id) noexcept:
+        """The channel that an entry names, 0 when it names none; answers where the next entry begins, or `end`.
+
+        Nothing of the entry has been checked yet.
+        """
+        cdef uint32_t size = load_u32(at) if end - at >= ENTRY_HEADER_BYTES + 8 else 0
+        id[0] = 0
+        if size < ENTRY_HEADER_BYTES + 8 or size > end - at:
+            return end
+        if load_u16(at + 4) in (ENTRY_CHANNEL, ENTRY_EPOCH, ENTRY_HEAD, ENTRY_TRIM, ENTRY_DROP):
+            id[0] = load_u64(at + 8)
+        return at + size
+
+    cdef void entries_look_ahead(self, const uint8_t** far, const uint8_t** near, const uint8_t* end) noexcept:
+        """Have the place of one channel and, nearer, another channel itself on their way into the cache."""
+        cdef Channel* channel
+        cdef uint64_t id
+        if far[0] < end:
+            far[0] = self.entry_ahead(far[0], end, &id)
+            if id:
+                table_prefetch(&self.by_id, id_key(self.hash_seed, id))
+        if near[0] < end:
+            near[0] = self.entry_ahead(near[0], end, &id)
+            channel = self.by_channel_id(id) if id else NULL
+            if channel != NULL:
+                channel_prefetch(channel)
+                channel_prefetch_rare(channel)
+
     cdef list apply_entries_at(self, const uint8_t* at, const uint8_t* end, lines):
         cdef list rest = []
         cdef uint32_t size
         cdef uint16_t kind, flags
         cdef Line line
+        cdef const uint8_t* far = at
+        cdef const uint8_t* near = end
+        cdef int ahead
+        for ahead in range(2 * AHEAD):
+            if ahead == AHEAD:
+                near = at
+            self.entries_look_ahead(&far, &near, end)
         while at < end:
+            if near < end:
+                self.entries_look_ahead(&far, &near, end)
             if end - at < ENTRY_HEADER_BYTES:
                 raise ValueError("an entry is cut")
             size = load_u32(at)
@@ -1187,7 +1225,9 @@ cdef class Tails:
         cdef Channel* channel
         if load_u32(at) < <uint32_t>20 + size:
             raise ValueError("a channel entry's name overruns it")
-        channel = self.find(name, size)
+        channel = self.by_channel_id(id)
+        if channel == NULL or channel.name_size != size or memcmp(channel_name(channel), name, size) != 0:
+            channel = self.find(name, size)
         if channel == NULL:
             channel = self.create(name, size, at[16], at[17], 0)
             self.unborn += 1

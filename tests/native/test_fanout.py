@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_native.fanout import Fanout, Outbox, Subscription
+from broker_native.groups import chunk_offset
 from broker_native.tails import Line, Publisher, Tails
 from tests.reference import fanout as twin
 from tests.reference import groups
@@ -34,7 +35,7 @@ from tests.reference.frames import (
     records_of,
 )
 
-EPHEMERAL, SYNCED = 1, 3
+EPHEMERAL, ACCEPTED, SYNCED = 1, 2, 3
 COPY_BYTES_MAX = 4096
 CHUNK_AND_RECORD = 56 + 12
 PLENTY = 1 << 30
@@ -611,3 +612,129 @@ def test_a_chunk_of_an_evicted_channel_is_delivered_under_the_name_that_is_given
     (delivery,) = deliveries_of(transport.take())
     assert delivery.name == b"a.b"
     assert delivery.chunk == chunks_of(chunk)[0]
+
+
+# --- Groups -----------------------------------------------------------------------------------------------------------
+
+
+class Journaled(House):
+    """Stored channels, each with a reader of its own, whose groups are closed, applied and delivered one by one."""
+
+    def __init__(self, *names: bytes, level: int = SYNCED) -> None:
+        self.level = level
+        super().__init__(*names)
+        self.outbox, self.transport = self.connect()
+        self.subscriptions = [self.subscribe(self.outbox, name, number=self.slots[name]) for name in names]
+
+    def load(self, name: bytes) -> None:
+        self.tails.load(name, self.level, 2, 1 << 20)
+        self.slots[name] = len(self.slots)
+        self.publisher.bind(self.slots[name], name)
+
+    def publish(self, name: bytes, *payloads: bytes) -> None:
+        records = [build_record(Record(payload)) for payload in payloads]
+        assert self.publisher.publish_frame(publish_body(self.slots[name], self.publisher.line.next, records)) == 0
+
+    def close(self) -> tuple[int, bytes, int]:
+        """Close the open group; return (number, value, index of the first chunk that is delivered with it)."""
+        number = self.tails.group_number
+        value, early = self.tails.close_group(number - 1, 0, 1, 0, 0)
+        return number, value, early
+
+    def apply(self, group: tuple[int, bytes, int]) -> None:
+        self.tails.apply_group(group[1], Line)
+
+    def nexts(self, name: bytes) -> tuple[int, int, int]:
+        """Return a channel's (applied next, next, seen next)."""
+        info = self.tails.info(name)
+        assert info is not None
+        return info[4:7]
+
+    def deliver_group(self, group: tuple[int, bytes, int]) -> list[tuple[int, groups.Chunk]]:
+        """Deliver it; return (index, chunk) of each delivery."""
+        number, value, early = group
+        self.fanout.deliver(value, chunk_offset(value, early), number, early, 0)
+        self.fanout.flush()
+        found = deliveries_of(self.transport.take())
+        assert all(delivery.group == number and not delivery.flags for delivery in found)
+        readers = {self.tails.stored_id(name): slot for name, slot in self.slots.items()}
+        assert all(readers[delivery.chunk.channel] == delivery.subscription for delivery in found)
+        return [(delivery.index, delivery.chunk) for delivery in found]
+
+
+def own_chunks(group: tuple[int, bytes, int]) -> list[tuple[int, groups.Chunk]]:
+    """Return (index, chunk) of what goes with the group, by its bytes alone."""
+    return list(enumerate(groups.parse_group(group[1]).chunks))[group[2] :]
+
+
+FULL = b"f" * 40_000
+"""Two of these do not fit into one chunk."""
+
+
+def test_a_group_goes_to_the_readers_of_each_of_its_channels() -> None:
+    """The channels are remembered from the close on; full chunks stand before them, and a channel may have both."""
+    house = Journaled(b"a.a", b"a.b", b"a.c")
+    for name in house.slots:
+        house.publish(name, b"first")
+    first = house.close()
+    house.apply(first)
+    house.publish(b"a.c", FULL, b"c")
+    house.publish(b"a.a", b"1", FULL)
+    house.publish(b"a.a", FULL, b"2")
+    second = house.close()
+    assert house.deliver_group(first) == own_chunks(first), "the next group may be closed before it is delivered"
+    house.apply(second)
+    house.publish(b"a.b", b"third")
+    third = house.close()
+    assert len(own_chunks(second)) == 3
+    assert house.deliver_group(second) == own_chunks(second)
+    assert house.deliver_group(first) == own_chunks(first), "an older one is looked up"
+    house.apply(third)
+    assert house.deliver_group(third) == own_chunks(third)
+
+
+def test_a_group_that_is_undone_leaves_nothing_behind() -> None:
+    house = Journaled(b"a.a", b"a.b")
+    house.publish(b"a.a", b"lost")
+    house.close()
+    house.publish(b"a.b", b"lost as well")
+    house.tails.undo(False)
+    house.publish(b"a.b", b"kept")
+    group = house.close()
+    house.apply(group)
+    assert [house.nexts(name) for name in (b"a.a", b"a.b")] == [(1, 1, 1), (2, 2, 2)]
+    assert [records_of(chunk)[0].payload for _, chunk in own_chunks(group)] == [b"kept"]
+    assert house.deliver_group(group) == own_chunks(group)
+
+
+def test_early_chunks_of_a_group_are_applied_and_not_delivered_again() -> None:
+    house = Journaled(b"a.a", b"a.b", level=ACCEPTED)
+    house.publish(b"a.a", b"early")
+    _, early = house.tails.close_turn()
+    house.tails.accepted_waits = True
+    house.publish(b"a.b", b"waits")
+    house.publish(b"a.a", b"behind")
+    group = house.close()
+    assert early is not None
+    assert group[2] == 1
+    assert [house.nexts(name)[0] for name in (b"a.a", b"a.b")] == [1, 1]
+    house.apply(group)
+    assert [house.nexts(name) for name in (b"a.a", b"a.b")] == [(3, 3, 3), (2, 2, 2)]
+    assert house.deliver_group(group) == own_chunks(group)
+    assert len(own_chunks(group)) == 2
+
+
+def test_what_is_evicted_before_a_group_is_delivered_is_not_looked_at_again() -> None:
+    """Nobody delivers so late; but a channel that is not there any more must not be taken for one."""
+    house = Journaled(*(b"a.%d" % number for number in range(50)))
+    for name, subscription in zip(house.slots, house.subscriptions, strict=True):
+        house.fanout.detach(subscription, name)
+        house.publish(name, b"x")
+    group = house.close()
+    house.apply(group)
+    house.publisher.leave()
+    assert house.tails.evict(group[0], 1 << 31, 2 * house.tails.slots) == 50
+    house.fanout.attach_pattern(house.subscriptions[0], b">")
+    number, value, early = group
+    house.fanout.deliver(value, chunk_offset(value, early), number, early, 0)
+    assert not house.fanout.pending
