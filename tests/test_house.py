@@ -39,6 +39,7 @@ SWALLOWED = re.compile(
 )
 SWITCHED_OFF = re.compile(r"pytest\.s[k]ip\(|mark\.s[k]ip\b|mark\.x[f]ail")
 IMPORTS_BROKER = re.compile(r"^\s*(from|c?import)\s+broker(\.|\s|$)", re.MULTILINE)
+MADE_IN_PLACE = re.compile(r"\[\s*[\w.]*\([^\n]*\n?[^\n]*?\bfor\s+\w+(?:,\s*\w+)*\s+in\b")
 MAKE_WORD = re.compile(r"`make ([a-z]+)")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 
@@ -103,6 +104,15 @@ def native_modules_without_their_files(root: Path) -> list[str]:
         if not any(re.search(rf"\bbroker_native(\.| import .*\b){path.stem}\b", test) for test in tests):
             complaints.append(f"{name}: no test imports it")
     return complaints
+
+
+def lists_that_drop_twice(root: Path) -> list[str]:
+    """A native list of what is made for it is made by `append`.
+
+    Cython gives the element of a comprehension away when it has made it for that; when the list then cannot grow, it
+    lets the element go once more.
+    """
+    return matches(root, MADE_IN_PLACE, files(root, (".pyx",), "ext"))
 
 
 def modules_without_purpose(root: Path) -> list[str]:
@@ -176,6 +186,7 @@ RULES: list[Rule] = [
     switched_off_tests,
     native_code_that_knows_the_broker,
     native_modules_without_their_files,
+    lists_that_drop_twice,
     modules_without_purpose,
     public_names_without_purpose,
     guides_that_lie,
@@ -206,6 +217,12 @@ BROKEN: list[tuple[Rule, str, str]] = [
     (native_code_that_knows_the_broker, "ext/broker_native/trie.pxd", "# T.\ncimport broker\n"),
     (native_modules_without_their_files, "ext/broker_native/ring.pyx", '"""A ring."""\n'),
     (native_modules_without_their_files, "tests/native/test_trie.py", '"""Nothing."""\n'),
+    (lists_that_drop_twice, "ext/broker_native/trie.pyx", '"""T."""\nall = [place(&found[at]) for at in range(9)]\n'),
+    (
+        lists_that_drop_twice,
+        "ext/broker_native/trie.pyx",
+        '"""T."""\nall = [\n    (at, found[at].x)\n    for at in x]\n',
+    ),
     (modules_without_purpose, "broker/bus.py", "import os\n"),
     (modules_without_purpose, "ext/broker_native/trie.pxd", "cdef int find()\n"),
     (public_names_without_purpose, "broker/bus.py", '"""The bus."""\n\n\nclass Bus: ...\n'),

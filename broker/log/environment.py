@@ -17,6 +17,7 @@ import mmap
 import os
 import struct
 import threading
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -25,7 +26,7 @@ import lmdb
 
 from broker.log import durable
 from broker.log.errors import corrupt, failed
-from broker.model.errors import error
+from broker.model.errors import StorageCorrupt, error
 from broker_native.btree import TreeDamaged, check_tree, find_row
 from broker_native.tree import MappedFile, TreeReader
 
@@ -33,9 +34,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+OPENS_MAX = 1000
+OPEN_PAUSE_S = 0.001
+"""How often a file is opened that seems to be open. The `lmdb` package knows files by inodes, and forgets one only
+after it has closed the file: of one that was removed the inode may be another's by then, which another thread opens."""
 READERS_MAX = 1024
 LOCK_FILE_BYTES = 17 * 4096
 """Room for the header and READERS_MAX readers of 64 bytes; LMDB takes a larger file as it is."""
+LOOKS_MAX = 100
+"""How often meta pages are looked at that somebody writes meanwhile; each look takes less than a commit does."""
 SYNCS_PER_COMMIT = 2
 """One fdatasync of the pages, and one write of the meta page through a descriptor opened with O_DSYNC."""
 
@@ -45,6 +52,7 @@ _META_MAGIC = 0xBEEFC0DE
 _META_VERSION = 1
 _PAGE_BYTES_MIN, _PAGE_BYTES_MAX = 512, 65536
 
+_ALREADY_OPEN = "already open in this process"
 # 3.0 bundles two engines whose files the other cannot read; before, there was one and no such option.
 _ENGINE: Final[dict[str, Any]] = {"lib_version": 0} if int(lmdb.__version__.split(".")[0]) >= 3 else {}
 
@@ -63,6 +71,17 @@ def open_lmdb(path: Path, map_bytes: int, *, locks: bool = True, readonly: bool 
     """
     if locks:
         _allocate_lock_file(lock_path(path))
+    for _ in range(OPENS_MAX - 1):
+        try:
+            return _open_lmdb(path, map_bytes, locks=locks, readonly=readonly)
+        except lmdb.Error as cause:
+            if _ALREADY_OPEN not in str(cause):
+                raise
+            time.sleep(OPEN_PAUSE_S)
+    return _open_lmdb(path, map_bytes, locks=locks, readonly=readonly)
+
+
+def _open_lmdb(path: Path, map_bytes: int, *, locks: bool, readonly: bool) -> lmdb.Environment:
     return lmdb.open(
         str(path),
         map_size=map_bytes,
@@ -193,21 +212,50 @@ def check_file(path: Path) -> int:
 
 
 def _newer_meta(path: Path) -> tuple[int, int]:
-    """Return where the newer meta page begins and the number of its transaction; see `check_file`."""
+    """Return where the newer meta page begins and the number of its transaction; see `check_file`.
+
+    Somebody else may be committing, the child of a server that was killed for one. What is found is only wrong when
+    the meta pages are still the same afterwards: each commit writes one of them.
+    """
+    for _ in range(LOOKS_MAX):
+        pages, size = _read_metas(path)
+        try:
+            return _judge_metas(path, pages, size)
+        except StorageCorrupt:
+            if _read_metas(path)[0] == pages:
+                raise
+    raise corrupt(path, f"its meta pages contradict each other or its size at {LOOKS_MAX} looks, each at others")
+
+
+def _read_metas(path: Path) -> tuple[tuple[bytes, bytes], int]:
+    """Return what stands where the two meta pages begin, the second one empty without the first, and the file's size.
+
+    The size comes last: the pages of a commit are written before the meta page that counts them.
+    """
     try:
         # Without a buffer, and without reading ahead: two small pieces of a file that may be long.
         with path.open("rb", buffering=0) as file:
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-            size = file.seek(0, 2)
-            file.seek(0)
-            first = _Meta.read(file.read(_META_AT + _META.size))
-            if first is None:
-                raise corrupt(path, f"is {size} bytes and has no meta page")
-            file.seek(first.page_bytes)
-            second = _Meta.read(file.read(_META_AT + _META.size))
+            page = file.read(_META_AT + _META.size)
+            first, second = _Meta.read(page), b""
+            if first is not None:
+                file.seek(first.page_bytes)
+                second = file.read(_META_AT + _META.size)
+            return (page, second), file.seek(0, 2)
     except OSError as cause:
         raise failed(path, cause) from cause
+
+
+def _judge_metas(path: Path, pages: tuple[bytes, bytes], size: int) -> tuple[int, int]:
+    """Return what `_newer_meta` does, of meta pages that nobody has written to since.
+
+    Raises:
+        StorageError: as `check_file`.
+    """
+    first, second = map(_Meta.read, pages)
+    if first is None:
+        raise corrupt(path, f"is {size} bytes and has no meta page")
     if first.version != _META_VERSION:
         hint = "It was written through another version of LMDB; use one whose data format is 1."
         raise error("STORAGE_FORMAT", f"{path}: got LMDB data format {first.version}, expected {_META_VERSION}", hint)

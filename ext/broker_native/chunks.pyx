@@ -226,7 +226,8 @@ cdef int builder_gone(ChunkBuilder* builder, const uint8_t* chunk, uint32_t time
                       uint8_t reason) noexcept nogil:
     """Put a GONE run in the place of records of a chunk; runs with the same reason become one.
 
-    `time_us` is the time of the first of them, as the record says it.
+    `time_us` is the time of the first of them, as the record says it. The builder has what was before them in the
+    chunk, and nothing else.
     """
     cdef uint8_t record[GONE_RECORD_BYTES]
     cdef uint8_t* last
@@ -236,10 +237,9 @@ cdef int builder_gone(ChunkBuilder* builder, const uint8_t* chunk, uint32_t time
     store_u32(record + RECORD_TIME, time_us)
     record[GONE_REASON] = reason
     store_u32(record + GONE_RUN, run)
-    if builder.used and builder.next == first and load_u64(chunk + CHUNK_EPOCH) == builder.epoch:
+    if builder.used:
         last = builder.data + builder.last
-        if (load_u16(last + 4) & RECORD_GONE and last[GONE_REASON] == reason
-                and first - builder.first <= U32_MAX - run):
+        if load_u16(last + 4) & RECORD_GONE and last[GONE_REASON] == reason:
             store_u32(last + GONE_RUN, load_u32(last + GONE_RUN) + run)
             builder.next += run
             return TAKE_DONE
@@ -324,7 +324,7 @@ def merge_chunks(list chunks not None, uint32_t bytes_max, uint64_t after=0, uin
                 if state == TAKE_DONE:
                     break
                 # What is in of this chunk must not go in again.
-                if builder.next - 1 > begin and builder.next > load_u64(at + CHUNK_FIRST):
+                if builder.next > load_u64(at + CHUNK_FIRST):
                     begin = builder.next - 1
                 merged.append(builder_bytes(&builder))
         if builder.used:

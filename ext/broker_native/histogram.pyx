@@ -109,7 +109,11 @@ cdef object state_sum(const HistogramState* state):
 
 cdef list state_pairs(const HistogramState* state):
     cdef Py_ssize_t bucket
-    return [(bucket, state.counts[bucket]) for bucket in range(BUCKETS) if state.counts[bucket] > 0]
+    cdef list pairs = []
+    for bucket in range(BUCKETS):
+        if state.counts[bucket] > 0:
+            pairs.append((bucket, state.counts[bucket]))
+    return pairs
 
 
 cdef int state_require_values(const HistogramState* state) except -1:
@@ -260,12 +264,15 @@ cdef class Histogram:
         hold something. Equal contents give equal bytes.
         """
         pairs = state_pairs(&self.state)
+        packed = bytearray()
+        for bucket, count in pairs:
+            packed += _PAIR.pack(bucket, count)
         total = state_sum(&self.state)
         header = _HEADER.pack(
             _MAGIC, _FORMAT, SUB_BITS, RANGE_BITS, self.state.count, total & UINT64_MAX, total >> 64,
             self.state.min, self.state.max, len(pairs),
         )
-        return header + b"".join([_PAIR.pack(bucket, count) for bucket, count in pairs])
+        return header + bytes(packed)
 
     @staticmethod
     def from_bytes(data):

@@ -719,7 +719,8 @@ cdef class SegmentIndex:
             A list of (group, index, offset, size, first, count) in the order of sequences; empty when there is none.
         """
         cdef ChunkPlace* places = NULL
-        cdef uint32_t count
+        cdef uint32_t count, at
+        cdef list found = []
         PyThread_acquire_lock(self.lock, WAIT_LOCK)
         count = index_copy(self, channel, after_sequence, bytes_max, before_sequence, &places)
         PyThread_release_lock(self.lock)
@@ -728,9 +729,11 @@ cdef class SegmentIndex:
         # Python objects are made after the lock is let go: making them may hand the interpreter lock to another
         # thread, which may then wait for ours.
         try:
-            return [place_tuple(&places[at]) for at in range(count)]
+            for at in range(count):
+                found.append(place_tuple(&places[at]))
         finally:
             PyMem_RawFree(places)
+        return found
 
     def pages(self):
         """Emit the index as sorted pages, for a segment that gets no more groups.

@@ -510,8 +510,8 @@ cdef int take_entry(SliceMerger self, const uint8_t* at, uint16_t kind, bint sto
     elif kind == ENTRY_TRIM:
         if load_u64(at + 16) > channel.trim:
             channel.trim = load_u64(at + 16)
-    elif kind == ENTRY_DROP:
-        channel.dropped = True
+    else:
+        channel.dropped = True  # the last of the kinds that `entry_bytes_min` knows
     return SLICE_GOOD
 
 
@@ -548,8 +548,8 @@ cdef int at_archive(SliceMerger self, int reason, const TreeCursor* cursor) noex
 
 
 cdef void mark_dirty(SliceMerger self, const TreeCursor* cursor) noexcept nogil:
-    """Count the leaf that a cursor is in as one to be written anew."""
-    if cursor.depth and cursor.pages[cursor.depth - 1] != self.leaf:
+    """Count the leaf that a cursor is in, on a row, as one to be written anew."""
+    if cursor.pages[cursor.depth - 1] != self.leaf:
         self.leaf = cursor.pages[cursor.depth - 1]
         self.dirty_bytes += PAGE_BYTES
 
@@ -934,7 +934,6 @@ cdef int merge_chunks(SliceMerger self, bint extend) noexcept nogil:
 cdef int merge_channel(SliceMerger self) noexcept nogil:
     """Make all rows of the channel whose entries and chunks have been gathered."""
     cdef Stored* channel = &self.stored
-    cdef uint64_t next_before
     cdef int reason
     cdef uint64_t number = channel.channel
     memset(channel, 0, sizeof(Stored))
@@ -957,7 +956,6 @@ cdef int merge_channel(SliceMerger self) noexcept nogil:
     if not channel.found and self.incoming_count and channel.created == NULL:
         # Of a journal whose beginning is not known: what is there first is where it begins.
         channel.first = channel.next = self.incoming[0].first
-    next_before = channel.next
     if channel.trim > channel.first:
         if channel.found and channel.first < channel.next:
             reason = delete_below(self, channel.trim)
@@ -975,7 +973,7 @@ cdef int merge_channel(SliceMerger self) noexcept nogil:
         return SLICE_GAP
     if not channel.found:
         self.channels_added += 1
-    elif not (channel.changed or channel.announced or channel.next != next_before):
+    elif not (channel.changed or channel.announced):
         return SLICE_GOOD
     if channel.announced and put_name(self) != SLICE_GOOD:
         return SLICE_MEMORY

@@ -230,12 +230,14 @@ cdef class Slots:
         cdef uint32_t slot
         cdef Segment* segment
         cdef list found = []
+        cdef list items
         while True:
             segment = table_segment(&self.table, key)
-            found.append([
-                (segment.slots[slot].key, <uintptr_t>segment.slots[slot].item)
-                for slot in range(<uint32_t>SEGMENT_SLOTS) if segment.slots[slot].item != NULL
-            ])
+            items = []
+            for slot in range(<uint32_t>SEGMENT_SLOTS):
+                if segment.slots[slot].item != NULL:
+                    items.append((segment.slots[slot].key, <uintptr_t>segment.slots[slot].item))
+            found.append(items)
             key = table_after(&self.table, key)
             if not key:
                 return found

@@ -1735,12 +1735,14 @@ cdef class Tails:
         """(id, level, epoch, first, applied next, next, seen next, [(epoch, first) ...] applied) or None."""
         cdef Channel* channel = self.find_here(name)
         cdef uint32_t index
+        cdef list epochs = []
         if channel == NULL:
             return None
+        for index in range(channel.epochs_applied):
+            epochs.append((channel.epochs[index].epoch, channel.epochs[index].first))
         return (
             channel.id, channel.level, channel.epoch, channel.first, channel.applied_next, channel.next,
-            channel.seen_next,
-            [(channel.epochs[index].epoch, channel.epochs[index].first) for index in range(channel.epochs_applied)],
+            channel.seen_next, epochs,
         )
 
     def stored_id(self, bytes name):

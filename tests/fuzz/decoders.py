@@ -13,14 +13,26 @@ from typing import TYPE_CHECKING, Any
 from broker.config import Config
 from broker.model import names
 from broker.model.errors import BrokerError
-from broker.wire import control
+from broker.model.history import (
+    BusPart,
+    BusQuery,
+    ChannelRow,
+    HistoryPart,
+    HistoryQuery,
+    NamedChunk,
+    NamesPart,
+    NamesQuery,
+    Trim,
+)
+from broker.model.positions import BusPosition
+from broker.wire import control, requests
 from tests.fuzz import seeds
 from tests.fuzz.stepped import SteppedNode
 from tests.reference.frames import ERROR, FRAME_HEADER, frames_of
 from tests.reference.journal import Fate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 PLAN_BYTES = 8
 OF_THE_INPUT = re.compile(r"(['\"]).*\1|[0-9]+", re.DOTALL)
@@ -86,7 +98,40 @@ def judge(seen: Seen, answers: bytes, closed: bool) -> None:
 
 # -- bodies ------------------------------------------------------------------------------------------------------------
 
-DECODERS: list[tuple[Callable[[bytes], Any], Callable[[Any], bytes]]] = [
+Decoder = tuple["Callable[[bytes], Any]", "Callable[[Any], bytes]"]
+
+
+def question(decode: Callable[[Mapping[str, Any]], Any]) -> Decoder:
+    """A REQUEST whose arguments are decoded, and the one that asks the same."""
+
+    def ask(query: Any) -> bytes:
+        return control.encode_request(1, "ask", requests.pack_query(query))
+
+    return lambda body: decode(control.decode_request(body).more), ask
+
+
+def answer(decode: Callable[[Mapping[str, Any]], Any]) -> Decoder:
+    """A REPLY whose fields are decoded, and the one that answers the same."""
+
+    def reply(part: Any) -> bytes:
+        return requests.encode_part(1, part)
+
+    return lambda body: decode(control.decode_reply(body)[1]), reply
+
+
+QUESTIONS: list[Callable[[Mapping[str, Any]], Any]] = [
+    requests.decode_history_query,
+    requests.decode_bus_query,
+    requests.decode_names_query,
+    requests.decode_trim,
+]
+ANSWERS: list[Callable[[Mapping[str, Any]], Any]] = [
+    requests.decode_history_part,
+    requests.decode_bus_part,
+    requests.decode_names_part,
+]
+
+DECODERS: list[Decoder] = [
     (control.decode_hello, lambda value: control.encode_hello(value.client, value.producer, value.token)),
     (control.decode_welcome, control.encode_welcome),
     (control.decode_subscribe, control.encode_subscribe),
@@ -113,6 +158,8 @@ DECODERS: list[tuple[Callable[[bytes], Any], Callable[[Any], bytes]]] = [
     (control.decode_token, control.encode_ping),
     (control.decode_channel, lambda value: control.encode_channel(*value)),
     (control.decode_credit, lambda value: control.encode_credit(*value)),
+    *(question(decode) for decode in QUESTIONS),
+    *(answer(decode) for decode in ANSWERS),
 ]
 
 
@@ -142,6 +189,17 @@ def bodies(seen: Seen) -> Callable[[memoryview], None]:
 def body_seeds() -> list[bytes]:
     """One body for each decoder."""
     refusal = control.decode_error(control.encode_error(BrokerError(3001, "why", "hint"), number=1, count=2)[8:])
+    queries: list[HistoryQuery | BusQuery | NamesQuery | Trim] = [
+        HistoryQuery("a.x", 5, 1, 9, 1_000, 2_000, 3, 4, reverse=True, bytes_max=100),
+        BusQuery("a.>", BusPosition(seeds.JOURNAL, 1, 2), 1_000, 100),
+        NamesQuery("a.", "a.b", 7, details=True),
+        Trim("a.x", 5),
+    ]
+    parts: list[HistoryPart | BusPart | NamesPart] = [
+        HistoryPart(1, 2, 9, 3, "trimmed", 4, 5, 6, True, b"chunks"),
+        BusPart("resumed", (NamedChunk("a.x", 1, 2, b"chunk"),), BusPosition(seeds.JOURNAL, 1, 2), more=True),
+        NamesPart((ChannelRow("a.x", 1, 2, 3, 3), ChannelRow("a.y", 0, 0, 0, 0)), more=False),
+    ]
     frames = [
         control.encode_hello("me", seeds.PRODUCER, "token"),
         control.encode_welcome(
@@ -160,6 +218,8 @@ def body_seeds() -> list[bytes]:
         control.encode_ping(7),
         control.encode_channel(1, b"a.x"),
         control.encode_credit(1, 100),
+        *(control.encode_request(1, "ask", requests.pack_query(query)) for query in queries),
+        *(requests.encode_part(1, part) for part in parts),
     ]
     return [seeds.plan(state=index) + frame[FRAME_HEADER.size :] for index, frame in enumerate(frames)]
 

@@ -37,6 +37,7 @@ SHARES = {
     "session": 6,
     "page": 2000,
     "intake": 120,
+    "channels": 40,
     "reader": 120,
     "publish": 5124,
     "group": 150,

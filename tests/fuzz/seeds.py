@@ -64,6 +64,20 @@ def intake() -> list[bytes]:
     ]
 
 
+def channels() -> list[bytes]:
+    """What a client sends that comes back: names in a row, with gaps, again, wrong ones, and other frames between."""
+    row = [control.encode_channel(number, b"room.%d" % number) for number in range(150)]
+    ping, wrong = control.encode_ping(7), control.encode_channel(3, b"room.*")
+    last = [control.encode_channel(number, b"last.%d" % number) for number in ((1 << 32) - 2, (1 << 32) - 1, 0, 1)]
+    conversations = [row, row[:5] + row[9:20] + row[:3], [*row[:2], ping, *row[2:70], PUBLISHES[0], *row[70:90]]]
+    conversations += [[*row[:3], wrong, *row[4:9]], last, [ping] * 70 + row[:2]]
+    return [
+        plan(seed=index, style=style, state=state) + b"".join(frames)
+        for index, frames in enumerate(conversations)
+        for style, state in ((0, 0xFF), (1, 0x51), (2, 0x07), (3, 0xF8))
+    ]
+
+
 def publish_bodies() -> list[bytes]:
     """Bodies of PUBLISH alone."""
     return [plan(state=index % 2) + frame[FRAME_HEADER.size :] for index, frame in enumerate(PUBLISHES * 2)]

@@ -2,6 +2,8 @@
 
 - `IntakeTarget`: a hostile client. Frames in any cut go through `Intake` and `Publisher`; what was accepted is closed,
   checked as a group, applied or undone, and delivered; the answers and deliveries are read as a client reads them.
+- `ChannelsTarget`: a client that names channels. Frames in any cut, in turns with a budget, on a connection that waits
+  for names now and then; however they come together, each is handled once, in order.
 - `PublishTarget`: one PUBLISH body, straight into `Publisher`, without the frames around it.
 - `ReaderTarget`: a hostile server. Frames in any cut go through `FrameReader`; batches are read in every way.
 - `ChunkTarget`: one DELIVER frame, uncut.
@@ -23,6 +25,7 @@ from broker_native.fanout cimport Fanout, Subscription
 from broker_native.intake cimport Clock, Intake, ReadBuffer
 from broker_native.layout cimport *
 from broker_native.messages cimport Batch, Cursor
+from broker_native.names cimport name_is_channel
 from broker_native.tails cimport Line, Publisher, Tails
 from tests.fuzz.engine cimport (
     PLAN_BYTES,
@@ -50,6 +53,7 @@ cdef enum:
     BYTEWISE_BYTES_MAX = 512      # a longer input is cut into pieces instead: its executions would take all the time
     BATCHES_READ_MAX = 8
     READABLE = 0x100
+    CHANNEL_NUMBER_BYTES = 4      # of a CHANNEL frame, before the name
     MIX = 0x01000193
 
 
@@ -309,6 +313,129 @@ cdef class IntakeTarget(Target):
             if data[at + 4] == KIND_PUBLISH and random_below(random, 2):
                 repair_records(data + at + FRAME_HEADER_BYTES, load_u32(data + at), random)
             at += FRAME_HEADER_BYTES + load_u32(data + at)
+
+
+# -- a client that names channels --------------------------------------------------------------------------------------
+
+
+cdef class NamingClient(Intake):
+    """The server's end of a connection: writes down each frame, alone or among others, and waits after some."""
+
+    cdef list told                      # what was handled, in order
+    cdef list ahead                     # names that `names_ahead` has told of, and that have not come yet
+    cdef uint8_t state
+    cdef uint32_t calls
+
+    def __init__(self, fanout, buffer, clock, uint8_t state):
+        Intake.__init__(self, fanout, buffer, clock, FRAME_BYTES_MAX)
+        self.told = []
+        self.ahead = []
+        self.state = state
+
+    cdef int tell(self, object kind, object number, object name) except -1:
+        self.told.append((kind, number, name))
+        if name is not None and self.ahead and self.ahead.pop(0) != name:
+            raise Broken(f"{name} comes, and other names were told to be ahead")
+        return 0
+
+    cdef int wait(self) except -1:
+        """Wait for what the newest frame needs, if it is that one's turn."""
+        self.calls += 1
+        if self.calls % (2 + (self.state & 7)) == 0:
+            self.suspend()
+        return 0
+
+    def on_channels(self, uint32_t first, list names):
+        cdef uint32_t count = <uint32_t>len(names)
+        cdef uint32_t taken = count
+        if count < 2 or <uint64_t>first + count > <uint64_t>1 << 32:
+            raise Broken(f"{count} names from number {first} on came together")
+        if first & 3 == 0:
+            taken = count >> 1
+        for index in range(taken):
+            self.tell(KIND_CHANNEL, first + index, names[index])
+        if taken:
+            self.wait()
+        return taken
+
+    def on_frame(self, uint8_t kind, uint8_t flags, bytes body):
+        cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(body)
+        cdef size_t size = <size_t>PyBytes_GET_SIZE(body)
+        note(kind)
+        if (kind == KIND_CHANNEL and not flags and size > CHANNEL_NUMBER_BYTES
+                and name_is_channel(at + CHANNEL_NUMBER_BYTES, size - CHANNEL_NUMBER_BYTES)):
+            self.tell(kind, load_u32(at), body[CHANNEL_NUMBER_BYTES:])
+        else:
+            self.tell(<uint32_t>kind << 8 | flags, body, None)
+        self.wait()
+
+    def on_malformed(self, int code, uint64_t size):
+        self.tell(code, size, None)
+        self.stop()
+
+    def on_credit(self, subscription):
+        raise Broken("credit for a subscription that nobody has")
+
+    def on_failed(self, failure):
+        raise failure
+
+    def on_read(self):
+        """A turn ends when the caller says so."""
+
+    def on_put_off(self):
+        """Whoever feeds it goes on."""
+
+    def on_caught_up(self):
+        """Whoever feeds it goes on."""
+
+    cdef int settle_down(self) except -1:
+        """Give it turns, and what it waits for, until nothing is left to handle."""
+        cdef bint more = True
+        while more and not self.closed:
+            if self.suspended:
+                self.ahead += self.names_ahead(self.state >> 3)
+                self.resume()
+            more = self.buffer.go_on() or self.suspended
+        return 0
+
+
+cdef class ChannelsTarget(Target):
+    """A client that names channels. The plan's state says how often the connection waits and how far it looks ahead."""
+
+    cdef ReadBuffer buffer
+    cdef Clock clock
+    cdef Fanout fanout
+
+    def __cinit__(self):
+        self.framed = True
+        self.clock = Clock(0, True)
+        self.clock.floor_us = NOW_US
+
+    cdef int renew(self) except -1:
+        if self.fanout is not None:
+            self.fanout.close()
+        self.fanout = Fanout(Tails(1, 4770))
+        self.buffer = ReadBuffer(4096)
+        self.buffer.schedule = do_nothing
+        return 0
+
+    cdef int execute(self, const uint8_t* data, size_t size) except -1:
+        cdef list told = self.converse(data, size, data[4] & 3, data[5])
+        if told != self.converse(data, size, STYLE_WHOLE, data[5] ^ 0xFF):
+            raise Broken("the same frames in other pieces were handled otherwise")
+        return 0
+
+    cdef list converse(self, const uint8_t* data, size_t size, uint8_t style, uint8_t state):
+        cdef NamingClient client = NamingClient(self.fanout, self.buffer, self.clock, state)
+        feed_cut(client.feed, data, size, style)
+        client.settle_down()
+        client.stop()
+        client.outbox.close()
+        return client.told
+
+
+def do_nothing():
+    """Turns are given when the target says so."""
 
 
 cdef class PublishTarget(Target):

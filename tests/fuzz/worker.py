@@ -53,6 +53,7 @@ def python(function: Callable[[memoryview], None], *, framed: bool = False) -> e
 KINDS = {
     "publish": Kind(targets.PublishTarget, seeds.publish_bodies),
     "intake": Kind(targets.IntakeTarget, seeds.intake),
+    "channels": Kind(targets.ChannelsTarget, seeds.channels),
     "session": Kind(lambda: python(decoders.session(SEEN, engine.pieces_of), framed=True), seeds.session),
     "chunk": Kind(targets.ChunkTarget, seeds.chunk),
     "reader": Kind(targets.ReaderTarget, seeds.reader),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -19,7 +20,7 @@ from broker_native.chunks import (
 from tests.native.starve import refusals
 from tests.reference import chunks as twin
 from tests.reference.frames import Record, build_record
-from tests.reference.groups import Chunk, build_chunk
+from tests.reference.groups import Chunk, build_chunk, parse_chunk
 
 CHANNEL = 9
 TIME_US = 1_767_225_600_000_000
@@ -290,3 +291,75 @@ def test_want_of_memory_leaves_nothing_behind() -> None:
     assert refusals(lambda: lambda: chunk_expire(made[0], 1 << 40)) > 0
     made = [chunk_of(1, 1, TIME_US, [Record(bytes(3000), key=b"a"), Record(b"x")])]
     assert refusals(lambda: lambda: chunk_compact(made[0], {b"a": 2})) > 0
+
+
+def test_chunks_of_two_epochs_are_not_merged() -> None:
+    made = [chunk_of(1, 1, TIME_US, [Record(b"a")]), chunk_of(2, 2, TIME_US, [Record(b"b")])]
+    assert merge_chunks(made, 1 << 20) == made == twin.merge(made, 1 << 20)
+
+
+def test_a_chunk_covers_no_more_than_it_can_count() -> None:
+    """Runs of what is gone may be as long as any, and a chunk counts its sequences with 32 bits."""
+    most = (1 << 32) - 1
+    made = [
+        chunk_of(1, 1, TIME_US, [Record(gone=(5, most - 3))]),
+        chunk_of(1, most - 2, TIME_US, [Record(gone=(5, 3)), Record(gone=(5, 2))]),
+    ]
+    merged = merge_chunks(made, 1 << 20)
+    assert merged == twin.merge(made, 1 << 20)
+    assert [(chunk.first, chunk.count) for chunk in map(parse_chunk, merged)] == [(1, most), (most + 1, 2)]
+
+
+@pytest.mark.parametrize(("after", "until"), [(5, 5), (7, 5), (0, 0), (10, 20)])
+def test_of_a_run_nothing_is_left_between_the_same_sequences(after: int, until: int) -> None:
+    made = [chunk_of(1, 1, TIME_US, [Record(gone=(5, 10))])]
+    assert merge_chunks(made, 1 << 20, after, until) == []
+
+
+def test_what_was_taken_of_a_chunk_is_not_taken_again() -> None:
+    """A chunk whose first record begins a chunk of its own, behind what was cut off before it."""
+    made = [
+        chunk_of(1, 1, TIME_US, [Record(bytes(100)), Record(bytes(100))]),
+        chunk_of(1, 3, TIME_US - 5, [Record(bytes(100)), Record(bytes(100))]),
+        chunk_of(1, 5, TIME_US, [Record(bytes(100)), Record(bytes(100)), Record(bytes(100))]),
+    ]
+    for bytes_max in (0, 170, 290, 410, 1 << 20):
+        for after in range(8):
+            assert merge_chunks(made, bytes_max, after) == twin.merge(made, bytes_max, after)
+
+
+def test_a_time_that_goes_back_within_a_chunk_is_no_chunk_of_ours() -> None:
+    """Times ascend; the front of a chunk would have to be another's, if they did not."""
+    content = b"".join(
+        build_record(Record(payload, time_us=at, expiry_s=1)) for payload, at in ((b"a", 9), (b"b", 3), (b"c", 1))
+    )
+    chunk = build_chunk(Chunk(CHANNEL, 1, 1, 3, content, TIME_US, TIME_US // 1_000_000 + 1))
+    assert [(part.first, part.count) for part in map(parse_chunk, merge_chunks([chunk], 1 << 20))] == [
+        (1, 1), (2, 1), (3, 1),
+    ]  # fmt: skip
+    content = build_record(Record(b"kept", time_us=9)) + build_record(Record(b"gone", time_us=3, expiry_s=1))
+    with pytest.raises(ValueError, match="do not cover"):
+        chunk_expire(build_chunk(Chunk(CHANNEL, 1, 1, 2, content, TIME_US, 1)), 1 << 40)
+
+
+@settings(max_examples=150)
+@given(histories(), st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), min_size=1, max_size=4))
+def test_whatever_stands_in_a_chunk_nothing_is_read_past_its_end(
+    made: list[bytes], changes: list[tuple[int, int]]
+) -> None:
+    """Records under a right checksum that are none: refused, or taken as what they say."""
+    if not made:
+        return
+    changed = bytearray(made[0])
+    for at, byte in changes:
+        changed[28 + at % (len(changed) - 28)] = byte
+    chunk = bytes(changed)
+    for call in (
+        lambda: merge_chunks([chunk, *made[1:]], 200),
+        lambda: chunk_expire(chunk, 1 << 40),
+        lambda: chunk_keys(chunk),
+        lambda: chunk_compact(chunk, {b"a": 1 << 40}),
+        lambda: chunk_sequence_at(chunk, TIME_US),
+    ):
+        with suppress(ValueError):
+            call()

@@ -221,6 +221,28 @@ def test_a_delta_without_memory_says_so() -> None:
         return call
 
     assert refusals(add) > 10
+    delta = TableDelta()
+    delta.add(value)
+    assert refusals(lambda: delta.pages) > 3
+    assert refusals(lambda: delta.filter) > 0
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        channel_entry(1, "a"),
+        epoch_entry(1, 5, 1),
+        trim_entry(1, 5),
+        drop_entry(1),
+        line_entry(b"p" * 16, 1, 1, [(1, 1, 1)]),
+    ],
+)
+def test_want_of_memory_for_what_is_met_first_is_said(entry: Entry) -> None:
+    """Whatever a segment says of a channel first: it takes a row."""
+    value = Chain().build([], [entry])
+    assert refusals(lambda: lambda: TableDelta().add(value)) > 0
+    published = Chain().build([(1, [b"x"])])
+    assert refusals(lambda: lambda: TableDelta().add(published)) > 0
 
 
 def test_many_heads_and_lines() -> None:

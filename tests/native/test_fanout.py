@@ -607,6 +607,8 @@ def test_a_chunk_of_an_evicted_channel_is_delivered_under_the_name_that_is_given
     evict(house)
     with pytest.raises(KeyError):
         house.fanout.deliver_one(subscription, chunk, 5, 0)
+    with pytest.raises(KeyError):
+        house.fanout.deliver_one(subscription, chunk, 5, 0, name=bytes(256))
     house.fanout.deliver_one(subscription, chunk, 5, 0, name=b"a.b")
     house.fanout.flush()
     (delivery,) = deliveries_of(transport.take())
@@ -738,3 +740,19 @@ def test_what_is_evicted_before_a_group_is_delivered_is_not_looked_at_again() ->
     number, value, early = group
     house.fanout.deliver(value, chunk_offset(value, early), number, early, 0)
     assert not house.fanout.pending
+
+
+# --- Closing ----------------------------------------------------------------------------------------------------------
+
+
+def test_closing_reaches_the_readers_of_very_many_channels() -> None:
+    """They stand in several segments of the table of names."""
+    tails = Tails(1, 4770)
+    fanout = Fanout(tails)
+    outbox = Outbox(fanout, None)
+    for number in range(3_000):
+        tails.load(b"c.%d" % number, 3, 2, 100)
+        fanout.attach(Subscription(outbox, number, PLENTY, 0, True), b"c.%d" % number)
+    assert tails.held(b"c.2999")
+    fanout.close()
+    assert not any(tails.held(b"c.%d" % number) for number in range(3_000))

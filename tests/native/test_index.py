@@ -369,3 +369,20 @@ def test_buffers_are_required() -> None:
     for function in (check_group, read_header, SegmentIndex().add):
         with pytest.raises(TypeError):
             function(text)
+
+
+def test_places_come_as_far_as_there_is_room_in_memory_and_in_pages() -> None:
+    index, chain = SegmentIndex(), Chain()
+    for _ in range(5):
+        value = chain.build([(1, [b"x" * 100])])
+        chain.commit(value)
+        index.add(value)
+    whole = index.find(1, 0, UNLIMITED)
+    size = whole[0][3]
+    ((_, page),) = index.pages()
+    for room, count in ((0, 1), (size, 1), (2 * size - 1, 1), (2 * size, 2), (4 * size + 1, 4), (5 * size, 5)):
+        assert index.find(1, 0, room) == whole[:count]
+        assert find_in_page(page, 1, 0, room)[0] == whole[:count]
+    for before in range(1, 8):
+        assert index.find(1, 0, UNLIMITED, before) == whole[: before - 1]
+        assert find_in_page(page, 1, 0, UNLIMITED, before)[0] == whole[: before - 1]

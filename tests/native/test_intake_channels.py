@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_native.names import is_channel
-from tests.native.test_intake import PINGS, SLOW_FRAMES_MAX, Loop, Watched, tokens
+from tests.native.test_intake import FRAME_BYTES_MAX, PINGS, SLOW_FRAMES_MAX, Loop, Watched, tokens
 from tests.reference.frames import CHANNEL, build_frame
 
 if TYPE_CHECKING:
@@ -189,3 +189,31 @@ def test_names_wait_behind_a_turn_that_is_used_up() -> None:
     quiet = naming(Loop())
     quiet.feed(PINGS[0])
     assert tokens(quiet) == [0]
+
+
+def test_what_is_no_naming_ends_those_that_come_together() -> None:
+    """A frame that is too large, and one whose header says what nobody knows: they are judged by themselves."""
+    named = [(CHANNEL, 0, struct.pack("<I", number) + b"n.%d" % number) for number in range(3)]
+    good = b"".join(build_frame(kind, body, flags) for kind, flags, body in named)
+    reserved = bytearray(build_frame(CHANNEL, struct.pack("<I", 3) + b"n.3"))
+    reserved[6] = 1
+    for wrong in (build_frame(CHANNEL, struct.pack("<I", 3) + bytes(FRAME_BYTES_MAX)), bytes(reserved)):
+        loop = Loop()
+        intake = naming(loop)
+        intake.feed(good + wrong)
+        go_on(loop, intake)
+        assert intake.told()[:3] == named
+
+
+def test_a_connection_that_need_not_wait_after_all_goes_on_at_once() -> None:
+    class Hasty(Naming):
+        def wait(self) -> None:
+            self.suspend()
+            self.resume()
+
+    frames = [(CHANNEL, 0, struct.pack("<I", number) + b"n.%d" % number) for number in (1, 2, 3, 9, 4)]
+    loop = Loop()
+    intake = loop.intake(Hasty)
+    intake.feed(b"".join(build_frame(kind, body, flags) for kind, flags, body in frames))
+    go_on(loop, intake)
+    assert intake.told() == frames

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import struct
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from broker.log.environment import open_lmdb
 from broker_native.btree import TreeDamaged
+from broker_native.crc32c import crc32c_of
 from broker_native.delta import TableDelta
 from broker_native.index import GroupDamaged
 from broker_native.pages import (
@@ -293,3 +295,85 @@ def test_a_damaged_filter_is_found() -> None:
     for wrong in (b"", value[:-1], value + b"\0", *(value[:at] + b"\xff" + value[at + 1 :] for at in range(0, 24, 4))):
         with pytest.raises(GroupDamaged):
             TableFilter(wrong)
+
+
+def with_crc(value: bytes) -> bytes:
+    """Return a page or a filter whose size and checksum are right."""
+    body = value[8:]
+    return struct.pack("<II", len(value), crc32c_of(body)) + body
+
+
+def table_page(
+    kind: int, count: int, items: bytes, low: bytes = b"", bound: bytes = b"", end: int | None = None
+) -> bytes:
+    """Return a page with a right checksum, whatever it says."""
+    end = 32 + len(items) if end is None else end
+    return with_crc(struct.pack("<8xIIIIII", 0x42415442, count, kind, end, len(low), len(bound)) + items + low + bound)
+
+
+@pytest.mark.parametrize(
+    ("kind", "page"),
+    [
+        (NAMES, table_page(NAMES, 1, b"")),  # more items than there are
+        (NAMES, table_page(NAMES, 1, b"\5room", bound=b"x" * 20)),  # a name that overruns the items
+        (CHANNELS, table_page(CHANNELS, 1, bytes(11))),
+        (CHANNELS, table_page(CHANNELS, 1, bytes(8) + struct.pack("<I", 1))),
+        (LINES, table_page(LINES, 1, b"\0" * 3)),
+        (LINES, table_page(LINES, 1, struct.pack("<I", 23) + bytes(23))),  # a line without its producer
+        (REST, table_page(REST, 1, struct.pack("<I", 1 << 31))),
+        (NAMES, table_page(NAMES, 0, b"", end=31)),
+        (NAMES, table_page(NAMES, 0, b"", end=33)),
+        (NAMES, table_page(NAMES, 0, b"more", end=32)),
+    ],
+)
+def test_a_page_that_cannot_be_is_refused_under_a_right_checksum(kind: int, page: bytes) -> None:
+    with pytest.raises(GroupDamaged, match="table page"):
+        table_items(kind, b"", page)
+    if kind != REST:
+        with pytest.raises(GroupDamaged, match="table page"):
+            look_up([(kind, b"", page)], kind, [b"x" * 16])
+
+
+def test_a_kind_without_pages_is_damage() -> None:
+    """Each kind has a page that covers from the very beginning, so a row of another kind stands for damage."""
+    names = [page for page in delta_of(40).pages() if page[0] == NAMES]
+    with pytest.raises(GroupDamaged, match="table page"):
+        look_up(names, CHANNELS, [bytes(8)])
+    with pytest.raises(GroupDamaged, match="table page"):
+        look_up([page for page in delta_of(40).pages() if page[0] == CHANNELS], LINES, [bytes(16)])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(KEYED),
+    st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), min_size=1, max_size=4),
+    st.integers(0, 80),
+)
+def test_whatever_stands_in_a_page_nothing_is_read_past_its_end(
+    kind: int, changes: list[tuple[int, int]], cut: int
+) -> None:
+    changed = bytearray(next(page for each, _, page in PAGES if each == kind))
+    for at, byte in changes:
+        changed[(20 if at % 2 else 8) + at % 60] = byte
+    page = with_crc(bytes(changed[: len(changed) - (cut if cut > 40 else 0)]))
+    with suppress(GroupDamaged):
+        table_items(kind, b"", page)
+    with suppress(GroupDamaged):
+        look_up([(kind, b"", page)], kind, [key for key, _ in KEYED_ROWS[kind]][:20])
+
+
+@pytest.mark.parametrize(("rare", "touched", "blocks"), [(0, 1, 1), (1, 0, 1), (1, 2, 2), ((1 << 32) - 1, 3, 2)])
+def test_a_filter_that_cannot_be_is_refused_under_a_right_checksum(rare: int, touched: int, blocks: int) -> None:
+    good = with_crc(struct.pack("<8xIIII", 0x544C4642, 0, 1, 1) + bytes(128))
+    assert not TableFilter(good).has_channel(1)
+    with pytest.raises(GroupDamaged):
+        TableFilter(with_crc(struct.pack("<8xIIII", 0x544C4642, 0, rare, touched) + bytes(64 * blocks)))
+
+
+@pytest.mark.parametrize("entries", [struct.pack("<IHH", 7, 2, 0), struct.pack("<IHH", 9, 2, 0), b"short"])
+def test_of_entries_that_overrun_their_run_the_first_counts(entries: bytes) -> None:
+    assert adds_up(entries) is (len(entries) == 8)
+
+
+PAGES = delta_of(40).pages()
+KEYED_ROWS = {kind: list(delta_of(40).items(kind)) for kind in KEYED}

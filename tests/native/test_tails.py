@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from broker.model.errors import BY_NAME
 from broker_native import tails as native
+from broker_native.fanout import Fanout, Outbox, Subscription
 from tests.reference import groups
 from tests.reference import tails as twin
 from tests.reference.frames import (
@@ -1651,3 +1652,36 @@ def test_numbers_are_given_to_many() -> None:
         publisher.bind_all(7, [b"m.2", b"m.none"])
     publisher.leave()
     assert not tails.held(b"m.1")
+
+
+def test_of_a_channel_that_nobody_knows_there_is_nothing_to_say_or_do() -> None:
+    tails = native.Tails(1, 1)
+    assert tails.uses(b"nobody") == (0, 0)
+    assert not tails.trim(b"nobody", 5)
+    assert tails.stored_id(b"nobody") == 0
+    tails.mark_unclean(b"nobody")
+    with pytest.raises(KeyError):
+        tails.drop(b"nobody")
+    assert tails.info(b"nobody") is None
+
+
+def test_a_reader_by_its_name_holds_a_channel() -> None:
+    tails = native.Tails(1, 1)
+    tails.begin_run(1, 1)
+    tails.load(b"s.x", SYNCED, 2, 10)
+    fanout = Fanout(tails)
+    subscription = Subscription(Outbox(fanout, None), 1, 0, 0, False)
+    fanout.attach(subscription, b"s.x")
+    assert tails.held(b"s.x")
+    assert tails.uses(b"s.x") == (0, 1)
+    with pytest.raises(RuntimeError, match="when nobody uses it"):
+        tails.drop(b"s.x")
+    fanout.detach(subscription, b"s.x")
+    assert not tails.held(b"s.x")
+    fanout.close()
+
+
+def test_ids_of_a_run_are_below_those_of_ephemeral_channels() -> None:
+    tails = native.Tails(1, 1)
+    with pytest.raises(ValueError, match="id"):
+        tails.begin_run(1, 1, (1 << 64) - 1)

@@ -676,3 +676,11 @@ def test_a_request_whose_commit_fails_has_not_happened(fate: Fate) -> None:
     assert info[3] == 1
     assert pipeline.core.tails.ready(b"s.y")
     assert pipeline.core.channels == 2
+
+
+def test_channels_that_are_all_here_are_loaded_at_once() -> None:
+    pipeline = Pipeline()
+    names = [b"s.x", b"s.y"]
+    assert pipeline.core.load_each(names) == {}
+    assert pipeline.core.load_each(names) == {}
+    assert pipeline.core.tails.unready(names) == []

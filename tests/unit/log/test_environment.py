@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING
 import lmdb
 import pytest
 
+from broker.log import environment as module
 from broker.log.environment import (
+    LOOKS_MAX,
     EnvironmentFile,
     OpenFiles,
+    _Meta,
     check_file,
     check_pages,
     create_file,
     lock_path,
     open_lmdb,
     reading_tree,
+    remove_file,
 )
 from broker.log.pages import open_pages
 from broker.model.errors import StorageError
@@ -107,6 +111,87 @@ def raises(path: Path) -> bool:
     except StorageError:
         return True
     return False
+
+
+def test_a_file_with_the_inode_of_one_that_is_being_closed_is_opened(tmp_path: Path) -> None:
+    """As archived segments are removed and the next one is made; the `lmdb` package forgets a file after its end."""
+    failures: list[lmdb.Error] = []
+
+    def make_and_remove(name: str) -> None:
+        for number in range(100):
+            path = tmp_path / f"{name}.{number}"
+            try:
+                create_file(path, 1 << 28)
+                environment = open_lmdb(path, 1 << 28)
+            except lmdb.Error as failure:
+                failures.append(failure)
+                return
+            remove_file(path)
+            environment.close()
+
+    threads = [threading.Thread(target=make_and_remove, args=(name,)) for name in ("one", "other")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_a_file_that_seems_to_be_open_is_opened_when_it_is_not(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, refused = lmdb.open, 0
+
+    def refuse(*args: object, **options: object) -> lmdb.Environment:
+        nonlocal refused
+        refused += 1
+        if refused <= 3:
+            raise lmdb.Error(f"The environment '{path}' is already open in this process.")
+        return opened(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(lmdb, "open", refuse)
+    monkeypatch.setattr(module, "OPEN_PAUSE_S", 0.0)
+    open_lmdb(path, MAP_BYTES).close()
+    refused = -5_000
+    with pytest.raises(lmdb.Error, match="already open"):
+        open_lmdb(path, MAP_BYTES)
+    assert refused == -5_000 + module.OPENS_MAX
+
+
+@pytest.mark.parametrize("commits", [1, 2, 3])
+@pytest.mark.parametrize("looks", [1, 3])
+def test_commits_between_the_looks_at_a_file_are_no_damage(
+    path: Path, monkeypatch: pytest.MonkeyPatch, commits: int, looks: int
+) -> None:
+    """The child of a killed server may be in the middle of a commit when the next server opens the archive."""
+    writer = open_lmdb(path, MAP_BYTES, locks=False)
+    read = _Meta.read
+    left = looks
+
+    def read_and_commit(page: bytes) -> _Meta | None:
+        nonlocal left
+        if left:
+            left -= 1
+            for number in range(commits):
+                with writer.begin(write=True) as transaction:
+                    transaction.put(b"%d.%d" % (left, number), bytes(50_000))
+        return read(page)
+
+    monkeypatch.setattr(_Meta, "read", read_and_commit)
+    check_file(path)
+    assert left == 0
+    writer.close()
+
+
+def test_a_file_that_changes_at_each_look_is_given_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+
+    def read(page: bytes) -> _Meta | None:
+        nonlocal looks
+        looks += 1
+        patch(path, META_TRANSACTION_AT, struct.pack("<Q", looks))
+        return None
+
+    monkeypatch.setattr(_Meta, "read", read)
+    assert f"at {LOOKS_MAX} looks" in check_error(path).detail
 
 
 def test_a_last_page_past_the_end_is_a_cut(path: Path) -> None:
