@@ -5,6 +5,14 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from broker_native.tails cimport Bytes, Channel, Tails
 from broker_native.trie cimport PatternTrie
 
+cdef class Pin:
+    cdef Fanout fanout
+    cdef size_t size                    # bytes that stay in memory while anybody has some of them queued
+    cdef size_t holders
+
+    cdef void hold(self) noexcept
+    cdef void release(self) noexcept
+
 cdef class Outbox:
     cdef readonly Fanout fanout
     cdef public object transport        # has `writelines`; None when the connection is gone
@@ -12,6 +20,9 @@ cdef class Outbox:
     cdef Bytes urgent                   # answers and control frames: they leave ahead of deliveries
     cdef Bytes small                    # prefixes and small chunks, copied
     cdef list pieces                    # shared slices and what stood before them
+    cdef list pins                      # what the shared slices in it hold in memory
+    cdef size_t copied                  # of `queued` what is copied here
+    cdef readonly size_t unsent         # what the transport had not sent when it asked for a pause
     cdef readonly size_t queued         # bytes in `urgent`, `small` and `pieces`
     cdef size_t ordered                 # of them what was queued as whole frames behind deliveries
     cdef readonly bint paused
@@ -22,6 +33,10 @@ cdef class Outbox:
     cdef int queue(self, Bytes* to, const uint8_t* header, bytes body) except -1
     cdef int lose(self) except -1
     cdef void drop(self) noexcept
+    cdef void settle(self) noexcept
+    cdef void go_on(self) noexcept
+    cdef int hold(self, Pin pin) except -1
+    cdef int note_unsent(self) except -1
     cdef int seal_small(self) except -1
     cdef int flush(self) except -1
     cdef int send(self) except -1
@@ -51,7 +66,7 @@ cdef class Subscription:
     cdef bint tell(self, uint64_t id) except -1
     cdef void put_told(self, uint64_t id) noexcept
     cdef int push(self, uint64_t id, const char* name, uint8_t name_bytes, const uint8_t* chunk, uint32_t size,
-                  object shared, uint64_t group, uint32_t index, uint8_t flags) except -1
+                  object shared, Pin pin, uint64_t group, uint32_t index, uint8_t flags) except -1
 
 cdef class Fanout:
     cdef readonly Tails tails
@@ -64,6 +79,11 @@ cdef class Fanout:
     cdef public uint32_t early_index    # and the index of the first that was not
     cdef public uint64_t turn           # counts the turns that had ephemeral chunks
     cdef public bint kicked             # a turn's end is scheduled
+    cdef readonly size_t copied_bytes   # what all outboxes hold of their own
+    cdef readonly size_t shared_bytes   # what they hold together, each value once
+    cdef readonly size_t unsent_bytes   # what transports hold that asked for a pause
+    cdef readonly size_t paused_count   # connections whose transport has asked for a pause
+    cdef Pin pin                        # of the value that is being delivered
     cdef readonly uint64_t chunks_out
     cdef readonly uint64_t records_out
     cdef readonly uint64_t bytes_out
@@ -73,7 +93,8 @@ cdef class Fanout:
     cdef list readers(self, Channel* channel)
     cdef int deliver_chunk(self, list readers, Channel* channel, bytes value, const uint8_t* chunk, uint32_t size,
                   uint64_t group, uint32_t index, uint8_t flags) except -1
+    cdef Pin new_pin(self, size_t size)
     cdef int push_from(self, Py_ssize_t* reader, list readers, Channel* channel, const uint8_t* chunk, uint32_t size,
-                  object shared, uint64_t group, uint32_t index, uint8_t flags) except -1
+                  object shared, Pin pin, uint64_t group, uint32_t index, uint8_t flags) except -1
 
 cdef void frame_header(uint8_t* at, uint32_t size, uint8_t kind, uint8_t flags) noexcept nogil
