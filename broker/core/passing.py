@@ -24,6 +24,11 @@ class Passing:
         self._bytes = 0
         self._bytes_max = bytes_max
 
+    @property
+    def size_bytes(self) -> int:
+        """What it holds."""
+        return self._bytes
+
     def add(self, turn: int, value: bytes) -> None:
         """Keep a turn's ephemeral chunks; the oldest turns make room."""
         self._turns.append((turn, value))

@@ -31,6 +31,11 @@ class Recent:
         self._bytes = 0
         self._bytes_max = bytes_max
 
+    @property
+    def size_bytes(self) -> int:
+        """What it holds."""
+        return self._bytes
+
     def add(self, group: Group) -> None:
         """Keep a committed group; the oldest ones make room."""
         self._groups.append(group)

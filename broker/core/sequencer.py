@@ -82,6 +82,7 @@ class Sequencer:
         self.writer = 0
         self.applied_number = 0
         self.applied_chain = 0
+        self.removals = 0
         self.in_commit: Group | None = None
         self.duplicates: list[Duplicate] = []
         self.requests: list[Callable[[BrokerError | None], None]] = []
@@ -506,6 +507,7 @@ class Sequencer:
             publisher.owner.outbox.published(answers)
         for duplicate in group.duplicates:
             self._answer_applied(duplicate)
+        self.removals += len(group.requests)
         for done in group.requests:
             done(None)
 

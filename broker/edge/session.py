@@ -54,6 +54,7 @@ HELD_BY_ANSWERS = 2
 HELD_BY_TURN = 4
 HELD_BY_LOAD = 8
 HELD_BY_ASKING = 16
+HELD_BY_MEMORY = 32
 NAMES_AHEAD_MAX = 1_024
 """Channels that a connection is about to name, and that are loaded with the one that it waits for."""
 U64 = struct.Struct("<Q")
@@ -114,6 +115,8 @@ class Session(Intake):
         "_load_asked",
         "_load_failure",
         "_locating",
+        "_name",
+        "_number",
         "_pinged_us",
         "_producer",
         "_waiting",
@@ -135,6 +138,8 @@ class Session(Intake):
         self._filters_count = 0
         self._held_by = 0
         self._locating: set[int] | None = None
+        self._name = ""
+        self._number = 0
         self._producer: bytes | None = None
         self._pinged_us = 0
         self._waiting: tuple[Callable[[], None], _NotLoaded] | None = None
@@ -147,7 +152,7 @@ class Session(Intake):
     def start(self, transport: Any) -> None:
         """The transport is there: the peer has `hello_timeout_s` to say HELLO."""
         self.transport = self.outbox.transport = transport
-        self.node.add(self)
+        self._number = self.node.add(self)
         self._hello_timer = self.node.loop.call_later(self.node.limits.hello_timeout_s, self._no_hello)
 
     def stopped(self) -> None:
@@ -448,6 +453,19 @@ class Session(Intake):
         if not self._held_by:
             self.transport.resume_reading()
 
+    @property
+    def publishes(self) -> bool:
+        return self.publisher is not None
+
+    def hold_for_memory(self) -> None:
+        self._read_no_more(HELD_BY_MEMORY)
+
+    def go_on_after_memory(self) -> None:
+        self._read_on(HELD_BY_MEMORY)
+
+    def describe(self) -> dict[str, object]:
+        return {"connection": self._number, "peer": self.identity.peer, "name": self._name}
+
     def fall_behind(self) -> None:
         self.node.catchup.demote_all(list((self.subscriptions or {}).values()))
 
@@ -458,7 +476,7 @@ class Session(Intake):
             if self.transport is not None and now_us - self._ended_us >= LINGER_S * 1e6:
                 self.transport.abort()
             return
-        if self._held_by & (HELD_BY_GROUP | HELD_BY_TURN | HELD_BY_LOAD | HELD_BY_ASKING):
+        if self._held_by & (HELD_BY_GROUP | HELD_BY_TURN | HELD_BY_LOAD | HELD_BY_ASKING | HELD_BY_MEMORY):
             # We do not listen: that the peer is not heard says nothing of it.
             self.heard_us = now_us
         quiet_s = (now_us - self.heard_us) / 1e6
@@ -491,6 +509,7 @@ class Session(Intake):
             self._need_line(hello.producer)
         limits = self.node.limits
         self._producer = hello.producer
+        self._name = hello.client
         self.opened = True
         self.early = False
         self.frame_bytes_max = limits.frame_bytes_max
@@ -616,6 +635,8 @@ class Session(Intake):
     def _publish_error(self, code: int, slot: int, number: int) -> BrokerError:
         limits = self.node.limits
         assert self.publisher is not None
+        if code == _BUSY:
+            return self.node.refuse_for_memory(number)
         details = {
             1002: "journal: the disk has no room; reads go on, publishing recovers by itself",
             1003: f"publish {number}: the line's next number is {self.publisher.line.next}",
@@ -968,11 +989,15 @@ class Session(Intake):
         if request.op == "stats":
             self.node.gate.check(self.identity, Verb.MANAGE, b">")
             return {"stats": self.node.stats()}
+        if request.op == "lagging":
+            self.node.gate.check(self.identity, Verb.MANAGE, b">")
+            readers, more = self.node.readers_behind(requests.decode_lagging_query(request.more))
+            return {"readers": readers, "more": more}
         if request.op == "channel":
             return self._describe(request.more.get("name"))
         if request.op in ("backup", "compact", "task"):
             return self._care(request)
-        known = ", ".join(sorted(["backup", "channel", "compact", "stats", "task", *_QUESTIONS]))
+        known = ", ".join(sorted(["backup", "channel", "compact", "lagging", "stats", "task", *_QUESTIONS]))
         raise error("UNKNOWN_OPERATION", f"operation: got {display(request.op.encode())}, known: {known}")
 
     def _care(self, request: control.Request) -> dict[str, object]:
@@ -1025,6 +1050,7 @@ class Session(Intake):
 
 _EXHAUSTED = error("LIMIT", "memory: none is left for what this connection sends or is sent", "reconnect and resume")
 _EXHAUSTED_FRAME = control.encode_error(_EXHAUSTED)
+_BUSY = error("BUSY", "").code
 _FRAME_TOO_LARGE = error("FRAME_TOO_LARGE", "").code
 _QUESTIONS: dict[str, Callable[[Session, control.Request], None]] = {
     "channels": Session._channels,

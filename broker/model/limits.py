@@ -187,6 +187,17 @@ class Limits:
             reloadable=True,
         ),
     )
+    memory_bytes_max: int = field(
+        default=1 * GIB,
+        metadata=setting(
+            "What all queues may hold together: what waits to be sent, has arrived in part, is pending, or is kept to "
+            "be read again. From 80 % on publishers are not read, from 95 % on PUBLISH is answered BUSY.",
+            unit="bytes",
+            low=16 * MIB,
+            high=1 << 44,
+            reloadable=True,
+        ),
+    )
     partial_bytes_max: int = field(
         default=32 * MIB,
         metadata=setting(

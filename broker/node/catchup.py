@@ -19,7 +19,8 @@ has taken it in.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container, Iterable, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -32,13 +33,14 @@ from broker.model.names import matches, overlap
 from broker.model.profiles import SLOW_DISCONNECT, SLOW_LATEST
 from broker.node.demotion import Undelivered
 from broker.node.firsts import firsts_of
+from broker.node.slices import Slice, Slices
 from broker_native.chunks import chunk_expire
 from broker_native.groups import chunk_conflate, chunk_cut, chunk_gone, chunk_head, chunks_in, chunks_of
 
 if TYPE_CHECKING:
     from broker.core.ports import Reader, Stored
     from broker.node.demotion import Refused, Standing
-    from broker_native.fanout import Outbox, Subscription
+    from broker_native.fanout import Subscription
 
     class LogReader(Reader, Stored, Protocol):
         """What is read, and asked for channels that are not in memory."""
@@ -52,6 +54,15 @@ QUEUED_BYTES_MAX = 2 << 20
 QUEUED_SHARE = 4
 """Nor may it be more than this part of what ends a connection, however small that bound is set."""
 
+SLICES_BYTES_MAX = 32 << 20
+SHARE_BYTES = 256 << 10
+"""What one reader gets before it is the next one's turn."""
+PUMP_BYTES = 2 << 20
+"""And what all of them get before the loop does something else: about a millisecond's work."""
+PUMP_STEP_BYTES = 4 << 10
+"""A reader that gets little counts as one that gets so much."""
+CHUNK_TIME_AT = 40
+
 PARKED_S = 0.02
 """A reader that has all but is short of credit to be live looks so often whether there is more: what it has got waits
 to be consumed all the while, so nobody sees the delay."""
@@ -64,10 +75,6 @@ COUNT_MAX = (1 << 32) - 1
 
 _Read = TypeVar("_Read")
 _Info = tuple[int, int, int, int, int, int, int, list[tuple[int, int]]]
-_Slice = tuple[bytes | None, list[tuple[int, int, bytes]], "Place | None", Mapping[int, int]]
-"""What was read: the name of a literal, or None; the chunks; up to where the bus was looked at, and what the channels
-that were met there begin with."""
-
 Place = tuple[int, int]
 """(group, index): a bus position in this journal."""
 
@@ -163,11 +170,12 @@ class Following:
         after: For literals that catch up: name → the last sequence handed over.
         place: For a reader by bus position: the last chunk handed over; None when it reads literals.
         live: Everything is attached.
-        asked: What was committed when the slice in flight was asked for: the next sequence, or the group.
+        filters: What it follows by bus position; the same for all who follow the same.
         exhausted: The log had nothing beyond that.
         told: By a channel's id, what a reader by bus position was told that the channel begins with.
         lagging: It was live and has fallen behind.
         since_us: Broker time at which it has.
+        reached, reached_us: The group and the time of the last chunk that it got, while it is lagging.
         early_done: Of groups past `place`, how many of their first chunks it got before they were committed.
         window: The credit that it began with.
         reading: The literal that is read next while it is lagging.
@@ -176,16 +184,18 @@ class Following:
 
     __slots__ = (
         "after",
-        "asked",
         "busy",
         "early_done",
         "exhausted",
+        "filters",
         "lagging",
         "literals",
         "live",
         "passing",
         "patterns",
         "place",
+        "reached",
+        "reached_us",
         "reading",
         "since_us",
         "subscription",
@@ -198,16 +208,18 @@ class Following:
         self.subscription = subscription
         self.literals = literals
         self.patterns = patterns
+        self.filters = (*sorted(literals), *sorted(patterns))
         self.after: dict[bytes, int] = {}
         self.place: Place | None = None
         self.wanted: Wanted | None = None
         self.live = False
         self.busy = False
-        self.asked = 0
         self.exhausted = False
         self.told: dict[int, int] = {}
         self.lagging = False
         self.since_us = 0
+        self.reached = 0
+        self.reached_us = 0
         self.early_done: dict[int, int] = {}
         self.window = subscription.credit
         self.reading: bytes | None = None
@@ -237,6 +249,10 @@ class CatchUp:
         lagging: Those that were live and have fallen behind.
         demotions, promotions: How often that happened, and how often one of them has become live again.
         cut: How many were ended for it, as their profile wants.
+        count: How many subscriptions there are.
+        slices_read, slices_shared: How often a slice was read, and how often one was there that another had asked for.
+        slices: What is kept of the log.
+        room_bytes: What may be queued for a connection whose transport takes nothing.
     """
 
     def __init__(
@@ -255,17 +271,25 @@ class CatchUp:
         self._lost = lost
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="broker-read")
         self._crowded: dict[Following, None] = {}
-        self._asked: dict[Outbox, int] = {}
+        self._ready: dict[Following, None] = {}
+        self._pumping = False
+        self._reading: dict[tuple[Hashable, int | Place], list[tuple[Following, bytes | None]]] = {}
+        self.slices = Slices(SLICES_BYTES_MAX)
+        self.room_bytes = QUEUED_BYTES_MAX
         self.lagging: dict[Following, None] = {}
         self.demotions = 0
         self.promotions = 0
         self.cut = 0
+        self.count = 0
+        self.slices_read = 0
+        self.slices_shared = 0
         self._parked: dict[Following, None] = {}
         self._park_timer: asyncio.TimerHandle | None = None
 
     def stop(self) -> None:
         """Look for nothing more by itself. Call it before `close`, on the loop."""
         self._parked.clear()
+        self._ready.clear()
         if self._park_timer is not None:
             self._park_timer.cancel()
             self._park_timer = None
@@ -284,6 +308,7 @@ class CatchUp:
         """Begin: literals in `after` catch up and the others are live, or everything by `place`."""
         following.subscription.state = following
         following.subscription.behind = True
+        self.count += 1
         for name in following.literals:
             self._core.tails.hold(name)
         if following.place is None:
@@ -297,8 +322,10 @@ class CatchUp:
         subscription = following.subscription
         subscription.state = None
         subscription.slow = True
+        self.count -= 1
         self.lagging.pop(following, None)
         self._parked.pop(following, None)
+        self._ready.pop(following, None)
         for name in following.literals:
             self._fanout.detach(subscription, name)
             self._core.tails.release(name)
@@ -371,7 +398,8 @@ class CatchUp:
         subscription.slow = False
         if not following.lagging:
             following.lagging = True
-            following.since_us = self._core.tails.now_us
+            following.since_us = following.reached_us = self._core.tails.now_us
+            following.reached = self._core.applied_number
             self.lagging[following] = None
             self.demotions += 1
             more = {"group": self._core.applied_number, "since_us": following.since_us}
@@ -426,41 +454,254 @@ class CatchUp:
         if following.live or following.busy or subscription.slow or subscription.state is not following:
             return
         self._parked.pop(following, None)
-        outbox = subscription.outbox
-        room = min(QUEUED_BYTES_MAX, self._core.limits.connection_bytes_max // QUEUED_SHARE)
-        crowded = outbox.queued + self._asked.get(outbox, 0) > room
-        while not (crowded and following.lagging) and self._join(following):
+        room = self._room(following)
+        while not (room <= 0 and following.lagging) and self._join(following):
             if following.live:
+                self._ready.pop(following, None)
                 self._kick()
                 return
-        if subscription.credit <= 0:
+        if subscription.credit <= 0 or following in self._parked or following in self._ready:
             return
-        if crowded:
-            if not outbox.paused:  # else its connection tells when it takes bytes again
+        if room <= 0:
+            if not subscription.outbox.paused:  # else its connection tells when it takes bytes again
                 self._crowded[following] = None
-            return
-        if following in self._parked:
-            return
+        elif (one := self._at_hand(following)) is not None:
+            self.slices_shared += one.begin == (following.place or following.after.get(following.reading or b""))
+            self._make_ready(following)
+        else:
+            self._read(following)
+
+    def _room(self, following: Following) -> int:
+        """How much more may be queued for its connection; nothing for one that lags while its transport takes none."""
+        outbox = following.subscription.outbox
+        if outbox.paused and following.lagging:
+            return 0
+        queued_max = min(QUEUED_BYTES_MAX, self._core.limits.connection_bytes_max // QUEUED_SHARE)
+        if outbox.paused:
+            queued_max = min(queued_max, self.room_bytes)
+        return queued_max - outbox.queued
+
+    def _at_hand(self, following: Following) -> Slice | None:
+        """Return the slice that a reader goes on with, if somebody has asked for it before."""
+        if following.place is not None:
+            return self.slices.find(following.filters, following.place)
+        name = self._next_name(following)
+        return self.slices.find(self._core.tails.stored_id(name), following.after[name])
+
+    def _next_name(self, following: Following) -> bytes:
+        """Return the literal that is read next; where what retention has left of it begins."""
+        name = following.reading or next(iter(following.after))
+        info = self._core.tails.info(name)
+        assert info is not None
+        self._pass_trimmed(following, name, info[3])
+        if following.lagging and self._policy(name, SLOW_LATEST):
+            self._skip(following, name, info)
+        return name
+
+    # -- slices of the log ---------------------------------------------------------------------------------------------
+
+    def _read(self, following: Following) -> None:
+        """Have the next slice read, or wait for one that is being read for somebody else."""
+        limit = min(SLICE_BYTES_MAX, self._core.limits.connection_bytes_max // QUEUED_SHARE)
+        name = self._next_name(following) if following.place is None else None
+        key: tuple[Hashable, int | Place]
+        if name is not None:
+            channel, after = self._core.tails.stored_id(name), following.after[name]
+            key = channel, after
+        else:
+            assert following.place is not None
+            place = following.place
+            key = following.filters, place
         following.busy = True
-        bytes_max = min(SLICE_BYTES_MAX, subscription.credit, room)
-        # Many readers of one connection ask before the first slice is queued, so what they ask for counts.
-        self._asked[outbox] = self._asked.get(outbox, 0) + bytes_max
-        if following.place is None:
-            name = following.reading or next(iter(following.after))
+        waiting = self._reading.get(key)
+        if waiting is not None:
+            waiting.append((following, name))
+            self.slices_shared += 1
+            return
+        self._reading[key] = [(following, name)]
+        self.slices_read += 1
+        if name is not None:
+            info = self._core.tails.info(name)
+            assert info is not None
+            asked = info[4]
+            future = self._pool.submit(self._read_channel, channel, after, asked, limit)
+        else:
+            asked = self._core.applied_number
+            future = self._pool.submit(self._read_groups, following, place, asked, limit)
+        asyncio.wrap_future(future, loop=self._loop).add_done_callback(lambda read: self._have(key, read))
+
+    def _read_channel(self, channel: int, after: int, asked: int, bytes_max: int) -> Slice:
+        return Slice(channel, after, after, self._log.read_channel(channel, after, bytes_max), asked, {}, {})
+
+    def _read_groups(self, following: Following, after: Place, asked: int, bytes_max: int) -> Slice:
+        assert following.wanted is not None
+        following.wanted.forget()
+        if following.wanted.unknown:
+            following.wanted.learn(self._log)
+        wanted = WantedThere(following.wanted, self._log)
+        chunks, place = self._log.read_groups(*after, bytes_max, wanted)
+        names = _names(following.wanted, chunks)
+        return Slice(
+            following.filters, after, place, chunks, asked, names, dict(firsts_of(self._core.tails, self._log, names))
+        )
+
+    def _have(self, key: tuple[Hashable, int | Place], read: asyncio.Future[Slice]) -> None:
+        """A slice is here: hand it to those who wait for it."""
+        waiting = self._reading.pop(key)
+        for following, _ in waiting:
+            following.busy = False
+        if read.cancelled():
+            return
+        # Asked for even if nobody waits for it any more: a failure that is never looked at makes asyncio complain.
+        failure = read.exception()
+        if failure is None:
+            try:
+                one = self._committed(read.result())
+            except (MemoryError, ValueError) as damage:
+                failure = damage
+        waiting = [each for each in waiting if each[0].subscription.state is each[0]]
+        if failure is not None:
+            self._tell_lost([following for following, _ in waiting], failure)
+            return
+        for following, name in waiting:
+            if self._hand(following, one, name, SHARE_BYTES):
+                self.step(following)
+        self._kick()
+
+    def _tell_lost(self, readers: list[Following], failure: BaseException) -> None:
+        if isinstance(failure, ValueError):  # a chunk whose checksum is right and whose records are not
+            failure = error("STORAGE_CORRUPT", f"history of a subscription: {failure}")
+        if readers and not isinstance(failure, BrokerError | MemoryError):
+            emit("catchup_failed", failure=failure)
+        for following in readers:
+            self._lost(following.subscription, failure)
+
+    def _committed(self, one: Slice) -> Slice:
+        """Take what was read, without what has expired, and keep it for others."""
+        # A group may be on the disk before this thread has applied it. It will be delivered like any other.
+        applied, now_s = self._core.applied_number, self._core.tails.now_us // 1_000_000
+        chunks = [(group, at, chunk_expire(chunk, now_s)) for group, at, chunk in one.chunks if group <= applied]
+        end = one.end
+        if isinstance(end, tuple):
+            end = end if end[0] <= applied else (applied, INDEX_END)
+        elif chunks:
+            _, _, first, count = chunk_head(chunks[-1][2])
+            end = first + count - 1
+        made = Slice(one.key, one.begin, end, chunks, one.asked, one.names, one.firsts)
+        made.pin = self._fanout.pin_of(made.size_bytes)
+        self.slices.keep(made)
+        return made
+
+    def _make_ready(self, following: Following) -> None:
+        """Have a slice that is here handed on, in turn with others."""
+        self._ready[following] = None
+        if not self._pumping:
+            self._pumping = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Hand slices on, to each reader a part; what is live goes in between."""
+        self._pumping = False
+        left = PUMP_BYTES
+        while self._ready and left > 0:
+            following = next(iter(self._ready))
+            del self._ready[following]
+            subscription = following.subscription
+            if subscription.state is not following or following.live or following.busy or subscription.slow:
+                continue
+            credit = subscription.credit
+            one = self._at_hand(following)
+            name = self._next_name(following) if one is not None and following.place is None else None
+            if one is None or self._hand(following, one, name, min(SHARE_BYTES, left)):
+                self.step(following)
+            left -= max(credit - subscription.credit, PUMP_STEP_BYTES)
+        if self._ready and not self._pumping:
+            self._pumping = True
+            self._loop.call_soon(self._pump)
+        self._kick()
+
+    def _hand(self, following: Following, one: Slice, name: bytes | None, bytes_max: int) -> bool:
+        """Queue what a reader is due of a slice; answers whether it is still to be served."""
+        bytes_max = min(bytes_max, self._room(following))
+        try:
+            if name is not None:
+                self._hand_channel(following, one, name, bytes_max)
+            else:
+                self._hand_groups(following, one, bytes_max)
+        except (MemoryError, ValueError) as failure:
+            self._tell_lost([following], failure)
+            return False
+        return True
+
+    def _hand_channel(self, following: Following, one: Slice, name: bytes, bytes_max: int) -> None:
+        subscription = following.subscription
+        after = following.after[name]
+        if after < one.begin:  # type: ignore[operator]
+            return  # a commit has failed since it was asked for, and took what the reader had seen of it
+        at = bisect_right(one.ends, after)
+        if at < len(one.chunks) and subscription.credit > 0 and bytes_max > 0:
+            group, index, chunk = one.chunks[at]
+            _, _, first, count = chunk_head(chunk)
+            self._pass_trimmed(following, name, first)
+            whole = chunk if first > after else chunk_cut(chunk, after)
+            whole = self._conflate(following, name, whole, first + count - 1)
+            self._fanout.deliver_one(subscription, whole, group, index)
+            at += 1
+            if not (following.lagging and self._policy(name, SLOW_LATEST)):
+                assert one.pin is not None
+                at, _ = self._fanout.deliver_run(
+                    subscription, one.chunks, at, bytes_max - len(whole), one.pin, one.names, None
+                )
+        if at:
+            following.after[name] = max(after, one.ends[at - 1])  # type: ignore[assignment]
+            self._note_reached(following, one.chunks[at - 1])
+        if at == len(one.chunks):
             info = self._core.tails.info(name)
             assert info is not None
             self._pass_trimmed(following, name, info[3])
-            if following.lagging and self._policy(name, SLOW_LATEST):
-                self._skip(following, name, info)
-            after = following.after[name]
-            following.asked = info[4]
-            future = self._pool.submit(self._read_channel, name, self._core.tails.stored_id(name), after, bytes_max)
+            following.exhausted = following.after[name] + 1 >= one.asked
         else:
-            following.asked = self._core.applied_number
-            future = self._pool.submit(self._read_groups, following, bytes_max)
-        asyncio.wrap_future(future, loop=self._loop).add_done_callback(
-            lambda read: self._have(following, read, bytes_max)
-        )
+            following.exhausted = False
+
+    def _hand_groups(self, following: Following, one: Slice, bytes_max: int) -> None:
+        assert following.place is not None
+        if one.firsts_at != self._core.removals:
+            one.firsts = self._firsts_now(one.names, one.firsts)
+            one.firsts_at = self._core.removals
+        place = following.place
+        at = bisect_right(one.ends, place)
+        left = following.subscription.credit - bytes_max
+        by_one = bool(following.early_done) or (following.lagging and SLOW_LATEST in self._core.profiles.slow)
+        while at < len(one.chunks):
+            credit = following.subscription.credit
+            if credit <= 0 or credit <= left:
+                break
+            low = by_one
+            if not by_one:
+                assert one.pin is not None
+                at, low = self._fanout.deliver_run(
+                    following.subscription, one.chunks, at, credit - left, one.pin, one.names, one.firsts
+                )
+            if low:
+                group, index, chunk = one.chunks[at]
+                if not following.has(group, index):
+                    self._deliver_wanted(following, one.names, chunk, group, index, 0, one.firsts)
+                at += 1
+        if at:
+            self._note_reached(following, one.chunks[at - 1])
+        if at == len(one.chunks):
+            place = max(place, one.end)  # type: ignore[assignment]
+        elif at:
+            place = max(place, one.ends[at - 1])  # type: ignore[assignment]
+        following.place = place
+        following.exhausted = at == len(one.chunks) and place[0] >= one.asked
+        if following.early_done and place[0] > max(following.early_done):
+            following.early_done = {}
+
+    def _note_reached(self, following: Following, last: tuple[int, int, bytes]) -> None:
+        """Remember how far a reader has come, for those who ask who is behind."""
+        following.reached = last[0]
+        following.reached_us = int.from_bytes(last[2][CHUNK_TIME_AT : CHUNK_TIME_AT + 8], "little")
 
     def flushed(self) -> None:
         """Connections have sent: go on with those that had too much to send. Call it after each flush.
@@ -471,93 +712,6 @@ class CatchUp:
             crowded, self._crowded = self._crowded, {}
             for following in crowded:
                 self.step(following)
-
-    def _read_channel(self, name: bytes, channel: int, after: int, bytes_max: int) -> _Slice:
-        return name, self._log.read_channel(channel, after, bytes_max), None, {}
-
-    def _read_groups(self, following: Following, bytes_max: int) -> _Slice:
-        assert following.place is not None
-        assert following.wanted is not None
-        following.wanted.forget()
-        if following.wanted.unknown:
-            following.wanted.learn(self._log)
-        wanted = WantedThere(following.wanted, self._log)
-        chunks, place = self._log.read_groups(*following.place, bytes_max, wanted)
-        return None, chunks, place, firsts_of(self._core.tails, self._log, _names(following.wanted, chunks))
-
-    def _have(
-        self,
-        following: Following,
-        read: asyncio.Future[_Slice],
-        asked_bytes: int,
-    ) -> None:
-        """A slice is here: queue it, and read on."""
-        following.busy = False
-        outbox = following.subscription.outbox
-        self._asked[outbox] -= asked_bytes
-        if not self._asked[outbox]:
-            del self._asked[outbox]
-        if read.cancelled():
-            return
-        # Asked for even if nobody waits for it any more: a failure that is never looked at makes asyncio complain.
-        failure = read.exception()
-        if following.subscription.state is not following:
-            return
-        if failure is not None:
-            if not isinstance(failure, BrokerError | MemoryError):
-                emit("catchup_failed", failure=failure)
-            self._lost(following.subscription, failure)
-            return
-        try:
-            self._queue_slice(following, *read.result())
-        except MemoryError as shortage:
-            self._lost(following.subscription, shortage)
-            return
-        except ValueError as damage:  # a chunk whose checksum is right and whose records are not
-            self._lost(following.subscription, error("STORAGE_CORRUPT", f"history of a subscription: {damage}"))
-            return
-        self._kick()
-        self.step(following)
-
-    def _queue_slice(
-        self,
-        following: Following,
-        name: bytes | None,
-        chunks: list[tuple[int, int, bytes]],
-        place: Place | None,
-        firsts: Mapping[int, int],
-    ) -> None:
-        # A group may be on the disk before this thread has applied it. It will be delivered like any other.
-        applied = self._core.applied_number
-        now_s = self._core.tails.now_us // 1_000_000
-        chunks = [(group, at, chunk_expire(chunk, now_s)) for group, at, chunk in chunks if group <= applied]
-        if place is not None and place[0] > applied:
-            place = (applied, INDEX_END)
-        if name is not None:
-            self._queue_channel(following, name, chunks)
-            info = self._core.tails.info(name)
-            assert info is not None
-            self._pass_trimmed(following, name, info[3])
-            following.exhausted = following.after[name] + 1 >= following.asked
-        else:
-            assert place is not None
-            assert following.wanted is not None
-            firsts = self._firsts_now(_names(following.wanted, chunks), firsts)
-            for group, index, chunk in chunks:
-                if not following.has(group, index):
-                    self._deliver_wanted(following, chunk, group, index, 0, firsts)
-            following.place = place
-            following.exhausted = place[0] >= following.asked
-
-    def _queue_channel(self, following: Following, name: bytes, chunks: list[tuple[int, int, bytes]]) -> None:
-        after = following.after[name]
-        for group, index, chunk in chunks:
-            _, _, first, count = chunk_head(chunk)
-            self._pass_trimmed(following, name, first)
-            whole = chunk if first > after else chunk_cut(chunk, after)
-            whole = self._conflate(following, name, whole, first + count - 1)
-            self._fanout.deliver_one(following.subscription, whole, group, index)
-            after = following.after[name] = first + count - 1
 
     def _firsts_now(self, names: Mapping[int, bytes], read: Mapping[int, int]) -> dict[int, int]:
         """What channels begin with by now, of what the reader thread has found; one that was removed is not in it."""
@@ -573,17 +727,23 @@ class CatchUp:
         return firsts
 
     def _deliver_wanted(
-        self, following: Following, chunk: bytes, group: int, index: int, flags: int, firsts: Mapping[int, int]
+        self,
+        following: Following,
+        names: Mapping[int, bytes],
+        chunk: bytes,
+        group: int,
+        index: int,
+        flags: int,
+        firsts: Mapping[int, int],
     ) -> None:
         """Deliver what a channel still has of a chunk, and tell once that the rest was trimmed."""
-        assert following.wanted is not None
         channel, _, first, count = chunk_head(chunk)
         begin = firsts.get(channel)
         if begin is None:
             return
-        name = following.wanted.name_of(channel)
+        name = names.get(channel)
         if first < begin:
-            self._tell_trimmed(following, channel, begin)
+            self._tell_trimmed(following, channel, name, begin)
             if first + count <= begin:
                 return
             chunk = chunk_cut(chunk, begin - 1)
@@ -613,9 +773,7 @@ class CatchUp:
         self._fanout.deliver_one(following.subscription, gone, 0, 0, 0, name)
         following.after[name] = after + count
 
-    def _tell_trimmed(self, following: Following, channel: int, first: int) -> None:
-        assert following.wanted is not None
-        name = following.wanted.name_of(channel)
+    def _tell_trimmed(self, following: Following, channel: int, name: bytes | None, first: int) -> None:
         if name is None or following.told.get(channel, 0) >= first:
             return
         if len(following.told) >= KNOWN_MAX:
@@ -799,7 +957,7 @@ class CatchUp:
             return False
         firsts = self._firsts_now(names, {})
         for group, index, chunk, flags in missing:
-            self._deliver_wanted(following, chunk, group, index, flags, firsts)
+            self._deliver_wanted(following, names, chunk, group, index, flags, firsts)
         self._go_live(following)
         for name in following.literals:
             self._fanout.attach(following.subscription, name)

@@ -48,6 +48,7 @@ __all__ = [
     "decode_bus_query",
     "decode_history_part",
     "decode_history_query",
+    "decode_lagging_query",
     "decode_names_part",
     "decode_names_query",
     "decode_trim",
@@ -55,6 +56,21 @@ __all__ = [
     "pack_part",
     "pack_query",
 ]
+
+
+LAGGING_MAX = 1_000
+
+
+def decode_lagging_query(body: Mapping[str, Any]) -> int:
+    """Decode the arguments of `lagging`: how many readers are wanted.
+
+    Raises:
+        MalformedFrame: It is no such number.
+    """
+    count = take_optional_int(body, "limit", LAGGING_MAX)
+    if count == 0:
+        raise wrong("limit", f"an integer from 1 to {LAGGING_MAX}")
+    return count or 100
 
 
 def take_optional_bool(body: Mapping[str, Any], key: str) -> bool:

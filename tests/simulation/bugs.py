@@ -306,12 +306,13 @@ def read_groups_that_are_not_applied(patch: Patch) -> None:
         def __getattr__(self, name: str) -> Any:
             return 2**64 if name == "applied_number" else getattr(self.core, name)
 
-    def greedy(self: CatchUp, following: Following, *read: Any) -> None:
-        core, step = self._core, self.step
+    def greedy(self: CatchUp, key: Any, read: Any) -> None:
+        core, step, waiting = self._core, self.step, self._reading[key]
         self._core, self.step = Ahead(core), lambda following: None  # type: ignore[method-assign, assignment]
-        have(self, following, *read)
+        have(self, key, read)
         self._core, self.step = core, step  # type: ignore[method-assign]
-        self.step(following)
+        for following, _ in waiting:
+            self.step(following)
 
     patch.setattr(CatchUp, "_have", greedy)
 

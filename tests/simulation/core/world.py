@@ -24,7 +24,7 @@ from tests.simulation.core.stepped import SteppedLoop, SteppedPool
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from broker_native.fanout import Subscription
+    from broker_native.fanout import Pin, Subscription
     from tests.reference.pipeline import Resolving
 
 STORED = [b"a.x", b"a.y", b"s.x", b"s.y"]
@@ -53,10 +53,11 @@ class NamingFanout:
         index: int,
         flags: int = 0,
         name: bytes | None = None,
+        pin: Pin | None = None,
     ) -> None:
         channel = chunk_head(chunk)[0]
         name = name or self._core.tails.name_of(channel) or self._core.resolver.names_of([channel])[0]
-        self._core.fanout.deliver_one(subscription, chunk, group, index, flags, name)
+        self._core.fanout.deliver_one(subscription, chunk, group, index, flags, name, pin)
 
 
 class SteppedCatchUp(CatchUp):
