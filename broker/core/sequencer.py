@@ -52,6 +52,8 @@ ACCEPTED_WAIT_US = 50_000
 """An accepted record is at most this far ahead of the disk; beyond it new ones wait for their commit."""
 RECENT_BYTES = 8 << 20
 PASSING_BYTES = 1 << 20
+MEMORY_SHARE = 8
+"""Nor more than this part of what all queues may hold."""
 LATE_US = 500_000
 """A group that took this long to commit may hold records that have expired meanwhile: they last a second at least."""
 
@@ -76,8 +78,8 @@ class Sequencer:
         self.tails = Tails(1, hash_seed)
         self.fanout = Fanout(self.tails)
         self.lines = Lines()
-        self.recent = Recent(RECENT_BYTES)
-        self.passing = Passing(PASSING_BYTES)
+        self.recent = Recent(min(RECENT_BYTES, limits.memory_bytes_max // MEMORY_SHARE))
+        self.passing = Passing(min(PASSING_BYTES, limits.memory_bytes_max // MEMORY_SHARE))
         self.term = 0
         self.writer = 0
         self.applied_number = 0

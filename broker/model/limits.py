@@ -291,6 +291,7 @@ class Limits:
             ping_timeout_s=0.6,
             subscription_bytes_max=4 * KIB,
             connection_bytes_max=128 * KIB,
+            memory_bytes_max=16 * MIB,
             partial_bytes_max=128 * KIB,
             early_partial_bytes_max=32 * KIB,
             group_bytes_max=64 * KIB,

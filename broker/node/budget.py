@@ -4,8 +4,8 @@ What waits to be sent, what has arrived in part, what is pending and what is kep
 counts what it adds and takes away, and this adds the counters up, at the end of every turn. A value that many
 connections have queued counts once.
 
-- Connections whose transport takes nothing share half of the bound; one that has more reads on from the log. So they
-  cannot keep the publishers waiting for long, however many they are.
+- Connections whose transport takes nothing share half of the bound, or less; one that has more reads on from the log.
+  So they cannot keep the publishers waiting for long, however many they are.
 - From 80 % on publishers are not read, until less than 75 % are used.
 - From 95 % on PUBLISH is refused with BUSY. Consumers, their credits and what they are owed go on.
 """
@@ -25,7 +25,9 @@ HOLD_PERCENT = 80
 RELEASE_PERCENT = 75
 REFUSE_PERCENT = 95
 PAUSED_PERCENT = 50
-"""What connections may have queued together whose transport takes nothing, or it has to be read from the log."""
+"""What connections may have queued together whose transport takes nothing; beyond it they read from the log."""
+QUEUED_AND_OTHERS_PERCENT = 65
+"""And less than that if what else there is would bring it all beyond this."""
 
 
 class Budget:
@@ -73,7 +75,9 @@ class Budget:
         limit = self.limit_bytes
         self.holds = used * 100 >= limit * (RELEASE_PERCENT if self.holds else HOLD_PERCENT)
         self.refuses = used * 100 >= limit * REFUSE_PERCENT
-        left = 0 if self.holds else limit * PAUSED_PERCENT // 100 - core.fanout.unsent_bytes
+        others = used - self.queued_bytes
+        queued_max = min(limit * PAUSED_PERCENT, limit * QUEUED_AND_OTHERS_PERCENT - others * 100) // 100
+        left = 0 if self.holds else queued_max - core.fanout.unsent_bytes
         self.share_bytes = max(left, 0) // max(core.fanout.paused_count, 1)
         self._catchup.room_bytes = self.share_bytes
         if self.holds:

@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from broker.core.recent import INDEX_END
-from broker.core.sequencer import DELIVER_FLAG_EARLY, Sequencer
+from broker.core.sequencer import DELIVER_FLAG_EARLY, MEMORY_SHARE, Sequencer
 from broker.events import emit
 from broker.model.errors import BrokerError, error
 from broker.model.levels import Level
@@ -274,7 +274,7 @@ class CatchUp:
         self._ready: dict[Following, None] = {}
         self._pumping = False
         self._reading: dict[tuple[Hashable, int | Place], list[tuple[Following, bytes | None]]] = {}
-        self.slices = Slices(SLICES_BYTES_MAX)
+        self.slices = Slices(min(SLICES_BYTES_MAX, core.limits.memory_bytes_max // MEMORY_SHARE))
         self.room_bytes = QUEUED_BYTES_MAX
         self.lagging: dict[Following, None] = {}
         self.demotions = 0

@@ -146,7 +146,7 @@ class Node:
         self.catchup = CatchUp(core, log, loop, self.kick, self._lost)
         self.loader = Loader(core, log, self.clock, loop)
         self.budget = Budget(core, self.buffer, self.catchup)
-        self._short_of_memory: list[Connection] = []
+        self._short_of_memory: dict[Connection, None] = {}
         self._refused_memory = 0
         self._cut = 0
         self._connections_made = 0
@@ -288,7 +288,7 @@ class Node:
             self._held.append(connection)
         if self.budget.holds and connection.publishes:
             connection.hold_for_memory()
-            self._short_of_memory.append(connection)
+            self._short_of_memory[connection] = None
         if self.tails.turn_bytes >= TURN_BYTES_MAX or connection.heard_us - self._turned_us > TURN_QUIET_US:
             self._turn()
         elif not self.fanout.kicked:
@@ -349,8 +349,8 @@ class Node:
         elif not budget.refuses and self.tails.refuse_code == _BUSY:
             self.tails.refuse_code = 0
         if self._short_of_memory and not budget.holds:
-            held_connections, self._short_of_memory = self._short_of_memory, []
-            for connection in held_connections:
+            waiting, self._short_of_memory = self._short_of_memory, {}
+            for connection in waiting:
                 connection.go_on_after_memory()
 
     # -- commits -------------------------------------------------------------------------------------------------------
@@ -450,6 +450,7 @@ class Node:
     def remove(self, connection: Connection) -> None:
         """A connection has gone."""
         self.connections.pop(connection, None)
+        self._short_of_memory.pop(connection, None)
         if not self.connections and self._left is not None and not self._left.done():
             self._left.set_result(None)
 

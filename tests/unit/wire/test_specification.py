@@ -979,6 +979,7 @@ CLAIMS = [
     (13, f"`limit`: uint, 1 to {NAMES_MAX:,}, optional; `details`"),
     (13, "with it and above 0, (`after_epoch`, `after`) is a position"),
     (13, "| `limit` | uint, from 1, optional |"),
+    (13, "| `lagging` | `limit`: uint, from 1, optional |"),
     (13, "| `bytes` | uint, from 1, optional | at most"),
     (13, "| `bytes` | uint, from 1, optional | as above |"),
     (13, "or a code of 4xxx. **`channels`**"),
