@@ -869,7 +869,7 @@ class CatchUp:
         core, (turn, index) = self._core, following.passing
         if core.fanout.turn < turn or not self._wants_ephemeral(following):
             return
-        left = following.subscription.credit - following.window // 2
+        left = following.subscription.credit
         chosen: list[tuple[bytes, bytes]] = []
         seen: set[bytes] = set()
         dropped = not core.passing.reaches(turn)
@@ -880,7 +880,7 @@ class CatchUp:
             elif name in following.literals or any(matches(pattern, name) for pattern in following.patterns):
                 latest = self._policy(name, SLOW_LATEST)
                 left -= len(chunk)
-                if left < 0 or (latest and name in seen):
+                if (left < 0 and chosen) or (latest and name in seen):
                     dropped = True
                 else:
                     chosen.append((name, chunk_conflate(chunk, keep_last=True) if latest else chunk))

@@ -75,3 +75,53 @@ async def test_a_reader_that_lags_can_leave(home: Home, room: str) -> None:
         async with bus.subscribe(channel, start="start") as again:
             messages = await take(again, 1_000)
             assert [message.sequence for message in messages] == list(range(1, 1_001))
+
+
+# -- what profiles want ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wanted", ["latest.{}", "latest.{}.>"])
+async def test_the_latest_message_of_each_channel(home: Home, room: str, wanted: str) -> None:
+    channel = f"latest.{room}" if wanted.endswith("{}") else f"latest.{room}.x"
+    async with home.bus() as bus, bus.subscribe(wanted.format(room), credit_bytes=LITTLE) as reader:
+        await fill(bus, channel, 3_000)
+        await bus.publish(channel, b"newest")
+        seen = []
+        async for message in reader:
+            seen.append(message)
+            if message.payload == b"newest":
+                break
+        sequences = [message.sequence for message in seen]
+        assert sequences == sorted(set(sequences))
+        assert sequences[-1] == 3_001
+        assert len(sequences) < 2_000
+        gone = [event for event in reader.events if event.name == "gone"]
+        assert {event.reason for event in gone} == {7}
+        assert len(sequences) + sum(event.run for event in gone) == 3_001
+
+
+async def test_ephemeral_messages_are_dropped_and_that_is_told(home: Home, room: str) -> None:
+    channel = f"e.{room}"
+    async with home.bus() as bus, bus.subscribe(channel, credit_bytes=LITTLE) as reader:
+        await fill(bus, channel, 3_000)
+        first = await take(reader, 1)
+        assert first[0].sequence == 1
+        count, sequence = 1, 1
+        while sequence < 3_000:
+            (message,) = await take(reader, 1)
+            assert message.sequence > sequence
+            count, sequence = count + 1, message.sequence
+        names = [event.name for event in reader.events]
+        assert names[:4] == ["lagging", "live", "dropped", "gone"]
+        gone = [event for event in reader.events if event.name == "gone"]
+        assert {event.reason for event in gone} == {5}
+        assert count + sum(event.run for event in gone) == 3_000
+
+
+async def test_who_may_not_fall_behind_is_cut_and_resumes(home: Home, room: str) -> None:
+    channel = f"cut.{room}"
+    async with home.bus() as bus, bus.subscribe(channel, credit_bytes=LITTLE) as reader:
+        await fill(bus, channel, 1_000)
+        messages = await take(reader, 1_000, timeout_s=20)
+        assert [message.sequence for message in messages] == list(range(1, 1_001))
+        assert "lagging" not in [event.name for event in reader.events]

@@ -296,14 +296,25 @@ async def test_ephemeral_messages_that_memory_has_no_more(station: Station, want
     assert await all_of(station, following) == [1, 2, 3, 4, "lagging", "live", "dropped", 8, 9]
 
 
-async def test_no_more_ephemeral_messages_than_half_of_the_credit(station: Station) -> None:
+async def test_no_more_ephemeral_messages_than_the_credit(station: Station) -> None:
     following = live(station, b"e.x", credit=4 * SIZE)
     for _ in range(9):
         station.writer.publish(b"e.x", PAYLOAD)
         station.pipeline.end_turn()
         turn(station)
     grant(station, following, 3)
-    assert await all_of(station, following) == [1, 2, 3, 4, "lagging", "live", "dropped", 9]
+    assert await all_of(station, following) == [1, 2, 3, 4, "lagging", "live", "dropped", 7, 8, 9]
+
+
+async def test_the_newest_ephemeral_chunk_comes_whatever_its_size(station: Station) -> None:
+    following = live(station, b"e.x", credit=SIZE)
+    for _ in range(4):
+        station.writer.publish(b"e.x", PAYLOAD, PAYLOAD)
+        station.pipeline.end_turn()
+        turn(station)
+    assert told(station) == ["lagging", "live", 1, 2, "lagging"], "the first was alone"
+    grant(station, following, 2)
+    assert await all_of(station, following) == ["live", "dropped", 7, 8]
 
 
 @pytest.mark.parametrize("wanted", [b"s.x", b"s.*"])
