@@ -1,4 +1,4 @@
-"""The newest ephemeral chunks, kept in memory for a while: what a reader that fell behind may still get of them.
+"""The newest ephemeral chunks, kept in memory while somebody lags: what such a reader may still get of them.
 
 Nobody reads them from anywhere else. What has left the ring is dropped, and its readers are told so.
 """
@@ -35,6 +35,12 @@ class Passing:
         self._bytes += len(value)
         while self._bytes > self._bytes_max and len(self._turns) > 1:
             self._bytes -= len(self._turns.popleft()[1])
+
+    def clear(self) -> None:
+        """Forget all of them: nobody has missed any."""
+        if self._turns:
+            self._turns.clear()
+            self._bytes = 0
 
     def reaches(self, turn: int) -> bool:
         """Whether it has everything from a turn on."""

@@ -85,6 +85,7 @@ class Sequencer:
         self.applied_number = 0
         self.applied_chain = 0
         self.removals = 0
+        self.somebody_lags = False
         self.in_commit: Group | None = None
         self.duplicates: list[Duplicate] = []
         self.requests: list[Callable[[BrokerError | None], None]] = []
@@ -434,8 +435,11 @@ class Sequencer:
         ephemeral, early = self.tails.close_turn()
         if ephemeral is not None:
             self.fanout.turn += 1
-            self.passing.add(self.fanout.turn, ephemeral)
             self.fanout.deliver(ephemeral, 0, 0, 0, 0)
+            if self.fanout.slow or self.somebody_lags:
+                self.passing.add(self.fanout.turn, ephemeral)
+            else:
+                self.passing.clear()
         if early is not None:
             self.fanout.deliver(early, 0, number, index, DELIVER_FLAG_EARLY)
             self.fanout.early_group, self.fanout.early_index = number, self.tails.early_chunks

@@ -323,7 +323,7 @@ class CatchUp:
         subscription.state = None
         subscription.slow = True
         self.count -= 1
-        self.lagging.pop(following, None)
+        self._lags_no_more(following)
         self._parked.pop(following, None)
         self._ready.pop(following, None)
         for name in following.literals:
@@ -401,6 +401,7 @@ class CatchUp:
             following.since_us = following.reached_us = self._core.tails.now_us
             following.reached = self._core.applied_number
             self.lagging[following] = None
+            self._core.somebody_lags = True
             self.demotions += 1
             more = {"group": self._core.applied_number, "since_us": following.since_us}
             subscription.outbox.owner.tell(subscription, "lagging", more)
@@ -859,10 +860,14 @@ class CatchUp:
         following.early_done = {}
         if following.lagging:
             following.lagging = False
-            del self.lagging[following]
-            self.promotions += 1
             following.subscription.outbox.owner.tell(following.subscription, "live", {})
             self._deliver_passing(following)
+            self._lags_no_more(following)
+            self.promotions += 1
+
+    def _lags_no_more(self, following: Following) -> None:
+        self.lagging.pop(following, None)
+        self._core.somebody_lags = bool(self.lagging)
 
     def _deliver_passing(self, following: Following) -> None:
         """Deliver what memory has of the ephemeral messages that came meanwhile, the newest that fit; tell of more."""

@@ -62,6 +62,8 @@ DUPLICATES_MAX = 65_536
 STORAGE_FAILURES_PER_MIN_MAX = 3
 COUNTED_AT_ONCE = 4_096
 FILTERS_SHOWN = 4
+WATCH_TURNS = 8
+"""While every connection takes what it is sent, memory is looked at once in so many turns."""
 
 
 class Connection(Protocol):
@@ -148,6 +150,7 @@ class Node:
         self.budget = Budget(core, self.buffer, self.catchup)
         self._short_of_memory: dict[Connection, None] = {}
         self._refused_memory = 0
+        self._turns_unwatched = 0
         self._cut = 0
         self._connections_made = 0
         self._pace = Pace(self.clock)
@@ -338,6 +341,10 @@ class Node:
     def _watch_memory(self) -> None:
         """Hold publishers while queues hold too much memory, and refuse what comes all the same when it gets more."""
         budget, held = self.budget, self.budget.holds
+        self._turns_unwatched += 1
+        if not self.fanout.paused_count and not held and self._turns_unwatched < WATCH_TURNS:
+            return
+        self._turns_unwatched = 0
         budget.look()
         if budget.holds != held:
             if budget.holds:

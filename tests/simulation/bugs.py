@@ -404,6 +404,8 @@ BUGS: list[Callable[[Patch], None]] = [
     join_behind_half_a_group,
     read_groups_that_are_not_applied,
     wait_for_a_pause_that_never_came,
+    demote_behind_the_refused_chunk,
+    demote_one_chunk_before_the_refused_one,
 ]
 
 

@@ -32,3 +32,6 @@ def test_the_oldest_turns_make_room_and_the_newest_stays() -> None:
     passing.add(5, chunk(1, 5) * 5)
     assert (passing.reaches(4), passing.reaches(5)) == (False, True)
     assert len(passing.since(0, 0)) == 5
+    assert passing.size_bytes == 500
+    passing.clear()
+    assert (passing.since(0, 0), passing.size_bytes, passing.reaches(0)) == ([], 0, True)

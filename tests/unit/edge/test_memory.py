@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from broker.node.budget import Budget
+from broker.node.node import WATCH_TURNS
 from broker.wire import control
 from broker.wire.kinds import Kind
 from tests.golden.stage import LIMITS, Stage
@@ -116,6 +117,12 @@ def test_a_value_that_many_have_queued_counts_once(stage: Stage) -> None:
     assert (fanout.copied_bytes, fanout.shared_bytes, fanout.paused_count) == (0, 0, 0)
 
 
+def look(stage: Stage) -> None:
+    for _ in range(WATCH_TURNS):
+        stage.node.kick()
+        stage.settle()
+
+
 def fill(monkeypatch: pytest.MonkeyPatch, percent: int) -> None:
     monkeypatch.setattr(Budget, "queued_bytes", MEMORY * percent // 100)
 
@@ -124,19 +131,18 @@ def test_publishers_wait_from_80_percent_to_75(stage: Stage, monkeypatch: pytest
     reader(stage, "reader", "s.x", credit=100)
     assert publish(stage, 1)[0].kind == Kind.PUBLISHED
     fill(monkeypatch, 81)
-    publish(stage, 2, 10)  # read before the budget was looked at
+    look(stage)
+    publish(stage, 2, 10)  # what it had sent already is read
     answers = publish(stage, 3, 10) + publish(stage, 4, 10)
     assert stage.node.stats()["publishers_held"] == 1
     stage.feed("reader", control.encode_credit(1, 100_000))
     stage.settle()
     assert told(stage, "reader")[:1] == [1], "a consumer goes on"
     fill(monkeypatch, 77)
-    stage.node.kick()
-    stage.settle()
+    look(stage)
     assert stage.node.stats()["publishers_held"] == 1
     fill(monkeypatch, 70)
-    stage.node.kick()
-    stage.settle()
+    look(stage)
     answers += frames_of(stage.clients["writer"].take()) + publish(stage, 5, 10)
     assert {frame.kind for frame in answers} == {Kind.PUBLISHED}
     assert stage.node.stats()["publishers_held"] == 0
@@ -144,16 +150,14 @@ def test_publishers_wait_from_80_percent_to_75(stage: Stage, monkeypatch: pytest
 
 def test_publishes_are_refused_at_95_percent(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(monkeypatch, 96)
-    stage.node.kick()
-    stage.settle()
+    look(stage)
     (answer,) = publish(stage, 1)
     refusal = control.decode_error(answer.body)
     assert (refusal.failure.name, refusal.number) == ("BUSY", 1)
     assert f"limit {MEMORY} bytes" in refusal.failure.detail
     assert stage.node.stats()["publishes_refused_memory"] == 1
     fill(monkeypatch, 10)
-    stage.node.kick()
-    stage.settle()
+    look(stage)
     (answer,) = publish(stage, 1)
     assert answer.kind == Kind.PUBLISHED
 
