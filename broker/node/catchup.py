@@ -59,6 +59,8 @@ SHARE_BYTES = 256 << 10
 """What one reader gets before it is the next one's turn."""
 PUMP_BYTES = 2 << 20
 """And what all of them get before the loop does something else: about a millisecond's work."""
+HANDED_AT_ONCE = PUMP_BYTES // SHARE_BYTES
+"""If more readers than these wait for a slice, they get it in turn, too."""
 PUMP_STEP_BYTES = 4 << 10
 """A reader that gets little counts as one that gets so much."""
 CHUNK_TIME_AT = 40
@@ -563,6 +565,10 @@ class CatchUp:
         waiting = [each for each in waiting if each[0].subscription.state is each[0]]
         if failure is not None:
             self._tell_lost([following for following, _ in waiting], failure)
+            return
+        if one.chunks and len(waiting) > HANDED_AT_ONCE:
+            for following, _ in waiting:
+                self._make_ready(following)
             return
         for following, name in waiting:
             if self._hand(following, one, name, SHARE_BYTES):
