@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from broker.core.recent import INDEX_END
 from broker.core.sequencer import DELIVER_FLAG_EARLY, MEMORY_SHARE, Sequencer
 from broker.events import emit
-from broker.model.errors import BrokerError, error
+from broker.model.errors import BrokerError, RequestError, error
 from broker.model.levels import Level
 from broker.model.names import matches, overlap
 from broker.model.profiles import SLOW_DISCONNECT, SLOW_LATEST
@@ -379,7 +379,12 @@ class CatchUp:
     def _policy(self, name: bytes | None, policy: str) -> bool:
         """Whether a channel's profile has this policy for readers that fall behind."""
         profiles = self._core.profiles
-        return policy in profiles.slow and name is not None and profiles.resolve(name).slow == policy
+        if policy not in profiles.slow or name is None:
+            return False
+        try:
+            return profiles.resolve(name).slow == policy
+        except RequestError:
+            return False  # profiles have changed, and none is for it any more
 
     def _demote(self, following: Following, undelivered: Undelivered, refused: Refused | None) -> None:
         try:
@@ -772,7 +777,7 @@ class CatchUp:
         after, newest = following.after[name], info[4] - 1
         if newest - after < 2:
             return
-        epoch = next(epoch for epoch, begin in reversed(info[7]) if begin < newest)
+        epoch = next((epoch for epoch, begin in reversed(info[7]) if begin < newest), info[2])
         count = min(newest - 1 - after, COUNT_MAX)
         gone = chunk_gone(
             self._core.tails.stored_id(name), epoch, after + 1, count, self._core.tails.now_us, GONE_CONFLATED

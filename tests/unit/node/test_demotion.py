@@ -379,6 +379,14 @@ async def test_the_latest_of_ephemeral_channels(station: Station) -> None:
     assert await all_of(station, following) == [1, 2, 1, 2, "lagging", "live", "dropped", 3, 4]
 
 
+async def test_a_channel_that_no_profile_is_for_any_more(station: Station) -> None:
+    following = live(station, b"s.*", credit=SIZE)
+    publish(station, b"s.x", 2)
+    station.core.profiles = Profiles([Profile(b"other.>", slow="latest")])
+    grant(station, following, 4)
+    assert await all_of(station, following) == [1, "lagging", 2, "live"]
+
+
 async def test_disconnect(station: Station) -> None:
     policed(station, "disconnect")
     following = live(station, b"s.x", credit=SIZE)
