@@ -1,10 +1,12 @@
 # Delivery: who reads a channel, and what leaves on each connection at the end of a turn.
 
+cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from broker_native.tails cimport Bytes, Channel, Tails
 from broker_native.trie cimport PatternTrie
 
+@cython.final
 cdef class Pin:
     cdef Fanout fanout
     cdef size_t size                    # bytes that stay in memory while anybody has some of them queued
@@ -20,7 +22,8 @@ cdef class Outbox:
     cdef Bytes urgent                   # answers and control frames: they leave ahead of deliveries
     cdef Bytes small                    # prefixes and small chunks, copied
     cdef list pieces                    # shared slices and what stood before them
-    cdef list pins                      # what the shared slices in it hold in memory
+    cdef Pin pin                        # what the shared slices in it hold in memory
+    cdef list pins                      # and what others do, if they are of several values
     cdef size_t copied                  # of `queued` what is copied here
     cdef readonly size_t unsent         # what the transport had not sent when it asked for a pause
     cdef readonly size_t queued         # bytes in `urgent`, `small` and `pieces`

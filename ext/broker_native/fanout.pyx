@@ -8,6 +8,7 @@ pause keeps its bytes here, where they are counted.
 All of it belongs to the loop's thread.
 """
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
@@ -40,6 +41,7 @@ cdef enum:
 # -- one connection's way out ------------------------------------------------------------------------------------------
 
 
+@cython.final
 cdef class Pin:
     """A value in memory for as long as an outbox has some of it queued; counted once, however many have."""
 
@@ -165,6 +167,9 @@ cdef class Outbox:
         cdef Py_ssize_t at
         self.fanout.copied_bytes -= self.copied
         self.queued = self.copied = self.ordered = 0
+        if self.pin is not None:
+            self.pin.release()
+            self.pin = None
         if self.pins is not None:
             for at in range(PyList_GET_SIZE(self.pins)):
                 (<Pin>PyList_GET_ITEM(self.pins, at)).release()
@@ -172,11 +177,14 @@ cdef class Outbox:
 
     cdef int hold(self, Pin pin) except -1:
         """Keep a value in memory."""
-        if self.pins is None:
-            self.pins = []
-        elif PyList_GET_ITEM(self.pins, PyList_GET_SIZE(self.pins) - 1) == <PyObject*>pin:
+        if self.pin is pin:
             return 0
-        self.pins.append(pin)
+        if self.pin is not None:
+            # The one before is the last of these: a value comes in one run.
+            if self.pins is None:
+                self.pins = []
+            self.pins.append(self.pin)
+        self.pin = pin
         pin.hold()
         return 0
 
@@ -349,7 +357,7 @@ cdef class Subscription:
             outbox.pieces.append(shared)
             outbox.hold(pin)
         outbox.copied += prefix + name_size
-        self.outbox.fanout.copied_bytes += prefix + name_size
+        outbox.fanout.copied_bytes += prefix + name_size
         self.credit -= size
         outbox.mark()
         return 0
