@@ -75,6 +75,8 @@ KNOWN_MAX = 4_096
 GONE_CONFLATED = 7
 COUNT_MAX = (1 << 32) - 1
 
+NOTHING_EARLY: Mapping[int, int] = {}
+
 _Read = TypeVar("_Read")
 _Info = tuple[int, int, int, int, int, int, int, list[tuple[int, int]]]
 Place = tuple[int, int]
@@ -172,7 +174,6 @@ class Following:
         after: For literals that catch up: name → the last sequence handed over.
         place: For a reader by bus position: the last chunk handed over; None when it reads literals.
         live: Everything is attached.
-        filters: What it follows by bus position; the same for all who follow the same.
         exhausted: The log had nothing beyond that.
         told: By a channel's id, what a reader by bus position was told that the channel begins with.
         lagging: It was live and has fallen behind.
@@ -185,11 +186,11 @@ class Following:
     """
 
     __slots__ = (
+        "_filters",
         "after",
         "busy",
         "early_done",
         "exhausted",
-        "filters",
         "lagging",
         "literals",
         "live",
@@ -210,7 +211,7 @@ class Following:
         self.subscription = subscription
         self.literals = literals
         self.patterns = patterns
-        self.filters = (*sorted(literals), *sorted(patterns))
+        self._filters: tuple[bytes, ...] | None = None
         self.after: dict[bytes, int] = {}
         self.place: Place | None = None
         self.wanted: Wanted | None = None
@@ -222,10 +223,17 @@ class Following:
         self.since_us = 0
         self.reached = 0
         self.reached_us = 0
-        self.early_done: dict[int, int] = {}
+        self.early_done: Mapping[int, int] = NOTHING_EARLY
         self.window = subscription.credit
         self.reading: bytes | None = None
         self.passing = (0, 0)
+
+    @property
+    def filters(self) -> tuple[bytes, ...]:
+        """What it follows; the same for all who follow the same."""
+        if self._filters is None:
+            self._filters = (*sorted(self.literals), *sorted(self.patterns))
+        return self._filters
 
     @property
     def attached(self) -> bool:
@@ -708,7 +716,7 @@ class CatchUp:
         following.place = place
         following.exhausted = at == len(one.chunks) and place[0] >= one.asked
         if following.early_done and place[0] > max(following.early_done):
-            following.early_done = {}
+            following.early_done = NOTHING_EARLY
 
     def _note_reached(self, following: Following, last: tuple[int, int, bytes]) -> None:
         """Remember how far a reader has come, for those who ask who is behind."""
@@ -868,7 +876,7 @@ class CatchUp:
         """Everything that is missing is queued, and what comes next comes by itself."""
         following.live = True
         following.subscription.behind = False
-        following.early_done = {}
+        following.early_done = NOTHING_EARLY
         if following.lagging:
             following.lagging = False
             following.subscription.outbox.owner.tell(following.subscription, "live", {})

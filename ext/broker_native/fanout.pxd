@@ -6,6 +6,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from broker_native.tails cimport Bytes, Channel, Tails
 from broker_native.trie cimport PatternTrie
 
+
 @cython.final
 cdef class Pin:
     cdef Fanout fanout

@@ -223,7 +223,7 @@ cdef class Outbox:
         return 0
 
     cdef int note_unsent(self) except -1:
-        """The transport keeps what it could not send at once. It sends on by itself, and says when most of it is gone."""
+        """The transport keeps what it could not send at once. It sends on by itself, and says when most is gone."""
         cdef object size = getattr(self.transport, "get_write_buffer_size", None)
         if size is not None:
             self.unsent = size()
