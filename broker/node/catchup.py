@@ -55,6 +55,8 @@ QUEUED_SHARE = 4
 """Nor may it be more than this part of what ends a connection, however small that bound is set."""
 
 SLICES_BYTES_MAX = 32 << 20
+SLICE_US_MAX = 5_000_000
+"""What has expired since a slice was read is delivered with it, so it is not kept for long."""
 SHARE_BYTES = 256 << 10
 """What one reader gets before it is the next one's turn."""
 PUMP_BYTES = 2 << 20
@@ -435,6 +437,10 @@ class CatchUp:
                 if following.place is None:
                     following.after[name] = undelivered.after(name, standing)
 
+    def tick(self, now_us: int) -> None:
+        """Drop slices that are no longer fresh. Call it once a second, with broker time."""
+        self.slices.forget(now_us - SLICE_US_MAX)
+
     def undone(self) -> None:
         """A commit has failed: what those who lag had seen of it before is no more, and its sequences come again."""
         for following in self.lagging:
@@ -608,6 +614,7 @@ class CatchUp:
             _, _, first, count = chunk_head(chunks[-1][2])
             end = first + count - 1
         made = Slice(one.key, one.begin, end, chunks, one.asked, one.names, one.firsts)
+        made.read_us = self._core.tails.now_us
         made.pin = self._fanout.pin_of(made.size_bytes)
         self.slices.keep(made)
         return made

@@ -581,6 +581,7 @@ class Node:
         self._time.steer()
         self._eviction.sweep()
         self._retention.tick()
+        self.catchup.tick(self.clock.now_us())
         now_us = self.clock.steady_us()
         if self._seconds % max(1, round(self.limits.ping_interval_s / 3)) == 0:
             for connection in list(self.connections):

@@ -34,11 +34,12 @@ class Slice:
         names: Of a slice by bus position: the channels' names, by id.
         firsts: And what they begin with, by id, as of `firsts_at`.
         size_bytes: What the chunks hold.
+        read_us: Broker time at which it was read.
         pin: Counts them where they are queued.
     """
 
     __slots__ = (
-        "asked", "begin", "chunks", "end", "ends", "firsts", "firsts_at", "key", "names", "pin", "size_bytes"
+        "asked", "begin", "chunks", "end", "ends", "firsts", "firsts_at", "key", "names", "pin", "read_us", "size_bytes"
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +67,7 @@ class Slice:
         self.firsts = firsts
         self.firsts_at = -1
         self.size_bytes = sum(len(chunk) for _, _, chunk in chunks)
+        self.read_us = 0
         self.pin: Pin | None = None
 
 
@@ -102,9 +104,17 @@ class Slices:
     def shrink(self, bytes_max: int) -> None:
         """Drop the least recently used until they hold no more than this."""
         while self.size_bytes > bytes_max:
-            one, _ = self._used.popitem(last=False)
-            self.size_bytes -= one.size_bytes
-            same = self._by_key[one.key]
-            same.remove(one)
-            if not same:
-                del self._by_key[one.key]
+            self._drop(next(iter(self._used)))
+
+    def forget(self, read_before_us: int) -> None:
+        """Drop those that were read before a time: what has expired since is still in them."""
+        for one in [one for one in self._used if one.read_us < read_before_us]:
+            self._drop(one)
+
+    def _drop(self, one: Slice) -> None:
+        del self._used[one]
+        self.size_bytes -= one.size_bytes
+        same = self._by_key[one.key]
+        same.remove(one)
+        if not same:
+            del self._by_key[one.key]

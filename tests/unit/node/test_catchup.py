@@ -22,6 +22,7 @@ from broker.node.catchup import (
     QUEUED_BYTES_MAX,
     QUEUED_SHARE,
     SHARE_BYTES,
+    SLICE_US_MAX,
     CatchUp,
     Following,
     Wanted,
@@ -476,6 +477,17 @@ async def test_readers_take_turns(station: Station) -> None:
     assert len(numbers) == 80
     longest = max(len(list(run)) for _, run in itertools.groupby(numbers))
     assert longest <= SHARE_BYTES // 30_000 + 2
+
+
+async def test_a_slice_is_not_kept_for_long(station: Station) -> None:
+    station.publish(b"s.x", b"1")
+    await station.live(station.follow(b"s.x", after={b"s.x": 0}))
+    station.catchup.tick(SLICE_US_MAX)
+    assert station.catchup.slices.size_bytes > 0
+    station.catchup.tick(SLICE_US_MAX + 1)
+    assert station.catchup.slices.size_bytes == 0
+    await station.live(station.follow(b"s.x", after={b"s.x": 0}))
+    assert len(station.log.asked) == 2
 
 
 async def test_a_slice_that_is_not_kept_is_read_again(station: Station) -> None:
