@@ -502,7 +502,7 @@ class Node:
                 "behind_s": max(now_us - following.reached_us, 0) / 1e6,
                 "since_s": max(now_us - following.since_us, 0) / 1e6,
                 "queued_bytes": following.subscription.outbox.queued,
-                "credit": following.subscription.credit,
+                "credit": max(following.subscription.credit, 0),
             }
             for following in nsmallest(count_max, lagging, key=lambda following: following.reached)
         ]

@@ -58,7 +58,8 @@ __all__ = [
 ]
 
 
-LAGGING_MAX = 1_000
+LAGGING_MAX = 500
+"""A control body holds 16,384 values, and each reader is some 26 of them."""
 
 
 def decode_lagging_query(body: Mapping[str, Any]) -> int:

@@ -489,6 +489,8 @@ def slow() -> Trace:
     send("client", publish(1, 3, b"3"))
     note("What is ephemeral waits in memory for a while, what is stored in the log.")
     send("client", publish(0, 4, b"e1"), publish(1, 5, b"4"))
+    note("Who is behind, and by how much.")
+    send("client", control.encode_request(1, "lagging", {"limit": 10}))
     note("Enough for one chunk; the other two follow with the next credit, and the subscription is live again.")
     send("reader", encode_credit(1, 40))
     send("reader", encode_credit(1, 1000))
