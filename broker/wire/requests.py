@@ -63,15 +63,15 @@ LAGGING_MAX = 500
 
 
 def decode_lagging_query(body: Mapping[str, Any]) -> int:
-    """Decode the arguments of `lagging`: how many readers are wanted.
+    """Decode the arguments of `lagging`: how many readers are wanted, as far as one answer can tell of them.
 
     Raises:
         MalformedFrame: It is no such number.
     """
-    count = take_optional_int(body, "limit", LAGGING_MAX)
+    count = take_optional_int(body, "limit")
     if count == 0:
-        raise wrong("limit", f"an integer from 1 to {LAGGING_MAX}")
-    return count or 100
+        raise wrong("limit", "an integer from 1 on")
+    return min(count or LAGGING_MAX, LAGGING_MAX)
 
 
 def take_optional_bool(body: Mapping[str, Any], key: str) -> bool:
