@@ -32,6 +32,7 @@ __all__ = [
     "FromPositions",
     "FromStart",
     "FromTime",
+    "GoingAway",
     "Hello",
     "Limits",
     "Outcome",
@@ -778,18 +779,26 @@ def decode_reply(body: bytes | memoryview) -> tuple[int, dict[str, Any]]:
     return request, fields
 
 
-def encode_going_away(seconds: float) -> bytes:
-    """Encode GOING_AWAY: the connection will be closed in `seconds`."""
-    return encode(Kind.GOING_AWAY, {"seconds": seconds})
+class GoingAway(NamedTuple):
+    """The connection will be closed in `seconds`; `retry_after_ms`: when to connect again, None for at once."""
+
+    seconds: float
+    retry_after_ms: int | None = None
 
 
-def decode_going_away(body: bytes | memoryview) -> float:
-    """Decode GOING_AWAY into its seconds.
+def encode_going_away(seconds: float, retry_after_ms: int | None = None) -> bytes:
+    """Encode GOING_AWAY."""
+    return encode(Kind.GOING_AWAY, {"seconds": seconds, "retry_after_ms": retry_after_ms})
+
+
+def decode_going_away(body: bytes | memoryview) -> GoingAway:
+    """Decode GOING_AWAY.
 
     Raises:
-        MalformedFrame: The field is missing or wrong.
+        MalformedFrame: A field is missing or wrong.
     """
-    return take_number(decode(body), "seconds")
+    fields = decode(body)
+    return GoingAway(take_number(fields, "seconds"), take_optional_int(fields, "retry_after_ms", U32_MAX))
 
 
 # --- Bodies that are no maps --------------------------------------------------------------------------------------

@@ -622,7 +622,7 @@ RECODE: dict[Kind, Callable[[bytes], bytes]] = {
     Kind.ERROR: recode_error,
     Kind.PING: lambda body: control.encode_ping(control.decode_token(body)),
     Kind.PONG: lambda body: control.encode_pong(control.decode_token(body)),
-    Kind.GOING_AWAY: lambda body: control.encode_going_away(control.decode_going_away(body)),
+    Kind.GOING_AWAY: lambda body: control.encode_going_away(*control.decode_going_away(body)),
     Kind.CHANNEL: lambda body: control.encode_channel(*control.decode_channel(body)),
     Kind.SUBSCRIBE: lambda body: control.encode_subscribe(control.decode_subscribe(body)),
     Kind.SUBSCRIBED: lambda body: control.encode_subscribed(control.decode_subscribed(body)),
