@@ -72,7 +72,7 @@ def never_read_again_from_those_held(patch: Patch) -> None:
 
 
 def ignore_going_away(patch: Patch) -> None:
-    patch.setattr(Client, "on_going_away", lambda self, seconds: None)
+    patch.setattr(Client, "on_going_away", lambda self, notice: None)
 
 
 def accept_the_end_of_a_connection_in_silence(patch: Patch) -> None:
