@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING
 
-from broker_native.groups import chunks_in, chunks_of, chunks_start
+from broker_native.groups import chunks_in, chunks_start
+from broker_native.ring import ChunkRing
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -29,6 +31,9 @@ class Recent:
         self._groups: deque[Group] = deque()
         self._bytes = 0
         self._bytes_max = bytes_max
+        self._dropped = 0
+        # Groups are put into it when somebody asks: publishing pays nothing for it.
+        self._ring = ChunkRing()
 
     def add(self, group: Group) -> None:
         """Keep a committed group; the oldest ones make room."""
@@ -36,13 +41,20 @@ class Recent:
         self._bytes += len(group.value)
         while self._bytes > self._bytes_max and len(self._groups) > 1:
             self._bytes -= len(self._groups.popleft().value)
+            self._dropped += 1
 
     def of_channel(self, channel: int, after: int) -> list[tuple[int, int, bytes]]:
         """Return what the ring has of a channel past a sequence: (group, index, chunk), in order."""
+        ring, dropped = self._ring, self._dropped
+        ring.forget(dropped)
+        new = len(self._groups) - (ring.groups_end - dropped)
+        if new:
+            for group in reversed(list(islice(reversed(self._groups), new))):
+                ring.add(group.value)
         found: list[tuple[int, int, bytes]] = []
-        for group in self._groups:
-            start = chunks_start(group.value)
-            found += [(group.number, index, chunk) for index, chunk in chunks_of(group.value, start, channel, after)]
+        for number, index, offset, size in ring.find(channel, after):
+            group = self._groups[number - dropped]
+            found.append((group.number, index, group.value[offset : offset + size]))
         return found
 
     def after(self, number: int, index: int, wanted: Container[int]) -> list[tuple[int, int, bytes]] | None:
