@@ -38,6 +38,9 @@ QUEUED_BYTES_MAX = 2 << 20
 QUEUED_SHARE = 4
 """Nor may it be more than this part of what ends a connection, however small that bound is set."""
 
+NEAR_MAX = 256
+"""A reader of a literal that has missed no more sequences looks for them in memory before it reads the log."""
+
 KNOWN_MAX = 4_096
 """Channels of which a reader by bus position remembers whether it wants them."""
 
@@ -271,7 +274,7 @@ class CatchUp:
             return
         outbox = subscription.outbox
         room = min(QUEUED_BYTES_MAX, self._core.limits.connection_bytes_max // QUEUED_SHARE)
-        if outbox.queued + self._asked.get(outbox, 0) > room:
+        if self._room(following) < 0:
             self._crowded[following] = None
             return
         following.busy = True
@@ -292,6 +295,15 @@ class CatchUp:
         asyncio.wrap_future(future, loop=self._loop).add_done_callback(
             lambda read: self._have(following, read, bytes_max)
         )
+
+    def _room(self, following: Following) -> int:
+        """Return how much more a subscription's connection may have to send, bytes; none without credit."""
+        subscription = following.subscription
+        if subscription.credit <= 0:
+            return 0
+        outbox = subscription.outbox
+        room = min(QUEUED_BYTES_MAX, self._core.limits.connection_bytes_max // QUEUED_SHARE)
+        return room - outbox.queued - self._asked.get(outbox, 0)
 
     def flushed(self) -> None:
         """Connections have sent: go on with those that had too much to send. Call it after each flush.
@@ -412,7 +424,9 @@ class CatchUp:
         # What a channel has had since it became ephemeral is never read back.
         seen_next = info[4] if info[1] == Level.EPHEMERAL else info[6]
         if after + 1 < seen_next:
-            if not following.exhausted:
+            # Whoever missed a little gets it from memory, where thousands may look who come back at once.
+            near = info[3] <= after + 1 and seen_next - after <= NEAR_MAX and self._room(following) > 0
+            if not following.exhausted and not near:
                 return False
             missing = self._in_memory(channel, after)
             if not missing or chunk_head(missing[0][2])[2] > after + 1 or not self._affordable(following, missing):
@@ -448,7 +462,10 @@ class CatchUp:
 
     def _affordable(self, following: Following, missing: list[tuple[int, int, bytes, int]]) -> bool:
         subscription = following.subscription
-        return sum(len(chunk) for _, _, chunk, _ in missing) <= subscription.credit + subscription.overdraft
+        missing_bytes = sum(len(chunk) for _, _, chunk, _ in missing)
+        if not following.exhausted and missing_bytes > self._room(following):
+            return False
+        return missing_bytes <= subscription.credit + subscription.overdraft
 
     def _queue_missing(self, following: Following, name: bytes, missing: list[tuple[int, int, bytes, int]]) -> None:
         after = following.after[name]
