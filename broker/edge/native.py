@@ -6,8 +6,8 @@ write and no object but its socket, and is told why. What the kernel holds for u
 
 - Connections are taken in a few a turn of the loop, and fewer when the loop is late (`Admission`), so a crowd leaves
   the others theirs. Who would wait too long with the kernel is told when to come back; so is who finds no room.
-- Few are between being taken in and having said HELLO: beyond `GREETING_MAX` the one that has been longest is ended, so
-  that sockets that say nothing keep nobody out.
+- Few are between being taken in and having said HELLO: nobody is taken in before those have had their turn, and beyond
+  `GREETING_MAX` the one that has been silent for longest is ended, so that sockets that say nothing keep nobody out.
 - A refused peer has most likely written its HELLO already. To close on what is unread would reset the connection, and
   a reset may overtake the refusal: a few refused sockets are therefore kept for a moment, read empty and then closed.
 - When open files run out in spite of the bound, since something else in the process took them, one that is kept for
@@ -26,6 +26,7 @@ import struct
 import sys
 import time
 from collections import deque
+from itertools import filterfalse, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -53,6 +54,8 @@ FAREWELLS_MAX = 256
 """Refusals that are kept ready: they differ in when to come back."""
 GREETING_MAX = 1024
 """Connections that have not said HELLO yet."""
+GREETING_SOON = 64
+"""With so many that have said it and wait to be heard nobody is taken in: it is the server that is slow."""
 LINGER_S = 0.5
 """How long a refused peer has to read why."""
 LINGERING_MAX = 32
@@ -111,6 +114,11 @@ class NativeConnection(Session, asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self.writing_resumed()
+
+
+def waits_for_us(connection: NativeConnection) -> bool:
+    """Whether a connection that has not been heard has said something: then it is not silent, we are busy."""
+    return connection.put_off or connection.suspended
 
 
 class Refusals:
@@ -299,11 +307,20 @@ class NativeListener:
         """The turn of those who wait; when nobody does any more, the loop tells of the next that come."""
         self._turn = None
         places = self.admission.turn(time.monotonic(), self._turn_due_s)
-        if not self._take(list(self._listening), places):
-            if self._resume is None:
-                self._await_turn()
-        elif self._resume is None:
+        nobody_waits = not self._greeting_is_slow() and self._take(list(self._listening), places)
+        if self._resume is not None:
+            return
+        if nobody_waits:
             self._accept_again()
+        else:
+            self._await_turn()
+
+    def _greeting_is_slow(self) -> bool:
+        """Whether many who were taken in have not had their turn yet, through no fault of theirs."""
+        if len(self._greeting) + len(self._opening) < GREETING_SOON:
+            return False
+        unheard = filter(waits_for_us, self._greeting)
+        return len(self._opening) + sum(1 for _ in islice(unheard, GREETING_SOON)) >= GREETING_SOON
 
     def _take(self, listening: list[socket.socket], places: int) -> bool:
         """Take in, or refuse, those who wait, as far as there are places; answers whether nobody waits any more.
@@ -368,7 +385,7 @@ class NativeListener:
         """Take a connection in; another that has not said HELLO for longest makes room, if there are too many."""
         self.admission.admitted += 1
         if len(self._greeting) >= GREETING_MAX:
-            silent = next(iter(self._greeting))
+            silent = next(filterfalse(waits_for_us, self._greeting), next(iter(self._greeting)))
             silent.greeted()
             silent.end(
                 error(
