@@ -8,8 +8,8 @@ The values are groups of this process, so their structure is trusted. One thread
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
 
 from broker_native.layout cimport *
 
@@ -29,7 +29,7 @@ cdef class ChunkRing:
         self.begin = self.end = 1
 
     def __dealloc__(self):
-        free(self.entries)
+        PyMem_RawFree(self.entries)
 
     def __len__(self):
         """Chunks that it knows."""
@@ -52,17 +52,23 @@ cdef class ChunkRing:
         """Add the next group.
 
         Raises:
-            MemoryError: there is none; it knows the chunks before the one for which there was none.
+            MemoryError: there is none; nothing was added.
         """
         cdef const uint8_t* base = <const uint8_t*>PyBytes_AS_STRING(value)
         cdef uint32_t at = GROUP_HEADER_BYTES + load_u32(base + GROUP_ENTRIES_BYTES)
         cdef uint32_t size = <uint32_t>PyBytes_GET_SIZE(value)
         cdef uint32_t index = 0
         cdef uint32_t head
+        cdef uint32_t begin = at
+        cdef uint64_t needed = self.end - self.begin
         cdef Entry* entry
         while at < size:
-            if self.end - self.begin == self.capacity:
-                self.grow()
+            needed += 1
+            at += load_u32(base + at)
+        while needed > self.capacity:
+            self.grow()
+        at = begin
+        while at < size:
             entry = &self.entries[self.end & (self.capacity - 1)]
             entry.channel = load_u64(base + at + CHUNK_CHANNEL)
             entry.first = load_u64(base + at + CHUNK_FIRST)
@@ -82,13 +88,13 @@ cdef class ChunkRing:
     cdef int grow(self) except -1:
         """Make room for twice as many; entries keep their numbers."""
         cdef uint64_t capacity = 2 * self.capacity if self.capacity else CAPACITY_MIN
-        cdef Entry* grown = <Entry*>malloc(capacity * sizeof(Entry))
+        cdef Entry* grown = <Entry*>PyMem_RawMalloc(capacity * sizeof(Entry))
         cdef uint64_t number
         if grown == NULL:
             raise MemoryError
         for number in range(self.begin, self.end):
             grown[number & (capacity - 1)] = self.entries[number & (self.capacity - 1)]
-        free(self.entries)
+        PyMem_RawFree(self.entries)
         self.entries = grown
         self.capacity = capacity
         return 0

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_native.groups import chunks_of, chunks_start
 from broker_native.ring import ChunkRing
+from tests.native.starve import refusals
 from tests.reference import groups as reference
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def build(number: int, firsts: dict[int, int], channels: list[int]) -> bytes:
@@ -76,6 +82,17 @@ def test_it_grows_and_goes_around(chunks: int) -> None:
         ring.forget(max(0, number - 1500))
     assert len(ring) == min(chunks, 1501)
     assert len(ring.find(5, 0)) == sum(number % 13 == 5 for number in range(max(0, chunks - 1501), chunks))
+
+
+def test_without_memory_a_group_is_added_as_a_whole_or_not() -> None:
+    value, rings = build(0, {}, [7, 7]), []
+
+    def prepare() -> Callable[[], object]:
+        rings.append(ChunkRing())
+        return lambda: rings[-1].add(value)
+
+    assert refusals(prepare) > 0
+    assert [len(ring) for ring in rings] == [0] * (len(rings) - 1) + [2]
 
 
 def test_nothing_is_found_in_an_empty_one() -> None:
