@@ -83,14 +83,14 @@ class NativeConnection(Session, asyncio.BufferedProtocol):
     Args:
         node: The broker.
         identity: Who is at the other end, as far as the socket tells.
-        greeting: Those that have not said HELLO; it is among them as long as it has not.
+        greeting: Those that have not said HELLO; it is among them as long as it has not. None: nobody counts them.
     """
 
     __slots__ = ("_greeting",)
 
-    def __init__(self, node: Node, identity: Identity, greeting: dict[NativeConnection, None]) -> None:
+    def __init__(self, node: Node, identity: Identity, greeting: dict[NativeConnection, None] | None = None) -> None:
         super().__init__(node, identity)
-        self._greeting = greeting
+        self._greeting = {} if greeting is None else greeting
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         stream = cast("asyncio.Transport", transport)

@@ -463,7 +463,7 @@ class CatchUp:
     def _affordable(self, following: Following, missing: list[tuple[int, int, bytes, int]]) -> bool:
         subscription = following.subscription
         missing_bytes = sum(len(chunk) for _, _, chunk, _ in missing)
-        if not following.exhausted and missing_bytes > self._room(following):
+        if not following.exhausted and missing_bytes > min(subscription.credit, self._room(following)):
             return False
         return missing_bytes <= subscription.credit + subscription.overdraft
 

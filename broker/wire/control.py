@@ -633,6 +633,7 @@ def decode_error(body: bytes | memoryview) -> Refusal:
     """
     fields = decode(body)
     take_optional_str(fields, "hint")
+    take_optional_int(fields, "retry_after_ms", U32_MAX)
     return Refusal(
         failure=from_wire(fields),
         subscription=take_optional_int(fields, "subscription", U32_MAX),
