@@ -147,7 +147,9 @@ def run_storm(options: Options, target: Target) -> Result:
         result.errors += complaints(before, options)
     base_per_s = (calm.cpu_s - idle.cpu_s) / before.seconds if before.seconds else 0.0
     result.seconds = storm_s
-    result.messages += before.sent
+    # The run during the storm was cut short: what the driver counted since it was made is there, its outcome is not.
+    result.messages = load.driver.acked
+    result.deliveries = before.deliveries + load.driver.latency.count
     result.lost += end["lost"]
     result.duplicated += end["duplicated"]
     if end["restarted"]:
