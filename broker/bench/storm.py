@@ -155,6 +155,7 @@ def run_storm(options: Options, target: Target) -> Result:
     if end["restarted"]:
         result.errors.append(f"{end['restarted']} channels were not resumed where they were")
     result.server_cpu_s = after.cpu_s - calm.cpu_s
+    result.fsyncs = after.fsyncs - calm.fsyncs
     result.server_memory_bytes = probe.memory_bytes_max
     during_us = result.latency_us
     result.extra |= {

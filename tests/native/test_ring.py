@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 def build(number: int, firsts: dict[int, int], channels: list[int]) -> bytes:
     """Return a group with a chunk of one or two records for each of the channels, which go on where they were."""
-    chunks = []
+    chunks: list[reference.Chunk] = []
     for channel in channels:
         first = firsts.get(channel, 1)
         count = 1 + (number + channel) % 2
         chunks.append(reference.chunk_of(channel, 1 << 40, first, [b"x"] * count))
         firsts[channel] = first + count
-    return reference.build_group(reference.Group(number + 1, number, chunks=chunks))
+    return reference.build_group(reference.Group(number + 1, number, chunks=tuple(chunks)))
 
 
 def walk(values: dict[int, bytes], channel: int, after: int) -> list[tuple[int, int, bytes]]:
