@@ -194,6 +194,25 @@ async def test_a_reader_at_the_head_is_live_at_once(station: Station) -> None:
     assert station.log.asked == []
 
 
+async def test_a_crowd_that_leaves_is_taken_away_by_turns(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catchup, "LEAVES_A_TURN", 2)
+    crowd = [station.follow(b"s.x") for _ in range(7)]
+    left: list[Following] = []
+    detach = station.catchup._detach
+    monkeypatch.setattr(station.catchup, "_detach", lambda following: (left.append(following), detach(following)))
+    for following in crowd:
+        station.catchup.leave(following)
+    counts = [len(left)]
+    station.publish(b"s.x", b"nobody gets it")
+    while len(left) < len(crowd):
+        await asyncio.sleep(0)
+        counts.append(len(left))
+    assert counts == [2, 4, 6, 7]
+    assert left == crowd
+    assert station.reader.deliveries() == []
+    assert not station.core.fanout.detach(crowd[-1].subscription, b"s.x"), "it is detached already"
+
+
 async def test_who_missed_a_little_gets_it_from_memory(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catchup, "NEAR_MAX", 4)
     station.publish(b"s.x", b"1", b"2", b"3")
