@@ -23,8 +23,8 @@ FLOOR_PER_S = 500
 """However late the loop is, so many are let in."""
 REFUSALS_A_PLACE = 4
 """Refusals that cost the loop as much as one connection that is let in."""
-WAIT_S_MAX = 5.0
-"""Who would wait longer is refused: half of what a client waits for, and what then becomes of it is its own guess."""
+WAIT_S_MAX = 8.0
+"""Who would wait longer is refused: a client gives up after ten seconds or so, and does not know when to come back."""
 RATE_BEGIN_PER_S = 1_000.0
 RATE_WINDOW_S = 0.1
 HINT_MS_MIN = 1_000
