@@ -199,7 +199,12 @@ async def test_a_crowd_that_leaves_is_taken_away_by_turns(station: Station, monk
     crowd = [station.follow(b"s.x") for _ in range(7)]
     left: list[Following] = []
     detach = station.catchup._detach
-    monkeypatch.setattr(station.catchup, "_detach", lambda following: (left.append(following), detach(following)))
+
+    def note(following: Following) -> None:
+        left.append(following)
+        detach(following)
+
+    monkeypatch.setattr(station.catchup, "_detach", note)
     for following in crowd:
         station.catchup.leave(following)
     counts = [len(left)]
