@@ -90,8 +90,11 @@ class Admission:
         return int(max(self.rate_per_s, FLOOR_PER_S) * WAIT_S_MAX / 100) * 100
 
     def wait_ms(self, waiting: int) -> int:
-        """Return when one who is refused because so many wait is to come back, milliseconds."""
-        return hint_ms(1000 * waiting / max(self.rate_per_s, FLOOR_PER_S))
+        """Return when one who is refused because so many wait is to come back, milliseconds.
+
+        As if the crowd were let in at a good pace: where it begins, the loop is busy with what it left behind.
+        """
+        return hint_ms(1000 * waiting / max(self.rate_per_s, RATE_BEGIN_PER_S))
 
     def room_ms(self, now_s: float) -> int:
         """One is refused for want of room: returns when it is to come back, milliseconds.
