@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from broker._version import __version__
 from broker.access.gate import Identity, Verb
 from broker.core.group import Duplicate
+from broker.edge.admission import leave_ms
 from broker.events import emit, tally
 from broker.model.errors import BrokerError, StorageError, error
 from broker.model.history import HistoryQuery
@@ -154,6 +155,9 @@ class Session(Intake):
         self.transport = self.outbox.transport = transport
         self._number = self.node.add(self)
         self._hello_timer = self.node.loop.call_later(self.node.limits.hello_timeout_s, self._no_hello)
+
+    def greeted(self) -> None:
+        """HELLO was taken: whoever let the connection in may count it no longer among those that say nothing."""
 
     def stopped(self) -> None:
         """The transport is gone."""
@@ -422,7 +426,7 @@ class Session(Intake):
     def leave(self, seconds: float) -> None:
         """Tell the peer that the broker drains."""
         if self.opened:
-            self.outbox.frame(control.encode_going_away(seconds))
+            self.outbox.frame(control.encode_going_away(seconds, leave_ms(len(self.node.connections))))
         else:
             self.end(error("GOING_AWAY", "the broker is stopping"))
 
@@ -512,6 +516,7 @@ class Session(Intake):
         self._name = hello.client
         self.opened = True
         self.early = False
+        self.greeted()
         self.frame_bytes_max = limits.frame_bytes_max
         if self._hello_timer is not None:
             self._hello_timer.cancel()

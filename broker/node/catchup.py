@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Container, Hashable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -70,6 +71,11 @@ CHUNK_TIME_AT = 40
 PARKED_S = 0.02
 """A reader that has all but is short of credit to be live looks so often whether there is more: what it has got waits
 to be consumed all the while, so nobody sees the delay."""
+LEAVES_A_TURN = 32
+"""Subscriptions that are detached from their channels in a turn of the loop: about half a millisecond of them."""
+
+NEAR_MAX = 256
+"""A reader of a literal that has missed no more sequences looks for them in memory before it reads the log."""
 
 KNOWN_MAX = 4_096
 """Channels of which a reader by bus position remembers whether it wants them, or what it was told of them."""
@@ -283,6 +289,8 @@ class CatchUp:
         self._lost = lost
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="broker-read")
         self._crowded: dict[Following, None] = {}
+        self._leaving: deque[Following] = deque()
+        self._leaves = 0  # in this turn
         self._ready: dict[Following, None] = {}
         self._pumping = False
         self._reading: dict[tuple[Hashable, int | Place], list[tuple[Following, bytes | None]]] = {}
@@ -330,7 +338,10 @@ class CatchUp:
         self.step(following)
 
     def leave(self, following: Following) -> None:
-        """Stop delivering to the subscription, live or not."""
+        """Stop delivering to the subscription, live or not.
+
+        When thousands leave in one turn, what they leave behind is taken away in the turns that follow.
+        """
         subscription = following.subscription
         subscription.state = None
         subscription.slow = True
@@ -338,6 +349,23 @@ class CatchUp:
         self._lags_no_more(following)
         self._parked.pop(following, None)
         self._ready.pop(following, None)
+        if self._leaves < LEAVES_A_TURN:
+            self._detach(following)
+        else:
+            self._leaving.append(following)
+        if not self._leaves:
+            self._loop.call_soon(self._leave_on)
+        self._leaves += 1
+
+    def _leave_on(self) -> None:
+        self._leaves = min(LEAVES_A_TURN, len(self._leaving))
+        for _ in range(self._leaves):
+            self._detach(self._leaving.popleft())
+        if self._leaves:
+            self._loop.call_soon(self._leave_on)
+
+    def _detach(self, following: Following) -> None:
+        subscription = following.subscription
         for name in following.literals:
             self._fanout.detach(subscription, name)
             self._core.tails.release(name)
@@ -399,7 +427,7 @@ class CatchUp:
     def _demote(self, following: Following, undelivered: Undelivered, refused: Refused | None) -> None:
         try:
             standing = undelivered.standing(refused)
-            self._detach(following, standing, undelivered)
+            self._draw_back(following, standing, undelivered)
             following.passing = standing.passing
             self._fall_behind(following)
         except MemoryError as failure:
@@ -424,7 +452,7 @@ class CatchUp:
             subscription.outbox.owner.tell(subscription, "lagging", more)
             self._kick()
 
-    def _detach(self, following: Following, standing: Standing, undelivered: Undelivered) -> None:
+    def _draw_back(self, following: Following, standing: Standing, undelivered: Undelivered) -> None:
         """Take what is live of it out of the fan-out, and note how far it has come."""
         subscription = following.subscription
         if following.place is not None:
@@ -832,7 +860,13 @@ class CatchUp:
         # What a channel has had since it became ephemeral is never read back.
         seen_next = info[4] if info[1] == Level.EPHEMERAL else info[6]
         if after + 1 < seen_next:
-            if not following.exhausted:
+            # Whoever missed a little gets it from memory, where thousands may look who come back at once.
+            near = (
+                info[3] <= after + 1
+                and seen_next - after <= NEAR_MAX
+                and self._room(following) > 0 < following.subscription.credit
+            )
+            if not following.exhausted and not near:
                 return False
             missing = self._in_memory(channel, after)
             if not missing or chunk_head(missing[0][2])[2] > after + 1 or not self._affordable(following, missing):
@@ -950,8 +984,12 @@ class CatchUp:
 
     def _affordable(self, following: Following, missing: list[tuple[int, int, bytes, int]]) -> bool:
         subscription = following.subscription
-        left = subscription.credit - sum(len(chunk) for _, _, chunk, _ in missing)
-        return left >= (following.window // 2 if following.lagging else -subscription.overdraft)
+        missing_bytes = sum(len(chunk) for _, _, chunk, _ in missing)
+        if following.lagging:
+            return subscription.credit - missing_bytes >= following.window // 2
+        if not following.exhausted and missing_bytes > min(subscription.credit, self._room(following)):
+            return False
+        return missing_bytes <= subscription.credit + subscription.overdraft
 
     def _queue_missing(self, following: Following, name: bytes, missing: list[tuple[int, int, bytes, int]]) -> None:
         after = following.after[name]

@@ -558,6 +558,26 @@ def requests() -> Trace:
     return script.trace
 
 
+def resuming() -> Trace:
+    """A client comes back: HELLO and SUBSCRIBE together."""
+    script = Script("A client comes back in one round trip")
+    note, act, send = script.note, script.act, script.send
+    opened(script)
+    send("client", encode_channel(0, b"s.x"), encode_channel(1, b"s.y"), publish(0, 1, b"x1"), publish(1, 2, b"y1"))
+    act("wait 1000")
+    send("client", publish(0, 3, b"x2"))
+    act("connect back")
+    note("HELLO, and all that it asks for right behind it: s.x has gone on meanwhile, s.y has not.")
+    send(
+        "back",
+        encode_hello("back")
+        + encode_subscribe(Subscribe(1, ("s.x", "s.y"), 65_536, FromPositions((("s.x", EPOCH, 1), ("s.y", EPOCH, 1))))),
+    )
+    note("It is live.")
+    send("client", publish(1, 4, b"y2"))
+    return script.trace
+
+
 def drain() -> Trace:
     """The server stops."""
     script = Script("The server stops")
@@ -715,7 +735,7 @@ CONVERSATIONS: dict[str, Callable[[], Trace]] = {
     build.__name__: build
     for build in (
         specification, handshake, durability, line, refusals, starts, patterns, early, failures, taken_back, credit,
-        slow, subscriptions, requests, history, drain, closing,
+        slow, subscriptions, requests, history, resuming, drain, closing,
         publishing,
     )
 }  # fmt: skip

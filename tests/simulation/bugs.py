@@ -73,7 +73,7 @@ def never_read_again_from_those_held(patch: Patch) -> None:
 
 
 def ignore_going_away(patch: Patch) -> None:
-    patch.setattr(Client, "on_going_away", lambda self, seconds: None)
+    patch.setattr(Client, "on_going_away", lambda self, notice: None)
 
 
 def accept_the_end_of_a_connection_in_silence(patch: Patch) -> None:
@@ -354,7 +354,7 @@ def demote_and_keep_what_a_failed_commit_took(patch: Patch) -> None:
 
 
 def demote_and_stay_attached(patch: Patch) -> None:
-    patch.setattr(CatchUp, "_detach", _detach_nothing)
+    patch.setattr(CatchUp, "_draw_back", _detach_nothing)
 
 
 def _detach_nothing(self: CatchUp, following: Following, standing: Any, undelivered: Undelivered) -> None:

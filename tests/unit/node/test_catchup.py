@@ -16,6 +16,7 @@ from broker.model.errors import error
 from broker.model.levels import Level
 from broker.model.limits import Limits
 from broker.model.profiles import Profile, Profiles
+from broker.node import catchup
 from broker.node.catchup import (
     INDEX_END,
     KNOWN_MAX,
@@ -172,7 +173,9 @@ class Station:
 
 
 @pytest.fixture
-async def station() -> AsyncIterator[Station]:
+async def station(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Station]:
+    """A station whose readers ask the log for all that they have missed, however little it is."""
+    monkeypatch.setattr(catchup, "NEAR_MAX", 0)
     station = Station()
     yield station
     station.log.gate.set()
@@ -212,6 +215,54 @@ async def test_a_reader_at_the_head_is_live_at_once(station: Station) -> None:
     following = station.follow(b"s.x", after={b"s.x": 1})
     assert following.live
     assert station.log.asked == []
+
+
+async def test_a_crowd_that_leaves_is_taken_away_by_turns(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catchup, "LEAVES_A_TURN", 2)
+    crowd = [station.follow(b"s.x") for _ in range(7)]
+    left: list[Following] = []
+    detach = station.catchup._detach
+
+    def note(following: Following) -> None:
+        left.append(following)
+        detach(following)
+
+    monkeypatch.setattr(station.catchup, "_detach", note)
+    for following in crowd:
+        station.catchup.leave(following)
+    counts = [len(left)]
+    station.publish(b"s.x", b"nobody gets it")
+    while len(left) < len(crowd):
+        await asyncio.sleep(0)
+        counts.append(len(left))
+    assert counts == [2, 4, 6, 7]
+    assert left == crowd
+    assert station.reader.deliveries() == []
+    assert not station.core.fanout.detach(crowd[-1].subscription, b"s.x"), "it is detached already"
+
+
+async def test_who_missed_a_little_gets_it_from_memory(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catchup, "NEAR_MAX", 4)
+    station.publish(b"s.x", b"1", b"2", b"3")
+    station.publish(b"s.y", b"1")
+    station.publish(b"s.x", b"4")
+    following = station.follow(b"s.x", b"s.y", after={b"s.x": 2, b"s.y": 0})
+    assert following.live
+    assert payloads(station.reader.deliveries()) == [b"3", b"4", b"1"]
+    assert station.log.asked == []
+    station.publish(b"s.x", b"5")
+    assert payloads(station.reader.deliveries()) == [b"5"]
+    far = station.follow(b"s.x", after={b"s.x": 0})
+    assert not far.live, "five sequences are more than it may have missed"
+
+
+async def test_what_is_missing_is_no_more_than_credit_allows(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catchup, "NEAR_MAX", 100)
+    station.publish(b"s.x", b"1" * 100)
+    station.publish(b"s.x", b"2" * 100)
+    following = station.follow(b"s.x", after={b"s.x": 0}, credit=200)
+    assert not following.live
+    assert station.log.asked
 
 
 async def test_channels_that_start_new_are_live_while_others_catch_up(station: Station) -> None:

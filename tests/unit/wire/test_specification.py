@@ -19,6 +19,7 @@ from broker.config import ServerConfig
 from broker.core import sequencer
 from broker.core.recent import INDEX_END
 from broker.edge import session
+from broker.edge.native import GREETING_MAX
 from broker.model.errors import BY_CODE, BY_NAME, ERROR_CODES, BrokerError, Remedy, error
 from broker.model.history import HISTORY_BYTES_DEFAULT, HISTORY_BYTES_MAX, NAMES_MAX, PLACES_MAX
 from broker.model.levels import Level
@@ -414,6 +415,7 @@ def check_fixed_limits(document: Document) -> None:
         "chunks of one answer to `history` of a pattern": PLACES_MAX,
         "channels of one answer to `channels`": NAMES_MAX,
         "requests of a connection that wait for their answers": ASKS_MAX,
+        "connections that have said nothing yet": GREETING_MAX,
         "items of a map or array in a control body": control.ITEMS_MAX,
         "containers inside one another": control.DEPTH_MAX,
         "values of a control body": control.ITEMS_TOTAL_MAX,
@@ -486,8 +488,8 @@ WHOLE: dict[str, tuple[int, dict[str, Any], Callable[[bytes], object]]] = {
     ),
     "ERROR": (
         14,
-        {"code": 1001, "name": "BUSY", "detail": "d", "hint": "h", "subscription": 1, "request": 1, "channel": 1,
-         "number": 1, "count": 1},
+        {"code": 1001, "name": "BUSY", "detail": "d", "hint": "h", "retry_after_ms": 1, "subscription": 1, "request": 1,
+         "channel": 1, "number": 1, "count": 1},
         control.decode_error,
     ),
 }  # fmt: skip
@@ -622,7 +624,7 @@ RECODE: dict[Kind, Callable[[bytes], bytes]] = {
     Kind.ERROR: recode_error,
     Kind.PING: lambda body: control.encode_ping(control.decode_token(body)),
     Kind.PONG: lambda body: control.encode_pong(control.decode_token(body)),
-    Kind.GOING_AWAY: lambda body: control.encode_going_away(control.decode_going_away(body)),
+    Kind.GOING_AWAY: lambda body: control.encode_going_away(*control.decode_going_away(body)),
     Kind.CHANNEL: lambda body: control.encode_channel(*control.decode_channel(body)),
     Kind.SUBSCRIBE: lambda body: control.encode_subscribe(control.decode_subscribe(body)),
     Kind.SUBSCRIBED: lambda body: control.encode_subscribed(control.decode_subscribed(body)),
