@@ -938,6 +938,7 @@ CLAIMS = [
     (5, "13. 0: never |"),
     (5, f"The {len(kinds.HELLO_MAGIC)} bytes are the same in all versions."),
     (5, f"offers `[{kinds.VERSION}, {kinds.VERSION + 1}]` and goes on"),
+    (5, "Its 2 seconds begin then."),
     (7, "The client chooses the numbers, dense from 0:"),
     (7, "the numbers `number` to `number + count − 1` have the sequences `first` to `first + count − 1`"),
     (7, "A duplicate with epoch 0 and first 0 was"),
