@@ -55,6 +55,7 @@ class Work(StrEnum):
     CHANNELS = "channels"
     COLD = "cold"
     RESTART = "restart"
+    STORM = "storm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ class Options:
         archived: `replay` only: read when the archive has all of it.
         stored_bytes: `restart` only: how much the files hold when the server is killed, about.
         unarchived_bytes: `restart` only: how much of it the archive has not, about.
+        clients: `storm` only: the crowd that comes back; `channels` are then those of each of them.
         patience_s: how long the server may owe something and send nothing before the rest counts as lost.
     """
 
@@ -105,6 +107,7 @@ class Options:
     archived: bool = False
     stored_bytes: int = 0
     unarchived_bytes: int = 0
+    clients: int = 0
     patience_s: float = 10.0
 
     @property
@@ -151,6 +154,7 @@ class Defaults:
     batch: int = 1
     stored_bytes: int = 0
     unarchived_bytes: int = 0
+    clients: int = 0
 
 
 DEFAULTS: Final = {
@@ -166,6 +170,7 @@ DEFAULTS: Final = {
     Work.RESTART: Defaults(
         publishers=4, channels=10_000, seconds=0, batch=100, stored_bytes=GIB, unarchived_bytes=GIB // 2
     ),
+    Work.STORM: Defaults(subscribers=(10,), channels=20, rate=1_000, seconds=5.0, clients=5_000),
 }
 
 PAYLOAD_BYTES_MAX: Final = 1 * MIB
@@ -223,6 +228,18 @@ def complaint(options: Options) -> str | None:
         (
             work is not Work.RESTART and bool(options.stored_bytes or options.unarchived_bytes),
             "--stored-bytes and --unarchived-bytes are for `restart`",
+        ),
+        (
+            (options.clients > 0) != (work is Work.STORM),
+            "--clients is for `storm`, at least 1",
+        ),
+        (
+            work is Work.STORM and not (options.rate and options.seconds and options.channels <= FILTERS_MAX),
+            f"storm: needs a --rate, --seconds and at most {FILTERS_MAX} --channels for each client",
+        ),
+        (
+            work is Work.STORM and options.durability is Level.EPHEMERAL,
+            "storm: ephemeral messages are not resumed",
         ),
         (options.archived and work is not Work.REPLAY, "--archived is for `replay`"),
         (options.embedded and work is not Work.CLIENT, "--embedded is for `client`"),

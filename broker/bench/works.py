@@ -14,6 +14,7 @@ from broker.bench.machine import commit_us_p50
 from broker.bench.options import Options, Work
 from broker.bench.restart import run_restart
 from broker.bench.server import own_server, running_server
+from broker.bench.storm import run_storm
 
 if TYPE_CHECKING:
     from broker.bench.client import Opener
@@ -35,7 +36,8 @@ def run_work(options: Options, *, connect: Opener | None = None, open_embedded: 
         BrokerError: the server does not start, or refuses a connection or a subscription.
     """
     floor_us = commit_us_p50()
-    raise_descriptor_limit(options.publishers + options.subscribers)
+    # A crowd is there twice for a moment: the server may see the new connections before the end of the old ones.
+    raise_descriptor_limit(options.publishers + options.subscribers + 2 * options.clients)
     if options.embedded:
         assert open_embedded is not None
         results = run_embedded(options, open_embedded)
@@ -63,6 +65,8 @@ def _run_with_server(options: Options, connect: Opener | None) -> list[Result]:
             return run_client(options, target, connect)
         if options.archived:
             return [run_replay(options, target, archive_all)]
+        if options.work is Work.STORM:
+            return [run_storm(options, target)]
         runner = run_channels if options.work is Work.CHANNELS else RUNNERS.get(options.work, run_live)
         return [runner(options, target)]
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from broker.bench.options import Options
     from broker.bench.result import Result
 
-WORKS = ("pubsub", "fanout", "many", "latency", "replay", "client", "idle", "channels", "cold", "restart")
+WORKS = ("pubsub", "fanout", "many", "latency", "replay", "client", "idle", "channels", "cold", "restart", "storm")
 
 
 def counts(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -66,6 +66,7 @@ def counts(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 @click.option("--archived", is_flag=True, help="`replay`: read when all of it is in the archive.")
 @click.option("--stored-bytes", type=click.IntRange(1), metavar="BYTES", help="`restart`: what the files hold.")
 @click.option("--unarchived-bytes", type=click.IntRange(0), metavar="BYTES", help="`restart`: how much not archived.")
+@click.option("--clients", type=click.IntRange(1), metavar="N", help="`storm`: those who come back.  [default: 5000]")
 @click.option("--no-read-back", "read_back", flag_value=False, default=True, help="`channels`: leave out the reading.")
 @click.option(
     "--window",
@@ -94,6 +95,7 @@ def command(
     channels 1,000,000 channels at random for 60 s, then all of it is read back; the latency is that of answers
     cold     the first publish to each of 1,000,000 stored channels after a start with nothing cached
     restart  a start after SIGKILL, with nothing cached and half of what is stored not archived
+    storm    --clients with --channels each are cut off at once and come back; the latency is that of others
 
     Without --url a server is started for the occasion, with its journal in a temporary directory: TMPDIR chooses
     whose disk is measured. A server at --url needs profiles for bench.e.> (ephemeral), bench.a.> (accepted) and
@@ -142,6 +144,7 @@ def options_of(
         "messages": defaults.messages,
         "batch": defaults.batch,
         "stored_bytes": defaults.stored_bytes,
+        "clients": defaults.clients,
         "unarchived_bytes": min(defaults.unarchived_bytes, chosen.get("stored_bytes", GIB) // 2),
         **chosen,
     }

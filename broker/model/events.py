@@ -169,6 +169,28 @@ EVENTS: tuple[Event, ...] = (
         ),
     ),
     Event(
+        "memory_short",
+        Severity.WARNING,
+        "node",
+        "queues hold 80 % of limits.memory_bytes_max; publishers are not read until they hold less than 75 %",
+        "See who lags (`broker top`); raise limits.memory_bytes_max if the machine has more.",
+        (
+            Field("used_bytes", FieldKind.INTEGER, "what they hold"),
+            Field("limit_bytes", FieldKind.INTEGER, "the limit"),
+        ),
+    ),
+    Event(
+        "memory_enough",
+        Severity.INFO,
+        "node",
+        "queues hold less than 75 % of limits.memory_bytes_max again; publishers are read",
+        "Nothing to do.",
+        (
+            Field("used_bytes", FieldKind.INTEGER, "what they hold"),
+            Field("limit_bytes", FieldKind.INTEGER, "the limit"),
+        ),
+    ),
+    Event(
         "storage_recovered",
         Severity.INFO,
         "node",

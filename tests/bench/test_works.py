@@ -21,9 +21,10 @@ TINY = {
     "channels": ("--messages", "3000", "--channels", "200", "--publishers", "4"),
     "cold": ("--channels", "300", "--publishers", "7"),
     "restart": ("--stored-bytes", "12000000", "--channels", "50"),
+    "storm": ("--clients", "60", "--channels", "5", "--seconds", "0.3", "--rate", "200", "--subscribers", "2"),
     "idle": ("--subscribers", "50", "--seconds", "0.1"),
 }
-STORED = ("replay", "channels", "cold", "restart")
+STORED = ("replay", "channels", "cold", "restart", "storm")
 
 OWN_FSYNCS_MAX = 8
 """What a broker syncs on its own account about when it starts: its first groups and the next segment."""

@@ -33,6 +33,8 @@ PROFILES = (
     Profile(b"a.>", durability=Level.ACCEPTED),
     Profile(b"s.>", durability=Level.SYNCED),
     Profile(b"small.>", payload_bytes_max=100),
+    Profile(b"latest.>", slow="latest"),
+    Profile(b"cut.>", slow="disconnect"),
 )
 
 CONFIG = f"""\
@@ -55,6 +57,14 @@ durability = "synced"
 [[profiles]]
 pattern = "small.>"
 payload_bytes_max = 100
+
+[[profiles]]
+pattern = "latest.>"
+slow = "latest"
+
+[[profiles]]
+pattern = "cut.>"
+slow = "disconnect"
 """
 
 
