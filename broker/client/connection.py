@@ -126,6 +126,11 @@ class Connection:
         """Identity of the server's journal."""
         return self._reader.journal
 
+    def descriptors(self) -> list[int]:
+        """Return the open socket's descriptor; nothing when there is none."""
+        sock = None if self._transport is None else self._transport.get_extra_info("socket")
+        return [] if sock is None or sock.fileno() < 0 else [sock.fileno()]
+
     def send(self, frame: Bytes) -> None:
         """Send whole frames now."""
         if self._transport is not None and not self._ended:
