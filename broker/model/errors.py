@@ -551,7 +551,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "SERVER_FAILED",
         "the server that a shared directory needs could not be started",
         "Read server.log in the directory; `broker serve --data DIRECTORY` in a shell says the same.",
-        Unavailable,
+        StorageError,
         Scope.LOCAL,
     ),
 )

@@ -137,13 +137,9 @@ class SharedBus(Client):
         # The thread goes on when we are cancelled, so it has its own end, and the lock is its own.
         handed = StartLock(os.dup(lock.fileno()))
         started = await asyncio.to_thread(start_server, self._place, handed, self._asked, self._idle_s, deadline_s)
-        emit(
-            "server_started",
-            data=self.path,
-            pid=started.pid,
-            run=started.run,
-            after_s=round(started.after_s, 3),
-        )
+        if started is not None:
+            pid, run, after_s = started
+            emit("server_started", data=self.path, pid=pid, run=run, after_s=round(after_s, 3))
 
     # .. what went wrong ..
 

@@ -168,8 +168,8 @@ def open_private(path: Path) -> int:
     return descriptor
 
 
-def start_server(place: Place, lock: StartLock, asked: Asked, idle_s: float, deadline_s: float) -> Started:
-    """Start the server and wait until it takes connections.
+def start_server(place: Place, lock: StartLock, asked: Asked, idle_s: float, deadline_s: float) -> Started | None:
+    """Start the server and wait until it takes connections; None when there was one that only could not be found.
 
     Args:
         place: the directory.
@@ -194,32 +194,31 @@ def start_server(place: Place, lock: StartLock, asked: Asked, idle_s: float, dea
         lock.close()
 
 
-def _start(place: Place, lock: StartLock, asked: Asked, idle_s: float, deadline_s: float) -> Started:
+def _start(place: Place, lock: StartLock, asked: Asked, idle_s: float, deadline_s: float) -> Started | None:
     begun_s = time.monotonic()
-    command = [*_interpreter(), "serve", "--data", str(place.path), "--tcp", "", "--unix", place.prepare()]
+    command = [*interpreter(), "serve", "--data", str(place.path), "--tcp", "", "--unix", place.prepare()]
     command += ["--exit-when-idle", repr(float(idle_s)), "--drain-s", str(DRAIN_S)]
     command += ["--ready-file", str(place.path / SERVER), *_config(place.path, asked)]
     while True:
         try:
             return _run(place, lock, command, begun_s, deadline_s)
         except BrokerError as failure:
-            if failure.name != "STORAGE_IN_USE" or not _await_end(place.path, deadline_s):
+            if failure.name != "STORAGE_IN_USE" or not read_owner(place.path).endswith(SHARED_OWNER):
                 raise
+            # It ends, and has not given the data back yet; or somebody has removed its socket, and it makes another.
+            while is_held(place.path):
+                if _is_served(place):
+                    return None
+                if time.monotonic() >= deadline_s:
+                    raise
+                time.sleep(ENDING_POLL_S)
 
 
-def _await_end(path: Path, deadline_s: float) -> bool:
-    """Wait while the server before is ending: its socket is gone, and the data is not given back yet.
-
-    Returns:
-        False if the owner is none that ends by itself, or does not end in time.
-    """
-    if not read_owner(path).endswith(SHARED_OWNER):
-        return False
-    while is_held(path):
-        if time.monotonic() >= deadline_s:
-            return False
-        time.sleep(ENDING_POLL_S)
-    return True
+def _is_served(place: Place) -> bool:
+    sock = place.dial()
+    if sock is not None:
+        sock.close()
+    return sock is not None
 
 
 def _config(path: Path, asked: Asked) -> Sequence[str]:
@@ -301,10 +300,11 @@ def _judge(place: Place, told: bytes | None, said: str, after_s: float) -> Start
         message: dict[str, Any] = json.loads(told)
         if "ready" in message:
             return Started(message["ready"]["pid"], message["ready"]["run"], after_s)
-        raise from_wire(message["error"])
+        failure = from_wire(message["error"])
     except (ValueError, KeyError, TypeError):
         last = f"; the last that it said: {said}" if said else ", and said nothing"
-        raise error("SERVER_FAILED", f"{place}: its server ended while it was starting{last}") from None
+        failure = error("SERVER_FAILED", f"{place}: its server ended while it was starting{last}")
+    raise failure
 
 
 def _said(log: int, begin: int) -> str:
@@ -315,7 +315,7 @@ def _said(log: int, begin: int) -> str:
     return " | ".join(line.strip() for line in lines[-LOG_SAID_LINES_MAX:] if line.strip())
 
 
-def _interpreter() -> list[str]:
+def interpreter() -> list[str]:
     """Return the command that runs the server's module: by this Python, whatever PATH says.
 
     A program that embeds Python may be its own `sys.executable`; then the interpreter of the same installation is

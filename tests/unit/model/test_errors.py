@@ -134,7 +134,7 @@ def test_families_that_a_program_catches() -> None:
             assert issubclass(row.kind, errors.Unavailable)
 
 
-@pytest.mark.parametrize("unknown", [0, 999, 4006, "NOPE", "busy"])
+@pytest.mark.parametrize("unknown", [0, 999, 4007, "NOPE", "busy"])
 def test_error_of_no_row_is_a_mistake_of_the_caller(unknown: int | str) -> None:
     with pytest.raises(KeyError):
         error(unknown, "")
