@@ -412,7 +412,8 @@ class Client(Bus):
     async def _reconnect_until_refused(self) -> None:
         """Replace the connection whenever it is lost, until the bus is closed or refused."""
         while True:
-            failure = await self._lost
+            # Shielded: whoever closes the bus cancels this task, and then waits for the end that the future tells of.
+            failure = await asyncio.shield(self._lost)
             while True:
                 if is_final(failure):
                     self._fail(failure)

@@ -144,6 +144,10 @@ def check_ours(path: Path) -> None:
     names = {entry.name for entry in path.iterdir()}
     segments = any((path / "journal").glob("*.seg")) if "journal" in names else False
     if segments or not names <= _BEGUN:
+        if (path / "format").exists():
+            # Somebody has completed its creation since we looked.
+            _read_format(path / "format")
+            return
         strange = sorted(names - _BEGUN) or ["journal"]
         raise error("STORAGE_FORMAT", f"{path}: not a broker's data directory: found {strange[0]!r}", _FOREIGN_HINT)
 

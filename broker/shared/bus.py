@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +27,13 @@ from broker.shared.starting import StartLock, described, start_server
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
     from types import TracebackType
     from typing import Self
 
     from broker.client.transport import Receiver, Transport
     from broker.shared.settings import Asked
+    from broker.shared.starting import Started
 
 __all__ = ["SharedBus", "SharedOpening"]
 
@@ -136,7 +139,7 @@ class SharedBus(Client):
         deadline_s = time.monotonic() + self._connect_timeout_s
         # The thread goes on when we are cancelled, so it has its own end, and the lock is its own.
         handed = StartLock(os.dup(lock.fileno()))
-        started = await asyncio.to_thread(start_server, self._place, handed, self._asked, self._idle_s, deadline_s)
+        started = await on_thread(partial(start_server, self._place, handed, self._asked, self._idle_s, deadline_s))
         if started is not None:
             pid, run, after_s = started
             emit("server_started", data=self.path, pid=pid, run=run, after_s=round(after_s, 3))
@@ -179,6 +182,29 @@ class SharedBus(Client):
                 "Somebody else may still be starting it: server.log in the directory says how far that is.",
             )
         return failure
+
+
+async def on_thread(work: Callable[[], Started | None]) -> Started | None:
+    """Run blocking work on a thread that ends with it.
+
+    A pool's thread would stay, and whoever forks afterwards would fork a process with threads.
+    """
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[Started | None] = loop.create_future()
+
+    def run() -> None:
+        try:
+            settle = partial(outcome.set_result, work())
+        except BaseException as failure:
+            settle = partial(outcome.set_exception, failure)
+        with suppress(RuntimeError):  # the loop is closed, and nobody waits
+            loop.call_soon_threadsafe(lambda: None if outcome.done() else settle())
+
+    thread = threading.Thread(target=run, name="broker starter", daemon=True)
+    thread.start()
+    found = await outcome
+    thread.join()
+    return found
 
 
 def is_stopped(pid: int) -> bool:

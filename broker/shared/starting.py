@@ -199,10 +199,15 @@ def _start(place: Place, lock: StartLock, asked: Asked, idle_s: float, deadline_
     command = [*interpreter(), "serve", "--data", str(place.path), "--tcp", "", "--unix", place.prepare()]
     command += ["--exit-when-idle", repr(float(idle_s)), "--drain-s", str(DRAIN_S)]
     command += ["--ready-file", str(place.path / SERVER), *_config(place.path, asked)]
+    again = False
     while True:
         try:
             return _run(place, lock, command, begun_s, deadline_s)
         except BrokerError as failure:
+            if failure.name == "SERVER_FAILED" and not again and time.monotonic() < deadline_s:
+                # Something has killed it, perhaps; what is wrong with it is wrong the second time as well.
+                again = True
+                continue
             if failure.name != "STORAGE_IN_USE" or not read_owner(place.path).endswith(SHARED_OWNER):
                 raise
             # It ends, and has not given the data back yet; or somebody has removed its socket, and it makes another.
