@@ -122,7 +122,7 @@ def test_web_application_runs_with_four_workers(folder: Path) -> None:
     command = [sys.executable, "-W", "error", "-m", "uvicorn", "--workers", "4", "--uds", "http", "app:app"]
     with subprocess.Popen(command, cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True) as application:
         assert application.stderr is not None
-        said = []
+        said: list[str] = []
         try:
             while sum("Application startup complete" in line for line in said) < 4:
                 said.append(application.stderr.readline())

@@ -45,7 +45,8 @@ def home(request: pytest.FixtureRequest, tmp_path: Path, evicts: bool) -> Home:
     """Each home in turn."""
     kind = request.param
     if kind == "shared":
-        return request.getfixturevalue("shared_folder").home
+        shared: SharedFolder = request.getfixturevalue("shared_folder")
+        return shared.home
     server = request.getfixturevalue("shared_server") if kind in ("tcp", "unix") else None
     return Home(kind, tmp_path, server, evicts=evicts)
 

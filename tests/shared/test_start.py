@@ -302,7 +302,7 @@ async def test_what_is_no_shared_directory_is_refused_untouched(data: Path, tmp_
     assert [entry.name for entry in foreign.iterdir()] == ["monday"]
     assert (await refused(foreign / "monday")).name == "STORAGE_FORMAT"
     with pytest.raises(BrokerError, match="thread: got True with shared=True"):
-        Broker.open(data, shared=True, thread=True)  # type: ignore[call-overload]
+        Broker.open(data, shared=True, thread=True)
     with pytest.raises(BrokerError, match="idle_s: got -1, expected at least 0 seconds"):
         Broker.open(data, shared=True, idle_s=-1)
 
