@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
 
+from broker.edge.shared import bound_log
 from broker.log import durable
 from broker.log.directory import SHARED_OWNER, check_ours, is_held, read_owner
 from broker.log.errors import failed
@@ -243,6 +244,8 @@ def _run(place: Place, lock: StartLock, command: list[str], begun_s: float, dead
     reading, writing = os.pipe()
     log = open_private(place.path / LOG_NAME)
     try:
+        # The server does so too, if it comes to that: one that fails to start may be started very often.
+        bound_log(log)
         said_from = os.fstat(log).st_size
         handed = f"{writing},{lock.fileno()}"
         try:
