@@ -59,6 +59,7 @@ class SharedBus(Client):
         self._asked = asked
         self._idle_s = idle_s
         self._peer_pid: int | None = None
+        self._reached = False  # somebody has taken the connection that is being made
 
     @property
     def path(self) -> Path:
@@ -90,11 +91,15 @@ class SharedBus(Client):
     # .. connecting ..
 
     async def _connect(self) -> None:
-        self._peer_pid = None
+        self._peer_pid, self._reached = None, False
         again = self._welcome is not None
         try:
             await super()._connect()
         except BrokerError as failure:
+            if again and not self._reached and failure.remedy is Remedy.STOP:
+                # Nobody has refused us: there is no server, for a mistake in a file perhaps that will be mended.
+                detail = f"{self.path}: its server cannot be started: {failure}"
+                raise error("SERVER_FAILED", detail, failure.hint) from failure.__cause__
             raise self._explained(failure) from failure.__cause__
         if again and (difference := self._difference()) is not None:
             # It was started by somebody else since. What waits here must go on, so it is told and not refused.
@@ -104,7 +109,7 @@ class SharedBus(Client):
         """Connect to the server's socket; start one when nobody listens."""
         sock = await self._dial_or_start()
         try:
-            self._peer_pid = peer_of(sock).pid
+            self._peer_pid, self._reached = peer_of(sock).pid, True
             protocol = SocketProtocol(receiver, read_buffer(self.loop))
             transport, _ = await self.loop.create_unix_connection(lambda: protocol, sock=sock)
         except BaseException:
@@ -166,8 +171,8 @@ class SharedBus(Client):
                 f"Have all programs use one version. `kill {pid}` ends that server once they do, and the next call "
                 "starts another.",
             )
-        if failure.name == "TIMEOUT" and self._peer_pid is not None:
-            state = "is stopped" if is_stopped(self._peer_pid) else "takes connections"
+        if failure.name == "TIMEOUT" and self._reached:
+            state = "is stopped" if is_stopped(pid) else "takes connections"
             return error(
                 "TIMEOUT",
                 f"{self.path}: its server, process {pid}, {state} and does not answer: waited "
@@ -207,7 +212,7 @@ async def on_thread(work: Callable[[], Started | None]) -> Started | None:
     return found
 
 
-def is_stopped(pid: int) -> bool:
+def is_stopped(pid: int | str) -> bool:
     """Whether a process is stopped by a signal; False where the system does not say."""
     with suppress(OSError, IndexError):
         # The state follows the name, which is in parentheses and may hold any.

@@ -234,6 +234,19 @@ async def test_the_settings_are_whose_who_starts_and_others_are_told(data: Path)
             assert (await bus.publish("typing.a", b"")).level is Level.EPHEMERAL
 
 
+async def test_a_mistake_in_the_file_delays_a_restart_and_ends_no_bus(data: Path) -> None:
+    async with Broker.open(data, shared=True, idle_s=1) as bus:
+        await bus.publish("x", b"before")
+        (data / "broker.toml").write_text("[limits]\nchannels_max = 0\n")
+        kill(server_of(data))
+        publication = bus.publish("x", b"after")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(publication), 0.5)
+        assert "limits.channels_max: got 0" in (data / "server.log").read_text()
+        (data / "broker.toml").write_text("[limits]\nchannels_max = 5\n")
+        assert (await publication).sequence == 2
+
+
 async def test_the_file_in_the_directory_goes_before_what_openers_ask_for(data: Path) -> None:
     make(data)
     (data / "broker.toml").write_text('[[profiles]]\npattern = ">"\ndurability = "accepted"\n')
