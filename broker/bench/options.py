@@ -56,6 +56,7 @@ class Work(StrEnum):
     COLD = "cold"
     RESTART = "restart"
     STORM = "storm"
+    SHARED = "shared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +165,7 @@ DEFAULTS: Final = {
     Work.LATENCY: Defaults(rate=100_000),
     Work.REPLAY: Defaults(seconds=0, messages=2_000_000),
     Work.CLIENT: Defaults(seconds=0, messages=1_000_000),
+    Work.SHARED: Defaults(publishers=8, channels=8, seconds=0, messages=800_000),
     Work.IDLE: Defaults(publishers=0, subscribers=(10_000,), seconds=2.0),
     Work.CHANNELS: Defaults(publishers=16, channels=1_000_000, seconds=60.0),
     Work.COLD: Defaults(publishers=16, channels=1_000_000, seconds=0, messages=1_000_000),
@@ -200,7 +202,16 @@ def complaint(options: Options) -> str | None:
             work not in (Work.IDLE, Work.RESTART) and not options.seconds and not options.messages,
             "one of --seconds and --messages must end it",
         ),
-        (work in (Work.REPLAY, Work.CLIENT) and not options.messages, f"{work}: needs --messages"),
+        (work in (Work.REPLAY, Work.CLIENT, Work.SHARED) and not options.messages, f"{work}: needs --messages"),
+        (
+            work is Work.SHARED and not 2 <= options.publishers <= options.messages,
+            f"shared: got {options.publishers} processes, from 2 to one for each of {options.messages} messages",
+        ),
+        (
+            work is Work.SHARED and options.durability is Level.EPHEMERAL,
+            "shared: a reader that falls behind catches up from the log, which ephemeral messages are not in",
+        ),
+        (work is Work.SHARED and options.url is not None, "shared: compares homes of its own, so no --url"),
         (options.pin and not hasattr(os, "sched_setaffinity"), "--pin: this system does not bind processes to cores"),
         (options.owned and options.publishers > options.channels, f"{work}: each publisher needs a channel"),
         (options.owned and options.durability is Level.EPHEMERAL, f"{work}: ephemeral messages are not stored"),

@@ -67,6 +67,8 @@ EXTRA_ROWS = (
     ("ready_ms", "ready after", "{:,.0f} ms"),
     ("ready_cpu_ms", "of these", "{:,.0f} ms of the server's processor"),
     ("first_read_ms", "first read", "{:,.0f} ms after the start, of a channel's newest messages"),
+    ("share_of_server", "of the server's", "{:.0%}"),
+    ("first_answer_ms", "after a SIGKILL", "first answer after {:,.0f} ms"),
     ("loop_lag_p99_us", "loop lag", "p99 {:,.0f} us"),
     ("gathered_s", "the crowd", "gathered in {:,.1f} s before"),
     ("live_s", "live again", "all of it after {:,.2f} s"),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from broker._version import __version__
 from broker.bus import CREDIT_BYTES_DEFAULT, Bus, ChannelInfo, ListedChannel
+from broker.client import forked
 from broker.client.address import UnixAddress, parse_url
 from broker.client.connection import Connection
 from broker.client.history import make_history
@@ -135,6 +136,7 @@ class Client(Bus):
         self._last_request = 0
         self._drainers: list[asyncio.Future[None]] = []
         self._connected: list[asyncio.Future[None]] = []
+        forked.watch(self)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "connected" if self._connection else "reconnecting"
@@ -446,7 +448,8 @@ class Client(Bus):
     async def _reconnect_until_refused(self) -> None:
         """Replace the connection whenever it is lost, until the bus is closed or refused."""
         while True:
-            failure = await self._lost
+            # Shielded: whoever closes the bus cancels this task, and then waits for the end that the future tells of.
+            failure = await asyncio.shield(self._lost)
             while True:
                 if is_final(failure):
                     self._fail(failure)
@@ -503,6 +506,21 @@ class Client(Bus):
         if connection is not None and not self._lost.done():
             # The transport ends in a turn of its own; a loop that is closed before leaves it open.
             await asyncio.wait({self._lost}, timeout=1.0)
+
+    def on_forked(self) -> list[int]:
+        """This is a child process, and the bus is its parent's.
+
+        Nothing is called back: who waits here waits on the parent's loop, which nobody runs any more.
+
+        Returns:
+            The descriptor of the socket, if there is one.
+        """
+        failure = error("FORKED", "the bus was opened in the parent of this process", "open it again in this process")
+        connection, self._connection = self._connection, None
+        if self._closed is None:
+            self._closed = failure
+            self._buffer.close(failure, failure)
+        return [] if connection is None else connection.descriptors()
 
     # .. what the connection hears ..
 

@@ -149,6 +149,11 @@ class Connection:
         """Identity of the server's journal; while it is asked ahead, of the one that is expected."""
         return self._reader.journal
 
+    def descriptors(self) -> list[int]:
+        """Return the open socket's descriptor; nothing when there is none."""
+        sock = None if self._transport is None else self._transport.get_extra_info("socket")
+        return [] if sock is None or sock.fileno() < 0 else [sock.fileno()]
+
     def send(self, frame: Bytes) -> None:
         """Send whole frames now."""
         if self._transport is not None and not self._ended:

@@ -550,6 +550,14 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         StorageError,
         Scope.EITHER,
     ),
+    ErrorCode(
+        4006,
+        "SERVER_FAILED",
+        "the server that a shared directory needs could not be started",
+        "Read server.log in the directory; `broker serve --data DIRECTORY` in a shell says the same.",
+        StorageError,
+        Scope.LOCAL,
+    ),
 )
 
 BY_CODE: Mapping[int, ErrorCode] = MappingProxyType({row.code: row for row in ERROR_CODES})

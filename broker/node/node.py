@@ -124,6 +124,7 @@ class Node:
         buffer: The loop's read buffer.
         run: Number of this run.
         fatal: Called with the error when the broker cannot go on.
+        left_s: When the last connection that has gone went, by the loop's clock; else when the node began.
     """
 
     def __init__(self, core: Sequencer, log: Log, broker_time: BrokerTime, loop: asyncio.AbstractEventLoop) -> None:
@@ -140,6 +141,7 @@ class Node:
         self.connections: dict[Connection, None] = {}
         self.fatal: Callable[[BrokerError], None] = lambda failure: None
         self.draining = False
+        self.left_s = loop.time()
         self._time = broker_time
         self._log = log
         self.housekeeping = Housekeeping()
@@ -458,6 +460,7 @@ class Node:
         """A connection has gone."""
         self.connections.pop(connection, None)
         self._short_of_memory.pop(connection, None)
+        self.left_s = self.loop.time()
         if not self.connections and self._left is not None and not self._left.done():
             self._left.set_result(None)
 

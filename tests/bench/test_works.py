@@ -67,6 +67,18 @@ def test_wildcards(tmp_path: Path, durability: str) -> None:
     run(tmp_path, "many", *TINY["many"], "--durability", durability, "--pattern", "--crc")
 
 
+def test_shared_directory(tmp_path: Path) -> None:
+    server, shared = run(tmp_path, "shared", "--messages", "3000", "--publishers", "2")
+    assert [server["work"], shared["work"]] == ["shared:server", "shared:directory"]
+    for result in (server, shared):
+        assert result["messages"] == result["extra"]["deliveries"] == 3000
+        assert result["fsyncs"] > 0
+    assert shared["extra"]["share_of_server"] > 0
+    assert shared["extra"]["first_answer_ms"] > 0
+    for durability in ("ephemeral", "synced"):
+        assert main(["bench", "shared", "--publishers", "1", "--durability", durability]) == 2
+
+
 @pytest.mark.parametrize("durability", ["ephemeral", "accepted", "synced"])
 def test_python_client(tmp_path: Path, durability: str) -> None:
     results = run(tmp_path, "client", "--messages", "8000", "--durability", durability)

@@ -57,6 +57,7 @@ PROMISED = {
     4003: "STORAGE_FORMAT",
     4004: "STORAGE_IN_USE",
     4005: "STORAGE_FAILED",
+    4006: "SERVER_FAILED",
 }
 
 
@@ -133,7 +134,7 @@ def test_families_that_a_program_catches() -> None:
             assert issubclass(row.kind, errors.Unavailable)
 
 
-@pytest.mark.parametrize("unknown", [0, 999, 4006, "NOPE", "busy"])
+@pytest.mark.parametrize("unknown", [0, 999, 4007, "NOPE", "busy"])
 def test_error_of_no_row_is_a_mistake_of_the_caller(unknown: int | str) -> None:
     with pytest.raises(KeyError):
         error(unknown, "")
