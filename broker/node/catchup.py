@@ -994,8 +994,13 @@ class CatchUp:
         return any(overlap(wanted, pattern) for pattern in self._core.profiles.ephemeral for wanted in filters)
 
     def _in_memory(self, channel: int, after: int) -> list[tuple[int, int, bytes, int]]:
-        """What memory has of a channel past a sequence: recent groups, then chunks delivered early."""
-        missing = [(group, index, chunk, 0) for group, index, chunk in self._core.recent.of_channel(channel, after)]
+        """What memory has of a channel past a sequence: recent groups without what has expired, then chunks delivered
+        early."""
+        now_s = self._core.tails.now_us // 1_000_000
+        missing = [
+            (group, index, chunk_expire(chunk, now_s), 0)
+            for group, index, chunk in self._core.recent.of_channel(channel, after)
+        ]
         for number, index, value in self._early_values():
             missing += [
                 (number, index + at, chunk, DELIVER_FLAG_EARLY) for at, chunk in chunks_of(value, 0, channel, after)
