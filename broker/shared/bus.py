@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import threading
 import time
 from contextlib import suppress
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from broker.client.client import Client
-from broker.client.reconnect import BackoffPolicy
+from broker.client.reconnect import BackoffPolicy, hinted_s
 from broker.client.transport import SocketProtocol, read_buffer
 from broker.events import emit
 from broker.model.errors import BrokerError, Remedy, error
@@ -78,10 +79,12 @@ class SharedBus(Client):
                 await super().start()
                 break
             except BrokerError as failure:
-                # It was just ending, or was killed: another one will be there.
-                if failure.remedy is not Remedy.RESUME or self.loop.time() >= deadline_s:
+                # It was just ending, or was killed: another one will be there. Or it has said when to come back.
+                hint_ms = failure.retry_after_ms
+                wait_s = WAIT_POLL_S if hint_ms is None else hinted_s(hint_ms, random.random())
+                if failure.remedy is not Remedy.RESUME or self.loop.time() + wait_s > deadline_s:
                     raise
-                await asyncio.sleep(WAIT_POLL_S)
+                await asyncio.sleep(wait_s)
         difference = self._difference()
         if difference is not None:
             await self.close()
