@@ -32,7 +32,7 @@ AUDIENCES_BYTES_MAX: Final = 16 * MIB
 IN_FLIGHT_BYTES_MAX: Final = 128 * MIB
 """What may be on its way to all subscribers of an audience together: it lies in the kernel's buffers."""
 
-IN_FLIGHT_RECORDS: Final = 16384
+IN_FLIGHT_RECORDS: Final = 8192
 """Records that wait for their answers, of all publishers together, where answers are timed: more would wait longer."""
 
 RECORD_OVERHEAD_BYTES: Final = 96
