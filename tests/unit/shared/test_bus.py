@@ -1,4 +1,4 @@
-"""When the bus of a shared directory tries again to be opened; the rest of it is proved with servers in `tests.shared`."""
+"""When an opener of a shared directory tries again; the rest of the bus is proved with servers in `tests.shared`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Refusing:
-    """Stands for a server that has no room at first.
+    """Stands for a server that is ending.
 
     Args:
         refusals: how often it refuses.
@@ -33,7 +33,7 @@ class Refusing:
         """Be what `Client.start` is to a bus."""
         self.asked_s.append(bus.loop.time())
         if len(self.asked_s) <= self._refusals:
-            raise error("TOO_MANY_CONNECTIONS", "full", retry_after_ms=self._retry_after_ms)
+            raise error("GOING_AWAY", "draining", retry_after_ms=self._retry_after_ms)
         return bus
 
 
@@ -54,6 +54,6 @@ async def test_who_is_told_when_to_come_back_does(tmp_path: Path, monkeypatch: p
 
 async def test_who_would_have_to_wait_too_long_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = Refusing(1, 20_000)
-    with pytest.raises(Unavailable, match="full"):
+    with pytest.raises(Unavailable, match="draining"):
         await open_bus(tmp_path, server, monkeypatch)
     assert len(server.asked_s) == 1
