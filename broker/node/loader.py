@@ -310,12 +310,19 @@ class Loader:
         if not keys:
             return
         try:
-            job = self._pool.submit(look_up, self._log, keys, self._clock)
+            job = self._pool.submit(self._look_up, keys)
             asyncio.wrap_future(job, loop=self._loop).add_done_callback(lambda found: self._have(keys, found))
             self._busy = True
         except MemoryError as shortage:
             self._cannot(keys, shortage)
             self._install_soon()
+
+    def _look_up(self, keys: list[bytes]) -> LookedUp:
+        """Look keys up, on the thread; what they will be installed in is made ready beside."""
+        self._tails.grow_ahead()
+        found = look_up(self._log, keys, self._clock)
+        self._tails.grow_ahead()
+        return found
 
     def _may_gather(self) -> bool:
         """Whether there is something to take into the next job before the thread is free."""

@@ -38,4 +38,19 @@ static inline void memory_huge(void *at, size_t size)
 #endif
 }
 
+/* Have the system put memory behind every page now. */
+static inline void memory_touch(void *at, size_t size)
+{
+    for (size_t offset = 0; offset < size; offset += 4096)
+        ((volatile char *)at)[offset] = 0;
+}
+
+/* What one thread leaves for another. */
+static inline void *memory_left(void **at) { return __atomic_load_n(at, __ATOMIC_ACQUIRE); }
+static inline void *memory_exchange(void **at, void *with) { return __atomic_exchange_n(at, with, __ATOMIC_ACQ_REL); }
+static inline int memory_replace(void **at, void *was, void *with)
+{
+    return __atomic_compare_exchange_n(at, &was, with, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+}
+
 #endif

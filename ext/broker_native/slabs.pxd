@@ -14,11 +14,16 @@ cdef extern from "slabs.h" nogil:
     void memory_unpoison(void* at, size_t size)
     void memory_prefetch(const void* at)
     void memory_huge(void* at, size_t size)
+    void memory_touch(void* at, size_t size)
+    void* memory_left(void** at)
+    void* memory_exchange(void** at, void* replacement)
+    bint memory_replace(void** at, void* expected, void* replacement)
 
 cdef enum:
     SLAB_BYTES = 65536
     SLAB_HEADER_BYTES = 128         # two cache lines: caches fetch them in pairs, and so an item's first two together
     REGION_BYTES = 2 << 20          # one huge page where the system has such
+    REGION_WANTED = 1               # in the place of one
     REGIONS_FROM_BYTES = 4 << 20    # a heap that has so much of the system grows by regions
     ITEM_STEP = 64                  # sizes are rounded up to it, so that an item begins a cache line
     ITEM_CLASSES = 16
@@ -38,12 +43,16 @@ cdef struct SlabHeap:               # zeroed, it is ready
     Slab* spare                     # one free slab, kept so that a single item does not cost a mapping each time
     uint8_t* region                 # what is left of the last region: from here
     uint8_t* region_end             # … to here
+    void* ahead                     # a region that is ready, REGION_WANTED, or NULL while it does not grow by regions
     size_t mapped                   # bytes that it has of the system
     size_t items                    # in use
 
 # Zeroed memory of `size` bytes (1 to ITEM_BYTES_MAX), at a multiple of ITEM_STEP; NULL when there is none.
 cdef void* slabs_take(SlabHeap* heap, size_t size) noexcept nogil
 cdef void slabs_give(SlabHeap* heap, void* item) noexcept nogil
+# Make the next region ready, if the heap grows by regions and has none: any thread. The system takes milliseconds to
+# clear a huge page, and whoever takes an item then waits for it.
+cdef void slabs_ahead(SlabHeap* heap) noexcept nogil
 # Give back the spare slab and what is left of the last region. With every item given back nothing is mapped after it.
 cdef void slabs_close(SlabHeap* heap) noexcept nogil
 # Anonymous zeroed memory at a multiple of its size (a power of two, whole pages); NULL when there is none.

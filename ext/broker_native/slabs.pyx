@@ -6,10 +6,11 @@ that had an item given back last is the next to give one: the others drain.
 
 A heap of a few slabs maps each by itself. One that grows takes 2 MiB at a time and asks for a huge page behind them,
 which halves what a look at a random one of very many items costs; the slabs are cut out of that one after the other, so
-all but the last region are full, and a slab that is given back leaves a hole in its region and nothing to remember.
+all but the last region are full, and a slab that is given back leaves a hole in its region and nothing to remember. The
+next region may be made ready by another thread.
 
 Invariants: a slab is in its class's ring exactly when it has room; `used` counts its items. A heap belongs to one
-thread. It knows nothing of what the items are.
+thread, all but `ahead`. It knows nothing of what the items are.
 """
 
 from libc.stddef cimport size_t
@@ -42,13 +43,38 @@ cdef void unmap(void* at, size_t size) noexcept nogil:
     munmap(at, size)
 
 
+cdef void* region_map() noexcept nogil:
+    cdef void* region = map_aligned(REGION_BYTES)
+    if region != NULL:
+        memory_huge(region, REGION_BYTES)
+    return region
+
+
+cdef void* region_take(SlabHeap* heap) noexcept nogil:
+    """The region that was made ready, or another one; NULL when there is no memory."""
+    cdef void* region = memory_exchange(&heap.ahead, <void*>REGION_WANTED)
+    return region_map() if <uintptr_t>region <= REGION_WANTED else region
+
+
+cdef void slabs_ahead(SlabHeap* heap) noexcept nogil:
+    cdef void* region
+    if <uintptr_t>memory_left(&heap.ahead) != REGION_WANTED:
+        return
+    region = region_map()
+    if region == NULL:
+        return
+    memory_touch(region, REGION_BYTES)
+    if not memory_replace(&heap.ahead, <void*>REGION_WANTED, region):
+        # The heap has become empty meanwhile.
+        munmap(region, REGION_BYTES)
+
+
 cdef Slab* slab_map(SlabHeap* heap) noexcept nogil:
     """A slab of the system's memory; NULL when there is none."""
     cdef Slab* slab
     if heap.region == heap.region_end and heap.mapped >= REGIONS_FROM_BYTES:
-        heap.region = <uint8_t*>map_aligned(REGION_BYTES)
+        heap.region = <uint8_t*>region_take(heap)
         if heap.region != NULL:
-            memory_huge(heap.region, REGION_BYTES)
             heap.region_end = heap.region + REGION_BYTES
             heap.mapped += REGION_BYTES
         else:
@@ -147,7 +173,10 @@ cdef void slabs_give(SlabHeap* heap, void* item) noexcept nogil:
 
 
 cdef void region_unmap(SlabHeap* heap) noexcept nogil:
-    """Give back what is left of the last region."""
+    """Give back what is left of the last region, and the next one."""
+    cdef void* ahead = memory_exchange(&heap.ahead, NULL)
+    if <uintptr_t>ahead > REGION_WANTED:
+        munmap(ahead, REGION_BYTES)
     if heap.region != heap.region_end:
         munmap(heap.region, <size_t>(heap.region_end - heap.region))
         heap.mapped -= <size_t>(heap.region_end - heap.region)
@@ -183,6 +212,12 @@ cdef class Slabs:
     def items(self):
         """How many items are in use."""
         return self.heap.items
+
+    def ahead(self):
+        """Make the next region ready, if one is wanted; any thread. Answers whether one is ready."""
+        with nogil:
+            slabs_ahead(&self.heap)
+        return <uintptr_t>self.heap.ahead > REGION_WANTED
 
     def take(self, size_t size):
         """The address of a zeroed item of at least `size` bytes."""

@@ -25,7 +25,7 @@ from libc.string cimport memcmp, memcpy, memmove, memset
 
 from broker_native.crc32c cimport crc32c
 from broker_native.layout cimport *
-from broker_native.slabs cimport memory_prefetch, slabs_close, slabs_give, slabs_take
+from broker_native.slabs cimport memory_prefetch, slabs_ahead, slabs_close, slabs_give, slabs_take
 from broker_native.slots cimport (
     SEGMENT_SLOTS,
     Segment,
@@ -1541,6 +1541,11 @@ cdef class Tails:
             # Once it had records, only the channel knows that the journal's epoch must not go on.
             return channel.epoch == 0
         return channel.next == channel.applied_next
+
+    def grow_ahead(self):
+        """Make memory ready for some thousand channels more, if there have come so many already. Any thread."""
+        with nogil:
+            slabs_ahead(&self.channels)
 
     def evict(self, uint64_t settled_group, uint32_t used_before_s, uint64_t slots_max):
         """Free channels that nobody uses, going on where the last call stopped.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import random
+import threading
 
 import pytest
 from hypothesis import given, settings
@@ -54,6 +55,57 @@ def test_a_slab_is_full_before_the_next_is_mapped(size: int) -> None:
         heap.give(item)
     assert heap.items == 0
     assert heap.mapped_bytes == SLAB, "one is kept for the next"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_region_that_was_made_ready_is_taken(seed: int) -> None:
+    """At any moment of a heap's growth; an empty heap keeps none, and none is lost or given twice."""
+    heap, chance = Slabs(), random.Random(seed)
+    assert not heap.ahead(), "a small heap wants none"
+    items: list[int] = []
+    for _ in range(3):
+        readied = 0
+        while heap.mapped_bytes < REGIONS_FROM + 6 * REGION:
+            before = heap.mapped_bytes
+            items.append(heap.take(1024))
+            assert ctypes.string_at(items[-1], 1024) == bytes(1024)
+            write(items[-1], 1024, 0xAA)
+            assert heap.mapped_bytes - before in (0, SLAB, REGION)
+            if not chance.randrange(900):
+                readied += heap.ahead()
+                assert heap.ahead() == (heap.mapped_bytes >= REGIONS_FROM + REGION)
+        assert readied
+        assert len(set(items)) == len(items)
+        chance.shuffle(items)
+        while items:
+            heap.give(items.pop())
+        assert heap.mapped_bytes <= SLAB
+        assert not heap.ahead()
+
+
+def test_threads_make_regions_ready_while_others_are_taken() -> None:
+    heap = Slabs()
+    over = threading.Event()
+
+    def make_ready() -> None:
+        while not over.is_set():
+            heap.ahead()
+
+    threads = [threading.Thread(target=make_ready) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(3):
+            items = [heap.take(1024) for _ in range(24_000)]
+            assert len(set(items)) == len(items)
+            for item in items:
+                heap.give(item)
+            assert heap.mapped_bytes <= SLAB
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert not heap.ahead()
 
 
 def test_others_drain_when_few_stay() -> None:
