@@ -198,10 +198,12 @@ class Profile:
 class Profiles:
     """The ordered profiles of a broker; immutable, shared between threads freely."""
 
-    __slots__ = ("_expression", "_profiles", "ephemeral", "slow")
+    __slots__ = ("_expression", "_profiles", "ephemeral", "keep", "slow")
 
     ephemeral: tuple[bytes, ...]
     """The patterns of the ephemeral profiles."""
+    keep: frozenset[str]
+    """What there is of `Profile.keep` among them."""
     slow: frozenset[str]
     """What there is of `Profile.slow` among them."""
 
@@ -213,6 +215,7 @@ class Profiles:
         """
         self._profiles = tuple(profiles) or (Profile(b">"),)
         self.ephemeral = tuple(each.pattern for each in self._profiles if each.durability is Level.EPHEMERAL)
+        self.keep = frozenset(each.keep for each in self._profiles)
         self.slow = frozenset(each.slow for each in self._profiles)
         # Each channel that comes into memory is resolved: one scan for all patterns tells the first that matches.
         self._expression = re.compile(rb"(?!\$)(?:%b)" % b"|".join(map(_expression, self._profiles)), re.DOTALL)

@@ -31,7 +31,7 @@ from broker.events import emit
 from broker.model.errors import BrokerError, RequestError, error
 from broker.model.levels import Level
 from broker.model.names import is_reserved, matches, overlap
-from broker.model.profiles import SLOW_DISCONNECT, SLOW_LATEST
+from broker.model.profiles import KEEP_LATEST_PER_KEY, SLOW_DISCONNECT, SLOW_LATEST
 from broker.node.demotion import Undelivered
 from broker.node.firsts import firsts_of
 from broker.node.slices import Slice, Slices
@@ -456,6 +456,16 @@ class CatchUp:
             return profiles.resolve(name).slow == policy
         except RequestError:
             return False  # profiles have changed, and none is for it any more
+
+    def _loses_within(self, name: bytes) -> bool:
+        """Whether retention takes from the middle of a channel, so that only the log can tell what it still has."""
+        profiles = self._core.profiles
+        if KEEP_LATEST_PER_KEY not in profiles.keep:
+            return False
+        try:
+            return profiles.resolve(name).keep == KEEP_LATEST_PER_KEY
+        except RequestError:
+            return True  # nobody knows what it kept
 
     def _demote(self, following: Following, undelivered: Undelivered, refused: Refused | None) -> None:
         try:
@@ -898,6 +908,7 @@ class CatchUp:
                 info[3] <= after + 1
                 and seen_next - after <= NEAR_MAX
                 and self._room(following) > 0 < following.subscription.credit
+                and not self._loses_within(name)
             )
             if not following.exhausted and not near:
                 return False
