@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from broker.shared.bus import SharedBus
 
 ROOT = Path(__file__).parents[2]
-STARTERS = size("BROKER_STARTERS", 8, 50)
+STARTERS = size("BROKER_STARTERS", 6, 50)
 
 
 async def refused(path: Path, **options: Any) -> BrokerError:
