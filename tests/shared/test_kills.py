@@ -39,7 +39,7 @@ from tests.sizes import size
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROUNDS = size("BROKER_SHARED_KILLS", 2, 200)
+ROUNDS = size("BROKER_SHARED_KILLS", 3, 200)
 SEED = int(os.environ.get("BROKER_SEED", random.SystemRandom().randrange(1 << 32)))
 WORKERS = 8
 ROUND_S_MAX = 0.4
