@@ -80,11 +80,14 @@ class SubscriptionEvent(NamedTuple):
 
     Attributes:
         name: `resumed`, `trimmed` (retention took what would have come next), `diverged` (the reader saw what a crash
-            took), `gone` (a run of messages was taken out) or `slow` (it was cut off and goes on by itself).
+            took), `gone` (a run of messages was taken out), `lagging` (it is read too slowly, and gets what is stored
+            as it reads on), `live` (it has caught up again), `dropped` (while it lagged, messages that are not stored
+            were published: what comes next of their channels may leave a gap) or `slow` (it was cut off and goes on by
+            itself).
         channel: the channel, or empty for the whole subscription.
         epoch: the channel's epoch, 0 when it does not apply.
         at: `resumed` and `diverged`: the last sequence that both sides know; `trimmed`: the first one there is; `gone`:
-            the first of the run. For a bus position, the group.
+            the first of the run. For a bus position and with `lagging`, the group.
         run: how many messages are `gone`, else 0.
         reason: why they are gone, as in the specification §2, else 0.
     """

@@ -11,10 +11,8 @@ signals, no switch interval, no collector and no loop policy.
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
-from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from broker.access.gate import Identity
 from broker.client.client import Client
@@ -23,6 +21,7 @@ from broker.edge.session import Session
 from broker.model.errors import error
 from broker.model.limits import Limits
 from broker.model.profiles import Profile, Profiles
+from broker.model.settings import MIB
 from broker.node.node import Node
 
 if TYPE_CHECKING:
@@ -31,10 +30,14 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from broker.client.transport import Receiver
+    from broker.shared.bus import SharedOpening
 
 __all__ = ["Broker"]
 
-MIB = 1024 * 1024
+SEGMENT_BYTES = 64 * MIB
+RESERVE_BYTES = 256 * MIB
+IDLE_S = 30.0
+"""How long a server that was started for a shared bus stays without any connection, unless it is told otherwise."""
 
 
 class MemorySession(Session):
@@ -99,27 +102,63 @@ class Broker(Client):
         super().__init__(self._open_pipe, **options)
         self._node = node
         self._home = home
-        _open_brokers.add(self)
+        self._ours = True
+
+    @overload
+    @staticmethod
+    def open(
+        path: str | Path,
+        *,
+        shared: Literal[False] = False,
+        thread: bool = ...,
+        profiles: Iterable[Profile] = ...,
+        limits: Limits | None = ...,
+        segment_bytes: int = ...,
+        reserve_bytes: int = ...,
+        **options: Any,
+    ) -> Opening: ...
+
+    @overload
+    @staticmethod
+    def open(
+        path: str | Path,
+        *,
+        shared: Literal[True],
+        idle_s: float = ...,
+        profiles: Iterable[Profile] = ...,
+        limits: Limits | None = ...,
+        segment_bytes: int = ...,
+        reserve_bytes: int = ...,
+        **options: Any,
+    ) -> SharedOpening: ...
 
     @staticmethod
     def open(
         path: str | Path,
         *,
+        shared: bool = False,
+        idle_s: float = IDLE_S,
         thread: bool = False,
         profiles: Iterable[Profile] = (),
         limits: Limits | None = None,
-        segment_bytes: int = 64 * MIB,
-        reserve_bytes: int = 256 * MIB,
+        segment_bytes: int = SEGMENT_BYTES,
+        reserve_bytes: int = RESERVE_BYTES,
         **options: Any,
-    ) -> Opening:
-        """Open a data directory in this process; enter or await what it returns.
+    ) -> Opening | SharedOpening:
+        """Open a data directory in this process, or share it with others; enter or await what it returns.
 
-        One broker owns a directory at a time; a second opener is told who does.
+        One broker owns a directory at a time; a second opener is told who does. With `shared` the owner is a server
+        that no user process owns: whoever opens first starts it, everybody else finds it, and it ends by itself.
 
         Args:
             path: The directory; created if it is not there.
+            shared: Find or start the directory's server, and talk to it; when it dies, the next call starts another.
+            idle_s: `shared` only: how long the server, if it is started here, stays without any connection; 0 is for
+                ever.
             thread: Run the broker on a thread of its own instead of the caller's loop.
-            profiles: Policies of channels, the first match wins; none means one for all, synced.
+            profiles: Policies of channels, the first match wins; none means one for all, synced. With `shared` they,
+                and the settings below, are for the server that is started; one that runs already must have the same,
+                and `broker.toml` in the directory goes before all of them. None means: whatever it has.
             limits: Bounds; None for the defaults.
             segment_bytes: Size of a journal segment, bytes, at least twice the largest group.
             reserve_bytes: Free space below which publishes are refused, bytes.
@@ -127,7 +166,11 @@ class Broker(Client):
 
         Raises:
             StorageError: From entering: STORAGE_IN_USE, STORAGE_FORMAT, STORAGE_CORRUPT, STORAGE_FULL.
+            BrokerError: `shared`, from entering: SERVER_FAILED, TIMEOUT, ADDRESS, VERSION, or INVALID_CONFIG when the
+                server has other settings.
         """
+        if shared:
+            return Broker._share(path, idle_s, thread, profiles, limits, segment_bytes, reserve_bytes, options)
         settings = {
             "profiles": Profiles(profiles),
             "limits": limits or Limits(),
@@ -135,6 +178,33 @@ class Broker(Client):
             "reserve_bytes": reserve_bytes,
         }
         return Opening(path, thread, settings, options)
+
+    @staticmethod
+    def _share(
+        path: str | Path,
+        idle_s: float,
+        thread: bool,
+        profiles: Iterable[Profile],
+        limits: Limits | None,
+        segment_bytes: int,
+        reserve_bytes: int,
+        options: dict[str, Any],
+    ) -> SharedOpening:
+        # Imported when it is asked for: the embedded home needs none of it.
+        from broker.shared.bus import SharedOpening
+        from broker.shared.settings import Asked
+
+        if thread:
+            raise error("INVALID_CONFIG", "thread: got True with shared=True, expected one of the two at most")
+        storage = {
+            name: value
+            for name, value, usual in (
+                ("segment_bytes", segment_bytes, SEGMENT_BYTES),
+                ("reserve_bytes", reserve_bytes, RESERVE_BYTES),
+            )
+            if value != usual
+        }
+        return SharedOpening(path, Asked.of(tuple(profiles), limits, storage), idle_s, options)
 
     async def _open_pipe(self, receiver: Receiver) -> MemoryTransport:
         here, there = memory_pair(self.loop, self._home.loop)
@@ -160,21 +230,16 @@ class Broker(Client):
         try:
             await super().close(timeout_s)
         finally:
-            if self in _open_brokers:
-                _open_brokers.discard(self)
+            if self._ours:
+                self._ours = False
                 try:
                     await self._home.run(self._node.close())
                 finally:
                     await self._home.stop()
 
-    def _forked(self) -> None:
-        """This is a child process: the parent's broker is not ours to use."""
-        failure = error(
-            "FORKED", "the broker was opened in the parent of this process", "open it again, or use a server"
-        )
-        self._closed = failure
-        self._connection = None
-        self._buffer.close(failure, failure)
+    def on_forked(self) -> list[int]:
+        self._ours = False
+        return super().on_forked()
 
 
 class Opening:
@@ -214,16 +279,3 @@ class Opening:
     ) -> None:
         assert self._broker is not None
         await self._broker.close()
-
-
-_open_brokers: WeakSet[Broker] = WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for broker in list(_open_brokers):
-        broker._forked()
-    _open_brokers.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

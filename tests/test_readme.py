@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +19,7 @@ import click
 import pytest
 
 from broker.cli.main import VERBS
+from tests.contract.homes import end_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,13 +59,13 @@ def test_command_has_the_options_it_is_shown_with(words: list[str]) -> None:
 
 def test_readme_shows_commands_and_programs() -> None:
     assert {words[1] for words in commands(README)} >= {"serve", "pub", "sub", "bench", "errors"}
-    assert len(PROGRAMS) == 3
+    assert len(PROGRAMS) == 5
 
 
-def run(program: str, folder: Path) -> str:
-    """Run a program in a folder of its own and return what it prints."""
+def run(program: list[str], folder: Path) -> str:
+    """Run a program, `-c` and its text or a file's name, in a folder of its own and return what it prints."""
     result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program],
+        [sys.executable, "-W", "error", *program],
         cwd=folder,
         env=environment(),
         capture_output=True,
@@ -84,8 +87,8 @@ def server_url() -> Iterator[str]:
     """The URL of a server on a Unix socket; it must end well when it is asked to."""
     # Not in tmp_path, whose names are longer than the path of a Unix socket may be.
     with tempfile.TemporaryDirectory(prefix="broker-") as folder:
-        socket, ready = Path(folder) / "socket", Path(folder) / "ready"
-        command = ["serve", "--data", f"{folder}/data", "--tcp", "", "--unix", str(socket), "--ready-file", str(ready)]
+        path, ready = Path(folder) / "socket", Path(folder) / "ready"
+        command = ["serve", "--data", f"{folder}/data", "--tcp", "", "--unix", str(path), "--ready-file", str(ready)]
         with subprocess.Popen([sys.executable, "-m", "broker", *command], env=environment()) as server:
             try:
                 deadline = time.monotonic() + PATIENCE_S
@@ -93,22 +96,75 @@ def server_url() -> Iterator[str]:
                     assert server.poll() is None, "the server has ended"
                     assert time.monotonic() < deadline, "the server is not ready"
                     time.sleep(0.01)
-                yield f"broker+unix://{socket}"
+                yield f"broker+unix://{path}"
             finally:
                 server.terminate()
             assert server.wait(PATIENCE_S) == 0
 
 
 def test_embedded_program_runs(tmp_path: Path) -> None:
-    assert run(PROGRAMS[0], tmp_path) == "chat.acme.42 1 b'hello'\n"
+    assert run(["-c", PROGRAMS[0]], tmp_path) == "chat.acme.42 1 b'hello'\n"
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder with a short name; the server of `bus-data` in it ends with the test."""
+    with tempfile.TemporaryDirectory(prefix="broker-") as name:
+        try:
+            yield Path(name)
+        finally:
+            end_server(Path(name, "bus-data").resolve())
+
+
+def test_web_application_runs_with_four_workers(folder: Path) -> None:
+    """Whichever worker takes a request, all have one bus."""
+    (folder / "app.py").write_text(PROGRAMS[1], encoding="utf-8")
+    command = [sys.executable, "-W", "error", "-m", "uvicorn", "--workers", "4", "--uds", "http", "app:app"]
+    with subprocess.Popen(command, cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True) as application:
+        assert application.stderr is not None
+        said: list[str] = []
+        try:
+            while sum("Application startup complete" in line for line in said) < 4:
+                said.append(application.stderr.readline())
+                assert said[-1], "".join(said)
+            answers = [ask(folder / "http", "POST", f"line {number}".encode()) for number in range(40)]
+            lines, _ = ask(folder / "http", "GET", b"")
+        finally:
+            application.terminate()
+        rest = application.stderr.read()
+    assert application.returncode == 0, rest
+    assert [int(answer) for answer, _ in answers] == list(range(1, 41))
+    assert lines.decode().splitlines() == [f"line {number}" for number in range(20, 40)]
+    assert len({worker for _, worker in answers}) > 1, "one worker took all"
+
+
+def ask(path: Path, method: str, body: bytes) -> tuple[bytes, str | None]:
+    """Ask over HTTP on a Unix socket; returns the answer, and which worker gave it."""
+    connection = http.client.HTTPConnection("localhost")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    try:
+        connection.sock.settimeout(PATIENCE_S)
+        connection.sock.connect(str(path))
+        connection.request(method, "/lobby", body)
+        response = connection.getresponse()
+        assert response.status == 200, response.read()
+        return response.read(), response.getheader("x-worker")
+    finally:
+        connection.close()
+
+
+def test_program_of_many_processes_runs(folder: Path) -> None:
+    # In a file: a spawned process reads it anew.
+    (folder / "main.py").write_text(PROGRAMS[2], encoding="utf-8")
+    assert run(["main.py"], folder) == "['worker 0', 'worker 1', 'worker 2', 'worker 3']\n"
 
 
 def test_client_program_runs(tmp_path: Path, server_url: str) -> None:
-    assert SERVER_URL in PROGRAMS[1]
-    assert run(PROGRAMS[1].replace(SERVER_URL, server_url), tmp_path) == "1 synced\n"
+    assert SERVER_URL in PROGRAMS[3]
+    assert run(["-c", PROGRAMS[3].replace(SERVER_URL, server_url)], tmp_path) == "1 synced\n"
 
 
 def test_reading_program_runs(tmp_path: Path, server_url: str) -> None:
-    assert SERVER_URL in PROGRAMS[2]
-    printed = run(PROGRAMS[2].replace(SERVER_URL, server_url), tmp_path)
+    assert SERVER_URL in PROGRAMS[4]
+    printed = run(["-c", PROGRAMS[4].replace(SERVER_URL, server_url)], tmp_path)
     assert printed == "['two', 'three', 'four']\n2 two\n1 one\n['chat.acme.44']\n"

@@ -55,6 +55,8 @@ class Work(StrEnum):
     CHANNELS = "channels"
     COLD = "cold"
     RESTART = "restart"
+    STORM = "storm"
+    SHARED = "shared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ class Options:
         archived: `replay` only: read when the archive has all of it.
         stored_bytes: `restart` only: how much the files hold when the server is killed, about.
         unarchived_bytes: `restart` only: how much of it the archive has not, about.
+        clients: `storm` only: the crowd that comes back; `channels` are then those of each of them.
         patience_s: how long the server may owe something and send nothing before the rest counts as lost.
     """
 
@@ -105,6 +108,7 @@ class Options:
     archived: bool = False
     stored_bytes: int = 0
     unarchived_bytes: int = 0
+    clients: int = 0
     patience_s: float = 10.0
 
     @property
@@ -151,6 +155,7 @@ class Defaults:
     batch: int = 1
     stored_bytes: int = 0
     unarchived_bytes: int = 0
+    clients: int = 0
 
 
 DEFAULTS: Final = {
@@ -160,12 +165,14 @@ DEFAULTS: Final = {
     Work.LATENCY: Defaults(rate=100_000),
     Work.REPLAY: Defaults(seconds=0, messages=2_000_000),
     Work.CLIENT: Defaults(seconds=0, messages=1_000_000),
+    Work.SHARED: Defaults(publishers=8, channels=8, seconds=0, messages=800_000),
     Work.IDLE: Defaults(publishers=0, subscribers=(10_000,), seconds=2.0),
     Work.CHANNELS: Defaults(publishers=16, channels=1_000_000, seconds=60.0),
     Work.COLD: Defaults(publishers=16, channels=1_000_000, seconds=0, messages=1_000_000),
     Work.RESTART: Defaults(
         publishers=4, channels=10_000, seconds=0, batch=100, stored_bytes=GIB, unarchived_bytes=GIB // 2
     ),
+    Work.STORM: Defaults(subscribers=(10,), channels=20, rate=1_000, seconds=5.0, clients=5_000),
 }
 
 PAYLOAD_BYTES_MAX: Final = 1 * MIB
@@ -195,7 +202,16 @@ def complaint(options: Options) -> str | None:
             work not in (Work.IDLE, Work.RESTART) and not options.seconds and not options.messages,
             "one of --seconds and --messages must end it",
         ),
-        (work in (Work.REPLAY, Work.CLIENT) and not options.messages, f"{work}: needs --messages"),
+        (work in (Work.REPLAY, Work.CLIENT, Work.SHARED) and not options.messages, f"{work}: needs --messages"),
+        (
+            work is Work.SHARED and not 2 <= options.publishers <= options.messages,
+            f"shared: got {options.publishers} processes, from 2 to one for each of {options.messages} messages",
+        ),
+        (
+            work is Work.SHARED and options.durability is Level.EPHEMERAL,
+            "shared: a reader that falls behind catches up from the log, which ephemeral messages are not in",
+        ),
+        (work is Work.SHARED and options.url is not None, "shared: compares homes of its own, so no --url"),
         (options.pin and not hasattr(os, "sched_setaffinity"), "--pin: this system does not bind processes to cores"),
         (options.owned and options.publishers > options.channels, f"{work}: each publisher needs a channel"),
         (options.owned and options.durability is Level.EPHEMERAL, f"{work}: ephemeral messages are not stored"),
@@ -223,6 +239,18 @@ def complaint(options: Options) -> str | None:
         (
             work is not Work.RESTART and bool(options.stored_bytes or options.unarchived_bytes),
             "--stored-bytes and --unarchived-bytes are for `restart`",
+        ),
+        (
+            (options.clients > 0) != (work is Work.STORM),
+            "--clients is for `storm`, at least 1",
+        ),
+        (
+            work is Work.STORM and not (options.rate and options.seconds and options.channels <= FILTERS_MAX),
+            f"storm: needs a --rate, --seconds and at most {FILTERS_MAX} --channels for each client",
+        ),
+        (
+            work is Work.STORM and options.durability is Level.EPHEMERAL,
+            "storm: ephemeral messages are not resumed",
         ),
         (options.archived and work is not Work.REPLAY, "--archived is for `replay`"),
         (options.embedded and work is not Work.CLIENT, "--embedded is for `client`"),

@@ -14,31 +14,45 @@ from broker.bench.machine import commit_us_p50
 from broker.bench.options import Options, Work
 from broker.bench.restart import run_restart
 from broker.bench.server import own_server, running_server
+from broker.bench.shared import run_shared
+from broker.bench.storm import run_storm
 
 if TYPE_CHECKING:
     from broker.bench.client import Opener
     from broker.bench.result import Result
 
 
-def run_work(options: Options, *, connect: Opener | None = None, open_embedded: Opener | None = None) -> list[Result]:
+def run_work(
+    options: Options,
+    *,
+    connect: Opener | None = None,
+    open_embedded: Opener | None = None,
+    open_shared: Opener | None = None,
+) -> list[Result]:
     """Run one work.
 
     Args:
         options: options without a complaint.
-        connect: gives the client for a URL; `client` needs it.
+        connect: gives the client for a URL; `client` and `shared` need it.
         open_embedded: gives the embedded broker for a directory; `client` with `embedded` needs it.
+        open_shared: gives the bus of a shared directory; `shared` needs it.
 
     Returns:
-        One result, or for `client` one for each of its parts.
+        One result, or for `client` one for each of its parts, and for `shared` one for each home.
 
     Raises:
         BrokerError: the server does not start, or refuses a connection or a subscription.
     """
     floor_us = commit_us_p50()
-    raise_descriptor_limit(options.publishers + options.subscribers)
+    # A crowd is there twice for a moment: the server may see the new connections before the end of the old ones.
+    raise_descriptor_limit(options.publishers + options.subscribers + 2 * options.clients)
     if options.embedded:
         assert open_embedded is not None
         results = run_embedded(options, open_embedded)
+    elif options.work is Work.SHARED:
+        assert connect is not None
+        assert open_shared is not None
+        results = run_shared(options, connect, open_shared)
     else:
         results = _run_with_server(options, connect)
     for result in results:
@@ -63,6 +77,8 @@ def _run_with_server(options: Options, connect: Opener | None) -> list[Result]:
             return run_client(options, target, connect)
         if options.archived:
             return [run_replay(options, target, archive_all)]
+        if options.work is Work.STORM:
+            return [run_storm(options, target)]
         runner = run_channels if options.work is Work.CHANNELS else RUNNERS.get(options.work, run_live)
         return [runner(options, target)]
 

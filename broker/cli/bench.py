@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from broker.bench.options import Options
     from broker.bench.result import Result
 
-WORKS = ("pubsub", "fanout", "many", "latency", "replay", "client", "idle", "channels", "cold", "restart")
+WORKS = (
+    "pubsub", "fanout", "many", "latency", "replay", "client", "idle", "channels", "cold", "restart", "storm", "shared",
+)  # fmt: skip
 
 
 def counts(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -66,6 +68,7 @@ def counts(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 @click.option("--archived", is_flag=True, help="`replay`: read when all of it is in the archive.")
 @click.option("--stored-bytes", type=click.IntRange(1), metavar="BYTES", help="`restart`: what the files hold.")
 @click.option("--unarchived-bytes", type=click.IntRange(0), metavar="BYTES", help="`restart`: how much not archived.")
+@click.option("--clients", type=click.IntRange(1), metavar="N", help="`storm`: those who come back.  [default: 5000]")
 @click.option("--no-read-back", "read_back", flag_value=False, default=True, help="`channels`: leave out the reading.")
 @click.option(
     "--window",
@@ -94,6 +97,8 @@ def command(
     channels 1,000,000 channels at random for 60 s, then all of it is read back; the latency is that of answers
     cold     the first publish to each of 1,000,000 stored channels after a start with nothing cached
     restart  a start after SIGKILL, with nothing cached and half of what is stored not archived
+    storm    --clients with --channels each are cut off at once and come back; the latency is that of others
+    shared   8 processes (--publishers), each publishing and reading: a server, then a shared directory, killed at last
 
     Without --url a server is started for the occasion, with its journal in a temporary directory: TMPDIR chooses
     whose disk is measured. A server at --url needs profiles for bench.e.> (ephemeral), bench.a.> (accepted) and
@@ -110,7 +115,7 @@ def command(
 
     results: list[Result] = []
     for options in options_of(work, subscribers, channels, given):
-        found = run_work(options, **(homes() if work == "client" else {}))
+        found = run_work(options, **(homes() if work in ("client", "shared") else {}))
         results += found
         if json_path != "-":
             print_results(found, sys.stdout)
@@ -142,6 +147,7 @@ def options_of(
         "messages": defaults.messages,
         "batch": defaults.batch,
         "stored_bytes": defaults.stored_bytes,
+        "clients": defaults.clients,
         "unarchived_bytes": min(defaults.unarchived_bytes, chosen.get("stored_bytes", GIB) // 2),
         **chosen,
     }
@@ -164,11 +170,17 @@ def own(work: str, channels: int, given: dict[str, Any]) -> dict[str, int]:
 
 
 def homes() -> dict[str, Any]:
-    """Return what opens the homes of the Python API, which only `client` needs."""
+    """Return what opens the homes of the Python API; other processes can be handed it."""
+    from functools import partial
+
     from broker import Broker, connect
     from broker.bench.server import bench_profiles
 
-    return {"connect": connect, "open_embedded": lambda path: Broker.open(path, profiles=bench_profiles())}
+    return {
+        "connect": connect,
+        "open_embedded": partial(Broker.open, profiles=bench_profiles()),
+        "open_shared": partial(Broker.open, shared=True, profiles=bench_profiles(), connect_timeout_s=60.0),
+    }
 
 
 def write_json(results: list[Result], path: str) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from broker._version import __version__
 from broker.bus import CREDIT_BYTES_DEFAULT, Bus, ChannelInfo, ListedChannel
+from broker.client import forked
 from broker.client.address import UnixAddress, parse_url
 from broker.client.connection import Connection
 from broker.client.history import make_history
@@ -52,6 +53,9 @@ DRAIN_BYTES_LOW: Final = 4 * MIB
 DRAIN_BYTES_SEND: Final = 64 * 1024
 """`drain` sends at once when so much has gathered in this turn of the loop."""
 BLOCK_BYTES: Final = 256 * 1024
+AHEAD_BYTES_MAX: Final = 16 * 1024
+"""What is sent behind HELLO without waiting for WELCOME: no more than a HELLO may be, since a server that has to wait
+for something keeps it for a peer of which it knows nothing yet. Every server takes a frame of that size."""
 CONNECT_TIMEOUT_S: Final = 10.0
 TASK_POLL_S_MIN: Final = 0.01
 TASK_POLL_S_MAX: Final = 0.5
@@ -122,7 +126,8 @@ class Client(Bus):
         self._welcome: control.Welcome | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._lost: asyncio.Future[BrokerError] = self.loop.create_future()
-        self._leaving = False  # the server drains: send nothing new on this connection
+        self._leaving: control.GoingAway | None = None  # the server drains: send nothing new on this connection
+        self._asks_ahead = True
         self._closed: BrokerError | None = None
         self._subscriptions: dict[ClientSubscription, None] = {}
         self._numbers: dict[int, ClientSubscription] = {}
@@ -131,6 +136,7 @@ class Client(Bus):
         self._last_request = 0
         self._drainers: list[asyncio.Future[None]] = []
         self._connected: list[asyncio.Future[None]] = []
+        forked.watch(self)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "connected" if self._connection else "reconnecting"
@@ -224,7 +230,7 @@ class Client(Bus):
     def _pump(self) -> None:
         """Send what has gathered, as much as the connection takes."""
         connection = self._connection
-        if connection is None or self._leaving:
+        if connection is None or self._leaving is not None:
             return
         while connection.writable:
             block = self._buffer.take(BLOCK_BYTES)
@@ -369,18 +375,50 @@ class Client(Bus):
         """Make a connection and give it everything that waits for one."""
         connection = Connection(self.loop, self)
         try:
-            welcome = await connection.open(self._connector, self._hello, self._connect_timeout_s)
-        except OSError as failure:
-            raise error("CONNECTION_LOST", f"connecting: {failure}", "is the broker running?") from failure
+            welcome = await self._open(connection)
+        except BaseException as failure:
+            # What was asked for ahead has no answer.
+            self._detach()
+            self._asks_ahead = not connection.journal_changed
+            if isinstance(failure, OSError):
+                raise error("CONNECTION_LOST", f"connecting: {failure}", "is the broker running?") from failure
+            raise
         if self._closed is not None:
             connection.abort()
             raise self._closed
+        self._asks_ahead = True
         self._backoff.connected(self.loop.time())
         self._lost = self.loop.create_future()
-        self._leaving = False
+        self._leaving = None
         self._connection = connection
         self._resume(connection, welcome)
         wake(self._connected)
+
+    async def _open(self, connection: Connection) -> control.Welcome:
+        """Shake hands; subscriptions that were there before are asked for in the same breath, as far as there is room.
+
+        So a bus that comes back to the journal that it knows is live after one round trip.
+        """
+        if self._welcome is None or not self._asks_ahead:
+            return await connection.open(self._connector, self._hello, self._connect_timeout_s)
+        return await connection.open(
+            self._connector,
+            self._hello,
+            self._connect_timeout_s,
+            lambda: self._ask_ahead(connection),
+            self._welcome.journal,
+        )
+
+    def _ask_ahead(self, connection: Connection) -> bool:
+        left = AHEAD_BYTES_MAX
+        for subscription in list(self._subscriptions):
+            left -= subscription.attach_ahead(connection, left)
+        return left < AHEAD_BYTES_MAX
+
+    def _detach(self) -> None:
+        self._numbers.clear()
+        for subscription in self._subscriptions:
+            subscription.detach()
 
     def _resume(self, connection: Connection, welcome: control.Welcome) -> None:
         """Go on where the last connection ended: all subscriptions and unanswered publishes, in one go."""
@@ -410,12 +448,13 @@ class Client(Bus):
     async def _reconnect_until_refused(self) -> None:
         """Replace the connection whenever it is lost, until the bus is closed or refused."""
         while True:
-            failure = await self._lost
+            # Shielded: whoever closes the bus cancels this task, and then waits for the end that the future tells of.
+            failure = await asyncio.shield(self._lost)
             while True:
                 if is_final(failure):
                     self._fail(failure)
                     return
-                delay_s = self._backoff.delay_s(self.loop.time())
+                delay_s = self._backoff.delay_s(self.loop.time(), failure.retry_after_ms)
                 emit("reconnecting", after_s=round(delay_s, 3), code=failure.name, detail=failure.detail)
                 await asyncio.sleep(delay_s)
                 try:
@@ -468,6 +507,21 @@ class Client(Bus):
             # The transport ends in a turn of its own; a loop that is closed before leaves it open.
             await asyncio.wait({self._lost}, timeout=1.0)
 
+    def on_forked(self) -> list[int]:
+        """This is a child process, and the bus is its parent's.
+
+        Nothing is called back: who waits here waits on the parent's loop, which nobody runs any more.
+
+        Returns:
+            The descriptor of the socket, if there is one.
+        """
+        failure = error("FORKED", "the bus was opened in the parent of this process", "open it again in this process")
+        connection, self._connection = self._connection, None
+        if self._closed is None:
+            self._closed = failure
+            self._buffer.close(failure, failure)
+        return [] if connection is None else connection.descriptors()
+
     # .. what the connection hears ..
 
     def on_published(self, body: bytes) -> None:
@@ -481,8 +535,8 @@ class Client(Bus):
             self._break(error("NUMBER_GAP", "publishing: the line's next number is not known any more"))
         elif self._drainers:
             wake(self._drainers)
-        if self._leaving and not self._buffer.in_flight:
-            self._break(error("GOING_AWAY", "the server drains"))
+        if self._leaving is not None and not self._buffer.in_flight:
+            self._break(error("GOING_AWAY", "the server drains", retry_after_ms=self._leaving.retry_after_ms))
 
     def on_refusal(self, refusal: control.Refusal) -> None:
         """Something was refused."""
@@ -531,9 +585,9 @@ class Client(Bus):
         if answer is not None and not answer.done():
             answer.set_result(fields)
 
-    def on_going_away(self, seconds: float) -> None:
+    def on_going_away(self, notice: control.GoingAway) -> None:
         """The server drains: send nothing new, take the answers that are due, and connect again."""
-        self._leaving = True
+        self._leaving = notice
         self._answered()
 
     def on_writable(self) -> None:
@@ -544,9 +598,10 @@ class Client(Bus):
         """The connection has ended."""
         self._connection = None
         self._buffer.suspend()
-        self._numbers.clear()
-        for subscription in self._subscriptions:
-            subscription.detach()
+        self._detach()
+        if failure.retry_after_ms is None and self._leaving is not None:
+            # It has said when to come back before it was gone.
+            failure.retry_after_ms = self._leaving.retry_after_ms
         for request in self._requests.values():
             if not request.done():
                 request.set_exception(error("CONNECTION_LOST", f"request: {failure}"))

@@ -42,7 +42,7 @@ class Owner(Protocol):
     def on_reply(self, request: int, fields: dict[str, object]) -> None:
         """A request was answered."""
 
-    def on_going_away(self, seconds: float) -> None:
+    def on_going_away(self, notice: control.GoingAway) -> None:
         """The server will close the connection."""
 
     def on_writable(self) -> None:
@@ -71,6 +71,8 @@ class Connection:
         self._reason = error("CONNECTION_LOST", "connection: not open")
         self._opened = False
         self._ended = False
+        self._journal_expected = b""
+        self.journal_changed = False
         self._ping_s = 0.0
         self._heard_s = loop.time()
         self._timer: asyncio.TimerHandle | None = None
@@ -88,8 +90,24 @@ class Connection:
             Kind.PUBLISHED: owner.on_published,
         }
 
-    async def open(self, connector: Connector, hello: bytes, timeout_s: float) -> control.Welcome:
+    async def open(
+        self,
+        connector: Connector,
+        hello: bytes,
+        timeout_s: float,
+        ask_ahead: Callable[[], bool] | None = None,
+        journal: bytes = b"",
+    ) -> control.Welcome:
         """Connect and shake hands.
+
+        Args:
+            connector: Opens the transport.
+            hello: The frame that begins the conversation.
+            timeout_s: How long it may take until WELCOME is here.
+            ask_ahead: Called when HELLO is sent: what it sends is answered right behind WELCOME. Answers whether it has
+                sent anything.
+            journal: What was asked ahead makes sense to a server with this journal alone. Another one's answers are not
+                looked at: the connection ends, and `journal_changed` says why.
 
         Raises:
             BrokerError: The server refuses us; CONNECTION_LOST or TIMEOUT.
@@ -99,6 +117,11 @@ class Connection:
             async with asyncio.timeout(timeout_s):
                 self._transport = await connector(self)
                 self._transport.writelines([hello])
+                self._reader.journal = journal
+                if ask_ahead is not None and ask_ahead():
+                    # Answers may come with WELCOME, in one read, which is taken apart before WELCOME is looked at.
+                    self._reader.frame_bytes_max = FRAME_BYTES_MAX
+                    self._journal_expected = journal
                 welcome = await self._welcome
         except TimeoutError:
             self.abort()
@@ -123,8 +146,13 @@ class Connection:
 
     @property
     def journal(self) -> bytes:
-        """Identity of the server's journal."""
+        """Identity of the server's journal; while it is asked ahead, of the one that is expected."""
         return self._reader.journal
+
+    def descriptors(self) -> list[int]:
+        """Return the open socket's descriptor; nothing when there is none."""
+        sock = None if self._transport is None else self._transport.get_extra_info("socket")
+        return [] if sock is None or sock.fileno() < 0 else [sock.fileno()]
 
     def send(self, frame: Bytes) -> None:
         """Send whole frames now."""
@@ -194,6 +222,8 @@ class Connection:
     def _handle(self, kind: int, body: bytes) -> bool:
         """Handle one frame that is no delivery; answers whether the connection goes on."""
         handler = self._handlers.get(kind)
+        if self.journal_changed:
+            return False
         try:
             if handler is None or (not self._welcome.done() and kind not in (Kind.WELCOME, Kind.ERROR)):
                 raise error("MALFORMED_FRAME", f"frame of kind {kind}: not expected from a server now")
@@ -201,7 +231,7 @@ class Connection:
         except BrokerError as failure:
             self._break(failure)
             return False
-        return True
+        return not self.journal_changed
 
     def _break(self, failure: BrokerError) -> None:
         """The server's bytes make no sense. To it we are gone; to the owner it is as if the connection had broken."""
@@ -211,6 +241,10 @@ class Connection:
         welcome = control.decode_welcome(body)
         if self._welcome.done():
             raise error("MALFORMED_FRAME", "WELCOME: got a second one")
+        if self._journal_expected and welcome.journal != self._journal_expected:
+            self.journal_changed = True
+            self.abort(error("CONNECTION_LOST", f"connection: another journal answers, {welcome.journal.hex()}"))
+            return
         self._frame_bytes_max = welcome.limits.frame_bytes_max
         # What the server sends may have been stored under a higher limit than today's.
         self._reader.frame_bytes_max = FRAME_BYTES_MAX

@@ -17,6 +17,7 @@ from broker.model.errors import BrokerError, error
 from broker.model.names import check_pattern, is_pattern
 from broker.model.positions import BusPosition, Position
 from broker.wire import control
+from broker.wire.kinds import GoneReason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,6 +94,7 @@ class LiteralPlaces:
         self._start = start
         self._journal = b""
         self._trimmed: dict[str, int] = {}  # channel: the sequence up to which the server has told of a gap
+        self._dropped: set[str] = set()  # channels that may go on behind a gap, since messages were dropped
         self.positions: dict[str, Position] = {}
 
     bus_position: BusPosition | None = None
@@ -104,6 +106,7 @@ class LiteralPlaces:
         """
         events = []
         self._trimmed.clear()
+        self._dropped.clear()
         if self._journal and journal != self._journal:
             events = [SubscriptionEvent("diverged", name, 0, 0) for name in self.positions]
             self.positions = dict.fromkeys(self.positions, Position(0, 0))
@@ -148,9 +151,14 @@ class LiteralPlaces:
         """Take a batch; returns what of it is new, and what there is to tell."""
         known = self.positions.get(batch.channel)
         self.positions[batch.channel] = Position(batch.epoch, batch.last)
+        dropped = batch.channel in self._dropped
+        self._dropped.discard(batch.channel)
         if known is None or batch.first == known.sequence + 1:
             return batch, None
         if batch.first > known.sequence:
+            if dropped:
+                first, run = known.sequence + 1, batch.first - known.sequence - 1
+                return batch, SubscriptionEvent("gone", batch.channel, batch.epoch, first, run, GoneReason.DROPPED)
             told = self._trimmed.pop(batch.channel, 0) == batch.first
             return batch, None if told else SubscriptionEvent("trimmed", batch.channel, batch.epoch, batch.first)
         if batch.epoch != known.epoch:
@@ -159,6 +167,10 @@ class LiteralPlaces:
         if batch.last < known.sequence:
             self.positions[batch.channel] = known
         return batch.after(known.sequence), None
+
+    def dropped(self) -> None:
+        """Take the server's word that each channel may go on behind a gap, once."""
+        self._dropped.update(self._channels)
 
     def trimmed(self, channel: str, first: int) -> SubscriptionEvent:
         """Take the server's word that what comes next begins with `first`; returns what there is to tell, once.
@@ -215,6 +227,9 @@ class BusPlace:
         if batch.group:
             self._advance(batch)
         return rest, None
+
+    def dropped(self) -> None:
+        """Take the server's word that channels may go on behind a gap; the place knows of none of them."""
 
     def trimmed(self, channel: str, first: int) -> SubscriptionEvent:
         """Take the server's word that a channel goes on with `first`; the place knows of no channel."""

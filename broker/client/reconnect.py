@@ -16,6 +16,22 @@ if TYPE_CHECKING:
     from broker.wire.control import Welcome
 
 
+HINT_S_MAX = 60.0
+"""A server that asks for a longer wait is not believed: it may have been somebody else's mistake."""
+
+
+def hinted_s(retry_after_ms: int, chance: float) -> float:
+    """Return how long to wait for a server that has said when to come back: half of it to one and a half.
+
+    It tells all of a crowd the same, and the crowd must not come back as one.
+
+    Args:
+        retry_after_ms: What the server said, milliseconds.
+        chance: Drawn from [0, 1).
+    """
+    return min(HINT_S_MAX, retry_after_ms / 1000) * (0.5 + chance)
+
+
 @dataclass(frozen=True, slots=True)
 class BackoffPolicy:
     """How long to wait before each attempt: exponential, with jitter so that a crowd does not come back at once.
@@ -55,13 +71,20 @@ class Backoff:
         """A connection was made."""
         self._connected_at = now_s
 
-    def delay_s(self, now_s: float) -> float:
+    def delay_s(self, now_s: float, retry_after_ms: int | None = None) -> float:
         """Return how long to wait before the next attempt: between half of the step and all of it.
 
         The first attempt after a connection that has settled comes at once: the broker most likely restarts, or one
-        connection was cut.
+        connection was cut. A server that has said when to come back is obeyed, and no step is taken: it lives.
+
+        Args:
+            now_s: The time.
+            retry_after_ms: What the server said, if it said anything.
         """
         policy = self._policy
+        if retry_after_ms is not None:
+            self._connected_at = None
+            return hinted_s(retry_after_ms, self._chance())
         if self._connected_at is not None:
             settled = now_s - self._connected_at >= policy.settled_s
             self._connected_at = None

@@ -7,11 +7,13 @@ States: `waiting` for a connection, or for the application to read what is here 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from broker.bus import Subscription, SubscriptionEvent
 from broker.client.places import make_places
+from broker.client.reconnect import hinted_s
 from broker.model.errors import BrokerError, Remedy, error
 from broker.model.names import is_pattern
 from broker.wire import control
@@ -124,8 +126,23 @@ class ClientSubscription(Subscription):
             self._started = True
             self._client.add_subscription(self)
 
+    def attach_ahead(self, connection: Connection, bytes_max: int) -> int:
+        """There will be a connection to the journal of the last one: subscribe on it, if that takes few bytes.
+
+        Returns:
+            How many bytes it took.
+        """
+        self._places.connected(connection.journal)
+        self._connection = connection
+        sent = self._subscribe(bytes_max)
+        if not sent:
+            self._connection = None
+        return sent
+
     def attach(self, connection: Connection) -> None:
-        """There is a connection: subscribe on it, now or when enough has been read."""
+        """There is a connection: subscribe on it, now or when enough has been read, unless that was done ahead."""
+        if self._connection is connection:
+            return
         self._connection = connection
         for event in self._places.connected(connection.journal):
             self._tell(event)
@@ -177,7 +194,9 @@ class ClientSubscription(Subscription):
             self._subscribe()
         elif failure.remedy is Remedy.RETRY and self._accepted.done():
             # It was accepted before: the server is short of something at the moment.
-            self._loop.call_later(RETRY_SECONDS, self._subscribe)
+            after_ms = failure.retry_after_ms
+            delay_s = RETRY_SECONDS if after_ms is None else hinted_s(after_ms, random.random())
+            self._loop.call_later(delay_s, self._subscribe)
         else:
             self.finish(failure)
 
@@ -185,6 +204,11 @@ class ClientSubscription(Subscription):
         """The server tells of something that is no delivery."""
         if event.event == "trimmed":
             self._tell(self._places.trimmed(event.channel, control.take_int(event.more, "first")))
+        elif event.event == "dropped":
+            self._places.dropped()
+            self._tell(SubscriptionEvent("dropped", "", 0, 0))
+        elif event.event == "lagging":
+            self._tell(SubscriptionEvent("lagging", "", 0, control.take_int(event.more, "group")))
         else:
             epoch, at = event.more.get("epoch", 0), event.more.get("at", 0)
             self._tell(SubscriptionEvent(event.event, event.channel, epoch, at))
@@ -200,19 +224,26 @@ class ClientSubscription(Subscription):
         if self._on_event is not None:
             self._loop.call_soon(self._on_event, event)
 
-    def _subscribe(self) -> None:
-        """Ask for it, if there is a connection and room for what will come."""
+    def _subscribe(self, bytes_max: int | None = None) -> int:
+        """Ask for it, if there is a connection and room for what will come, in `bytes_max` if that is given.
+
+        Returns:
+            How many bytes that took, 0 when it was not asked for.
+        """
         if self._closed or self._number or self._connection is None:
-            return
+            return 0
         room = self._credit_bytes - self._cursor.queued_bytes
         if 2 * room < self._credit_bytes:
-            return  # `_on_consumed` comes back
+            return 0  # `_on_consumed` comes back
+        number = self._client.next_number(self)
+        frame = control.encode_subscribe(control.Subscribe(number, self.filters, room, self._places.start()))
+        if bytes_max is not None and len(frame) > bytes_max:
+            self._client.forget_number(number)
+            return 0
         self._cursor.unreported()
-        self._number = self._client.next_number(self)
-        self._connection.add_route(self._number, self, self._literal)
-        wanted = control.Subscribe(self._number, self.filters, room, self._places.start())
-        frame = control.encode_subscribe(wanted)
-        if len(frame) > self._connection.frame_bytes_max:
+        self._number = number
+        self._connection.add_route(number, self, self._literal)
+        if bytes_max is None and len(frame) > self._connection.frame_bytes_max:
             # It would cost the whole connection.
             self.finish(
                 error(
@@ -222,8 +253,9 @@ class ClientSubscription(Subscription):
                     "Use patterns, or several subscriptions.",
                 )
             )
-            return
+            return 0
         self._connection.send(frame)
+        return len(frame)
 
     def _on_consumed(self, consumed_bytes: int) -> None:
         """The application has read on: let as much more come."""

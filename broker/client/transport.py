@@ -40,6 +40,9 @@ class Transport(Protocol):
     def abort(self) -> None:
         """End now."""
 
+    def get_extra_info(self, name: str, default: Any = None, /) -> Any:
+        """Answer what is known of the transport, `socket` for one; else the default."""
+
 
 class Receiver(Protocol):
     """Who is told what happens on a transport."""

@@ -46,6 +46,16 @@ class ServerConfig:
             "How long SIGTERM lets connections finish before they are closed.", unit="seconds", low=0, high=3_600
         ),
     )
+    exit_when_idle_s: float = field(
+        default=0.0,
+        metadata=setting(
+            "The server ends when no connection has been open for so long; 0 is never.",
+            unit="seconds",
+            low=0,
+            high=31_536_000,
+            reloadable=True,
+        ),
+    )
     log_level: str = field(
         default="info",
         metadata=setting(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from broker_native.groups import chunk_offset
+from broker_native.groups import chunk_heads, chunk_offset, chunks_start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +41,7 @@ class Group:
         duplicates: Publishes to answer after the commit.
         late_s: When it was committed, seconds, if that took so long that records of it may have expired; else 0.
         requests: Called after the commit with None, or with why it failed; on the core's thread.
+        heads: Its chunks by channel, (index, first sequence, count, offset, size) each; made when first asked for.
     """
 
     number: int
@@ -54,6 +55,13 @@ class Group:
     duplicates: list[Duplicate] = field(default_factory=list)
     late_s: int = 0
     requests: list[Callable[[BrokerError | None], None]] = field(default_factory=list)
+    _heads: dict[int, list[tuple[int, int, int, int, int]]] | None = None
+
+    @property
+    def heads(self) -> dict[int, list[tuple[int, int, int, int, int]]]:
+        if self._heads is None:
+            self._heads = chunk_heads(self.value, chunks_start(self.value))
+        return self._heads
 
     def offset(self, index: int) -> int:
         """Return where the chunk with this index begins in the value, bytes."""

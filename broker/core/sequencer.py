@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from broker.core.epochs import RUN_SHIFT, Outcome, resume
 from broker.core.group import Duplicate, Group
 from broker.core.lines import Lines
+from broker.core.passing import Passing
 from broker.core.recent import Recent
 from broker.model.errors import BrokerError, RequestError, error
 from broker.model.levels import Level
@@ -50,6 +51,9 @@ PUBLISHED_DUPLICATE = 1
 ACCEPTED_WAIT_US = 50_000
 """An accepted record is at most this far ahead of the disk; beyond it new ones wait for their commit."""
 RECENT_BYTES = 8 << 20
+PASSING_BYTES = 1 << 20
+MEMORY_SHARE = 8
+"""Nor more than this part of what all queues may hold."""
 LATE_US = 500_000
 """A group that took this long to commit may hold records that have expired meanwhile: they last a second at least."""
 
@@ -74,11 +78,14 @@ class Sequencer:
         self.tails = Tails(1, hash_seed)
         self.fanout = Fanout(self.tails)
         self.lines = Lines()
-        self.recent = Recent(RECENT_BYTES)
+        self.recent = Recent(min(RECENT_BYTES, limits.memory_bytes_max // MEMORY_SHARE))
+        self.passing = Passing(min(PASSING_BYTES, limits.memory_bytes_max // MEMORY_SHARE))
         self.term = 0
         self.writer = 0
         self.applied_number = 0
         self.applied_chain = 0
+        self.removals = 0
+        self.somebody_lags = False
         self.in_commit: Group | None = None
         self.duplicates: list[Duplicate] = []
         self.requests: list[Callable[[BrokerError | None], None]] = []
@@ -151,6 +158,7 @@ class Sequencer:
         self._unclean_run = max(self._unclean_run, unclean_run)
         self._count_profiles()
         self.applied_number, self.applied_chain = number, chain
+        self.fanout.delivered = number
         self.term = term
         self._restored_run = restored_run
         if not clean:
@@ -426,9 +434,15 @@ class Sequencer:
         number, index = self.tails.group_number, self.tails.early_chunks
         ephemeral, early = self.tails.close_turn()
         if ephemeral is not None:
+            self.fanout.turn += 1
             self.fanout.deliver(ephemeral, 0, 0, 0, 0)
+            if self.fanout.slow or self.somebody_lags:
+                self.passing.add(self.fanout.turn, ephemeral)
+            else:
+                self.passing.clear()
         if early is not None:
             self.fanout.deliver(early, 0, number, index, DELIVER_FLAG_EARLY)
+            self.fanout.early_group, self.fanout.early_index = number, self.tails.early_chunks
         for publisher, answers in self.tails.take_turn_answers():
             publisher.owner.outbox.published(answers)
         if not self._opened_us and not self.tails.group_empty:
@@ -494,10 +508,12 @@ class Sequencer:
         if group.late_s:
             value, offset = chunks_expire(value, offset, group.late_s), 0
         self.fanout.deliver(value, offset, group.number, group.early, 0)
+        self.fanout.delivered = group.number
         for publisher, answers in group.answers:
             publisher.owner.outbox.published(answers)
         for duplicate in group.duplicates:
             self._answer_applied(duplicate)
+        self.removals += len(group.requests)
         for done in group.requests:
             done(None)
 

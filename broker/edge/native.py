@@ -4,7 +4,10 @@ Sockets are accepted here and not by the event loop, which has no word for a ref
 writes a traceback for each attempt and uvloop closes in silence. Here a connection beyond the bound costs one small
 write and no object but its socket, and is told why. What the kernel holds for us meanwhile waits; nobody is dropped.
 
-- At most `ACCEPTS_PER_TURN` connections are taken in one turn of the loop, so a storm of them leaves the others theirs.
+- Connections are taken in a few a turn of the loop, and fewer when the loop is late (`Admission`), so a crowd leaves
+  the others theirs. Who would wait too long with the kernel is told when to come back; so is who finds no room.
+- Few are between being taken in and having said HELLO: nobody is taken in before those have had their turn, and beyond
+  `GREETING_MAX` the one that has been silent for longest is ended, so that sockets that say nothing keep nobody out.
 - A refused peer has most likely written its HELLO already. To close on what is unread would reset the connection, and
   a reset may overtake the refusal: a few refused sockets are therefore kept for a moment, read empty and then closed.
 - When open files run out in spite of the bound, since something else in the process took them, one that is kept for
@@ -19,11 +22,16 @@ import os
 import resource
 import socket
 import stat
+import struct
+import sys
+import time
 from collections import deque
+from itertools import filterfalse, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from broker.access.gate import Identity
+from broker.edge.admission import HINT_MS_MIN, REFUSALS_A_PLACE, TURN_S, Admission
 from broker.edge.session import Session
 from broker.events import emit, tally
 from broker.model.errors import error
@@ -40,9 +48,14 @@ NOTSENT_BYTES = 256 << 10
 """What the kernel holds beyond what the peer's window takes (TCP_NOTSENT_LOWAT)."""
 BACKLOG = 4096
 TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", None)
-ACCEPTS_PER_TURN = 16
-"""Connections that are taken in, or refused, before everything else in the loop has its turn: about half a
-millisecond of them."""
+SPARE_REFUSALS = 16
+"""Connections that are refused in a turn by the descriptor that is kept for it."""
+FAREWELLS_MAX = 256
+"""Refusals that are kept ready: they differ in when to come back."""
+GREETING_MAX = 1024
+"""Connections that have not said HELLO yet."""
+GREETING_SOON = 64
+"""With so many that have said it and wait to be heard nobody is taken in: it is the server that is slow."""
 LINGER_S = 0.5
 """How long a refused peer has to read why."""
 LINGERING_MAX = 32
@@ -50,19 +63,46 @@ LINGERING_MAX = 32
 ACCEPT_PAUSE_S = 0.1
 """How long nothing is accepted after the system has refused to."""
 NO_FILES = frozenset({errno.EMFILE, errno.ENFILE})
+TCP_INFO = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
+TCP_INFO_BYTES = 28
+ACCEPT_QUEUE = struct.Struct("=24xI")
+"""Of a listening socket Linux says here (tcpi_unacked) how many connections wait to be accepted."""
+
+
+def count_waiting(listening: socket.socket) -> int:
+    """Return how many connections the kernel holds for us, 0 where it does not say."""
+    if TCP_INFO is None or listening.family == socket.AF_UNIX:
+        return 0
+    waiting: int = ACCEPT_QUEUE.unpack(listening.getsockopt(socket.IPPROTO_TCP, TCP_INFO, TCP_INFO_BYTES))[0]
+    return waiting
 
 
 class NativeConnection(Session, asyncio.BufferedProtocol):
-    """One socket's session."""
+    """One socket's session.
 
-    __slots__ = ()
+    Args:
+        node: The broker.
+        identity: Who is at the other end, as far as the socket tells.
+        greeting: Those that have not said HELLO; it is among them as long as it has not. None: nobody counts them.
+    """
+
+    __slots__ = ("_greeting",)
+
+    def __init__(self, node: Node, identity: Identity, greeting: dict[NativeConnection, None] | None = None) -> None:
+        super().__init__(node, identity)
+        self._greeting = {} if greeting is None else greeting
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         stream = cast("asyncio.Transport", transport)
         stream.set_write_buffer_limits(high=WRITE_BUFFER_BYTES_HIGH)
+        self._greeting[self] = None
         self.start(stream)
 
+    def greeted(self) -> None:
+        self._greeting.pop(self, None)
+
     def connection_lost(self, exc: BaseException | None) -> None:
+        self.greeted()
         self.stopped()
         self.transport = None
 
@@ -74,6 +114,11 @@ class NativeConnection(Session, asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self.writing_resumed()
+
+
+def waits_for_us(connection: NativeConnection) -> bool:
+    """Whether a connection that has not been heard has said something: then it is not silent, we are busy."""
+    return connection.put_off or connection.suspended
 
 
 class Refusals:
@@ -153,15 +198,21 @@ class NativeListener:
         self._listening: dict[socket.socket, str] = {}
         self._opening: set[asyncio.Task[None]] = set()
         self._refusals = Refusals(node.loop)
+        self.admission = Admission(time.monotonic())
+        self._greeting: dict[NativeConnection, None] = {}
         self._resume: asyncio.TimerHandle | None = None
+        self._turn: asyncio.TimerHandle | None = None
+        self._turn_due_s = 0.0
         self._spare: int | None = None
         self._take_spare()
-        limit = self.connections_max
-        self._farewell = control.encode_error(
-            error("TOO_MANY_CONNECTIONS", f"connections: got {limit + 1}, limit {limit}")
-        )
+        self._farewells: dict[tuple[str, int], bytes] = {}
         self._farewell_files = control.encode_error(
-            error("TOO_MANY_CONNECTIONS", "open files of the server: none is left", "connect again in a moment")
+            error(
+                "TOO_MANY_CONNECTIONS",
+                "open files of the server: none is left",
+                "connect again in a moment",
+                retry_after_ms=HINT_MS_MIN,
+            )
         )
 
     async def listen_tcp(self, host: str, port: int) -> str:
@@ -242,12 +293,58 @@ class NativeListener:
     # -- taking in, and refusing -------------------------------------------------------------------------------------
 
     def _accept(self, listening: socket.socket) -> None:
-        """Connections wait: take a few."""
-        for _ in range(ACCEPTS_PER_TURN):
+        """Connections wait: take a few, and let the others come by turns."""
+        if not self._take([listening], self.admission.begin(time.monotonic())) and self._resume is None:
+            for waiting in self._listening:
+                self.node.loop.remove_reader(waiting)
+            self._await_turn()
+
+    def _await_turn(self) -> None:
+        self._turn_due_s = time.monotonic() + TURN_S
+        self._turn = self.node.loop.call_later(TURN_S, self._take_turn)
+
+    def _take_turn(self) -> None:
+        """The turn of those who wait; when nobody does any more, the loop tells of the next that come."""
+        self._turn = None
+        places = self.admission.turn(time.monotonic(), self._turn_due_s)
+        nobody_waits = not self._greeting_is_slow() and self._take(list(self._listening), places)
+        if self._resume is not None:
+            return
+        if nobody_waits:
+            self._accept_again()
+        else:
+            self._await_turn()
+
+    def _greeting_is_slow(self) -> bool:
+        """Whether many who were taken in have not had their turn yet, through no fault of theirs."""
+        if len(self._greeting) + len(self._opening) < GREETING_SOON:
+            return False
+        unheard = filter(waits_for_us, self._greeting)
+        return len(self._opening) + sum(1 for _ in islice(unheard, GREETING_SOON)) >= GREETING_SOON
+
+    def _take(self, listening: list[socket.socket], places: int) -> bool:
+        """Take in, or refuse, those who wait, as far as there are places; answers whether nobody waits any more.
+
+        A socket at which nobody waits leaves its part of the places to the others.
+        """
+        room = places * REFUSALS_A_PLACE
+        for index, each in enumerate(listening):
+            room, empty = self._take_from(each, room, room // (len(listening) - index))
+            if not empty:
+                return False
+        return True
+
+    def _take_from(self, listening: socket.socket, room: int, share: int) -> tuple[int, bool]:
+        """Do so at one socket; answers what is left of the room, and whether nobody waits there any more."""
+        waiting = count_waiting(listening)
+        limit, most = self.connections_max, self.admission.waiting_max()
+        excess = waiting - most
+        least = room - share
+        while room > least:
             try:
                 sock, _ = listening.accept()
             except BlockingIOError:
-                return
+                return room, True
             except ConnectionError:
                 # The peer has left while it waited.
                 continue
@@ -256,12 +353,48 @@ class NativeListener:
                     self._refuse_by_spare(listening, failure)
                 else:
                     self._pause(failure)
-                return
-            if len(self.node.connections) + len(self._opening) >= self.connections_max:
-                tally("TOO_MANY_CONNECTIONS")
-                self._refusals.refuse(sock, self._farewell, keep=True)
+                return room, False
+            room -= 1
+            if len(self.node.connections) + len(self._opening) >= limit:
+                self._refuse(sock, f"connections: got {limit + 1}, limit {limit}", self._room_ms())
+            elif excess > 0:
+                excess -= 1
+                wait_ms = self.admission.wait_ms(waiting)
+                self._refuse(sock, f"connections that wait to be let in: got more than {most}, limit {most}", wait_ms)
             else:
-                self._open(sock, self._listening[listening])
+                room -= REFUSALS_A_PLACE - 1
+                self._admit(sock, self._listening[listening])
+        return room, False
+
+    def _room_ms(self) -> int:
+        return self.admission.room_ms(time.monotonic())
+
+    def _refuse(self, sock: socket.socket, detail: str, retry_after_ms: int) -> None:
+        """Tell a peer why it is not let in, and when to come back."""
+        tally("TOO_MANY_CONNECTIONS")
+        self.admission.refused += 1
+        farewell = self._farewells.get((detail, retry_after_ms))
+        if farewell is None:
+            if len(self._farewells) >= FAREWELLS_MAX:
+                self._farewells.clear()
+            farewell = control.encode_error(error("TOO_MANY_CONNECTIONS", detail, retry_after_ms=retry_after_ms))
+            self._farewells[detail, retry_after_ms] = farewell
+        self._refusals.refuse(sock, farewell, keep=True)
+
+    def _admit(self, sock: socket.socket, peer: str) -> None:
+        """Take a connection in; another that has not said HELLO for longest makes room, if there are too many."""
+        self.admission.admitted += 1
+        if len(self._greeting) >= GREETING_MAX:
+            silent = next(filterfalse(waits_for_us, self._greeting), next(iter(self._greeting)))
+            silent.greeted()
+            silent.end(
+                error(
+                    "TOO_MANY_CONNECTIONS",
+                    f"connections before HELLO: got {GREETING_MAX + 1}, limit {GREETING_MAX}",
+                    retry_after_ms=self._room_ms(),
+                )
+            )
+        self._open(sock, peer)
 
     def _open(self, sock: socket.socket, peer: str) -> None:
         """Have the loop carry an accepted socket's bytes to a session."""
@@ -280,13 +413,15 @@ class NativeListener:
 
     async def _connect(self, sock: socket.socket, peer: str) -> None:
         try:
-            await self.node.loop.connect_accepted_socket(lambda: NativeConnection(self.node, Identity(peer=peer)), sock)
+            await self.node.loop.connect_accepted_socket(
+                lambda: NativeConnection(self.node, Identity(peer=peer), self._greeting), sock
+            )
         except (OSError, MemoryError):
             sock.close()
 
     def _refuse_by_spare(self, listening: socket.socket, failure: OSError) -> None:
         """Refuse a few connections with the descriptor that is kept for that; without one they wait."""
-        for _ in range(ACCEPTS_PER_TURN):
+        for _ in range(SPARE_REFUSALS):
             if self._spare is None:
                 self._take_spare()
             if self._spare is None:
@@ -336,6 +471,9 @@ class NativeListener:
         if self._resume is not None:
             self._resume.cancel()
             self._resume = None
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
         for listening in self._listening:
             self.node.loop.remove_reader(listening)
             listening.close()

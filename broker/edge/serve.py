@@ -10,9 +10,11 @@ import asyncio
 import gc
 import json
 import os
+import platform
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from broker._version import __version__
@@ -20,14 +22,17 @@ from broker.config import Config, check_listeners, takes_uvloop
 from broker.edge.heap import settle_heap
 from broker.edge.log_output import set_log_level, set_up_log, watch_loop
 from broker.edge.native import NativeListener
+from broker.edge.shared import bound_log, is_missing, settings_in_force, until_idle_s
 from broker.events import emit, flush
 from broker.log import ArchiveBy
+from broker.log.directory import SHARED_OWNER, describe_owner
 from broker.model.errors import BrokerError, error
 from broker.node.node import Node
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
+
+    from broker.edge.starter import Starter
 
 __all__ = ["run"]
 
@@ -37,13 +42,17 @@ SWITCH_INTERVAL_S = 0.0005
 FLUSH_S = 10.0
 """How often what is only counted, refused connections for instance, is logged."""
 
+LOOK_AFTER_S = 1.0
+"""How often a server that nobody looks after sees whether it is still wanted and can be found."""
 
-def run(config: Config, ready_file: Path | None = None) -> None:
+
+def run(config: Config, ready_file: Path | None = None, starter: Starter | None = None) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
         config: All settings; listeners have been checked.
         ready_file: Where to write, when connections are taken, a JSON object with `tcp`, `unix`, `pid` and `run`.
+        starter: Who waits for this server, and has nobody else look after it.
 
     Raises:
         BrokerError: ADDRESS, STORAGE_*: it cannot serve, or cannot go on.
@@ -53,7 +62,7 @@ def run(config: Config, ready_file: Path | None = None) -> None:
     settle_heap()
     try:
         with asyncio.Runner(loop_factory=loop_factory(config.server.loop)) as runner:
-            runner.run(Server(config, ready_file).serve())
+            runner.run(Server(config, ready_file, starter).serve())
     except BrokerError as failure:
         emit("server_failed", code=failure.name, detail=failure.detail, hint=failure.hint)
         raise
@@ -77,13 +86,15 @@ class Server:
 
     Args:
         config: All settings.
-        ready_file: As in `run`.
+        ready_file, starter: As in `run`.
     """
 
-    def __init__(self, config: Config, ready_file: Path | None) -> None:
+    def __init__(self, config: Config, ready_file: Path | None, starter: Starter | None = None) -> None:
         self._config = config
         self._ready_file = ready_file
+        self._starter = starter
         self._stop: asyncio.Future[None]
+        self._restoring: asyncio.Task[None]
 
     async def serve(self) -> None:
         """Start, serve, drain, end."""
@@ -103,6 +114,8 @@ class Server:
         )
         self._node.fatal = self._fail
         listener = NativeListener(self._node)
+        if self._starter is not None:
+            describe_owner(Path(config.server.data), SHARED_OWNER)
         try:
             await self._listen(listener)
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -112,6 +125,9 @@ class Server:
             gc.collect()
             gc.freeze()
             self._flush_log()
+            if self._starter is not None:
+                self._look_after(listener)
+            self._end_when_idle()
             await self._stop
         finally:
             listener.stop_accepting()
@@ -149,10 +165,52 @@ class Server:
                 "pid": os.getpid(),
                 "run": self._node.run,
                 "ready_s": round(seconds, 6),
+                "version": __version__,
+                "python": platform.python_version(),
+                "settings": settings_in_force(self._config),
             }
             aside = self._ready_file.with_name(self._ready_file.name + ".new")
             aside.write_text(json.dumps(body))
             aside.replace(self._ready_file)
+        if self._starter is not None:
+            self._starter.ready({"pid": os.getpid(), "run": self._node.run})
+
+    def _end_when_idle(self) -> None:
+        """End if nobody has been connected for long enough; else look again when that may be so."""
+        idle_s = self._config.server.exit_when_idle_s
+        loop = asyncio.get_running_loop()
+        # A reload may turn it on.
+        left_s = (
+            until_idle_s(loop.time(), self._node.left_s, len(self._node.connections), idle_s) if idle_s else FLUSH_S
+        )
+        if left_s > 0:
+            loop.call_later(left_s, self._end_when_idle)
+            return
+        emit("idle", idle_s=idle_s)
+        if not self._stop.done():
+            self._stop.set_result(None)
+
+    def _look_after(self, listener: NativeListener) -> None:
+        """What an operator would see to, if there were one."""
+        if self._stop.done():
+            return
+        loop = asyncio.get_running_loop()
+        bound_log(sys.stderr.fileno())
+        if is_missing(Path(self._config.server.data, "lock")):
+            detail = f"{self._config.server.data}: the directory is gone"
+            self._fail(error("STORAGE_FAILED", detail, "Whoever removed it meant it; there is nothing left to serve."))
+            return
+        if listener.unix is not None and is_missing(listener.unix):
+            self._restoring = loop.create_task(self._restore_socket(listener, listener.unix))
+        loop.call_later(LOOK_AFTER_S, self._look_after, listener)
+
+    async def _restore_socket(self, listener: NativeListener, path: str) -> None:
+        try:
+            await listener.listen_unix(path)
+        except BrokerError as failure:
+            self._fail(failure)
+        else:
+            emit("socket_restored", unix=path)
 
     def _end(self) -> None:
         emit("stopping", drain_s=self._config.server.drain_s)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from broker._version import __version__
 from broker.access.gate import Identity, Verb
 from broker.core.group import Duplicate
+from broker.edge.admission import leave_ms
 from broker.events import emit, tally
 from broker.model.errors import BrokerError, StorageError, error
 from broker.model.history import HistoryQuery
@@ -54,6 +55,7 @@ HELD_BY_ANSWERS = 2
 HELD_BY_TURN = 4
 HELD_BY_LOAD = 8
 HELD_BY_ASKING = 16
+HELD_BY_MEMORY = 32
 NAMES_AHEAD_MAX = 1_024
 """Channels that a connection is about to name, and that are loaded with the one that it waits for."""
 U64 = struct.Struct("<Q")
@@ -114,6 +116,8 @@ class Session(Intake):
         "_load_asked",
         "_load_failure",
         "_locating",
+        "_name",
+        "_number",
         "_pinged_us",
         "_producer",
         "_waiting",
@@ -135,6 +139,8 @@ class Session(Intake):
         self._filters_count = 0
         self._held_by = 0
         self._locating: set[int] | None = None
+        self._name = ""
+        self._number = 0
         self._producer: bytes | None = None
         self._pinged_us = 0
         self._waiting: tuple[Callable[[], None], _NotLoaded] | None = None
@@ -147,8 +153,11 @@ class Session(Intake):
     def start(self, transport: Any) -> None:
         """The transport is there: the peer has `hello_timeout_s` to say HELLO."""
         self.transport = self.outbox.transport = transport
-        self.node.add(self)
+        self._number = self.node.add(self)
         self._hello_timer = self.node.loop.call_later(self.node.limits.hello_timeout_s, self._no_hello)
+
+    def greeted(self) -> None:
+        """HELLO was taken: whoever let the connection in may count it no longer among those that say nothing."""
 
     def stopped(self) -> None:
         """The transport is gone."""
@@ -265,6 +274,10 @@ class Session(Intake):
     def on_trimmed(self, subscription: Subscription, name: bytes, first: int) -> None:
         """Retention took what the subscription would have got next; behind what is queued, before what follows."""
         self.outbox.ordered_frame(control.encode_event(subscription.number, "trimmed", name.decode(), {"first": first}))
+
+    def tell(self, subscription: Subscription, event: str, more: dict[str, object]) -> None:
+        """Tell what happens to a subscription as a whole; behind what is queued, before what follows."""
+        self.outbox.ordered_frame(control.encode_event(subscription.number, event, "", more))
 
     def on_put_off(self) -> None:
         self._read_no_more(HELD_BY_TURN)
@@ -413,7 +426,7 @@ class Session(Intake):
     def leave(self, seconds: float) -> None:
         """Tell the peer that the broker drains."""
         if self.opened:
-            self.outbox.frame(control.encode_going_away(seconds))
+            self.outbox.frame(control.encode_going_away(seconds, leave_ms(len(self.node.connections))))
         else:
             self.end(error("GOING_AWAY", "the broker is stopping"))
 
@@ -444,6 +457,22 @@ class Session(Intake):
         if not self._held_by:
             self.transport.resume_reading()
 
+    @property
+    def publishes(self) -> bool:
+        return self.publisher is not None
+
+    def hold_for_memory(self) -> None:
+        self._read_no_more(HELD_BY_MEMORY)
+
+    def go_on_after_memory(self) -> None:
+        self._read_on(HELD_BY_MEMORY)
+
+    def describe(self) -> dict[str, object]:
+        return {"connection": self._number, "peer": self.identity.peer, "name": self._name}
+
+    def fall_behind(self) -> None:
+        self.node.catchup.demote_all(list((self.subscriptions or {}).values()))
+
     def check_alive(self, now_us: int) -> None:
         """Ping a quiet peer, close a silent one."""
         limits = self.node.limits
@@ -451,7 +480,7 @@ class Session(Intake):
             if self.transport is not None and now_us - self._ended_us >= LINGER_S * 1e6:
                 self.transport.abort()
             return
-        if self._held_by & (HELD_BY_GROUP | HELD_BY_TURN | HELD_BY_LOAD | HELD_BY_ASKING):
+        if self._held_by & (HELD_BY_GROUP | HELD_BY_TURN | HELD_BY_LOAD | HELD_BY_ASKING | HELD_BY_MEMORY):
             # We do not listen: that the peer is not heard says nothing of it.
             self.heard_us = now_us
         quiet_s = (now_us - self.heard_us) / 1e6
@@ -484,8 +513,10 @@ class Session(Intake):
             self._need_line(hello.producer)
         limits = self.node.limits
         self._producer = hello.producer
+        self._name = hello.client
         self.opened = True
         self.early = False
+        self.greeted()
         self.frame_bytes_max = limits.frame_bytes_max
         if self._hello_timer is not None:
             self._hello_timer.cancel()
@@ -609,6 +640,8 @@ class Session(Intake):
     def _publish_error(self, code: int, slot: int, number: int) -> BrokerError:
         limits = self.node.limits
         assert self.publisher is not None
+        if code == _BUSY:
+            return self.node.refuse_for_memory(number)
         details = {
             1002: "journal: the disk has no room; reads go on, publishing recovers by itself",
             1003: f"publish {number}: the line's next number is {self.publisher.line.next}",
@@ -974,11 +1007,15 @@ class Session(Intake):
         if request.op == "stats":
             self.node.gate.check(self.identity, Verb.MANAGE, b">")
             return {"stats": self.node.stats()}
+        if request.op == "lagging":
+            self.node.gate.check(self.identity, Verb.MANAGE, b">")
+            readers, more = self.node.readers_behind(requests.decode_lagging_query(request.more))
+            return {"readers": readers, "more": more}
         if request.op == "channel":
             return self._describe(request.more.get("name"))
         if request.op in ("backup", "compact", "task"):
             return self._care(request)
-        known = ", ".join(sorted(["backup", "channel", "compact", "stats", "task", *_QUESTIONS]))
+        known = ", ".join(sorted(["backup", "channel", "compact", "lagging", "stats", "task", *_QUESTIONS]))
         raise error("UNKNOWN_OPERATION", f"operation: got {display(request.op.encode())}, known: {known}")
 
     def _care(self, request: control.Request) -> dict[str, object]:
@@ -1031,6 +1068,7 @@ class Session(Intake):
 
 _EXHAUSTED = error("LIMIT", "memory: none is left for what this connection sends or is sent", "reconnect and resume")
 _EXHAUSTED_FRAME = control.encode_error(_EXHAUSTED)
+_BUSY = error("BUSY", "").code
 _FRAME_TOO_LARGE = error("FRAME_TOO_LARGE", "").code
 _QUESTIONS: dict[str, Callable[[Session, control.Request], None]] = {
     "channels": Session._channels,

@@ -6,6 +6,8 @@
     <data>/archive/          archive.mdb, and the lock of the process that writes it
     <data>/restored          `run`, space, a number, newline; there when the data once went back to an older state
 
+A shared directory holds the files of `broker.shared` as well, which mean nothing here.
+
 The lock is the open file's, never a process id's: it ends with its holder however that dies. `format` is written last,
 so a directory without one is either empty, or the beginning of a creation that was cut short, or not ours, and only
 the last of them is refused. Nothing is written into a directory before it is known to be empty or ours.
@@ -38,10 +40,14 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 OLDEST_FORMAT = 1
+SHARED_OWNER = "a shared server"
+"""What the server of a shared directory says of itself, so that those who find it held know that it ends by itself."""
 _MAGIC = "broker data "
 _FORMAT_BYTES_MAX = 4096
-# `lost+found` is what the root of a fresh ext4 holds.
-_BEGUN = frozenset({"lock", "journal", ARCHIVE_FOLDER, "format" + durable.ASIDE_SUFFIX, "lost+found"})
+# `lost+found` is what the root of a fresh ext4 holds; the last line is what openers of a shared directory put there.
+_BEGUN = frozenset({"lock", "journal", ARCHIVE_FOLDER, "format" + durable.ASIDE_SUFFIX, "lost+found"}) | {
+    "starting", "broker.sock", "broker.toml", "shared.toml", "shared.toml.new", "server.json", "server.log",
+}  # fmt: skip
 _NEWER_HINT = "Run the version of the broker that wrote this directory, or a newer one."
 _FOREIGN_HINT = "Name an empty or a new directory; nothing in this one was touched."
 
@@ -84,7 +90,7 @@ class Directory:
                 # Another opener may be creating it too; the lock decides between the two.
                 with contextlib.suppress(FileExistsError):
                     durable.make_folder(path)
-            _check_ours(path)
+            check_ours(path)
             descriptor = _lock(path)
         except OSError as cause:
             raise failed(path, cause) from cause
@@ -123,8 +129,13 @@ def _forget_in_child() -> None:
 os.register_at_fork(after_in_child=_forget_in_child)
 
 
-def _check_ours(path: Path) -> None:
-    """Refuse a directory that is not empty and not ours, before anything is written into it."""
+def check_ours(path: Path) -> None:
+    """Refuse a directory that is not empty and not ours, before anything is written into it.
+
+    Raises:
+        StorageError: STORAGE_FORMAT; it is something else's, or written by a newer version.
+        OSError: it cannot be looked at.
+    """
     if not path.is_dir():
         raise error("STORAGE_FORMAT", f"{path}: is not a directory", _FOREIGN_HINT)
     if (path / "format").exists():
@@ -133,6 +144,10 @@ def _check_ours(path: Path) -> None:
     names = {entry.name for entry in path.iterdir()}
     segments = any((path / "journal").glob("*.seg")) if "journal" in names else False
     if segments or not names <= _BEGUN:
+        if (path / "format").exists():
+            # Somebody has completed its creation since we looked.
+            _read_format(path / "format")
+            return
         strange = sorted(names - _BEGUN) or ["journal"]
         raise error("STORAGE_FORMAT", f"{path}: not a broker's data directory: found {strange[0]!r}", _FOREIGN_HINT)
 
@@ -153,6 +168,43 @@ def _lock(path: Path) -> int:
     # For people only, so it need not be durable.
     os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     return descriptor
+
+
+def describe_owner(path: Path, words: str) -> None:
+    """Say more of this process, which owns the directory, to those who find it held.
+
+    Args:
+        path: the directory.
+        words: put behind the process and its machine; one line.
+    """
+    descriptor = os.open(path / "lock", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}, {words}\n".encode(), 0)
+    finally:
+        os.close(descriptor)
+
+
+def read_owner(path: Path) -> str:
+    """Return what the directory's owner says of itself, or its last one did; empty when there has been none."""
+    try:
+        return (path / "lock").read_bytes()[:256].decode("utf-8", "replace").strip()
+    except OSError:
+        return ""
+
+
+def is_held(path: Path) -> bool:
+    """Whether somebody owns the directory at this moment.
+
+    Whoever opens it at the very same moment may be refused because of this look. OSError: it cannot be looked at.
+    """
+    descriptor = os.open(path / "lock", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def write_identity(path: Path, data_format: int, journal_id: bytes) -> None:

@@ -97,7 +97,11 @@ class BrokerError(Exception):
         name: the stable UPPER_SNAKE name that goes with the code.
         detail: what, got, limit, unit; one line for a person.
         hint: what to do about it; the registry's advice unless the error has more to say.
+        retry_after_ms: when it makes sense to try again, milliseconds from now; None when nobody can tell. Whoever
+            waits draws from half of it to one and a half of it, so that a crowd does not come back at once.
     """
+
+    retry_after_ms: int | None = None
 
     def __init__(self, code: int, detail: str, hint: str | None = None, name: str | None = None) -> None:
         """Build an error of this very class; `error` picks the right class for a code.
@@ -293,7 +297,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
     ErrorCode(
         2002,
         "SLOW_CONSUMER",
-        "a subscription used up its credit and its byte budget",
+        "a subscription fell behind whose profile allows none, or answers were not read",
         "Resume from the last position; consume faster or grant more credit.",
         Unavailable,
         Scope.CONNECTION,
@@ -546,6 +550,14 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         StorageError,
         Scope.EITHER,
     ),
+    ErrorCode(
+        4006,
+        "SERVER_FAILED",
+        "the server that a shared directory needs could not be started",
+        "Read server.log in the directory; `broker serve --data DIRECTORY` in a shell says the same.",
+        StorageError,
+        Scope.LOCAL,
+    ),
 )
 
 BY_CODE: Mapping[int, ErrorCode] = MappingProxyType({row.code: row for row in ERROR_CODES})
@@ -572,13 +584,16 @@ def default_hint(code: int) -> str:
     return REMEDY_MEANINGS[remedy_of(code)] if row is None else row.advice
 
 
-def error(code_or_name: int | str, detail: str, hint: str | None = None) -> BrokerError:
+def error(
+    code_or_name: int | str, detail: str, hint: str | None = None, *, retry_after_ms: int | None = None
+) -> BrokerError:
     """Build the error of a code of the registry, in the class that stands for it.
 
     Args:
         code_or_name: a code or an UPPER_SNAKE name of the registry.
         detail: what, got, limit, unit; one line.
         hint: what to do about it, if there is more to say than the registry's advice.
+        retry_after_ms: when to try again, milliseconds, if that can be told.
 
     Returns:
         The error, not raised.
@@ -587,7 +602,10 @@ def error(code_or_name: int | str, detail: str, hint: str | None = None) -> Brok
         KeyError: the registry has no such row; a mistake in the calling code.
     """
     row = BY_NAME[code_or_name] if isinstance(code_or_name, str) else BY_CODE[code_or_name]
-    return row.kind(row.code, detail, hint)
+    failure = row.kind(row.code, detail, hint)
+    if retry_after_ms is not None:
+        failure.retry_after_ms = retry_after_ms
+    return failure
 
 
 def to_wire(failure: BrokerError) -> dict[str, object]:
@@ -597,11 +615,14 @@ def to_wire(failure: BrokerError) -> dict[str, object]:
         failure: the error; the caller adds the key that says what it concerns (`request`, `subscription`, …).
 
     Returns:
-        A new dict with `code`, `name`, `detail` and, if it says more than the registry's advice, `hint`.
+        A new dict with `code`, `name`, `detail`, if it says more than the registry's advice `hint`, and if it is known
+        `retry_after_ms`.
     """
     body: dict[str, object] = {"code": failure.code, "name": failure.name, "detail": failure.detail}
     if failure.hint != default_hint(failure.code):  # the peer has the registry too
         body["hint"] = failure.hint
+    if failure.retry_after_ms is not None:
+        body["retry_after_ms"] = failure.retry_after_ms
     return body
 
 
@@ -612,7 +633,7 @@ def from_wire(body: Mapping[str, object]) -> BrokerError:
     that an older client still retries, resumes or stops as it should.
 
     Args:
-        body: the decoded map; keys besides `code`, `name`, `detail` and `hint` are passed over.
+        body: the decoded map; keys besides `code`, `name`, `detail`, `hint` and `retry_after_ms` are passed over.
 
     Returns:
         The error that the peer meant, not raised.
@@ -627,7 +648,11 @@ def from_wire(body: Mapping[str, object]) -> BrokerError:
         raise error("MALFORMED_FRAME", f"ERROR {code}: name and detail must be text")
     if hint is not None and not isinstance(hint, str):
         raise error("MALFORMED_FRAME", f"ERROR {code}: hint must be text")
+    after_ms = body.get("retry_after_ms")
+    if after_ms is not None and (type(after_ms) is not int or not 0 <= after_ms <= 0xFFFFFFFF):
+        raise error("MALFORMED_FRAME", f"ERROR {code}: retry_after_ms must be an integer from 0 to {0xFFFFFFFF}")
     row = BY_CODE.get(code)
-    if row is None:
-        return _FOREIGN[remedy_of(code)](code, detail, hint, name)
-    return row.kind(code, detail, hint)
+    failure = _FOREIGN[remedy_of(code)](code, detail, hint, name) if row is None else row.kind(code, detail, hint)
+    if after_ms is not None:
+        failure.retry_after_ms = after_ms
+    return failure

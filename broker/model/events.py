@@ -124,6 +124,22 @@ EVENTS: tuple[Event, ...] = (
     ),
     Event("stopped", Severity.INFO, "server", "the server has ended in good order", "Nothing.", (_RUN,)),
     Event(
+        "idle",
+        Severity.INFO,
+        "server",
+        "no connection has been open for so long that the server ends, as it was told to",
+        "Nothing; whoever opens the shared directory next starts another.",
+        (_number("idle_s", "seconds without a connection"),),
+    ),
+    Event(
+        "socket_restored",
+        Severity.WARNING,
+        "server",
+        "somebody had removed the Unix socket; there is a new one at the same path",
+        "See what cleans that folder, and have it leave the socket alone.",
+        (_text("unix", "path of the socket"),),
+    ),
+    Event(
         "server_failed",
         Severity.CRITICAL,
         "server",
@@ -155,6 +171,23 @@ EVENTS: tuple[Event, ...] = (
         "Look the code up with `broker errors`; a few are normal, a flood is a client's mistake or an attack.",
         (_CODE, _integer("count", "connections"), _number("within_s", "seconds in which they came")),
     ),
+    # -- the shared home
+    Event(
+        "server_started",
+        Severity.INFO,
+        "client",
+        "nobody served a shared directory, and a server was started for it",
+        "Nothing; after a crash of the one before, its server.log says more.",
+        (_text("data", "the directory"), _integer("pid", "of the server"), _RUN, _number("after_s", "seconds it took")),
+    ),
+    Event(
+        "settings_differ",
+        Severity.WARNING,
+        "client",
+        "the shared directory's server was started by somebody else, with settings other than this process asked for",
+        "Give all openers the same settings, or put them into broker.toml in the directory.",
+        (_DETAIL,),
+    ),
     # -- the node
     Event(
         "commit_failed",
@@ -166,6 +199,28 @@ EVENTS: tuple[Event, ...] = (
             _CODE,
             _DETAIL,
             Field("handed_over", FieldKind.BOOLEAN, "whether the disk had it already, so that its outcome is unknown"),
+        ),
+    ),
+    Event(
+        "memory_short",
+        Severity.WARNING,
+        "node",
+        "queues hold 80 % of limits.memory_bytes_max; publishers are not read until they hold less than 75 %",
+        "See who lags (`broker top`); raise limits.memory_bytes_max if the machine has more.",
+        (
+            Field("used_bytes", FieldKind.INTEGER, "what they hold"),
+            Field("limit_bytes", FieldKind.INTEGER, "the limit"),
+        ),
+    ),
+    Event(
+        "memory_enough",
+        Severity.INFO,
+        "node",
+        "queues hold less than 75 % of limits.memory_bytes_max again; publishers are read",
+        "Nothing to do.",
+        (
+            Field("used_bytes", FieldKind.INTEGER, "what they hold"),
+            Field("limit_bytes", FieldKind.INTEGER, "the limit"),
         ),
     ),
     Event(

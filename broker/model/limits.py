@@ -169,7 +169,7 @@ class Limits:
     subscription_bytes_max: int = field(
         default=256 * KIB,
         metadata=setting(
-            "What may wait for one subscription beyond its credit before it is ended with SLOW_CONSUMER.",
+            "What may wait for one subscription beyond its credit before it has to read on from the log.",
             unit="bytes",
             low=0,
             high=1 * GIB,
@@ -179,10 +179,22 @@ class Limits:
     connection_bytes_max: int = field(
         default=16 * MIB,
         metadata=setting(
-            "What may wait to be sent on one connection; at least one largest frame.",
+            "What may wait to be sent on one connection before its subscriptions have to read on from the log; at "
+            "least one largest frame. Answers alone that reach it end the connection with SLOW_CONSUMER.",
             unit="bytes",
             low=64 * KIB,
             high=4 * GIB,
+            reloadable=True,
+        ),
+    )
+    memory_bytes_max: int = field(
+        default=1 * GIB,
+        metadata=setting(
+            "What all queues may hold together: what waits to be sent, has arrived in part, is pending, or is kept to "
+            "be read again. From 80 % on publishers are not read, from 95 % on PUBLISH is answered BUSY.",
+            unit="bytes",
+            low=16 * MIB,
+            high=1 << 44,
             reloadable=True,
         ),
     )
@@ -279,6 +291,7 @@ class Limits:
             ping_timeout_s=0.6,
             subscription_bytes_max=4 * KIB,
             connection_bytes_max=128 * KIB,
+            memory_bytes_max=16 * MIB,
             partial_bytes_max=128 * KIB,
             early_partial_bytes_max=32 * KIB,
             group_bytes_max=64 * KIB,

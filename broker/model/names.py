@@ -124,6 +124,22 @@ def covers(wide: bytes, narrow: bytes) -> bool:
     return matches(wide, narrow)
 
 
+def overlap(one: bytes, other: bytes) -> bool:
+    """Return whether some channel is selected by both of two filters.
+
+    Args:
+        one: a validated filter.
+        other: a validated filter.
+    """
+    ours, theirs = one.split(b"."), other.split(b".")
+    for our, their in zip(ours, theirs, strict=False):
+        if b">" in (our, their):
+            return True
+        if our != their and b"*" not in (our, their):
+            return False
+    return len(ours) == len(theirs)
+
+
 def shard_key(name: bytes, tokens: int) -> bytes:
     """Return the part of a name that decides its shard: the first tokens, dots included.
 

@@ -24,6 +24,7 @@ RETENTION_BYTES_MIN = 64 * KIB
 """The smallest bound in bytes: what is kept of a channel is whole chunks, and a chunk has at most so many."""
 KEEP_ALL, KEEP_LATEST_PER_KEY = "all", "latest_per_key"
 HOLD_NONE, HOLD_CONSUMERS = "none", "consumers"
+SLOW_CATCHUP, SLOW_LATEST, SLOW_DROP_OLDEST, SLOW_DISCONNECT = "catchup", "latest", "drop_oldest", "disconnect"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,16 @@ class Profile:
             reloadable=True,
         ),
     )
+    slow: str = field(
+        default=SLOW_CATCHUP,
+        metadata=setting(
+            "What a subscription gets that falls behind: catchup, everything, as it reads on; latest, of each channel "
+            "the newest message; drop_oldest, for ephemeral channels, what a short memory still has; disconnect, "
+            "SLOW_CONSUMER. Of ephemeral channels catchup is drop_oldest.",
+            choices=(SLOW_CATCHUP, SLOW_LATEST, SLOW_DROP_OLDEST, SLOW_DISCONNECT),
+            reloadable=True,
+        ),
+    )
     hold: str = field(
         default=HOLD_NONE,
         metadata=setting(
@@ -150,6 +161,13 @@ class Profile:
         check_pattern(self.pattern)
         check_settings(self)
         self._check_retention()
+        if self.slow == SLOW_DROP_OLDEST and self.durability is not Level.EPHEMERAL:
+            raise invalid(
+                "profile.slow",
+                f"got {SLOW_DROP_OLDEST!r}, expected {SLOW_CATCHUP!r}, {SLOW_LATEST!r} or {SLOW_DISCONNECT!r}: what is "
+                "stored is not dropped",
+                'Leave it out, or choose durability = "ephemeral".',
+            )
 
     def _check_retention(self) -> None:
         """Refuse what retention cannot do."""
@@ -180,7 +198,14 @@ class Profile:
 class Profiles:
     """The ordered profiles of a broker; immutable, shared between threads freely."""
 
-    __slots__ = ("_expression", "_profiles")
+    __slots__ = ("_expression", "_profiles", "ephemeral", "keep", "slow")
+
+    ephemeral: tuple[bytes, ...]
+    """The patterns of the ephemeral profiles."""
+    keep: frozenset[str]
+    """What there is of `Profile.keep` among them."""
+    slow: frozenset[str]
+    """What there is of `Profile.slow` among them."""
 
     def __init__(self, profiles: Iterable[Profile] = ()) -> None:
         """Keep profiles in their order; none means the shipped default, `>` with `synced`.
@@ -189,6 +214,9 @@ class Profiles:
             ConfigError: INVALID_CONFIG; a profile can never be the first match because an earlier one covers it.
         """
         self._profiles = tuple(profiles) or (Profile(b">"),)
+        self.ephemeral = tuple(each.pattern for each in self._profiles if each.durability is Level.EPHEMERAL)
+        self.keep = frozenset(each.keep for each in self._profiles)
+        self.slow = frozenset(each.slow for each in self._profiles)
         # Each channel that comes into memory is resolved: one scan for all patterns tells the first that matches.
         self._expression = re.compile(rb"(?!\$)(?:%b)" % b"|".join(map(_expression, self._profiles)), re.DOTALL)
         for index, profile in enumerate(self._profiles):

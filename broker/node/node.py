@@ -14,6 +14,7 @@ import os
 import resource
 import sys
 import time
+from heapq import nsmallest
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,6 +24,7 @@ from broker.events import emit
 from broker.log.log import ArchiveBy, Log
 from broker.log.retention import Policies
 from broker.model.errors import BrokerError, error
+from broker.node.budget import Budget
 from broker.node.catchup import CatchUp, Following
 from broker.node.commit import CommitThread, handed_over
 from broker.node.eviction import Eviction
@@ -30,6 +32,7 @@ from broker.node.history import HistoryReader
 from broker.node.housekeeping import Housekeeping
 from broker.node.listing import Listing
 from broker.node.loader import Loader
+from broker.node.pace import Pace
 from broker.node.retained import RetainedBroker
 from broker.node.retention import Retention
 from broker.node.time import BrokerTime
@@ -58,6 +61,9 @@ DUPLICATES_MAX = 65_536
 """Repeated publishes that wait for the commit of what they repeat."""
 STORAGE_FAILURES_PER_MIN_MAX = 3
 COUNTED_AT_ONCE = 4_096
+FILTERS_SHOWN = 4
+WATCH_TURNS = 8
+"""While every connection takes what it is sent, memory is looked at once in so many turns."""
 
 
 class Connection(Protocol):
@@ -86,6 +92,22 @@ class Connection(Protocol):
     def await_answers_taken(self) -> None:
         """Take nothing more in until the peer reads."""
 
+    @property
+    def publishes(self) -> bool:
+        """Whether it has named a channel to publish to."""
+
+    def hold_for_memory(self) -> None:
+        """Take nothing more in while queues hold too much memory."""
+
+    def go_on_after_memory(self) -> None:
+        """Take more in again."""
+
+    def describe(self) -> dict[str, object]:
+        """Say who it is: `connection`, `peer` and `name`."""
+
+    def fall_behind(self) -> None:
+        """Have its subscriptions read on from the log."""
+
     def check_alive(self, now_us: int) -> None:
         """Ping a quiet peer, close a silent one."""
 
@@ -102,6 +124,7 @@ class Node:
         buffer: The loop's read buffer.
         run: Number of this run.
         fatal: Called with the error when the broker cannot go on.
+        left_s: When the last connection that has gone went, by the loop's clock; else when the node began.
     """
 
     def __init__(self, core: Sequencer, log: Log, broker_time: BrokerTime, loop: asyncio.AbstractEventLoop) -> None:
@@ -118,6 +141,7 @@ class Node:
         self.connections: dict[Connection, None] = {}
         self.fatal: Callable[[BrokerError], None] = lambda failure: None
         self.draining = False
+        self.left_s = loop.time()
         self._time = broker_time
         self._log = log
         self.housekeeping = Housekeeping()
@@ -125,6 +149,13 @@ class Node:
         self._commit = CommitThread(log, loop, self._done)
         self.catchup = CatchUp(core, log, loop, self.kick, self._lost)
         self.loader = Loader(core, log, self.clock, loop)
+        self.budget = Budget(core, self.buffer, self.catchup)
+        self._short_of_memory: dict[Connection, None] = {}
+        self._refused_memory = 0
+        self._turns_unwatched = 0
+        self._cut = 0
+        self._connections_made = 0
+        self._pace = Pace(self.clock)
         self._eviction = Eviction(core, log, self.clock, loop)
         self.history = HistoryReader(core, log, self.catchup.submit, self.kick)
         self.listing = Listing(core, log, loop, self.catchup.submit, self.kick)
@@ -239,6 +270,7 @@ class Node:
         """Have the turn end with this iteration of the loop."""
         if not self.fanout.kicked:
             self.fanout.kicked = True
+            self._pace.kicked()
             self.loop.call_soon(self.end_turn)
 
     def has_read(self, connection: Connection) -> None:
@@ -259,6 +291,9 @@ class Node:
         if self.tails.group_bytes >= self.limits.group_bytes_max:
             connection.pause_reading()
             self._held.append(connection)
+        if self.budget.holds and connection.publishes:
+            connection.hold_for_memory()
+            self._short_of_memory[connection] = None
         if self.tails.turn_bytes >= TURN_BYTES_MAX or connection.heard_us - self._turned_us > TURN_QUIET_US:
             self._turn()
         elif not self.fanout.kicked:
@@ -267,6 +302,7 @@ class Node:
     def end_turn(self) -> None:
         """The end of a loop iteration in which something happened."""
         self.fanout.kicked = False
+        self._pace.turned()
         if not self._closed and not self._broken:
             self._turn()
 
@@ -282,34 +318,49 @@ class Node:
 
     def _flush(self) -> None:
         for outbox in self.fanout.flush():
-            if outbox.queued > self.limits.connection_bytes_max:
+            if outbox.answers_queued > self.limits.connection_bytes_max:
+                self._cut += 1
                 outbox.owner.end(
                     error(
                         "SLOW_CONSUMER",
-                        f"queued for this connection: got {outbox.queued} bytes, "
+                        f"answers that wait to be sent on this connection: got {outbox.answers_queued} bytes, "
                         f"limit {self.limits.connection_bytes_max}",
-                        "reconnect and resume from the last position; everything stored is kept",
+                        "read what the broker sends; reconnect and resume from the last position",
                     )
                 )
-            elif outbox.answers_queued > ANSWERS_BYTES_MAX:
+                continue
+            if outbox.queued > min(self.limits.connection_bytes_max, self.budget.share_bytes):
+                outbox.owner.fall_behind()
+            if outbox.answers_queued > ANSWERS_BYTES_MAX:
                 outbox.owner.await_answers_taken()
         if self.fanout.slow:
-            self._cut_slow()
+            slow, self.fanout.slow = self.fanout.slow, []
+            self.catchup.demote(slow)
         self.catchup.flushed()
         self.history.flushed()
+        self._watch_memory()
 
-    def _cut_slow(self) -> None:
-        slow, self.fanout.slow = self.fanout.slow, []
-        for subscription in slow:
-            if subscription.state is not None:
-                subscription.outbox.owner.end(
-                    error(
-                        "SLOW_CONSUMER",
-                        f"subscription {subscription.number}: its credit and {subscription.overdraft} bytes beyond "
-                        "are used up",
-                        "reconnect and resume from the last position; everything stored is kept",
-                    )
-                )
+    def _watch_memory(self) -> None:
+        """Hold publishers while queues hold too much memory, and refuse what comes all the same when it gets more."""
+        budget, held = self.budget, self.budget.holds
+        self._turns_unwatched += 1
+        if not self.fanout.paused_count and not held and self._turns_unwatched < WATCH_TURNS:
+            return
+        self._turns_unwatched = 0
+        budget.look()
+        if budget.holds != held:
+            if budget.holds:
+                emit("memory_short", used_bytes=budget.used_bytes, limit_bytes=budget.limit_bytes)
+            else:
+                emit("memory_enough", used_bytes=budget.used_bytes, limit_bytes=budget.limit_bytes)
+        if budget.refuses and not self.tails.refuse_code:
+            self.tails.refuse_code = _BUSY
+        elif not budget.refuses and self.tails.refuse_code == _BUSY:
+            self.tails.refuse_code = 0
+        if self._short_of_memory and not budget.holds:
+            waiting, self._short_of_memory = self._short_of_memory, {}
+            for connection in waiting:
+                connection.go_on_after_memory()
 
     # -- commits -------------------------------------------------------------------------------------------------------
 
@@ -318,6 +369,7 @@ class Node:
             self._take_profiles()
         group = self.core.close_group(self.clock.now_us())
         if group is not None:
+            self._pace.commits()
             self._commit.commit(group)
             if self._wait_timer is None:
                 self._check_wait()
@@ -345,7 +397,8 @@ class Node:
             self._break(f"applying group {group.number}")
 
     def _committed(self, group: Group) -> None:
-        if self.tails.refuse_code:
+        self._pace.committed()
+        if self.tails.refuse_code and self.tails.refuse_code != _BUSY:
             emit("storage_recovered", group=group.number)
             self.tails.refuse_code = 0
         self.core.committed(self.clock.now_us())
@@ -368,6 +421,7 @@ class Node:
         emit("commit_failed", code=failure.name, detail=failure.detail, handed_over=lost)
         self.core.end_turn(self.tails.now_us)
         self.core.failed(failure, handed_over=lost)
+        self.catchup.undone()
         self.tails.refuse_code = failure.code if failure.name == "STORAGE_FULL" else _UNAVAILABLE
         if failure.name != "STORAGE_FULL":
             now_us = self.clock.steady_us()
@@ -396,13 +450,17 @@ class Node:
 
     # -- connections ---------------------------------------------------------------------------------------------------
 
-    def add(self, connection: Connection) -> None:
-        """A connection has come."""
+    def add(self, connection: Connection) -> int:
+        """A connection has come; returns its number."""
         self.connections[connection] = None
+        self._connections_made += 1
+        return self._connections_made
 
     def remove(self, connection: Connection) -> None:
         """A connection has gone."""
         self.connections.pop(connection, None)
+        self._short_of_memory.pop(connection, None)
+        self.left_s = self.loop.time()
         if not self.connections and self._left is not None and not self._left.done():
             self._left.set_result(None)
 
@@ -424,6 +482,34 @@ class Node:
         """Begin to deliver to a subscription."""
         self.catchup.follow(following)
         self.kick()
+
+    def refuse_for_memory(self, number: int) -> BrokerError:
+        """Return why a PUBLISH is refused while queues hold too much memory, and count it."""
+        self._refused_memory += 1
+        return error(
+            "BUSY",
+            f"publish {number}: memory: got {self.budget.used_bytes} bytes, limit {self.budget.limit_bytes} bytes",
+            "Publish again in a moment; readers that lag keep nothing in memory for long.",
+        )
+
+    def readers_behind(self, count_max: int) -> tuple[list[dict[str, object]], bool]:
+        """Say which subscriptions lag, those that are most behind first, and whether there are more of them."""
+        applied, now_us = self.core.applied_number, self.clock.now_us()
+        lagging = self.catchup.lagging
+        found = [
+            {
+                **following.subscription.outbox.owner.describe(),
+                "subscription": following.subscription.number,
+                "filters": [each.decode() for each in (following.literals + following.patterns)[:FILTERS_SHOWN]],
+                "behind_groups": max(applied - following.reached, 0),
+                "behind_s": max(now_us - following.reached_us, 0) / 1e6,
+                "since_s": max(now_us - following.since_us, 0) / 1e6,
+                "queued_bytes": following.subscription.outbox.queued,
+                "credit": max(following.subscription.credit, 0),
+            }
+            for following in nsmallest(count_max, lagging, key=lambda following: following.reached)
+        ]
+        return found, len(lagging) > len(found)
 
     def locate_time(self, time_us: int, found: Callable[[int | BrokerError], None]) -> None:
         """Find the first group whose time is not below `time_us`, on the reader thread; `found` hears of it here."""
@@ -498,6 +584,7 @@ class Node:
         self._time.steer()
         self._eviction.sweep()
         self._retention.tick()
+        self.catchup.tick(self.clock.now_us())
         now_us = self.clock.steady_us()
         if self._seconds % max(1, round(self.limits.ping_interval_s / 3)) == 0:
             for connection in list(self.connections):
@@ -526,6 +613,8 @@ class Node:
         if self._closed:
             return
         self._retention.stop()
+        if self.tails.refuse_code == _BUSY:
+            self.tails.refuse_code = 0
         await self._retained.settle()
         if not self._broken:
             self._turn()
@@ -535,6 +624,7 @@ class Node:
         self._closed = True
         self.loader.stop()
         self._eviction.stop()
+        self.catchup.stop()
         for timer in (self._wait_timer, self._second_timer):
             if timer is not None:
                 timer.cancel()
@@ -577,6 +667,19 @@ class Node:
             "chunks_out": self.fanout.chunks_out,
             "bytes_out": self.fanout.bytes_out,
             "groups": self.core.applied_number,
+            "subscriptions": self.catchup.count,
+            "subscriptions_lagging": len(self.catchup.lagging),
+            "demotions": self.catchup.demotions,
+            "promotions": self.catchup.promotions,
+            "disconnected_slow": self.catchup.cut + self._cut,
+            "slices_read": self.catchup.slices_read,
+            "slices_shared": self.catchup.slices_shared,
+            "memory_budget_bytes": self.budget.limit_bytes,
+            "memory_used_bytes": self.budget.used_bytes,
+            "queued_bytes": self.budget.queued_bytes,
+            "publishers_held": len(self._short_of_memory),
+            "publishes_refused_memory": self._refused_memory,
+            **self._pace.stats(),
             "time_us": self.clock.now_us(),
             "retention_trims": self._retention.trims,
             "retention_steps": self._retention.steps,
@@ -611,3 +714,4 @@ def anonymous_bytes() -> int:
 
 
 _UNAVAILABLE = error("UNAVAILABLE", "").code
+_BUSY = error("BUSY", "").code

@@ -16,6 +16,7 @@ import msgpack
 
 from broker.model.errors import BrokerError, error, from_wire, to_wire
 from broker.wire.kinds import HELLO_MAGIC, JOURNAL_BYTES, PRODUCER_BYTES, VERSION, Kind
+from broker_native import bodies
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +33,7 @@ __all__ = [
     "FromPositions",
     "FromStart",
     "FromTime",
+    "GoingAway",
     "Hello",
     "Limits",
     "Outcome",
@@ -96,84 +98,19 @@ CREDIT: Final = Struct("<IIQ")
 
 # --- The walk -----------------------------------------------------------------------------------------------------
 
-# First bytes of msgpack values by what follows them. Extension types have no meaning here and are refused.
-SCALAR_BYTES: Final = {
-    0xC0: 1, 0xC2: 1, 0xC3: 1, 0xCA: 5, 0xCB: 9, 0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9, 0xD0: 2, 0xD1: 3, 0xD2: 5, 0xD3: 9,
-}  # fmt: skip
-LENGTH_BYTES: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
-COUNT_BYTES: Final = {0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}
 FLAT_TYPES: Final = frozenset([int, str, bytes, bool, float, type(None)])
 KEY_TYPES: Final = frozenset([str])
-STRING_FIRST_BYTES: Final = frozenset([*range(0xA0, 0xC0), 0xD9, 0xDA, 0xDB])
 
 
 def malformed(what: str) -> BrokerError:
     return error("MALFORMED_FRAME", f"control body: {what}")
 
 
-def read_container(body: bytes, at: int) -> tuple[int, int, bool] | None:
-    """Read the header of an array or map at `at`.
-
-    Returns:
-        (where its first item is, values in it, whether it is a map), or None when another value is there.
-    """
-    first = body[at]
-    if first in COUNT_BYTES:
-        after = at + 1 + COUNT_BYTES[first]
-        count, is_map = int.from_bytes(body[at + 1 : after], "big"), first >= 0xDE
-    elif 0x80 <= first <= 0x9F:
-        after, count, is_map = at + 1, first & 0x0F, first < 0x90
-    else:
-        return None
-    if count > ITEMS_MAX:
-        raise malformed(f"got a container of {count} items, limit {ITEMS_MAX}")
-    return after, 2 * count if is_map else count, is_map
-
-
-def skip_scalar(body: bytes, at: int) -> int:
-    """Return where the number, string, bytes, bool or nil at `at` ends; past the end of `body` when it is cut."""
-    first = body[at]
-    if first < 0x80 or first >= 0xE0:
-        return at + 1
-    if 0xA0 <= first < 0xC0:
-        return at + 1 + (first & 0x1F)
-    if first in SCALAR_BYTES:
-        return at + SCALAR_BYTES[first]
-    if first in LENGTH_BYTES:
-        start = at + 1 + LENGTH_BYTES[first]
-        return start + int.from_bytes(body[at + 1 : start], "big")
-    raise malformed(f"got a value that begins with 0x{first:02x}")
-
-
 def walk(body: bytes, values_max: int = ITEMS_TOTAL_MAX) -> None:
     """Check shape, depth and counts of a msgpack map without building anything. O(values)."""
-    open_containers: list[tuple[int, bool]] = []  # values still to come, is a map
-    at, total, left, is_map = 0, 0, 1, False
-    while True:
-        while not left:
-            if not open_containers:
-                if at != len(body):
-                    raise malformed(f"{len(body) - at} bytes after the map")
-                return
-            left, is_map = open_containers.pop()
-        if at >= len(body):
-            raise malformed("cut short")
-        if is_map and not left & 1 and body[at] not in STRING_FIRST_BYTES:
-            raise malformed("a key is no string")
-        total += 1
-        if total > values_max:
-            raise malformed(f"more than {values_max} values")
-        left -= 1
-        container = read_container(body, at)
-        if container is None:
-            at = skip_scalar(body, at)
-        else:
-            open_containers.append((left, is_map))
-            if len(open_containers) > DEPTH_MAX:
-                raise malformed(f"deeper than {DEPTH_MAX}")
-            at, left, is_map = container
-        if at > len(body):
-            raise malformed("cut short")
+    wrong = bodies.walk(body, values_max, ITEMS_MAX, DEPTH_MAX)
+    if wrong is not None:
+        raise malformed(wrong)
 
 
 # --- Frames -------------------------------------------------------------------------------------------------------
@@ -696,6 +633,7 @@ def decode_error(body: bytes | memoryview) -> Refusal:
     """
     fields = decode(body)
     take_optional_str(fields, "hint")
+    take_optional_int(fields, "retry_after_ms", U32_MAX)
     return Refusal(
         failure=from_wire(fields),
         subscription=take_optional_int(fields, "subscription", U32_MAX),
@@ -778,18 +716,26 @@ def decode_reply(body: bytes | memoryview) -> tuple[int, dict[str, Any]]:
     return request, fields
 
 
-def encode_going_away(seconds: float) -> bytes:
-    """Encode GOING_AWAY: the connection will be closed in `seconds`."""
-    return encode(Kind.GOING_AWAY, {"seconds": seconds})
+class GoingAway(NamedTuple):
+    """The connection will be closed in `seconds`; `retry_after_ms`: when to connect again, None for at once."""
+
+    seconds: float
+    retry_after_ms: int | None = None
 
 
-def decode_going_away(body: bytes | memoryview) -> float:
-    """Decode GOING_AWAY into its seconds.
+def encode_going_away(seconds: float, retry_after_ms: int | None = None) -> bytes:
+    """Encode GOING_AWAY."""
+    return encode(Kind.GOING_AWAY, {"seconds": seconds, "retry_after_ms": retry_after_ms})
+
+
+def decode_going_away(body: bytes | memoryview) -> GoingAway:
+    """Decode GOING_AWAY.
 
     Raises:
-        MalformedFrame: The field is missing or wrong.
+        MalformedFrame: A field is missing or wrong.
     """
-    return take_number(decode(body), "seconds")
+    fields = decode(body)
+    return GoingAway(take_number(fields, "seconds"), take_optional_int(fields, "retry_after_ms", U32_MAX))
 
 
 # --- Bodies that are no maps --------------------------------------------------------------------------------------

@@ -98,6 +98,7 @@ class GoneReason(IntEnum):
     ERASED = 4
     DROPPED = 5
     LOST = 6
+    CONFLATED = 7
 
 
 class Priority(IntEnum):

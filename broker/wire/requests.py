@@ -49,6 +49,7 @@ __all__ = [
     "decode_bus_query",
     "decode_history_part",
     "decode_history_query",
+    "decode_lagging_query",
     "decode_names_part",
     "decode_names_query",
     "decode_question",
@@ -57,6 +58,22 @@ __all__ = [
     "pack_part",
     "pack_query",
 ]
+
+
+LAGGING_MAX = 500
+"""A control body holds 16,384 values, and each reader is some 26 of them."""
+
+
+def decode_lagging_query(body: Mapping[str, Any]) -> int:
+    """Decode the arguments of `lagging`: how many readers are wanted, as far as one answer can tell of them.
+
+    Raises:
+        MalformedFrame: It is no such number.
+    """
+    count = take_optional_int(body, "limit")
+    if count == 0:
+        raise wrong("limit", "an integer from 1 on")
+    return min(count or LAGGING_MAX, LAGGING_MAX)
 
 
 def take_optional_bool(body: Mapping[str, Any], key: str) -> bool:

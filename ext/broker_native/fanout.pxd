@@ -1,9 +1,20 @@
 # Delivery: who reads a channel, and what leaves on each connection at the end of a turn.
 
+cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from broker_native.tails cimport Bytes, Channel, Tails
 from broker_native.trie cimport PatternTrie
+
+
+@cython.final
+cdef class Pin:
+    cdef Fanout fanout
+    cdef size_t size                    # bytes that stay in memory while anybody has some of them queued
+    cdef size_t holders
+
+    cdef void hold(self) noexcept
+    cdef void release(self) noexcept
 
 cdef class Outbox:
     cdef readonly Fanout fanout
@@ -12,7 +23,12 @@ cdef class Outbox:
     cdef Bytes urgent                   # answers and control frames: they leave ahead of deliveries
     cdef Bytes small                    # prefixes and small chunks, copied
     cdef list pieces                    # shared slices and what stood before them
+    cdef Pin pin                        # what the shared slices in it hold in memory
+    cdef list pins                      # and what others do, if they are of several values
+    cdef size_t copied                  # of `queued` what is copied here
+    cdef readonly size_t unsent         # what the transport had not sent when it asked for a pause
     cdef readonly size_t queued         # bytes in `urgent`, `small` and `pieces`
+    cdef size_t ordered                 # of them what was queued as whole frames behind deliveries
     cdef readonly bint paused
     cdef bint dirty
     cdef bint lost                      # there was no memory for what it should be sent: it gets nothing more
@@ -21,6 +37,10 @@ cdef class Outbox:
     cdef int queue(self, Bytes* to, const uint8_t* header, bytes body) except -1
     cdef int lose(self) except -1
     cdef void drop(self) noexcept
+    cdef void settle(self) noexcept
+    cdef void go_on(self) noexcept
+    cdef int hold(self, Pin pin) except -1
+    cdef int note_unsent(self) except -1
     cdef int seal_small(self) except -1
     cdef int flush(self) except -1
     cdef int send(self) except -1
@@ -32,16 +52,25 @@ cdef class Subscription:
     cdef public int64_t overdraft
     cdef public bint tells_names        # more than one literal: its reader must be told channels' names
     cdef public object state            # what the node keeps of it
-    cdef public bint slow
+    cdef public bint slow               # it was refused a chunk, and gets nothing more
+    cdef uint64_t refused_group         # that chunk's group, 0 for an ephemeral one
+    cdef uint32_t refused_index         # and its index in it
+    cdef bint refused_early
+    cdef uint64_t refused_delivered     # as in Fanout when that happened
+    cdef uint64_t refused_early_group
+    cdef uint32_t refused_early_index
+    cdef uint64_t refused_turn
+    cdef readonly uint64_t refused_channel
     cdef public bint behind             # it catches up: whoever drives it wants to hear of credit
     cdef uint64_t* told                 # hash set of channel ids whose names were told
     cdef uint32_t told_mask
     cdef uint32_t told_count
 
+    cdef void refuse(self, uint64_t channel, uint64_t group, uint32_t index, uint8_t flags) noexcept
     cdef bint tell(self, uint64_t id) except -1
     cdef void put_told(self, uint64_t id) noexcept
     cdef int push(self, uint64_t id, const char* name, uint8_t name_bytes, const uint8_t* chunk, uint32_t size,
-                  object shared, uint64_t group, uint32_t index, uint8_t flags) except -1
+                  object shared, Pin pin, uint64_t group, uint32_t index, uint8_t flags) except -1
 
 cdef class Fanout:
     cdef readonly Tails tails
@@ -49,7 +78,16 @@ cdef class Fanout:
     cdef uint64_t version
     cdef list dirty
     cdef public list slow               # subscriptions that went past their credit and budget
+    cdef public uint64_t delivered      # the last group that was delivered as a whole
+    cdef public uint64_t early_group    # the last group of which chunks were delivered early
+    cdef public uint32_t early_index    # and the index of the first that was not
+    cdef public uint64_t turn           # counts the turns that had ephemeral chunks
     cdef public bint kicked             # a turn's end is scheduled
+    cdef readonly size_t copied_bytes   # what all outboxes hold of their own
+    cdef readonly size_t shared_bytes   # what they hold together, each value once
+    cdef readonly size_t unsent_bytes   # what transports hold that asked for a pause
+    cdef readonly size_t paused_count   # connections whose transport has asked for a pause
+    cdef Pin pin                        # of the value that is being delivered
     cdef readonly uint64_t chunks_out
     cdef readonly uint64_t records_out
     cdef readonly uint64_t bytes_out
@@ -59,7 +97,8 @@ cdef class Fanout:
     cdef list readers(self, Channel* channel)
     cdef int deliver_chunk(self, list readers, Channel* channel, bytes value, const uint8_t* chunk, uint32_t size,
                   uint64_t group, uint32_t index, uint8_t flags) except -1
+    cdef Pin new_pin(self, size_t size)
     cdef int push_from(self, Py_ssize_t* reader, list readers, Channel* channel, const uint8_t* chunk, uint32_t size,
-                  object shared, uint64_t group, uint32_t index, uint8_t flags) except -1
+                  object shared, Pin pin, uint64_t group, uint32_t index, uint8_t flags) except -1
 
 cdef void frame_header(uint8_t* at, uint32_t size, uint8_t kind, uint8_t flags) noexcept nogil

@@ -8,6 +8,7 @@ pause keeps its bytes here, where they are counted.
 All of it belongs to the loop's thread.
 """
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
@@ -40,6 +41,21 @@ cdef enum:
 # -- one connection's way out ------------------------------------------------------------------------------------------
 
 
+@cython.final
+cdef class Pin:
+    """A value in memory for as long as an outbox has some of it queued; counted once, however many have."""
+
+    cdef void hold(self) noexcept:
+        if not self.holders:
+            self.fanout.shared_bytes += self.size
+        self.holders += 1
+
+    cdef void release(self) noexcept:
+        self.holders -= 1
+        if not self.holders:
+            self.fanout.shared_bytes -= self.size
+
+
 cdef class Outbox:
     """What leaves on one connection at the end of the turn.
 
@@ -66,7 +82,7 @@ cdef class Outbox:
     @property
     def answers_queued(self):
         """Bytes of answers and control frames in the queue, without deliveries."""
-        return self.urgent.used
+        return self.urgent.used + self.ordered
 
     cdef int queue(self, Bytes* to, const uint8_t* header, bytes body) except -1:
         """Queue a frame's bytes: a header or none, and the rest."""
@@ -81,9 +97,11 @@ cdef class Outbox:
             return 0
         if header != NULL:
             bytes_append(to, header, FRAME_HEADER_BYTES)
-            self.queued += FRAME_HEADER_BYTES
-        bytes_append(to, <const uint8_t*>PyBytes_AS_STRING(body), size)
+            size += FRAME_HEADER_BYTES
+        bytes_append(to, <const uint8_t*>PyBytes_AS_STRING(body), <size_t>PyBytes_GET_SIZE(body))
         self.queued += size
+        self.copied += size
+        self.fanout.copied_bytes += size
         return 0
 
     cdef int lose(self) except -1:
@@ -102,7 +120,10 @@ cdef class Outbox:
 
     def ordered_frame(self, bytes frame not None):
         """Queue a whole frame behind the deliveries that are queued already."""
+        cdef size_t before = self.queued
         self.queue(&self.small, NULL, frame)
+        if self.queued > before:
+            self.ordered += self.queued - before
 
     def shared_frames(self, bytes frames not None):
         """Queue many whole frames behind what is queued already, without copying them."""
@@ -126,11 +147,13 @@ cdef class Outbox:
 
     def pause(self):
         """The transport's buffer is full: keep the bytes here. Safe inside `writelines`."""
-        self.paused = True
+        if not self.paused:
+            self.paused = True
+            self.fanout.paused_count += 1
 
     def resume(self):
         """The transport takes bytes again."""
-        self.paused = False
+        self.go_on()
         if self.queued:
             self.mark()
 
@@ -138,12 +161,46 @@ cdef class Outbox:
         """Drop what is queued; the connection is gone."""
         self.transport = None
         self.drop()
+        self.go_on()
+
+    cdef void go_on(self) noexcept:
+        if self.paused:
+            self.paused = False
+            self.fanout.paused_count -= 1
+        self.fanout.unsent_bytes -= self.unsent
+        self.unsent = 0
 
     cdef void drop(self) noexcept:
         self.pieces = None
         bytes_release(&self.urgent)
         bytes_release(&self.small)
-        self.queued = 0
+        self.settle()
+
+    cdef void settle(self) noexcept:
+        """Nothing is queued any more."""
+        cdef Py_ssize_t at
+        self.fanout.copied_bytes -= self.copied
+        self.queued = self.copied = self.ordered = 0
+        if self.pin is not None:
+            self.pin.release()
+            self.pin = None
+        if self.pins is not None:
+            for at in range(PyList_GET_SIZE(self.pins)):
+                (<Pin>PyList_GET_ITEM(self.pins, at)).release()
+            self.pins = None
+
+    cdef int hold(self, Pin pin) except -1:
+        """Keep a value in memory."""
+        if self.pin is pin:
+            return 0
+        if self.pin is not None:
+            # The one before is the last of these: a value comes in one run.
+            if self.pins is None:
+                self.pins = []
+            self.pins.append(self.pin)
+        self.pin = pin
+        pin.hold()
+        return 0
 
     cdef int seal_small(self) except -1:
         """Make the copied bytes a piece, so that a shared one can follow them."""
@@ -167,14 +224,24 @@ cdef class Outbox:
         self.seal_small()
         pieces = self.pieces
         self.pieces = None
-        self.queued = 0
         if self.urgent.used:
             if pieces is None:
                 pieces = [bytes_take(&self.urgent)]
             else:
                 pieces.insert(0, bytes_take(&self.urgent))
+        self.settle()
         if pieces is not None:
             self.transport.writelines(pieces)
+            if self.paused:
+                self.note_unsent()
+        return 0
+
+    cdef int note_unsent(self) except -1:
+        """The transport keeps what it could not send at once. It sends on by itself, and says when most is gone."""
+        cdef object size = getattr(self.transport, "get_write_buffer_size", None)
+        if size is not None:
+            self.unsent = size()
+            self.fanout.unsent_bytes += self.unsent
         return 0
 
 
@@ -208,6 +275,28 @@ cdef class Subscription:
 
     def __dealloc__(self):
         free(self.told)
+
+    @property
+    def refused(self):
+        """Where it was refused a chunk: (group, index, early, delivered, early group, early index, turn).
+
+        The last four are as of `Fanout` at that moment.
+        """
+        return (self.refused_group, self.refused_index, bool(self.refused_early), self.refused_delivered,
+                self.refused_early_group, self.refused_early_index, self.refused_turn)
+
+    cdef void refuse(self, uint64_t channel, uint64_t group, uint32_t index, uint8_t flags) noexcept:
+        """Note the first chunk that it does not get: everything before it, in the order of delivery, it has."""
+        cdef Fanout fanout = self.outbox.fanout
+        self.slow = True
+        self.refused_group = group
+        self.refused_index = index
+        self.refused_early = flags & DELIVER_FLAG_EARLY != 0
+        self.refused_delivered = fanout.delivered
+        self.refused_early_group = fanout.early_group
+        self.refused_early_index = fanout.early_index
+        self.refused_turn = fanout.turn
+        self.refused_channel = channel
 
     cdef bint tell(self, uint64_t id) except -1:
         """Whether the channel's name has not been told yet; from now on it has."""
@@ -244,8 +333,10 @@ cdef class Subscription:
         self.told[slot] = id
 
     cdef int push(self, uint64_t id, const char* name, uint8_t name_bytes, const uint8_t* chunk, uint32_t size,
-                  object shared, uint64_t group, uint32_t index, uint8_t flags) except -1:
+                  object shared, Pin pin, uint64_t group, uint32_t index, uint8_t flags) except -1:
         """Queue one chunk of the channel with this id and name: copied when `shared` is None, else by reference.
+
+        `pin` counts the memory that `shared` is part of.
 
         After a MemoryError, lose its outbox.
         """
@@ -274,9 +365,13 @@ cdef class Subscription:
         if shared is None:
             memcpy(at, chunk, size)
             outbox.small.used += size
+            name_size += size
         else:
             outbox.seal_small()
             outbox.pieces.append(shared)
+            outbox.hold(pin)
+        outbox.copied += prefix + name_size
+        outbox.fanout.copied_bytes += prefix + name_size
         self.credit -= size
         outbox.mark()
         return 0
@@ -400,6 +495,7 @@ cdef class Fanout:
         cdef const uint8_t* after
         cdef list readers
         cdef uint32_t size, count, chunk
+        self.pin = None
         while at < end:
             after = self.tails.find_chunks(at, end, 0 if flags else group, index, found, &count)
             for chunk in range(count):
@@ -414,6 +510,7 @@ cdef class Fanout:
                 index += 1
                 at += size
             at = after
+        self.pin = None
 
     cdef int deliver_chunk(self, list readers, Channel* channel, bytes value, const uint8_t* chunk, uint32_t size,
                            uint64_t group, uint32_t index, uint8_t flags) except -1:
@@ -423,9 +520,11 @@ cdef class Fanout:
         cdef Py_ssize_t offset = chunk - <const uint8_t*>PyBytes_AS_STRING(value)
         if size > COPY_BYTES_MAX:
             shared = value if size == PyBytes_GET_SIZE(value) else memoryview(value)[offset:offset + size]
+            if self.pin is None:
+                self.pin = self.new_pin(<size_t>PyBytes_GET_SIZE(value))
         while reader < PyList_GET_SIZE(readers):
             try:
-                self.push_from(&reader, readers, channel, chunk, size, shared, group, index, flags)
+                self.push_from(&reader, readers, channel, chunk, size, shared, self.pin, group, index, flags)
             except MemoryError:
                 # The others get theirs.
                 subscription = <Subscription>PyList_GET_ITEM(readers, reader)
@@ -434,7 +533,7 @@ cdef class Fanout:
         return 0
 
     cdef int push_from(self, Py_ssize_t* reader, list readers, Channel* channel, const uint8_t* chunk, uint32_t size,
-                       object shared, uint64_t group, uint32_t index, uint8_t flags) except -1:
+                       object shared, Pin pin, uint64_t group, uint32_t index, uint8_t flags) except -1:
         """Queue one chunk to the readers from number `reader` on; after a MemoryError it is the one that failed."""
         cdef Subscription subscription
         while reader[0] < PyList_GET_SIZE(readers):
@@ -442,18 +541,28 @@ cdef class Fanout:
             if not subscription.slow:
                 if subscription.credit - <int64_t>size < -subscription.overdraft:
                     self.slow.append(subscription)
-                    subscription.slow = True
+                    subscription.refuse(channel.id, group, index, flags)
                 else:
-                    subscription.push(channel.id, channel_name(channel), channel.name_size, chunk, size, shared, group,
-                                      index, flags)
+                    subscription.push(channel.id, channel_name(channel), channel.name_size, chunk, size, shared, pin,
+                                      group, index, flags)
                     self.chunks_out += 1
                     self.bytes_out += size
                     self.records_out += load_u32(chunk + CHUNK_COUNT)
             reader[0] += 1
         return 0
 
+    cdef Pin new_pin(self, size_t size):
+        cdef Pin pin = Pin.__new__(Pin)
+        pin.fanout = self
+        pin.size = size
+        return pin
+
+    def pin_of(self, size_t size):
+        """A pin for values that a caller makes, of so many bytes in all."""
+        return self.new_pin(size)
+
     def deliver_one(self, Subscription subscription not None, bytes chunk, uint64_t group, uint32_t index,
-                    uint8_t flags=0, bytes name=None):
+                    uint8_t flags=0, bytes name=None, Pin pin=None):
         """Queue one chunk, an object of its own, to one subscription (catching up).
 
         Args:
@@ -461,6 +570,7 @@ cdef class Fanout:
             chunk: The chunk.
             group, index, flags: As of `deliver`.
             name: Of a channel that is not in memory.
+            pin: Of the memory that the chunk is part of; None for its own.
 
         Raises:
             KeyError: The channel is not in memory, and no name is given.
@@ -480,7 +590,9 @@ cdef class Fanout:
         else:
             raise KeyError(id)
         try:
-            subscription.push(id, its_name, name_bytes, at, size, chunk if size > COPY_BYTES_MAX else None, group,
+            if pin is None and size > COPY_BYTES_MAX:
+                pin = self.new_pin(size)
+            subscription.push(id, its_name, name_bytes, at, size, chunk if size > COPY_BYTES_MAX else None, pin, group,
                               index, flags)
         except MemoryError:
             subscription.outbox.lose()
@@ -488,6 +600,46 @@ cdef class Fanout:
         self.chunks_out += 1
         self.bytes_out += size
         self.records_out += load_u32(at + CHUNK_COUNT)
+
+    def deliver_run(self, Subscription subscription not None, list chunks not None, Py_ssize_t at, int64_t bytes_max,
+                    Pin pin, dict names not None, dict firsts):
+        """Queue committed chunks to one subscription while it has credit, of those channels whose first is known.
+
+        Args:
+            subscription: The subscription.
+            chunks: (group, index, chunk) each, in order.
+            at: The first of them to look at.
+            bytes_max: What is queued at most, but for the last chunk.
+            pin: Of the memory that the chunks are part of.
+            names: Channels' names by id.
+            firsts: The sequence that each channel begins with by id; chunks of others are passed over. None: all chunks
+                are wanted, and none begins below what its channel begins with.
+
+        Returns:
+            (the next to look at, whether it begins below what its channel begins with)
+        """
+        cdef int64_t left = bytes_max
+        cdef object first
+        cdef tuple item
+        cdef bytes chunk
+        cdef const uint8_t* base
+        if at < 0:
+            raise IndexError(at)
+        while at < PyList_GET_SIZE(chunks) and subscription.credit > 0 and left > 0:
+            item = <tuple?>chunks[at]
+            chunk = <bytes?>item[2]
+            base = <const uint8_t*>PyBytes_AS_STRING(chunk)
+            if firsts is not None:
+                first = firsts.get(load_u64(base + CHUNK_CHANNEL))
+                if first is None:
+                    at += 1
+                    continue
+                if load_u64(base + CHUNK_FIRST) < <uint64_t>first:
+                    return at, True
+            left -= PyBytes_GET_SIZE(chunk)
+            self.deliver_one(subscription, chunk, item[0], item[1], 0, names.get(load_u64(base + CHUNK_CHANNEL)), pin)
+            at += 1
+        return at, False
 
     # .. the end of a turn ..
 

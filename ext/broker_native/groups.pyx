@@ -7,7 +7,7 @@ proves to be sizes: `chunk_cut`, which walks them, looks at each. No state, any 
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from broker_native.crc32c cimport crc32c
 from broker_native.layout cimport *
@@ -65,6 +65,26 @@ def chunks_in(bytes value, size_t start, wanted):
             found.append((index, PyBytes_FromStringAndSize(<const char*>at, load_u32(at))))
         index += 1
         at += load_u32(at)
+    return found
+
+
+def chunk_heads(bytes value, size_t start):
+    """Every chunk by its channel: {channel id: [(index from `start`, first sequence, count, offset, size), ...]}."""
+    cdef const uint8_t* base = <const uint8_t*>PyBytes_AS_STRING(value)
+    cdef size_t at = start
+    cdef size_t end = <size_t>PyBytes_GET_SIZE(value)
+    cdef uint32_t index = 0
+    cdef uint32_t size
+    cdef dict found = {}
+    cdef list of_channel
+    while at < end:
+        size = load_u32(base + at)
+        of_channel = found.get(load_u64(base + at + CHUNK_CHANNEL))
+        if of_channel is None:
+            of_channel = found[load_u64(base + at + CHUNK_CHANNEL)] = []
+        of_channel.append((index, load_u64(base + at + CHUNK_FIRST), load_u32(base + at + CHUNK_COUNT), at, size))
+        index += 1
+        at += size
     return found
 
 
@@ -131,3 +151,72 @@ def chunk_cut(bytes chunk, uint64_t after):
     store_u32(to + CHUNK_COUNT, <uint32_t>(next_first - (after + 1)))
     store_u32(to + CHUNK_CRC, crc32c(0, to + CHUNK_CHANNEL, size - CHUNK_CHANNEL))
     return cut
+
+
+def chunk_gone(uint64_t channel, uint64_t epoch, uint64_t first, uint32_t count, uint64_t time_us, uint8_t reason):
+    """A chunk that is one GONE run."""
+    cdef bytes made = PyBytes_FromStringAndSize(NULL, CHUNK_HEADER_BYTES + GONE_RECORD_BYTES)
+    cdef uint8_t* to = <uint8_t*>PyBytes_AS_STRING(made)
+    memset(to, 0, CHUNK_HEADER_BYTES + GONE_RECORD_BYTES)
+    store_u64(to + CHUNK_CHANNEL, channel)
+    store_u64(to + CHUNK_EPOCH, epoch)
+    store_u64(to + CHUNK_FIRST, first)
+    store_u32(to + CHUNK_COUNT, count)
+    store_u64(to + CHUNK_TIME, time_us)
+    gone_record(to + CHUNK_HEADER_BYTES, count, reason)
+    seal_chunk(to, CHUNK_HEADER_BYTES + GONE_RECORD_BYTES)
+    return made
+
+
+cdef void gone_record(uint8_t* to, uint32_t run, uint8_t reason) noexcept nogil:
+    memset(to, 0, GONE_RECORD_BYTES)
+    store_u32(to, GONE_RECORD_BYTES)
+    store_u16(to + 4, RECORD_GONE)
+    to[12] = reason
+    store_u32(to + 16, run)
+
+
+cdef void seal_chunk(uint8_t* to, uint32_t size) noexcept nogil:
+    store_u32(to, size)
+    store_u32(to + CHUNK_CRC, crc32c(0, to + CHUNK_CHANNEL, size - CHUNK_CHANNEL))
+
+
+def chunk_conflate(bytes chunk, bint keep_last):
+    """The chunk as one GONE run (conflated), or as such a run and its last record: itself when it has no more.
+
+    Raises:
+        ValueError: It is no chunk.
+    """
+    cdef const uint8_t* base = <const uint8_t*>PyBytes_AS_STRING(chunk)
+    cdef const uint8_t* at = base + CHUNK_HEADER_BYTES
+    cdef const uint8_t* end = base + PyBytes_GET_SIZE(chunk)
+    cdef uint32_t count, run, before, size, kept
+    cdef bytes made
+    cdef uint8_t* to
+    if PyBytes_GET_SIZE(chunk) < CHUNK_HEADER_BYTES or load_u32(base) != PyBytes_GET_SIZE(chunk):
+        raise ValueError(f"chunk: got {len(chunk)} bytes, and it says otherwise")
+    count = load_u32(base + CHUNK_COUNT)
+    before = 0
+    while True:
+        run = record_run(at, end)
+        if not run or run > count - before:
+            raise ValueError("chunk: its records do not cover its sequences")
+        if before + run == count:
+            break
+        before += run
+        at += load_u32(at)
+    if not keep_last:
+        before = count
+    elif not before:
+        return chunk
+    kept = load_u32(at) if keep_last else 0
+    size = CHUNK_HEADER_BYTES + GONE_RECORD_BYTES + kept
+    made = PyBytes_FromStringAndSize(NULL, size)
+    to = <uint8_t*>PyBytes_AS_STRING(made)
+    memcpy(to, base, CHUNK_HEADER_BYTES)
+    gone_record(to + CHUNK_HEADER_BYTES, before, GONE_CONFLATED)
+    memcpy(to + CHUNK_HEADER_BYTES + GONE_RECORD_BYTES, at, kept)
+    if not keep_last:
+        store_u64(to + CHUNK_EXPIRY, 0)
+    seal_chunk(to, size)
+    return made

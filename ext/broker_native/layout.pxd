@@ -118,4 +118,5 @@ cdef enum:
     GONE_ERASED = 4
     GONE_DROPPED = 5
     GONE_LOST = 6
+    GONE_CONFLATED = 7
     GONE_RECORD_BYTES = 20        # header, u8 reason, 3 zero, u32 run

@@ -21,9 +21,10 @@ TINY = {
     "channels": ("--messages", "3000", "--channels", "200", "--publishers", "4"),
     "cold": ("--channels", "300", "--publishers", "7"),
     "restart": ("--stored-bytes", "12000000", "--channels", "50"),
+    "storm": ("--clients", "60", "--channels", "5", "--seconds", "0.3", "--rate", "200", "--subscribers", "2"),
     "idle": ("--subscribers", "50", "--seconds", "0.1"),
 }
-STORED = ("replay", "channels", "cold", "restart")
+STORED = ("replay", "channels", "cold", "restart", "storm")
 
 OWN_FSYNCS_MAX = 8
 """What a broker syncs on its own account about when it starts: its first groups and the next segment."""
@@ -64,6 +65,18 @@ def test_native_works(tmp_path: Path, work: str, durability: str) -> None:
 @pytest.mark.parametrize("durability", ["ephemeral", "synced"])
 def test_wildcards(tmp_path: Path, durability: str) -> None:
     run(tmp_path, "many", *TINY["many"], "--durability", durability, "--pattern", "--crc")
+
+
+def test_shared_directory(tmp_path: Path) -> None:
+    server, shared = run(tmp_path, "shared", "--messages", "3000", "--publishers", "2")
+    assert [server["work"], shared["work"]] == ["shared:server", "shared:directory"]
+    for result in (server, shared):
+        assert result["messages"] == result["extra"]["deliveries"] == 3000
+        assert result["fsyncs"] > 0
+    assert shared["extra"]["share_of_server"] > 0
+    assert shared["extra"]["first_answer_ms"] > 0
+    for durability in ("ephemeral", "synced"):
+        assert main(["bench", "shared", "--publishers", "1", "--durability", durability]) == 2
 
 
 @pytest.mark.parametrize("durability", ["ephemeral", "accepted", "synced"])

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.contract.homes import Home, Server
+from tests.contract.homes import Home, Server, SharedFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-HOMES = ("embedded", "thread", "tcp", "unix")
+HOMES = ("embedded", "thread", "shared", "tcp", "unix")
 
 
 @pytest.fixture(scope="session")
@@ -31,10 +31,22 @@ def shared_server(evicts: bool) -> Iterator[Server]:
         server.stop()
 
 
+@pytest.fixture(scope="session")
+def shared_folder(evicts: bool) -> Iterator[SharedFolder]:
+    folder = SharedFolder(evicts=evicts)
+    try:
+        yield folder
+    finally:
+        folder.stop()
+
+
 @pytest.fixture(params=HOMES)
 def home(request: pytest.FixtureRequest, tmp_path: Path, evicts: bool) -> Home:
     """Each home in turn."""
     kind = request.param
+    if kind == "shared":
+        shared: SharedFolder = request.getfixturevalue("shared_folder")
+        return shared.home
     server = request.getfixturevalue("shared_server") if kind in ("tcp", "unix") else None
     return Home(kind, tmp_path, server, evicts=evicts)
 

@@ -9,14 +9,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+import psutil
 
 from broker import Broker, connect
 from broker.model.levels import Level
 from broker.model.profiles import Profile
+from broker.shared import starting
 from tests.contract.evicting import evicting
+from tests.shared.processes import wait_until_dead
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -33,6 +38,8 @@ PROFILES = (
     Profile(b"a.>", durability=Level.ACCEPTED),
     Profile(b"s.>", durability=Level.SYNCED),
     Profile(b"small.>", payload_bytes_max=100),
+    Profile(b"latest.>", slow="latest"),
+    Profile(b"cut.>", slow="disconnect"),
 )
 
 CONFIG = f"""\
@@ -55,6 +62,14 @@ durability = "synced"
 [[profiles]]
 pattern = "small.>"
 payload_bytes_max = 100
+
+[[profiles]]
+pattern = "latest.>"
+slow = "latest"
+
+[[profiles]]
+pattern = "cut.>"
+slow = "disconnect"
 """
 
 
@@ -127,12 +142,40 @@ class Server:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+class SharedFolder:
+    """A directory that tests share, each with buses of its own; the first of them starts its server.
+
+    Args:
+        evicts: The server keeps nothing in memory that it may evict.
+    """
+
+    def __init__(self, *, evicts: bool = False) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="broker-"))
+        self.home = Home("shared", self.folder, None, evicts=evicts)
+
+    def stop(self) -> None:
+        """End its server, if there is one, and remove the folder."""
+        end_server(self.folder / "data")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def end_server(data: Path) -> None:
+    """End the server that a shared directory says it has, and see it gone: it is nobody's child."""
+    told = data / "server.json"
+    if told.exists():
+        with suppress(psutil.NoSuchProcess):
+            server = psutil.Process(json.loads(told.read_text())["pid"])
+            if str(data) in server.cmdline():
+                server.terminate()
+                wait_until_dead(server)
+
+
 class Home:
     """Where the broker of one test lives.
 
     Args:
-        kind: `embedded`, `thread`, `tcp` or `unix`.
-        folder: For the data of the embedded ones.
+        kind: `embedded`, `thread`, `shared`, `tcp` or `unix`.
+        folder: For the data of those that have no server here.
         server: For the others.
         evicts: The embedded ones keep nothing in memory that they may evict.
     """
@@ -152,16 +195,15 @@ class Home:
     async def bus(self, **options: Any) -> AsyncIterator[Bus]:
         """Open the bus; after it is closed it can be opened again over the same data."""
         if self._server is None:
-            broker = Broker.open(
-                self._folder / "data",
-                thread=self.kind == "thread",
-                profiles=PROFILES,
-                segment_bytes=SEGMENT_BYTES,
-                reserve_bytes=0,
-                **options,
-            )
+            settings: Any = {"profiles": PROFILES, "segment_bytes": SEGMENT_BYTES, "reserve_bytes": 0, **options}
+            data = self._folder / "data"
+            if self.kind == "shared":
+                with patch.object(starting, "PROGRAM", "tests.contract.evicting" if self._evicts else "broker"):
+                    async with Broker.open(data, shared=True, **settings) as shared:
+                        yield shared
+                return
             with evicting() if self._evicts else nullcontext():
-                async with broker as embedded:
+                async with Broker.open(data, thread=self.kind == "thread", **settings) as embedded:
                     yield embedded
         else:
             async with connect(self.url, **options) as remote:

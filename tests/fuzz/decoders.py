@@ -154,7 +154,7 @@ DECODERS: list[Decoder] = [
     ),
     (control.decode_request, lambda value: control.encode_request(value.request, value.op, value.more)),
     (control.decode_reply, lambda value: control.encode_reply(*value)),
-    (control.decode_going_away, control.encode_going_away),
+    (control.decode_going_away, lambda notice: control.encode_going_away(*notice)),
     (control.decode_token, control.encode_ping),
     (control.decode_channel, lambda value: control.encode_channel(*value)),
     (control.decode_credit, lambda value: control.encode_credit(*value)),

@@ -473,20 +473,34 @@ def credit() -> Trace:
 
 
 def slow() -> Trace:
-    """A live subscription whose credit and overdraft are used up."""
-    script = Script("SLOW_CONSUMER", "narrow")
+    """A live subscription whose credit and overdraft are used up, and one whose profile wants it ended for that."""
+    script = Script("Falling behind", "narrow")
     note, send = script.note, script.send
     opened(script)
-    send("client", encode_channel(0, b"e.x"))
+    send("client", encode_channel(0, b"e.x"), encode_channel(1, b"s.x"))
     opened(script, "reader")
     note("Credit for 100 bytes; the overdraft of this server is 100.")
-    send("reader", encode_subscribe(Subscribe(1, ("e.x",), 100)))
+    send("reader", encode_subscribe(Subscribe(1, ("s.x", "e.x"), 100)))
     note("69 bytes: 31 are left.")
-    send("client", publish(0, 1, b"1"))
+    send("client", publish(1, 1, b"1"))
     note("Now 38 below nothing.")
-    send("client", publish(0, 2, b"2"))
-    note("This would be 107 below: it is not sent, and the connection ends.")
-    send("client", publish(0, 3, b"3"))
+    send("client", publish(1, 2, b"2"))
+    note("This would be 107 below: it is not sent, and the subscription lags.")
+    send("client", publish(1, 3, b"3"))
+    note("What is ephemeral waits in memory for a while, what is stored in the log.")
+    send("client", publish(0, 4, b"e1"), publish(1, 5, b"4"))
+    note("Who is behind, and by how much.")
+    send("client", control.encode_request(1, "lagging", {"limit": 10}))
+    note("Enough for one chunk; the other two follow with the next credit, and the subscription is live again.")
+    send("reader", encode_credit(1, 40))
+    send("reader", encode_credit(1, 1000))
+    send("client", publish(1, 6, b"5"))
+    opened(script, "cut")
+    note("A profile that says `disconnect`.")
+    send("client", encode_channel(2, b"d.x"))
+    send("cut", encode_subscribe(Subscribe(1, ("d.x",), 0)))
+    send("client", publish(2, 7, b"1"))
+    send("client", publish(2, 8, b"2"))
     return script.trace
 
 
@@ -541,6 +555,26 @@ def requests() -> Trace:
     send("client", control.encode_pong(TIME_US))
     act("wait 44000000")
     act("wait 7000000")
+    return script.trace
+
+
+def resuming() -> Trace:
+    """A client comes back: HELLO and SUBSCRIBE together."""
+    script = Script("A client comes back in one round trip")
+    note, act, send = script.note, script.act, script.send
+    opened(script)
+    send("client", encode_channel(0, b"s.x"), encode_channel(1, b"s.y"), publish(0, 1, b"x1"), publish(1, 2, b"y1"))
+    act("wait 1000")
+    send("client", publish(0, 3, b"x2"))
+    act("connect back")
+    note("HELLO, and all that it asks for right behind it: s.x has gone on meanwhile, s.y has not.")
+    send(
+        "back",
+        encode_hello("back")
+        + encode_subscribe(Subscribe(1, ("s.x", "s.y"), 65_536, FromPositions((("s.x", EPOCH, 1), ("s.y", EPOCH, 1))))),
+    )
+    note("It is live.")
+    send("client", publish(1, 4, b"y2"))
     return script.trace
 
 
@@ -701,7 +735,7 @@ CONVERSATIONS: dict[str, Callable[[], Trace]] = {
     build.__name__: build
     for build in (
         specification, handshake, durability, line, refusals, starts, patterns, early, failures, taken_back, credit,
-        slow, subscriptions, requests, history, drain, closing,
+        slow, subscriptions, requests, history, resuming, drain, closing,
         publishing,
     )
 }  # fmt: skip

@@ -63,6 +63,9 @@ EXAMPLES: dict[str, bytes] = {
     "HELLO": control.encode_hello("example 1", PRODUCER),
     "WELCOME": control.encode_welcome(WELCOME),
     "ERROR": control.encode_error(error("NUMBER_GAP", "publish 5: the line's next number is 4"), number=5, count=1),
+    "ERROR, when to come back": control.encode_error(
+        error("TOO_MANY_CONNECTIONS", "connections: got 101, limit 100", retry_after_ms=2_000)
+    ),
     "PING": control.encode_ping(7),
     "PONG": control.encode_pong(7),
     "GOING_AWAY": control.encode_going_away(10.0),

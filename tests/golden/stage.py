@@ -37,7 +37,14 @@ JOURNAL = bytes.fromhex("6a6f75726e616c2d6f662d676f6c6421")
 TIME_US = 1_767_225_600_000_000
 """2026-01-01 00:00:00 UTC."""
 VERSION_SHOWN = "1.0"
-PROFILES = Profiles([Profile(b"e.>", Level.EPHEMERAL), Profile(b"a.>", Level.ACCEPTED), Profile(b"s.>")])
+PROFILES = Profiles(
+    [
+        Profile(b"e.>", Level.EPHEMERAL),
+        Profile(b"a.>", Level.ACCEPTED),
+        Profile(b"s.>"),
+        Profile(b"d.>", slow="disconnect"),
+    ]
+)
 LIMITS = Limits(payload_bytes_max=100, headers_bytes_max=20, channels_per_connection_max=8)
 
 

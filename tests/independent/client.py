@@ -206,6 +206,7 @@ class Client:
         self._numbers = 0
         self._pongs: set[int] = set()
         self._going_away = False
+        self._retry_after_ms: int | None = None
         self._try_at = 0.0
         self._delay_s = min(_DELAY_S, delay_s_max)
         self._delay_s_max = delay_s_max
@@ -244,6 +245,7 @@ class Client:
         self._channels = {}
         self._channel_errors = {}
         self._going_away = False
+        self._retry_after_ms = None
         welcome = conversation.welcome
         self.line.welcomed(welcome.journal, welcome.highest)
         for subscription in self.subscriptions.values():
@@ -265,7 +267,12 @@ class Client:
         conversation, self._conversation = self._conversation, None
         if conversation is not None:
             conversation.close()
-        if conversation is not None and time.monotonic() - conversation.begun > _LASTED_S:
+        told = ended.error.retry_after_ms if ended.error is not None else None
+        if told is None:
+            told, self._retry_after_ms = self._retry_after_ms, None
+        if told is not None:
+            self._try_at = time.monotonic() + random.uniform(0.5, 1.5) * min(told, 60_000) / 1000
+        elif conversation is not None and time.monotonic() - conversation.begun > _LASTED_S:
             self._delay_s = min(_DELAY_S, self._delay_s_max)
         else:
             self._try_at = time.monotonic() + random.uniform(0.5, 1.0) * self._delay_s
@@ -328,6 +335,7 @@ class Client:
             self._pongs.add(answer.token)
         elif isinstance(answer, GoingAway):
             self._going_away = True
+            self._retry_after_ms = answer.retry_after_ms
 
     def _error(self, error: Error) -> None:
         if error.concerns == "number":

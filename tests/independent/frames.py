@@ -91,6 +91,7 @@ class Error:
     concerns: str
     number: int
     count: int
+    retry_after_ms: int | None = None
 
     @property
     def retry(self) -> bool:
@@ -121,6 +122,7 @@ class Pong:
 @dataclass(frozen=True, slots=True)
 class GoingAway:
     seconds: float
+    retry_after_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,7 +423,12 @@ def _error(fields: _Map) -> Error:
         concerns[0] if concerns else "",
         fields.uint(concerns[0], bits) if concerns else 0,
         fields.uint("count", 32) if "count" in fields.fields else 0,
+        _retry_after(fields),
     )
+
+
+def _retry_after(fields: _Map) -> int | None:
+    return fields.uint("retry_after_ms", 32) if "retry_after_ms" in fields.fields else None
 
 
 def _bus(value: object) -> Bus:
@@ -440,7 +447,7 @@ def _subscribed(fields: _Map) -> Subscribed:
 _CONTROL: dict[int, Callable[[_Map], Answer]] = {
     Kind.WELCOME: _welcome,
     Kind.ERROR: _error,
-    Kind.GOING_AWAY: lambda fields: GoingAway(fields.number("seconds")),
+    Kind.GOING_AWAY: lambda fields: GoingAway(fields.number("seconds"), _retry_after(fields)),
     Kind.SUBSCRIBED: _subscribed,
     Kind.UNSUBSCRIBED: lambda fields: Unsubscribed(fields.uint("subscription", 32)),
     Kind.EVENT: lambda fields: Event(fields.uint("subscription", 32), fields.text("event"), fields.text("channel")),

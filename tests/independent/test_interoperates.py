@@ -488,7 +488,7 @@ def test_credit_is_what_the_server_may_send(place: Place, talk: Talk, dial: Dial
     assert received > credit
 
 
-def test_a_slow_reader_is_ended_and_resumes_by_its_credit(place: Place, dial: Dial, room: str) -> None:
+def test_a_slow_reader_reads_on_by_its_credit(place: Place, dial: Dial, room: str) -> None:
     """Live, more than `limits.subscription_bytes_max` of 262,144 goes unread by an application that takes nothing."""
     publisher, reader = dial(place.address), dial(place.address)
     subscription = reader.subscribe(f"s.{room}.>", credit=20_000)
@@ -496,7 +496,7 @@ def test_a_slow_reader_is_ended_and_resumes_by_its_credit(place: Place, dial: Di
         publisher.wait(publisher.publish(f"s.{room}.x", *[bytes(1000)] * 30))
     messages = take(subscription, 600)
     assert [message.sequence for message in messages] == list(range(1, 601))
-    assert reader.connections > 1
+    assert reader.connections == 1
 
 
 # -- errors, requests, the end -----------------------------------------------------------------------------------------

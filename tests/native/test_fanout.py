@@ -621,19 +621,6 @@ def test_a_chunk_of_an_evicted_channel_is_delivered_under_the_name_that_is_given
     assert delivery.chunk == chunks_of(chunk)[0]
 
 
-def test_closing_reaches_the_readers_of_very_many_channels() -> None:
-    """They stand in several segments of the table of names."""
-    tails = Tails(1, 4770)
-    fanout = Fanout(tails)
-    outbox = Outbox(fanout, None)
-    for number in range(3_000):
-        tails.load(b"c.%d" % number, 3, 2, 100)
-        fanout.attach(Subscription(outbox, number, PLENTY, 0, True), b"c.%d" % number)
-    assert tails.held(b"c.2999")
-    fanout.close()
-    assert not any(tails.held(b"c.%d" % number) for number in range(3_000))
-
-
 # --- Groups -----------------------------------------------------------------------------------------------------------
 
 
@@ -758,3 +745,174 @@ def test_what_is_evicted_before_a_group_is_delivered_is_not_looked_at_again() ->
     number, value, early = group
     house.fanout.deliver(value, chunk_offset(value, early), number, early, 0)
     assert not house.fanout.pending
+
+
+# --- Closing ----------------------------------------------------------------------------------------------------------
+
+
+def test_closing_reaches_the_readers_of_very_many_channels() -> None:
+    """They stand in several segments of the table of names."""
+    tails = Tails(1, 4770)
+    fanout = Fanout(tails)
+    outbox = Outbox(fanout, None)
+    for number in range(3_000):
+        tails.load(b"c.%d" % number, 3, 2, 100)
+        fanout.attach(Subscription(outbox, number, PLENTY, 0, True), b"c.%d" % number)
+    assert tails.held(b"c.2999")
+    fanout.close()
+    assert not any(tails.held(b"c.%d" % number) for number in range(3_000))
+
+
+# --- Falling behind ------------------------------------------------------------------------------------------------
+
+
+def test_where_a_subscription_was_refused() -> None:
+    house = House(b"a", b"b")
+    outbox, _ = house.connect()
+    slow = house.subscribe(outbox, b"a", b"b", credit=FIVE, tells_names=True)
+    fanout = house.fanout
+    fanout.delivered, fanout.early_group, fanout.early_index, fanout.turn = 7, 8, 9, 10
+    value = house.value((b"a", b"one.."), (b"b", b"two.."))
+    value += house.value((b"a", b"three"))
+    fanout.deliver(value, 0, 11, 3, DELIVER_EARLY)
+    assert slow.refused == (11, 4, True, 7, 8, 9, 10)
+    info = house.tails.info(b"b")
+    assert info is not None
+    assert slow.refused_channel == info[0]
+    fanout.delivered = 12
+    fanout.deliver(value, 0, 13, 0, 0)
+    assert slow.refused == (11, 4, True, 7, 8, 9, 10), "the first time it was"
+    assert fanout.slow == [slow]
+
+
+def run_of(house: House, count: int, size: int = 100) -> list[tuple[int, int, bytes]]:
+    return [(5, at, house.value((b"a" if at % 2 else b"b", bytes(size)))) for at in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("credit", "bytes_max", "passes"),
+    [
+        (PLENTY, PLENTY, 6),
+        (1, PLENTY, 1),
+        (169, PLENTY, 2),
+        (0, PLENTY, 0),
+        (PLENTY, 1, 1),
+        (PLENTY, 169, 2),
+        (PLENTY, 0, 0),
+        (PLENTY, -5, 0),
+    ],
+)
+def test_a_run_goes_on_while_there_is_credit_and_room(credit: int, bytes_max: int, passes: int) -> None:
+    house = House(b"a", b"b")
+    outbox, transport = house.connect()
+    reader = house.subscribe(outbox, credit=credit, tells_names=True)
+    chunks = run_of(house, 8)
+    pin = house.fanout.pin_of(1_000)
+    assert house.fanout.deliver_run(reader, chunks, 2, bytes_max, pin, {}, None) == (2 + passes, False)
+    house.fanout.flush()
+    got = deliveries_of(transport.take())
+    assert [(one.group, one.index, one.chunk) for one in got] == [
+        (group, at, chunks_of(chunk)[0]) for group, at, chunk in chunks[2 : 2 + passes]
+    ]
+    assert reader.credit == credit - passes * 168
+    assert (house.fanout.chunks_out, house.fanout.records_out) == (passes, passes)
+
+
+def test_a_run_passes_over_what_is_not_wanted_and_stops_at_what_was_trimmed() -> None:
+    house = House(b"a", b"b")
+    outbox, transport = house.connect()
+    reader = house.subscribe(outbox, tells_names=True)
+    chunks = run_of(house, 8)
+    ids = {name: (house.tails.info(name) or (0,))[0] for name in (b"a", b"b")}
+    pin = house.fanout.pin_of(1_000)
+    run = house.fanout.deliver_run
+    assert run(reader, chunks, 0, PLENTY, pin, {}, {}) == (8, False)
+    assert run(reader, chunks, 0, PLENTY, pin, {}, {ids[b"a"]: 1}) == (8, False)
+    assert run(reader, chunks, 0, PLENTY, pin, {}, {ids[b"a"]: 1, ids[b"b"]: 2}) == (0, True)
+    assert run(reader, chunks, 1, PLENTY, pin, {}, {ids[b"a"]: 1, ids[b"b"]: 2}) == (8, False)
+    with pytest.raises(IndexError):
+        run(reader, chunks, -1, PLENTY, pin, {}, None)
+    house.fanout.flush()
+    assert [one.chunk.first for one in deliveries_of(transport.take())] == [1, 2, 3, 4, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_a_run_names_channels_that_are_not_in_memory() -> None:
+    house, elsewhere = House(b"b"), House(b"z", b"a")
+    outbox, transport = house.connect()
+    reader = house.subscribe(outbox, tells_names=True)
+    chunks = [(5, 0, elsewhere.value((b"a", b"x")))]
+    channel = groups.parse_chunk(chunks[0][2]).channel
+    pin = house.fanout.pin_of(1)
+    with pytest.raises(KeyError):
+        house.fanout.deliver_run(reader, chunks, 0, PLENTY, pin, {}, None)
+    house.fanout.deliver_run(reader, chunks, 0, PLENTY, pin, {channel: b"gone"}, None)
+    house.fanout.flush()
+    assert [one.name for one in deliveries_of(transport.take())] == [b"gone"]
+
+
+# --- What is kept in memory ----------------------------------------------------------------------------------------
+
+
+class Stalled(Transport):
+    """Asks for a pause when it is given anything."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        super().__init__()
+        self.outbox = outbox
+
+    def writelines(self, pieces: list[Any]) -> None:
+        super().writelines(pieces)
+        self.outbox.pause()
+
+    def get_write_buffer_size(self) -> int:
+        return 12_345
+
+
+def kept(fanout: Fanout) -> tuple[int, int, int, int]:
+    return fanout.copied_bytes, fanout.shared_bytes, fanout.unsent_bytes, fanout.paused_count
+
+
+@pytest.mark.parametrize("size", [10, 5_000])
+def test_what_is_queued_is_counted_and_what_is_shared_once(size: int) -> None:
+    house = House(b"a")
+    fanout = house.fanout
+    outboxes = [house.connect()[0] for _ in range(3)]
+    for outbox in outboxes:
+        outbox.pause()
+        outbox.pause()
+        house.subscribe(outbox, b"a")
+    value = house.deliver((b"a", bytes(size)))
+    prefix = 8 + 16
+    whole = size > COPY_BYTES_MAX
+    assert kept(fanout) == (3 * (prefix + (0 if whole else len(value))), len(value) if whole else 0, 0, 3)
+    assert [outbox.queued for outbox in outboxes] == [prefix + len(value)] * 3
+    house.deliver((b"a", bytes(size)))
+    assert fanout.shared_bytes == (2 * len(value) if whole else 0)
+    outboxes[0].published(bytes(PUBLISHED_ENTRY.size))
+    outboxes[0].ordered_frame(b"f" * 100)
+    assert outboxes[0].answers_queued == 8 + PUBLISHED_ENTRY.size + 100
+    assert fanout.copied_bytes == sum(outbox.queued for outbox in outboxes) - (6 * len(value) if whole else 0)
+    outboxes[0].resume()
+    fanout.flush()
+    assert outboxes[0].answers_queued == 0
+    outboxes[1].close()
+    assert fanout.shared_bytes == (2 * len(value) if whole else 0), "one of them still has it"
+    outboxes[2].close()
+    assert kept(fanout) == (0, 0, 0, 0)
+
+
+def test_what_a_transport_has_not_sent_is_counted_until_it_takes_more() -> None:
+    house = House(b"a")
+    outbox, _ = house.connect()
+    outbox.transport = Stalled(outbox)
+    house.subscribe(outbox, b"a")
+    house.deliver((b"a", b"x"))
+    assert kept(house.fanout) == (0, 0, 12_345, 1)
+    house.deliver((b"a", b"x"))
+    assert house.fanout.unsent_bytes == 12_345
+    outbox.resume()
+    assert kept(house.fanout)[2:] == (0, 0)
+    house.fanout.flush()
+    assert kept(house.fanout) == (0, 0, 12_345, 1)
+    outbox.close()
+    assert kept(house.fanout) == (0, 0, 0, 0)

@@ -184,3 +184,58 @@ def test_a_chunk_that_is_none_is_not_walked(spoil: Callable[[bytes], bytes]) -> 
     chunk = spoil(twin.build_chunk(chunk_of(1, 10, [Record(b"a"), Record(b"b"), Record(b"c")])))
     with pytest.raises(ValueError, match="chunk: "):
         native.chunk_cut(chunk, 17 if chunk[32] == 9 else 11)
+
+
+# --- Heads ---------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(group=some_groups)
+def test_heads_of_all_chunks_by_channel(group: twin.Group) -> None:
+    value = twin.build_group(group)
+    offset = native.chunks_start(value)
+    expected: dict[int, list[tuple[int, int, int, int, int]]] = {}
+    for index, chunk in enumerate(group.chunks):
+        size = len(twin.build_chunk(chunk))
+        expected.setdefault(chunk.channel, []).append((index, chunk.first, chunk.count, offset, size))
+        offset += size
+    assert native.chunk_heads(value, native.chunks_start(value)) == expected
+
+
+# --- Conflating ----------------------------------------------------------------------------------------------------
+
+CONFLATED = 7
+
+
+@settings(max_examples=100, deadline=None)
+@given(chunk=some_chunks, keep_last=st.booleans())
+def test_a_conflated_chunk_covers_the_same(chunk: twin.Chunk, keep_last: bool) -> None:
+    records = records_of(chunk)
+    packed = twin.build_chunk(chunk)
+    conflated = native.chunk_conflate(packed, keep_last)
+    if keep_last and len(records) == 1:
+        assert conflated is packed
+        return
+    kept = records[-1:] if keep_last else []
+    gone = Record(gone=(CONFLATED, chunk.count - sum(record.run for record in kept)))
+    body = b"".join(build_record(record) for record in [gone, *kept])
+    expiry_s = chunk.expiry_s if keep_last else 0
+    assert twin.parse_chunk(conflated) == replace(chunk, records=body, expiry_s=expiry_s)
+
+
+@pytest.mark.parametrize("damage", [b"", bytes(56), bytes(200)])
+def test_what_is_no_chunk_is_not_conflated(damage: bytes) -> None:
+    with pytest.raises(ValueError, match="chunk: "):
+        native.chunk_conflate(damage, True)
+
+
+def test_a_chunk_that_does_not_cover_its_sequences_is_not_conflated() -> None:
+    chunk = chunk_of(1, 10, [Record(b"a"), Record(b"b")])
+    for count in (1, 3):
+        with pytest.raises(ValueError, match="do not cover"):
+            native.chunk_conflate(twin.build_chunk(replace(chunk, count=count + (count == 1) * 4)), True)
+
+
+def test_a_chunk_that_is_one_gone_run() -> None:
+    chunk = twin.parse_chunk(native.chunk_gone(1, 2, 3, 4, 5, CONFLATED))
+    assert chunk == replace(chunk_of(1, 3, [Record(gone=(CONFLATED, 4))]), epoch=2, time_us=5)

@@ -14,6 +14,7 @@ from broker.model.errors import BrokerError, error
 from broker.model.levels import Level
 from broker.model.limits import Limits
 from broker.model.profiles import Profile, Profiles
+from broker.wire import control
 from broker_native.fanout import Outbox, Subscription
 from broker_native.tails import CODES, Line, Publisher
 from tests.reference import groups as reference
@@ -76,6 +77,9 @@ class Connection:
 
     def refuse(self, failure: BrokerError, number: int, count: int) -> None:
         self.refused.append((failure.name, number, count))
+
+    def tell(self, subscription: Subscription, event: str, more: dict[str, object]) -> None:
+        self.outbox.ordered_frame(control.encode_event(subscription.number, event, "", more))
 
     # .. what a client does ..
 

@@ -21,6 +21,7 @@ from broker.edge.native import NativeConnection
 from broker.edge.session import Session
 from broker.node.catchup import CatchUp, Following
 from broker.node.commit import CommitThread, Work
+from broker.node.demotion import Undelivered
 from broker.node.node import Node
 from broker.wire import control
 from broker_native.intake import Intake
@@ -72,7 +73,7 @@ def never_read_again_from_those_held(patch: Patch) -> None:
 
 
 def ignore_going_away(patch: Patch) -> None:
-    patch.setattr(Client, "on_going_away", lambda self, seconds: None)
+    patch.setattr(Client, "on_going_away", lambda self, notice: None)
 
 
 def accept_the_end_of_a_connection_in_silence(patch: Patch) -> None:
@@ -305,14 +306,63 @@ def read_groups_that_are_not_applied(patch: Patch) -> None:
         def __getattr__(self, name: str) -> Any:
             return 2**64 if name == "applied_number" else getattr(self.core, name)
 
-    def greedy(self: CatchUp, following: Following, *read: Any) -> None:
-        core, step = self._core, self.step
+    def greedy(self: CatchUp, key: Any, read: Any) -> None:
+        core, step, waiting = self._core, self.step, self._reading[key]
         self._core, self.step = Ahead(core), lambda following: None  # type: ignore[method-assign, assignment]
-        have(self, following, *read)
+        have(self, key, read)
         self._core, self.step = core, step  # type: ignore[method-assign]
-        self.step(following)
+        for following, _ in waiting:
+            self.step(following)
 
     patch.setattr(CatchUp, "_have", greedy)
+
+
+def _move_refused(patch: Patch, move: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> None:
+    standing = Undelivered.standing
+    patch.setattr(Undelivered, "standing", lambda self, refused: standing(self, refused and move(refused)))
+
+
+def demote_behind_the_refused_chunk(patch: Patch) -> None:
+    """The chunk that was refused is taken for delivered."""
+    _move_refused(patch, lambda refused: (refused[0], refused[1] + 1, *refused[2:]))
+
+
+def demote_one_chunk_before_the_refused_one(patch: Patch) -> None:
+    """The last chunk that was delivered comes once more."""
+    _move_refused(patch, lambda refused: (refused[0], max(refused[1] - 1, 0), *refused[2:]))
+
+
+def demote_behind_what_is_applied(patch: Patch) -> None:
+    """A group that is applied and was not delivered yet when a chunk was refused is taken for delivered."""
+    standing = Undelivered.standing
+
+    def late(self: Undelivered, refused: Any) -> Any:
+        if refused is not None:
+            refused = (*refused[:3], self._core.applied_number, *refused[4:])
+        return standing(self, refused)
+
+    patch.setattr(Undelivered, "standing", late)
+
+
+def demote_and_forget_what_came_early(patch: Patch) -> None:
+    """What a pending group delivered early comes again when it is committed."""
+    patch.setattr(Undelivered, "_early_counts", lambda self, after: [])
+
+
+def demote_and_keep_what_a_failed_commit_took(patch: Patch) -> None:
+    patch.setattr(CatchUp, "undone", lambda self: None)
+
+
+def demote_and_stay_attached(patch: Patch) -> None:
+    patch.setattr(CatchUp, "_draw_back", _detach_nothing)
+
+
+def _detach_nothing(self: CatchUp, following: Following, standing: Any, undelivered: Undelivered) -> None:
+    if following.place is not None:
+        following.place, following.early_done = standing.place, standing.early_done
+    else:
+        for name in following.literals:
+            following.after.setdefault(name, undelivered.after(name, standing))
 
 
 def wait_for_a_pause_that_never_came(patch: Patch) -> None:
@@ -354,6 +404,8 @@ BUGS: list[Callable[[Patch], None]] = [
     join_behind_half_a_group,
     read_groups_that_are_not_applied,
     wait_for_a_pause_that_never_came,
+    demote_behind_the_refused_chunk,
+    demote_one_chunk_before_the_refused_one,
 ]
 
 

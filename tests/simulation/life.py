@@ -28,7 +28,7 @@ from tests.simulation.disk import Disk, chunks_in_group
 from tests.simulation.kernel import Kernel, LifeFailed
 from tests.simulation.loop import SimulatedLoop
 from tests.simulation.network import Network
-from tests.simulation.policy import DELAYS_US, LEVELS, PROFILES, draw_policy
+from tests.simulation.policy import DELAYS_US, LEVELS, draw_policy
 from tests.simulation.sealed import Voided, sealed
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Server:
         life = self.life
         self._stop = self.loop.create_future()
         self.node = node = await Node.open(
-            "disk", profiles=PROFILES, limits=life.policy.limits, segment_bytes=1 << 20, reserve_bytes=0
+            "disk", profiles=life.policy.profiles, limits=life.policy.limits, segment_bytes=1 << 20, reserve_bytes=0
         )
         node.fatal = self._fail
         # The listener itself accepts real sockets; what it makes of each is all that a life needs.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LEVELS = {"a.x": 2, "a.y": 2, "s.x": 3, "s.y": 3}
 """The stored channels, each with its level."""
 EPHEMERAL = "e.x"
-PROFILES = Profiles([Profile(b"e.>", Level.EPHEMERAL), Profile(b"a.>", Level.ACCEPTED), Profile(b"s.>")])
+LEVELS_BY_PATTERN = {b"e.>": Level.EPHEMERAL, b"a.>": Level.ACCEPTED, b"s.>": Level.SYNCED}
 PAYLOAD_BYTES_MAX = 32 * 1024
 
 TROUBLES = (
@@ -45,6 +45,7 @@ class Policy:
         tell_us, read_us: until the loop hears of a commit, until a slice is read, at most.
         fail_share: of commits fail.
         troubles: what happens, with repetitions, in no order.
+        profiles: of channels; those who fall behind are ended in some worlds.
         bounds: (module, name, value) of what the product bounds.
     """
 
@@ -65,6 +66,7 @@ class Policy:
     credit_bytes: int
     troubles: list[str]
     limits: Limits
+    profiles: Profiles
     bounds: list[tuple[str, str, object]] = field(default_factory=list)
 
     @property
@@ -126,6 +128,7 @@ def draw_policy(random: Random) -> Policy:
             subscription_bytes_max=pick([500, 4_000, 256_000]),
             connection_bytes_max=128 * 1024,
         ),
+        profiles=profiles_for(pick(["catchup", "catchup", "disconnect"])),
         bounds=[
             ("broker.core.sequencer", "RECENT_BYTES", pick([1_000, 8_000, 8 << 20])),
             ("broker.node.catchup", "SLICE_BYTES_MAX", pick([500, 4_000, 1 << 20])),
@@ -137,6 +140,11 @@ def draw_policy(random: Random) -> Policy:
             ("broker.client.subscription", "CREDIT_BYTES_MIN", 1),
         ],
     )
+
+
+def profiles_for(slow: str) -> Profiles:
+    """Return profiles that treat readers who fall behind like this."""
+    return Profiles([Profile(pattern, level, slow=slow) for pattern, level in LEVELS_BY_PATTERN.items()])
 
 
 def with_group_bytes(group_bytes_max: int, **bounds: Any) -> Limits:

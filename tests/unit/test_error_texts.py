@@ -14,6 +14,7 @@ import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import pytest
 
@@ -28,6 +29,7 @@ from broker.model.limits import Limits
 from broker.model.positions import Position
 from broker.model.profiles import Profile, Profiles
 from broker.node.node import Node
+from broker.shared import starting
 from broker.wire import control
 from broker.wire.kinds import Kind
 
@@ -207,6 +209,12 @@ async def foreign_folder(world: World) -> None:
         pass
 
 
+async def server_that_cannot_run(world: World) -> None:
+    with patch.object(starting, "PROGRAM", "broker.no_such_module"):
+        async with Broker.open(world.folder / "shared", shared=True):
+            pass
+
+
 async def after_closing(world: World) -> None:
     bus = await connect("broker://{}:{}".format(*world.address))
     await bus.close()
@@ -297,6 +305,7 @@ MET: list[tuple[str, Callable[[World], Awaitable[object]]]] = [
     ("TIMEOUT", lambda world: world.answer()),
     ("STORAGE_IN_USE", second_owner),
     ("STORAGE_FORMAT", foreign_folder),
+    ("SERVER_FAILED", server_that_cannot_run),
     ("TOO_MANY_CONNECTIONS", more_connections_than_there_may_be),
     ("BAD_STATE", lambda world: world.answer(frame(Kind.PING, bytes(8)))),
     ("VERSION", lambda world: world.answer(HELLO.replace(b"\x91\x01", b"\x91\x7f"))),

@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from broker.node.catchup import INDEX_END, CatchUp, Following, Wanted
+from broker.wire import control
+from broker.wire.kinds import Kind
 from broker_native.fanout import Subscription
-from tests.reference.frames import DELIVER_EARLY, Delivery, deliveries_of
+from tests.reference.frames import DELIVER_EARLY, Delivery, delivery_of, frames_of
 from tests.simulation.core.producers import SessionEnd
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ class Reader:
         self._names: dict[int, bytes] = {}
         self._ephemeral: dict[bytes, tuple[int, int]] = {}
         self._arrived = b""
+        self.lagging = False
 
     # -- connections --
 
@@ -67,6 +70,7 @@ class Reader:
         following = Following(self.subscription, self.literals, self.patterns)
         self._names = {}
         self._ephemeral = {}
+        self.lagging = False
         self.place(core, following)
         catchup.follow(following)
 
@@ -95,15 +99,27 @@ class Reader:
         assert self.connection is not None
         assert self.subscription is not None
         self._arrived += self.connection.take()
-        deliveries = deliveries_of(self._arrived)
-        kept = self.random.randint(0, len(deliveries)) if some else len(deliveries)
+        frames = frames_of(self._arrived)
+        kept = self.random.randint(0, len(frames)) if some else len(frames)
         at = 0
-        for delivery in deliveries[:kept]:
-            at += 8 + int.from_bytes(self._arrived[at : at + 4], "little")
+        for frame in frames[:kept]:
+            at += 8 + len(frame.body)
+            if frame.kind == Kind.EVENT:
+                self.on_event(control.decode_event(frame.body))
+                continue
+            delivery = delivery_of(frame)
             if delivery.name is not None:
                 self._names[delivery.chunk.channel] = delivery.name
             self.deliver(self._names[delivery.chunk.channel], delivery)
         self._arrived = self._arrived[at:]
+
+    def on_event(self, event: control.Event) -> None:
+        """It falls behind and comes back, in turn; only if it is told may anything be missing."""
+        if event.event == "dropped":
+            self._ephemeral = {}
+        else:
+            assert event.event == ("live" if self.lagging else "lagging")
+            self.lagging = not self.lagging
 
     def deliver(self, name: bytes, delivery: Delivery) -> None:
         """Take one chunk."""
@@ -112,6 +128,7 @@ class Reader:
     def append(self, name: bytes, delivery: Delivery) -> None:
         """Believe what a chunk says: it goes on, or begins an epoch anew where records were lost."""
         if not delivery.group:
+            assert not self.lagging, "what is ephemeral is live"
             self.append_ephemeral(name, delivery)
             return
         belief = self.beliefs.setdefault(name, [])

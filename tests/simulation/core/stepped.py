@@ -16,12 +16,16 @@ class SteppedLoop:
 
     def __init__(self) -> None:
         self.ready: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
+        self.timers: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
 
     def call_soon(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> None:
         self.ready.append((callback, args))
 
     def call_soon_threadsafe(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> None:
         self.ready.append((callback, args))
+
+    def call_later(self, delay_s: float, callback: Callable[..., Any], *args: Any) -> None:
+        self.timers.append((callback, args))
 
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self)  # type: ignore[arg-type]
@@ -35,6 +39,11 @@ class SteppedLoop:
     def step(self) -> None:
         """Run the next callback."""
         callback, args = self.ready.popleft()
+        callback(*args)
+
+    def tick(self) -> None:
+        """Let a timer run out."""
+        callback, args = self.timers.popleft()
         callback(*args)
 
 

@@ -24,7 +24,7 @@ from tests.simulation.core.stepped import SteppedLoop, SteppedPool
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from broker_native.fanout import Subscription
+    from broker_native.fanout import Pin, Subscription
     from tests.reference.pipeline import Resolving
 
 STORED = [b"a.x", b"a.y", b"s.x", b"s.y"]
@@ -53,10 +53,11 @@ class NamingFanout:
         index: int,
         flags: int = 0,
         name: bytes | None = None,
+        pin: Pin | None = None,
     ) -> None:
         channel = chunk_head(chunk)[0]
         name = name or self._core.tails.name_of(channel) or self._core.resolver.names_of([channel])[0]
-        self._core.fanout.deliver_one(subscription, chunk, group, index, flags, name)
+        self._core.fanout.deliver_one(subscription, chunk, group, index, flags, name, pin)
 
 
 class SteppedCatchUp(CatchUp):
@@ -94,6 +95,7 @@ class World:
             (8, self.close), (8, self.store), (8, self.hear), (2, self.recover), (6, self.wait),
             (3, self.subscribe), (1.0, self.drop_producer), (1.0, self.drop_reader), (4, self.connect),
             (8, self.read), (6, self.grant), (14, self.slice), (14, self.callback), (1, self.pause), (2, self.resume),
+            (3, self.tick), (1, self.demote),
             (0.7, self.fail), (0.25, self.crash), (1, self.crash_while_failing), (0.12, self.end), (4, self.evict),
         ]  # fmt: skip
 
@@ -170,6 +172,7 @@ class World:
         self.stored = False
         if self.pipeline.failure is not None:
             self.pipeline.failed()
+            self.catchup.undone()
         else:
             self.pipeline.done(close_next=self.random.random() < 0.8)
 
@@ -184,7 +187,7 @@ class World:
     def subscribe(self) -> None:
         reader = self.random.choice(self.readers)
         if reader.connection is None:
-            reader.connect(self.pipeline.core, self.catchup, self.random.choice([0, 300, 2_000, PLENTY]))
+            reader.connect(self.pipeline.core, self.catchup, self.random.choice([0, 100, 300, 700, 2_000, PLENTY]))
 
     def drop_reader(self) -> None:
         self.random.choice(self.readers).disconnect(self.catchup)
@@ -197,7 +200,7 @@ class World:
     def grant(self) -> None:
         subscription = self.random.choice(self.readers).subscription
         if subscription is not None and subscription.state is not None:
-            subscription.credit += self.random.choice([200, 5_000])
+            subscription.credit += self.random.choice([80, 200, 400, 5_000])
             self.catchup.step(subscription.state)
 
     def slice(self) -> None:
@@ -220,13 +223,24 @@ class World:
             if reader.subscription.state is not None:
                 self.catchup.step(reader.subscription.state)
 
+    def tick(self) -> None:
+        if self.catchup.loop.timers:
+            self.catchup.loop.tick()
+
+    def demote(self) -> None:
+        """A connection has too much to send: what is live on it reads on from the log."""
+        subscription = self.random.choice(self.readers).subscription
+        if subscription is not None:
+            self.catchup.demote_all([subscription])
+
     def cut_slow(self) -> None:
-        """A subscription that has used up its credit is ended, and will resume."""
+        """A subscription that has used up its credit reads on from the log; now and then it is ended, and resumes."""
         fanout = self.pipeline.core.fanout
         slow, fanout.slow = fanout.slow, []
         for reader in self.readers:
-            if reader.subscription in slow:
+            if reader.subscription in slow and self.random.random() < 0.1:
                 reader.disconnect(self.catchup)
+        self.catchup.demote(slow)
 
     def lost(self, subscription: Subscription, failure: BaseException) -> None:
         raise AssertionError("no history is lost here") from failure
@@ -342,6 +356,7 @@ class World:
         while self.catchup.pool.waiting or self.catchup.loop.ready:
             self.slice()
             self.callback()
+        self.tick()
         reader.take(some=False)
 
     def publish_everywhere(self) -> None:

@@ -65,6 +65,7 @@ def test_defaults_make_sense(work: Work) -> None:
             batch=defaults.batch,
             stored_bytes=defaults.stored_bytes,
             unarchived_bytes=defaults.unarchived_bytes,
+            clients=defaults.clients,
         )
         assert complaint(options) is None
 

@@ -22,7 +22,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, Path | None]]
     calls: list[tuple[Config, Path | None]] = []
     stand_in = ModuleType("broker.edge.serve")
 
-    def run(config: Config, ready_file: Path | None = None) -> None:
+    def run(config: Config, ready_file: Path | None = None, starter: object = None) -> None:
+        assert starter is None
         calls.append((config, ready_file))
 
     stand_in.run = run  # type: ignore[attr-defined]
@@ -50,6 +51,7 @@ def test_every_option_reaches_the_configuration(started: list[tuple[Config, Path
         "--log-format": "json",
         "--drain-s": "1.5",
         "--segment-bytes": "32MiB",
+        "--exit-when-idle": "2.5",
         "--set": "limits.channels_max=7",
     }
     arguments = [part for option in options.items() for part in option]
@@ -59,6 +61,7 @@ def test_every_option_reaches_the_configuration(started: list[tuple[Config, Path
     assert (server.data, server.tcp, server.unix, server.loop) == ("d", "127.0.0.1:0", "u", "asyncio")
     assert (server.log_level, server.log_format, server.drain_s) == ("debug", "json", 1.5)
     assert config.storage.segment_bytes == 32 * 1024 * 1024
+    assert config.server.exit_when_idle_s == 2.5
     assert (config.limits.channels_max, config.limits.payload_bytes_max) == (7, 9)
     assert ready_file == tmp_path / "ready"
 
@@ -94,6 +97,8 @@ def test_file_then_environment_then_options(
         (["--set", "nope"], 2, "expected KEY=VALUE"),
         (["--config", "/absent/broker.toml"], 2, "does not exist"),
         (["--drain-s", "x"], 2, "not a valid float"),
+        (["--exit-when-idle", "-1"], 2, "is not in the range x>=0"),
+        (["--starter", "3"], 2, "expected two descriptors with a comma between"),
     ],
 )
 def test_what_cannot_be_served_is_refused(

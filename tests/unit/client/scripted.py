@@ -142,6 +142,7 @@ class Scripted:
         self.welcome: dict[str, Any] = {"run": 1, "highest": 0, "journal": JOURNAL, "ping_s": 15.0}
         self.limits = LIMITS
         self.refusal: bytes | None = None
+        self.welcome_waits = False
         self.is_silent = False
         self.url = ""
 
@@ -172,8 +173,13 @@ class Scripted:
             peer.send(self.refusal)
             writer.close()
             return
-        peer.send(control.encode_welcome(control.Welcome(server="script", limits=self.limits, **self.welcome)))
+        if not self.welcome_waits:
+            peer.send(self.welcome_frame())
         self._peers.put_nowait(peer)
+
+    def welcome_frame(self) -> bytes:
+        """Return WELCOME, for a test that sends it itself."""
+        return control.encode_welcome(control.Welcome(server="script", limits=self.limits, **self.welcome))
 
     async def peer(self) -> Peer:
         """Return the next connection that has shaken hands."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +18,7 @@ from tests.reference.groups import Chunk, build_chunk
 from tests.unit.client.scripted import AT_ONCE, JOURNAL, LIMITS, Scripted, chunk, deliver, published
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from broker import Client
     from tests.unit.client.scripted import Peer
@@ -510,3 +512,51 @@ async def test_a_quiet_server_is_pinged_and_a_silent_one_is_left(server: Scripte
         assert await peer.ended()
         server.welcome |= {"ping_s": 15.0}
         await answer_one(await server.peer(), bus)
+
+
+async def test_a_bus_that_is_closed_has_no_socket_left(server: Scripted) -> None:
+    """The server sees it leave at once, though the loop is never run again."""
+    bus = await connect(server.url)
+    await server.peer()
+    connection = bus._connection
+    assert connection is not None
+    assert len(connection.descriptors()) == 1
+    await bus.close()
+    assert connection.descriptors() == []
+
+
+async def test_a_child_has_neither_the_bus_nor_its_socket(server: Scripted) -> None:
+    """Every call raises FORKED, and the number of the socket leads nowhere, so that nobody closes a stranger's file."""
+    bus = await connect(server.url)
+    peer = await server.peer()
+    connection = bus._connection
+    assert connection is not None
+    (descriptor,) = connection.descriptors()
+    assert in_a_child(lambda: used_in_a_child(bus, descriptor)) == 0
+    await answer_one(peer, bus)
+    await bus.close()
+
+
+def in_a_child(work: Callable[[], None]) -> int:
+    """Run work in a forked process; returns its status, 0 when nothing was raised."""
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            work()
+            status = 0
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def used_in_a_child(bus: Client, descriptor: int) -> None:
+    assert os.fstat(descriptor).st_rdev == os.stat(os.devnull).st_rdev
+    for call in (bus.post, bus.publish):
+        with pytest.raises(BrokerError, match="FORKED"):
+            call("a.b", b"")
+    for work in (bus.stats(), bus.channel("a.b"), anext(aiter(bus.subscribe("a.b")))):
+        with pytest.raises(BrokerError, match="FORKED"):
+            next(work.__await__())

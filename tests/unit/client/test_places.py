@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from broker.bus import Last, Since, Start
+from broker.bus import Last, Since, Start, SubscriptionEvent
 from broker.client.places import FILTERS_MAX, BusPlace, LiteralPlaces, make_places
 from broker.model.errors import BrokerError
 from broker.model.positions import BusPosition, Position
@@ -81,3 +81,24 @@ def test_positions_of_another_journal_mean_nothing() -> None:
     assert places.start() == control.FromPositions((("a", 9, 2),))
     assert [(event.name, event.channel, event.at) for event in places.connected(bytes(16))] == [("diverged", "a", 0)]
     assert places.start() == control.FromPositions((("a", 0, 0),))
+
+
+class Arrived:
+    """As much of a batch as a place looks at."""
+
+    def __init__(self, channel: str, first: int, last: int) -> None:
+        self.channel, self.epoch, self.first, self.last = channel, 1, first, last
+
+
+def test_a_gap_behind_dropped_is_told_as_that_once_for_each_channel() -> None:
+    places = LiteralPlaces(("a", "b"), control.FromNew())
+    for name in ("a", "b"):
+        assert places.accept(Arrived(name, 1, 3))[1] is None  # type: ignore[arg-type]
+    places.dropped()
+    assert places.accept(Arrived("a", 7, 8))[1] == SubscriptionEvent("gone", "a", 1, 4, 3, 5)  # type: ignore[arg-type]
+    assert places.accept(Arrived("a", 10, 10))[1] == SubscriptionEvent("trimmed", "a", 1, 10)  # type: ignore[arg-type]
+    assert places.accept(Arrived("b", 4, 4))[1] is None  # type: ignore[arg-type]
+    assert places.accept(Arrived("b", 6, 6))[1] == SubscriptionEvent("trimmed", "b", 1, 6)  # type: ignore[arg-type]
+    places.dropped()
+    places.connected(JOURNAL)
+    assert places.accept(Arrived("a", 20, 20))[1] == SubscriptionEvent("trimmed", "a", 1, 20)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.client.reconnect import Backoff, BackoffPolicy, LineKnowledge, is_final
+from broker.client.reconnect import Backoff, BackoffPolicy, LineKnowledge, hinted_s, is_final
 from broker.model.errors import ConfigError, error
 from broker.wire.control import Limits, Welcome
 
@@ -37,6 +37,19 @@ def test_a_connection_that_settled_is_replaced_at_once_and_one_that_did_not_is_n
     backoff.connected(200.0)
     assert backoff.delay_s(205.0) == 0.0
     assert backoff.delay_s(205.0) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("chance", "waits_s"), [(0.0, 1.0), (0.5, 2.0), (0.999, 2.998)])
+def test_a_server_that_says_when_is_obeyed_and_takes_no_step(chance: float, waits_s: float) -> None:
+    backoff = Backoff(POLICY, lambda: chance)
+    backoff.connected(0.0)
+    assert backoff.delay_s(100.0, 2_000) == pytest.approx(waits_s), "though it had settled"
+    assert [backoff.delay_s(100.0, 2_000) for _ in range(9)] == pytest.approx([waits_s] * 9)
+    assert backoff.delay_s(100.0) == pytest.approx(0.1 * (1 + chance) / 2), "the first step, since none was taken"
+
+
+def test_nobody_has_to_believe_in_more_than_a_minute() -> None:
+    assert hinted_s(2**32 - 1, 0.999) == pytest.approx(60 * 1.499)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ PROMISED = {
     4003: "STORAGE_FORMAT",
     4004: "STORAGE_IN_USE",
     4005: "STORAGE_FAILED",
+    4006: "SERVER_FAILED",
 }
 
 
@@ -133,7 +134,7 @@ def test_families_that_a_program_catches() -> None:
             assert issubclass(row.kind, errors.Unavailable)
 
 
-@pytest.mark.parametrize("unknown", [0, 999, 4006, "NOPE", "busy"])
+@pytest.mark.parametrize("unknown", [0, 999, 4007, "NOPE", "busy"])
 def test_error_of_no_row_is_a_mistake_of_the_caller(unknown: int | str) -> None:
     with pytest.raises(KeyError):
         error(unknown, "")
@@ -155,6 +156,14 @@ def test_wire_round_trip(row: errors.ErrorCode, detail: str, hint: str | None) -
     twin = from_wire(body | {"request": 7})
     assert type(twin) is type(failure)
     assert to_wire(twin) == body
+
+
+@pytest.mark.parametrize("after_ms", [0, 1, 2**32 - 1])
+def test_when_to_try_again_is_kept(after_ms: int) -> None:
+    failure = error("BUSY", "too much", retry_after_ms=after_ms)
+    for twin in (copy.copy(failure), pickle.loads(pickle.dumps(failure)), from_wire(to_wire(failure))):
+        assert twin.retry_after_ms == after_ms
+    assert error("BUSY", "too much").retry_after_ms is None
 
 
 @pytest.mark.parametrize(
@@ -194,6 +203,10 @@ def test_known_code_keeps_the_registry_name_whatever_the_peer_says() -> None:
         {"code": 1001, "name": b"BUSY", "detail": ""},
         {"code": 1001, "name": "BUSY", "detail": None},
         {"code": 1001, "name": "BUSY", "detail": "", "hint": 1},
+        {"code": 1001, "name": "BUSY", "detail": "", "retry_after_ms": -1},
+        {"code": 1001, "name": "BUSY", "detail": "", "retry_after_ms": 2**32},
+        {"code": 1001, "name": "BUSY", "detail": "", "retry_after_ms": "soon"},
+        {"code": 1001, "name": "BUSY", "detail": "", "retry_after_ms": True},
     ],
 )
 def test_malformed_error_of_a_peer_is_a_malformed_frame(body: dict[str, object]) -> None:

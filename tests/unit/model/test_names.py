@@ -16,6 +16,7 @@ from broker.model.names import (
     is_pattern,
     is_reserved,
     matches,
+    overlap,
     shard_key,
 )
 
@@ -235,6 +236,14 @@ def test_covers_means_that_no_name_escapes(wide: bytes, narrow: bytes) -> None:
         return
     escapes = [name for name in all_names() if matches(narrow, name) and not matches(wide, name)]
     assert covers(wide, narrow) is (not escapes)
+
+
+@settings(deadline=None, max_examples=500)
+@given(*[st.lists(st.sampled_from([b"a", b"b", b"*", b">"]), min_size=1, max_size=3).map(b".".join)] * 2)
+def test_filters_overlap_when_a_name_is_in_both(one: bytes, other: bytes) -> None:
+    if not (naive_is_filter(one) and naive_is_filter(other)):
+        return
+    assert overlap(one, other) is any(matches(one, name) and matches(other, name) for name in all_names())
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,8 @@ def test_overlapping_profiles_are_legal() -> None:
         {"retention_messages": -1},
         {"keep": "newest"},
         {"tombstone_s": -1},
+        {"slow": "never"},
+        {"slow": "drop_oldest"},
         {"hold": "nobody"},
         {"hold": "consumers"},
     ],
@@ -120,6 +122,9 @@ def test_value_beyond_its_range_is_refused_by_name(values: dict[str, Any]) -> No
         {"retention_messages": 1},
         {"keep": "latest_per_key"},
         {"tombstone_s": 0},
+        {"slow": "catchup"},
+        {"slow": "latest"},
+        {"slow": "disconnect"},
         {"hold": "none"},
     ],
 )
@@ -161,3 +166,11 @@ def test_profiles_are_values() -> None:
     assert Profiles() != [REST]
     assert Profiles([TYPING, REST])[1] is REST
     assert "typing" in repr(Profiles([TYPING]))
+
+
+def test_what_there_is_among_profiles() -> None:
+    profiles = Profiles(
+        [Profile(b"e.>", Level.EPHEMERAL, slow="drop_oldest"), Profile(b"s.>", slow="latest"), Profile(b">")]
+    )
+    assert profiles.ephemeral == (b"e.>",)
+    assert profiles.slow == {"drop_oldest", "latest", "catchup"}

@@ -6,6 +6,7 @@ The log answers when the test lets it, so that everything that can happen while 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from typing import TYPE_CHECKING
 
@@ -16,12 +17,14 @@ from broker.model.levels import Level
 from broker.model.limits import Limits
 from broker.model.names import matches
 from broker.model.profiles import Profile, Profiles
+from broker.node import catchup
 from broker.node.catchup import (
     INDEX_END,
     KNOWN_MAX,
     QUEUED_BYTES_MAX,
     QUEUED_SHARE,
-    SLICE_BYTES_MAX,
+    SHARE_BYTES,
+    SLICE_US_MAX,
     CatchUp,
     Following,
     Wanted,
@@ -124,6 +127,7 @@ class Station:
         )
         self.writer = Connection(self.core)
         self.reader = Connection(self.core, None)
+        self._subscriptions = 0
 
     def kick(self) -> None:
         self.kicks += 1
@@ -153,7 +157,8 @@ class Station:
         return following
 
     def _subscription(self, credit: int) -> Subscription:
-        return self.reader.subscribe(credit=credit)
+        self._subscriptions += 1
+        return self.reader.subscribe(credit=credit, number=self._subscriptions)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Let the loop turn until something has come to pass."""
@@ -170,7 +175,9 @@ class Station:
 
 
 @pytest.fixture
-async def station() -> AsyncIterator[Station]:
+async def station(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Station]:
+    """A station whose readers ask the log for all that they have missed, however little it is."""
+    monkeypatch.setattr(catchup, "NEAR_MAX", 0)
     station = Station()
     yield station
     station.log.gate.set()
@@ -210,6 +217,54 @@ async def test_a_reader_at_the_head_is_live_at_once(station: Station) -> None:
     following = station.follow(b"s.x", after={b"s.x": 1})
     assert following.live
     assert station.log.asked == []
+
+
+async def test_a_crowd_that_leaves_is_taken_away_by_turns(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catchup, "LEAVES_A_TURN", 2)
+    crowd = [station.follow(b"s.x") for _ in range(7)]
+    left: list[Following] = []
+    detach = station.catchup._detach
+
+    def note(following: Following) -> None:
+        left.append(following)
+        detach(following)
+
+    monkeypatch.setattr(station.catchup, "_detach", note)
+    for following in crowd:
+        station.catchup.leave(following)
+    counts = [len(left)]
+    station.publish(b"s.x", b"nobody gets it")
+    while len(left) < len(crowd):
+        await asyncio.sleep(0)
+        counts.append(len(left))
+    assert counts == [2, 4, 6, 7]
+    assert left == crowd
+    assert station.reader.deliveries() == []
+    assert not station.core.fanout.detach(crowd[-1].subscription, b"s.x"), "it is detached already"
+
+
+async def test_who_missed_a_little_gets_it_from_memory(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catchup, "NEAR_MAX", 4)
+    station.publish(b"s.x", b"1", b"2", b"3")
+    station.publish(b"s.y", b"1")
+    station.publish(b"s.x", b"4")
+    following = station.follow(b"s.x", b"s.y", after={b"s.x": 2, b"s.y": 0})
+    assert following.live
+    assert payloads(station.reader.deliveries()) == [b"3", b"4", b"1"]
+    assert station.log.asked == []
+    station.publish(b"s.x", b"5")
+    assert payloads(station.reader.deliveries()) == [b"5"]
+    far = station.follow(b"s.x", after={b"s.x": 0})
+    assert not far.live, "five sequences are more than it may have missed"
+
+
+async def test_what_is_missing_is_no_more_than_credit_allows(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catchup, "NEAR_MAX", 100)
+    station.publish(b"s.x", b"1" * 100)
+    station.publish(b"s.x", b"2" * 100)
+    following = station.follow(b"s.x", after={b"s.x": 0}, credit=200)
+    assert not following.live
+    assert station.log.asked
 
 
 async def test_channels_that_start_new_are_live_while_others_catch_up(station: Station) -> None:
@@ -407,13 +462,10 @@ async def test_goes_on_after_a_flush_that_no_transport_paused(station: Station) 
     assert payloads(await station.live(following)) == [b"1"]
 
 
-async def test_readers_of_one_connection_share_its_room(station: Station) -> None:
-    """Twenty readers that begin at once must not have asked for twenty slices before the first is queued."""
+async def test_readers_at_the_same_place_share_a_slice(station: Station) -> None:
     station.publish(b"s.x", b"1")
     station.log.gate.clear()
     readers = [station.follow(b"s.x", after={b"s.x": 0}) for _ in range(20)]
-    asked_bytes = sum(SLICE_BYTES_MAX for following in readers if following.busy)
-    assert 0 < asked_bytes <= QUEUED_BYTES_MAX + SLICE_BYTES_MAX
     station.log.gate.set()
 
     def all_live() -> bool:
@@ -422,6 +474,87 @@ async def test_readers_of_one_connection_share_its_room(station: Station) -> Non
 
     await station.until(all_live)
     assert payloads(station.reader.deliveries()) == [b"1"] * 20
+    assert len(station.log.asked) == 1
+    assert (station.catchup.slices_read, station.catchup.slices_shared) == (1, 19)
+    station.follow(b"s.x", after={b"s.x": 0})
+    await station.until(lambda: payloads(station.reader.deliveries()) == [b"1"])
+    assert len(station.log.asked) == 1, "it is kept"
+
+
+async def test_readers_who_began_at_different_places_meet(station: Station) -> None:
+    for number in range(6):
+        station.publish(b"s.x", b"%d" % number + bytes(999))
+    first = station.follow(b"s.x", after={b"s.x": 0}, credit=1)
+    await station.until(lambda: first.subscription.credit <= 0)
+    assert sequences(station.reader.deliveries()) == [1]
+    second = station.follow(b"s.x", after={b"s.x": 3})
+    assert sequences(await station.live(second)) == [4, 5, 6]
+    first.subscription.credit += PLENTY
+    station.catchup.step(first)
+    assert sequences(await station.live(first)) == [2, 3, 4, 5, 6]
+    assert len(station.log.asked) == 1
+
+
+async def test_readers_of_the_same_filters_meet_by_bus_position(station: Station) -> None:
+    for number in range(6):
+        station.publish(b"s.x", b"%d" % number + bytes(999))
+    first = station.follow_bus(b"s.*", b"a.*", credit=1)
+    await station.until(lambda: first.subscription.credit <= 0)
+    assert sequences(station.reader.deliveries()) == [1]
+    second = station.follow_bus(b"a.*", b"s.*", place=(4, 0))
+    assert sequences(await station.live(second)) == [4, 5, 6]
+    first.subscription.credit += PLENTY
+    station.catchup.step(first)
+    assert sequences(await station.live(first)) == [2, 3, 4, 5, 6]
+    assert len(station.log.asked) == 1
+
+
+async def test_readers_take_turns(station: Station) -> None:
+    """Each gets a part of what is there before one of them gets all of it."""
+    for _ in range(40):
+        station.publish(b"s.x", *[bytes(1_000)] * 30)
+    one = station.follow(b"s.x", after={b"s.x": 0})
+    other = station.follow(b"s.x", after={b"s.x": 0})
+
+    def all_live() -> bool:
+        station.catchup.flushed()
+        return one.live and other.live
+
+    numbers = []
+    for _ in range(5_000):
+        numbers += [delivery.subscription for delivery in station.reader.deliveries()]
+        if all_live():
+            break
+        await asyncio.sleep(0.001)
+    numbers += [delivery.subscription for delivery in station.reader.deliveries()]
+    assert len(numbers) == 80
+    longest = max(len(list(run)) for _, run in itertools.groupby(numbers))
+    assert longest <= SHARE_BYTES // 30_000 + 2
+
+
+async def test_a_slice_is_not_kept_for_long(station: Station) -> None:
+    station.publish(b"s.x", b"1")
+    await station.live(station.follow(b"s.x", after={b"s.x": 0}))
+    station.catchup.tick(SLICE_US_MAX)
+    assert station.catchup.slices.size_bytes > 0
+    station.catchup.tick(SLICE_US_MAX + 1)
+    assert station.catchup.slices.size_bytes == 0
+    await station.live(station.follow(b"s.x", after={b"s.x": 0}))
+    assert len(station.log.asked) == 2
+
+
+async def test_a_slice_that_is_not_kept_is_read_again(station: Station) -> None:
+    for number in range(6):
+        station.publish(b"s.x", b"%d" % number + bytes(999))
+    following = station.follow(b"s.x", after={b"s.x": 0}, credit=1)
+    await station.until(lambda: following.subscription.credit <= 0)
+    assert station.catchup.slices.size_bytes > 6_000
+    station.catchup.slices.shrink(0)
+    assert station.catchup.slices.size_bytes == 0
+    following.subscription.credit += PLENTY
+    station.catchup.step(following)
+    assert sequences(await station.live(following)) == [1, 2, 3, 4, 5, 6]
+    assert len(station.log.asked) == 2
 
 
 async def test_a_slice_is_bounded_by_what_ends_a_connection(station: Station) -> None:
@@ -430,13 +563,6 @@ async def test_a_slice_is_bounded_by_what_ends_a_connection(station: Station) ->
     station.follow(b"s.x", after={b"s.x": 0})
     await station.until(lambda: bool(station.log.asked))
     assert station.log.asked[0][-1] == 100_000 // QUEUED_SHARE
-
-
-async def test_a_slice_is_bounded_by_the_credit(station: Station) -> None:
-    station.publish(b"s.x", b"1")
-    station.follow(b"s.x", after={b"s.x": 0}, credit=123)
-    await station.until(lambda: bool(station.log.asked))
-    assert station.log.asked[0][-1] == 123
 
 
 # --- Ends ----------------------------------------------------------------------------------------------------------

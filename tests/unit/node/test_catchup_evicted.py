@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from broker.model.errors import error
+from broker.node import catchup
 from broker_native.delta import TableDelta
 from tests.reference.pipeline import payloads
 from tests.unit.node.test_catchup import Station, sequences
@@ -21,7 +22,9 @@ LATER_S = 4_000_000_000
 
 
 @pytest.fixture
-async def station() -> AsyncIterator[Station]:
+async def station(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Station]:
+    """A station whose readers ask the log for all that they have missed, however little it is."""
+    monkeypatch.setattr(catchup, "NEAR_MAX", 0)
     station = Station()
     yield station
     station.log.gate.set()

@@ -89,7 +89,8 @@ def test_the_other_frames() -> None:
     assert control.decode_reply(body_of(control.encode_reply(7, {"head": 3}), Kind.REPLY)) == (7, {"head": 3})
     assert control.decode_unsubscribe(body_of(control.encode_unsubscribe(9), Kind.UNSUBSCRIBE)) == 9
     assert control.decode_unsubscribe(body_of(control.encode_unsubscribed(9), Kind.UNSUBSCRIBED)) == 9
-    assert control.decode_going_away(body_of(control.encode_going_away(1.5), Kind.GOING_AWAY)) == 1.5
+    for notice in (control.GoingAway(1.5), control.GoingAway(0.0, 2500)):
+        assert control.decode_going_away(body_of(control.encode_going_away(*notice), Kind.GOING_AWAY)) == notice
     assert control.decode_token(body_of(control.encode_ping(2**64 - 1), Kind.PING)) == 2**64 - 1
     assert control.decode_token(body_of(control.encode_pong(0), Kind.PONG)) == 0
     assert control.decode_channel(body_of(control.encode_channel(5, b"a.b"), Kind.CHANNEL)) == (5, b"a.b")

@@ -136,6 +136,19 @@ def test_more_bytes_than_there_may_be_count_as_that() -> None:
     assert requests.decode_history_query({"channel": "x", "bytes": 1 << 40}).bytes_max == HISTORY_BYTES_MAX
 
 
+@pytest.mark.parametrize(
+    ("body", "count"), [({}, 500), ({"limit": 1}, 1), ({"limit": 500}, 500), ({"limit": 501}, 500)]
+)
+def test_how_many_readers_are_asked_for(body: dict[str, Any], count: int) -> None:
+    assert requests.decode_lagging_query(body) == count
+
+
+@pytest.mark.parametrize("limit", [0, -1, "1", 1.0, None])
+def test_a_number_of_readers_that_is_none(limit: Any) -> None:
+    with pytest.raises(MalformedFrame):
+        requests.decode_lagging_query({"limit": limit})
+
+
 # --- Questions in one step --------------------------------------------------------------------------------------------
 
 

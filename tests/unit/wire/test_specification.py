@@ -19,6 +19,7 @@ from broker.config import ServerConfig
 from broker.core import sequencer
 from broker.core.recent import INDEX_END
 from broker.edge import session
+from broker.edge.native import GREETING_MAX
 from broker.model.errors import BY_CODE, BY_NAME, ERROR_CODES, BrokerError, Remedy, error
 from broker.model.history import HISTORY_BYTES_DEFAULT, HISTORY_BYTES_MAX, NAMES_MAX, PLACES_MAX
 from broker.model.levels import Level
@@ -414,6 +415,7 @@ def check_fixed_limits(document: Document) -> None:
         "chunks of one answer to `history` of a pattern": PLACES_MAX,
         "channels of one answer to `channels`": NAMES_MAX,
         "requests of a connection that wait for their answers": ASKS_MAX,
+        "connections that have said nothing yet": GREETING_MAX,
         "items of a map or array in a control body": control.ITEMS_MAX,
         "containers inside one another": control.DEPTH_MAX,
         "values of a control body": control.ITEMS_TOTAL_MAX,
@@ -486,8 +488,8 @@ WHOLE: dict[str, tuple[int, dict[str, Any], Callable[[bytes], object]]] = {
     ),
     "ERROR": (
         14,
-        {"code": 1001, "name": "BUSY", "detail": "d", "hint": "h", "subscription": 1, "request": 1, "channel": 1,
-         "number": 1, "count": 1},
+        {"code": 1001, "name": "BUSY", "detail": "d", "hint": "h", "retry_after_ms": 1, "subscription": 1, "request": 1,
+         "channel": 1, "number": 1, "count": 1},
         control.decode_error,
     ),
 }  # fmt: skip
@@ -622,7 +624,7 @@ RECODE: dict[Kind, Callable[[bytes], bytes]] = {
     Kind.ERROR: recode_error,
     Kind.PING: lambda body: control.encode_ping(control.decode_token(body)),
     Kind.PONG: lambda body: control.encode_pong(control.decode_token(body)),
-    Kind.GOING_AWAY: lambda body: control.encode_going_away(control.decode_going_away(body)),
+    Kind.GOING_AWAY: lambda body: control.encode_going_away(*control.decode_going_away(body)),
     Kind.CHANNEL: lambda body: control.encode_channel(*control.decode_channel(body)),
     Kind.SUBSCRIBE: lambda body: control.encode_subscribe(control.decode_subscribe(body)),
     Kind.SUBSCRIBED: lambda body: control.encode_subscribed(control.decode_subscribed(body)),
@@ -936,6 +938,7 @@ CLAIMS = [
     (5, "13. 0: never |"),
     (5, f"The {len(kinds.HELLO_MAGIC)} bytes are the same in all versions."),
     (5, f"offers `[{kinds.VERSION}, {kinds.VERSION + 1}]` and goes on"),
+    (5, "Its 2 seconds begin then."),
     (7, "The client chooses the numbers, dense from 0:"),
     (7, "the numbers `number` to `number + count − 1` have the sequences `first` to `first + count − 1`"),
     (7, "A duplicate with epoch 0 and first 0 was"),
@@ -954,6 +957,9 @@ CLAIMS = [
     (9, f"An index of 2³² − {(1 << 32) - INDEX_END} is the end of its group."),
     (9, "the head's sequence, 0 for an empty channel"),
     (9, "0 while it has had no record, and with a bus position"),
+    (9, "`start`, `last` and the position (0, 0) begin new"),
+    (9, "at the sequence behind which they begin, 0 for the first;"),
+    (9, "oldest record there is has another sequence than 1."),
     (9, "(`at` = head + 1)"),
     (9, "a code of 4xxx when the log"),
     (10, "`u8 length, bytes` of the channel's name"),
@@ -970,6 +976,8 @@ CLAIMS = [
     (11, "with a group *g* above 0,"),
     (11, "unless the group is 0:"),
     (11, "those of the same group too if the index is 2³² − 1."),
+    (11, "The client says that each channel diverged at 0,"),
+    (11, "goes on with (0, 0) for each."),
     (11, "comes again, and step 2 drops it"),
     (12, "except as §11 step 2 says"),
     (13, "`{request: uint below 2³², op: str, …}`"),
@@ -979,6 +987,7 @@ CLAIMS = [
     (13, f"`limit`: uint, 1 to {NAMES_MAX:,}, optional; `details`"),
     (13, "with it and above 0, (`after_epoch`, `after`) is a position"),
     (13, "| `limit` | uint, from 1, optional |"),
+    (13, "| `lagging` | `limit`: uint, from 1, optional |"),
     (13, "| `bytes` | uint, from 1, optional | at most"),
     (13, "| `bytes` | uint, from 1, optional | as above |"),
     (13, "or a code of 4xxx. **`channels`**"),

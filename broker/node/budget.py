@@ -1,0 +1,84 @@
+"""How much memory the broker's queues hold, against one bound for all of them.
+
+What waits to be sent, what has arrived in part, what is pending and what is kept of the newest groups: each keeper
+counts what it adds and takes away, and this adds the counters up, at the end of every turn. A value that many
+connections have queued counts once.
+
+- Connections whose transport takes nothing share half of the bound, or less; one that has more reads on from the log.
+  So they cannot keep the publishers waiting for long, however many they are.
+- From 80 % on publishers are not read, until less than 75 % are used.
+- From 95 % on PUBLISH is refused with BUSY. Consumers, their credits and what they are owed go on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from broker.core.sequencer import Sequencer
+    from broker.node.catchup import CatchUp
+    from broker_native.intake import ReadBuffer
+
+__all__ = ["Budget"]
+
+HOLD_PERCENT = 80
+RELEASE_PERCENT = 75
+REFUSE_PERCENT = 95
+PAUSED_PERCENT = 50
+"""What connections may have queued together whose transport takes nothing; beyond it they read from the log."""
+QUEUED_AND_OTHERS_PERCENT = 65
+"""And less than that if what else there is would bring it all beyond this."""
+
+
+class Budget:
+    """The memory of one broker's queues.
+
+    Args:
+        core: The sequencer; its limits say the bound.
+        buffer: Where frames wait that have not arrived whole, or for their turn.
+        catchup: Keeps slices of the log.
+
+    Attributes:
+        used_bytes: As of the last `look`.
+        holds: Publishers are not to be read.
+        refuses: PUBLISH is to be refused.
+        share_bytes: What one connection may have queued whose transport takes nothing.
+    """
+
+    def __init__(self, core: Sequencer, buffer: ReadBuffer, catchup: CatchUp) -> None:
+        self._core = core
+        self._buffer = buffer
+        self._catchup = catchup
+        self.used_bytes = 0
+        self.holds = False
+        self.refuses = False
+        self.share_bytes = self.limit_bytes * PAUSED_PERCENT // 100
+
+    @property
+    def limit_bytes(self) -> int:
+        """The bound."""
+        return self._core.limits.memory_bytes_max
+
+    @property
+    def queued_bytes(self) -> int:
+        """What waits to be sent, here and in transports that ask for a pause."""
+        fanout = self._core.fanout
+        return fanout.copied_bytes + fanout.shared_bytes + fanout.unsent_bytes
+
+    def look(self) -> None:
+        """Add up, and judge."""
+        core, buffer = self._core, self._buffer
+        pending = core.tails.group_bytes + (len(core.in_commit.value) if core.in_commit is not None else 0)
+        arriving = buffer.early.bytes + buffer.partial.bytes + buffer.backlog.bytes
+        kept = core.recent.size_bytes + core.passing.size_bytes + self._catchup.slices.size_bytes
+        self.used_bytes = used = self.queued_bytes + pending + arriving + kept
+        limit = self.limit_bytes
+        self.holds = used * 100 >= limit * (RELEASE_PERCENT if self.holds else HOLD_PERCENT)
+        self.refuses = used * 100 >= limit * REFUSE_PERCENT
+        others = used - self.queued_bytes
+        queued_max = min(limit * PAUSED_PERCENT, limit * QUEUED_AND_OTHERS_PERCENT - others * 100) // 100
+        left = 0 if self.holds else queued_max - core.fanout.unsent_bytes
+        self.share_bytes = max(left, 0) // max(core.fanout.paused_count, 1)
+        self._catchup.room_bytes = self.share_bytes
+        if self.holds:
+            self._catchup.slices.shrink(0)
