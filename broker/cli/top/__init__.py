@@ -87,13 +87,13 @@ def command(
 
         shown = Screen(url, interval_s)
     try:
-        asyncio.run(watch(url, shown, interval_s, readers_max, looks))
+        asyncio.run(run(url, shown, interval_s, readers_max, looks))
     except asyncio.CancelledError:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTERM)
 
 
-async def watch(
+async def run(
     url: str, shown: AbstractContextManager[Show], interval_s: float, readers_max: int, looks: int | None
 ) -> None:
     """Connect, and look; the terminal is taken when the server is there, and given back in any case."""
