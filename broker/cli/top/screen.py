@@ -1,7 +1,8 @@
 """The live view of `broker top`: a picture of one look, as large as the terminal, drawn anew for each.
 
 `picture` is pure. What does not fit is left out from the right and from below, the least telling first, and never
-broken: on a narrow terminal the table has fewer columns, on a low one fewer readers, and the rest is counted.
+broken: on a narrow terminal the table has fewer columns; on a low one a subject has one line, then there are fewer
+readers, and the rest is counted.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from broker.cli.top.text import Fact
 
 LABEL_WIDTH: Final = 10
+HEAD_LINES: Final = 3
 TABLE_FRAME_LINES: Final = 2
 """The table's headings, and the line that counts the rest."""
 
@@ -67,9 +69,10 @@ def picture(change: Change, url: str, status: Text, width: int, height: int | No
     now = change.now
     run, process = count(now.figure("run")), now.stats.get("pid", UNKNOWN)
     title = Text.assemble(("broker top", "bold"), printable(f"  {url}  run {run}, process {process}"))
-    lines = [title, status, Text()]
-    for label, facts in [*sections(change), ("behind", lagging(change))]:
-        lines += _lines(label, facts, width)
+    told = [_lines(label, facts, width) for label, facts in [*sections(change), ("behind", lagging(change))]]
+    if height is not None and sum(map(len, told)) + HEAD_LINES + TABLE_FRAME_LINES + len(change.readers) > height:
+        told = [each[:1] for each in told]
+    lines = [title, status, Text(), *(line for each in told for line in each)]
     for line in lines:
         line.no_wrap, line.overflow = True, "ellipsis"
     room = None if height is None else max(height - len(lines) - TABLE_FRAME_LINES, 0)

@@ -67,8 +67,15 @@ def test_a_low_terminal_counts_whom_it_leaves_out() -> None:
     assert drawn(crowd(50), height=None)[-1] == "and 9,950 more"
 
 
+def test_on_a_small_terminal_who_is_behind_is_seen_before_details() -> None:
+    lines = drawn(crowd(50), 45, 14)
+    assert len(lines) == 14
+    assert sum("chat.>" in line for line in lines) == 3
+    assert sum(line.startswith(" ") and "chat" not in line and "late" not in line for line in lines) == 0
+
+
 def test_a_narrow_one_leaves_out_columns() -> None:
-    headings = [drawn(crowd(3), width)[-5 + 0].split() for width in (40, 50, 64, 84)]
+    headings = [drawn(crowd(3), width)[-5].split() for width in (40, 50, 64, 84)]
     assert headings == [
         ["behind", "late", "reads"],
         ["behind", "late", "since", "reads"],
