@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from broker.cli.top.rates import COUNTERS, Reader, compare
@@ -25,7 +27,7 @@ def test_the_first_look_knows_no_rates() -> None:
 
 @pytest.mark.parametrize("life", [{"run": 4}, {"pid": 4712}, {"run": 4, "pid": 4712}])
 @pytest.mark.parametrize("records", [0, 5_000])
-def test_no_rate_goes_over_a_restart(life: dict[str, int], records: int) -> None:
+def test_no_rate_goes_over_a_restart(life: dict[str, Any], records: int) -> None:
     """Not even of a counter that is higher than before: it may have begun anew and passed what it was."""
     found = change(records_in=records, **life)
     assert found.restarted
