@@ -16,7 +16,20 @@ from rich.table import Table
 from rich.text import Text
 
 from broker.cli.main import printable
-from broker.cli.top.text import UNKNOWN, behind, clock, count, lagging, pack, seconds, sections, since, size, what, who
+from broker.cli.top.text import (
+    UNKNOWN,
+    behind,
+    clock,
+    count,
+    fill_lines,
+    lagging,
+    seconds,
+    sections,
+    since,
+    size,
+    what,
+    who,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,7 +110,7 @@ def away_text(change: Change, silent_s: float, why: str) -> Text:
 
 def _lines(label: str, facts: list[Fact], width: int) -> list[Text]:
     lines: list[Text] = []
-    for each in pack(facts, max(width - LABEL_WIDTH, 1)):
+    for each in fill_lines(facts, max(width - LABEL_WIDTH, 1)):
         line = Text()
         line.append(f"{'' if lines else label:<{LABEL_WIDTH}}", "cyan")
         for index, fact in enumerate(each):

@@ -212,7 +212,7 @@ def lagging(change: Change) -> list[Fact]:
     ]
 
 
-def pack(facts: Sequence[Fact], width: int) -> list[list[Fact]]:
+def fill_lines(facts: Sequence[Fact], width: int) -> list[list[Fact]]:
     """Spread facts over lines of at most so many characters, two spaces between them; a fact is never broken."""
     lines: list[list[Fact]] = []
     room = -1

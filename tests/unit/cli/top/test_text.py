@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from broker.cli.top import text
-from broker.cli.top.text import Fact, pack
+from broker.cli.top.text import Fact, fill_lines
 from tests.unit.cli.top.looks import change, reader
 
 EVIL = "a\x1b[2J\nb\u202e"
@@ -54,13 +54,13 @@ def test_shares() -> None:
 def test_facts_are_spread_and_never_broken() -> None:
     facts = [Fact("aaaa"), Fact("bb"), Fact("c" * 20), Fact("dd")]
     for width in range(1, 40):
-        lines = pack(facts, width)
+        lines = fill_lines(facts, width)
         assert [fact for line in lines for fact in line] == facts
         for line in lines:
             assert len(line) == 1 or len("  ".join(fact.text for fact in line)) <= width
-    assert [len(line) for line in pack(facts, 8)] == [2, 1, 1]
-    assert [len(line) for line in pack(facts, 7)] == [1, 1, 1, 1]
-    assert pack([], 10) == []
+    assert [len(line) for line in fill_lines(facts, 8)] == [2, 1, 1]
+    assert [len(line) for line in fill_lines(facts, 7)] == [1, 1, 1, 1]
+    assert fill_lines([], 10) == []
 
 
 def said(**figures: Any) -> str:
