@@ -40,6 +40,9 @@ class Budget:
 
     Attributes:
         used_bytes: As of the last `look`.
+        arriving_bytes: Of it, frames that have not arrived whole, or wait for their turn.
+        pending_bytes: Of it, groups that are not committed.
+        kept_bytes: Of it, the newest groups and slices of the log, for those who read on from there.
         holds: Publishers are not to be read.
         refuses: PUBLISH is to be refused.
         share_bytes: What one connection may have queued whose transport takes nothing.
@@ -50,6 +53,9 @@ class Budget:
         self._buffer = buffer
         self._catchup = catchup
         self.used_bytes = 0
+        self.arriving_bytes = 0
+        self.pending_bytes = 0
+        self.kept_bytes = 0
         self.holds = False
         self.refuses = False
         self.share_bytes = self.limit_bytes * PAUSED_PERCENT // 100
@@ -68,9 +74,10 @@ class Budget:
     def look(self) -> None:
         """Add up, and judge."""
         core, buffer = self._core, self._buffer
-        pending = core.tails.group_bytes + (len(core.in_commit.value) if core.in_commit is not None else 0)
-        arriving = buffer.early.bytes + buffer.partial.bytes + buffer.backlog.bytes
-        kept = core.recent.size_bytes + core.passing.size_bytes + self._catchup.slices.size_bytes
+        in_commit = core.in_commit
+        self.pending_bytes = pending = core.tails.group_bytes + (len(in_commit.value) if in_commit is not None else 0)
+        self.arriving_bytes = arriving = buffer.early.bytes + buffer.partial.bytes + buffer.backlog.bytes
+        self.kept_bytes = kept = core.recent.size_bytes + core.passing.size_bytes + self._catchup.slices.size_bytes
         self.used_bytes = used = self.queued_bytes + pending + arriving + kept
         limit = self.limit_bytes
         self.holds = used * 100 >= limit * (RELEASE_PERCENT if self.holds else HOLD_PERCENT)

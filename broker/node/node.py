@@ -24,6 +24,7 @@ from broker.events import emit
 from broker.log.log import ArchiveBy, Log
 from broker.log.retention import Policies
 from broker.model.errors import BrokerError, error
+from broker.node.behind import describe_behind
 from broker.node.budget import Budget
 from broker.node.catchup import CatchUp, Following
 from broker.node.commit import CommitThread, handed_over
@@ -61,7 +62,6 @@ DUPLICATES_MAX = 65_536
 """Repeated publishes that wait for the commit of what they repeat."""
 STORAGE_FAILURES_PER_MIN_MAX = 3
 COUNTED_AT_ONCE = 4_096
-FILTERS_SHOWN = 4
 WATCH_TURNS = 8
 """While every connection takes what it is sent, memory is looked at once in so many turns."""
 
@@ -494,20 +494,11 @@ class Node:
 
     def readers_behind(self, count_max: int) -> tuple[list[dict[str, object]], bool]:
         """Say which subscriptions lag, those that are most behind first, and whether there are more of them."""
-        applied, now_us = self.core.applied_number, self.clock.now_us()
+        now_us = self.clock.now_us()
         lagging = self.catchup.lagging
+        most = nsmallest(count_max, lagging, key=lambda following: following.reached)
         found = [
-            {
-                **following.subscription.outbox.owner.describe(),
-                "subscription": following.subscription.number,
-                "filters": [each.decode() for each in (following.literals + following.patterns)[:FILTERS_SHOWN]],
-                "behind_groups": max(applied - following.reached, 0),
-                "behind_s": max(now_us - following.reached_us, 0) / 1e6,
-                "since_s": max(now_us - following.since_us, 0) / 1e6,
-                "queued_bytes": following.subscription.outbox.queued,
-                "credit": max(following.subscription.credit, 0),
-            }
-            for following in nsmallest(count_max, lagging, key=lambda following: following.reached)
+            {**each.subscription.outbox.owner.describe(), **describe_behind(each, self.core, now_us)} for each in most
         ]
         return found, len(lagging) > len(found)
 
@@ -677,6 +668,9 @@ class Node:
             "memory_budget_bytes": self.budget.limit_bytes,
             "memory_used_bytes": self.budget.used_bytes,
             "queued_bytes": self.budget.queued_bytes,
+            "arriving_bytes": self.budget.arriving_bytes,
+            "pending_bytes": self.budget.pending_bytes,
+            "kept_bytes": self.budget.kept_bytes,
             "publishers_held": len(self._short_of_memory),
             "publishes_refused_memory": self._refused_memory,
             **self._pace.stats(),

@@ -61,7 +61,7 @@ __all__ = [
 
 
 LAGGING_MAX = 500
-"""A control body holds 16,384 values, and each reader is some 26 of them."""
+"""A control body holds 16,384 values, and each reader is some 30 of them."""
 
 
 def decode_lagging_query(body: Mapping[str, Any]) -> int:

@@ -68,6 +68,7 @@ def test_help_names_every_verb_and_imports_none() -> None:
         "dump",
         "load",
         "verify",
+        "top",
         "errors",
         "events",
     ],
@@ -164,6 +165,8 @@ def test_module_is_the_command() -> None:
 @pytest.mark.parametrize(
     ("words", "completed"),
     [
+        ("broker to", ["top"]),
+        ("broker top --o", ["--once"]),
         ("broker ver", ["verify", "version"]),
         ("broker e", ["errors", "events"]),
         ("broker con", ["config"]),

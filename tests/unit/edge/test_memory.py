@@ -186,6 +186,9 @@ def test_who_lags_is_told_most_behind_first(stage: Stage) -> None:
         assert reply["more"] is (limit == 1)
         assert readers[0]["filters"] == ["s.x", "s.y"]
         assert readers[0]["behind_groups"] == 4
+        assert readers[0]["policy"] == "catchup"
+        if limit > 1:
+            assert "behind_messages" not in readers[1], "only the log knows what a pattern has to come"
         assert readers[0]["since_s"] >= 2
         assert sorted(readers[0]) == sorted(
             (
@@ -195,9 +198,11 @@ def test_who_lags_is_told_most_behind_first(stage: Stage) -> None:
                 "subscription",
                 "filters",
                 "behind_groups",
+                "behind_messages",
                 "behind_s",
                 "since_s",
                 "credit",
+                "policy",
                 "queued_bytes",
             )
         )
