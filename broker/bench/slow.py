@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 ALONE_S_MAX: Final = 15.0
 """How long those who go on reading are looked at alone."""
-MOMENT_MESSAGES: Final = 1000
-"""What everybody reads before most of them stop."""
+MOMENT_S: Final = 0.02
+"""How long is published what everybody reads before most of them stop."""
 TRICKLE_SHARE: Final = 100
 """While they catch up so small a part of the rate is published: a thousand readers of all of it are another work."""
 COMPLETE_S_MAX: Final = 1_200.0
@@ -99,7 +99,10 @@ def run_slow(options: Options, target: Target) -> Result:
         healthy = options.subscribers - options.slow
         load.add_subscribers(steady=healthy)
         moment = load.driver.run(
-            messages=MOMENT_MESSAGES, rate=options.rate, patience_s=options.patience_s, on_slice=probe.sample_memory
+            messages=max(int(options.rate * MOMENT_S), 1),
+            rate=options.rate,
+            patience_s=options.patience_s,
+            on_slice=probe.sample_memory,
         )
         load.driver.latency.clear()
         load.driver.halt(healthy)
