@@ -1064,8 +1064,8 @@ cdef class Driver:
     def halt(self, uint32_t first):
         """Let the subscribers from index `first` on, in the order in which they were added, read nothing any more.
 
-        They are no part of what a run waits for, nor of what is lost. While a run lasts they say that they are there, at
-        first and about every five seconds.
+        They are no part of what a run waits for, nor of what is lost. While a run lasts they say that they are there,
+        at first and about every five seconds.
         """
         cdef uint32_t i
         self.load.assured_ns = 0
