@@ -1,4 +1,4 @@
-"""The works of the native driver: `pubsub`, `fanout`, `many`, `latency`, `replay` and `idle`.
+"""The works of the native driver: `pubsub`, `fanout`, `many`, `latency`, `replay` and `idle`; others build on it.
 
 Each opens its connections one after the other in Python, hands the sockets to the driver, and lets it run. What differs
 is in the options: who meets whom, whether a rate is kept, and whether reading begins after publishing has ended.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import resource
 import secrets
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
 from broker.bench.conversation import Conversation, channel_frames
@@ -44,6 +44,10 @@ def raise_descriptor_limit(connections: int) -> None:
     if hard != resource.RLIM_INFINITY and hard < wanted:
         raise error("LIMIT", f"open files: {connections} connections need {wanted}, the hard limit is {hard}")
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class Over(Exception):
+    """What a driver was to run for is over; `on_slice` raises it."""
 
 
 class Load:
@@ -102,12 +106,18 @@ class Load:
                 detached = self.stack.enter_context(conversation.detach())
             self.driver.add_publisher(detached.fileno(), head=head)
 
-    def add_subscribers(self, *, from_start: bool = False) -> None:
+    def add_subscribers(self, *, from_start: bool = False, steady: int | None = None) -> None:
         """Connect and subscribe all subscribers.
+
+        Args:
+            from_start: from the start of their channels; else from new.
+            steady: how many of the first of them are timed and waited for by publishers; None for all.
 
         Raises:
             BrokerError: the server refuses.
         """
+        if steady is None:
+            steady = self.options.subscribers
         credit_bytes = self.options.credit_bytes
         for number in range(self.options.subscribers):
             with Conversation(self.target.url) as conversation:
@@ -116,7 +126,9 @@ class Load:
                 detached = self.stack.enter_context(conversation.detach())
             # One literal needs no name with its chunks; anything else is told each channel's once.
             named = self.options.pattern or self.options.owned or len(filters) > 1
-            self.driver.add_subscriber(detached.fileno(), credit_bytes=credit_bytes, named=named)
+            self.driver.add_subscriber(
+                detached.fileno(), credit_bytes=credit_bytes, named=named, steady=number < steady
+            )
 
     def filters(self, audience: int) -> list[str]:
         """Return what a subscriber of an audience asks for."""
@@ -182,6 +194,25 @@ class Load:
             driver_cpu_s=outcome.cpu_s,
             errors=complaints(outcome, self.options),
         )
+
+
+def run_until(load: Load, look: Callable[[], None], seconds: float, rate: int | None = None) -> Outcome:
+    """Publish and read until `look`, which is called all the while, raises Over; then read what is still under way.
+
+    The driver is cut short rather than run by pieces: it would wait for the last message of each, and what it did not
+    send meanwhile would be in no latency. So the outcome is that of the end; what was counted since the driver was made
+    is in its attributes.
+
+    Args:
+        load: the driver and its connections.
+        look: raises Over after `seconds` at the latest.
+        seconds: how long it may take.
+        rate: messages a second; None for that of the options.
+    """
+    options = load.options
+    with suppress(Over):
+        load.driver.run(seconds=seconds, rate=rate or options.rate, patience_s=seconds, on_slice=look)
+    return load.driver.run(rate=options.rate, patience_s=options.patience_s)
 
 
 def complaints(outcome: Outcome, options: Options) -> list[str]:

@@ -57,6 +57,8 @@ class Work(StrEnum):
     RESTART = "restart"
     STORM = "storm"
     SHARED = "shared"
+    SLOW = "slow"
+    CATCHUP = "catchup"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ class Options:
         stored_bytes: `restart` only: how much the files hold when the server is killed, about.
         unarchived_bytes: `restart` only: how much of it the archive has not, about.
         clients: `storm` only: the crowd that comes back; `channels` are then those of each of them.
+        slow: `slow` only: how many of the subscribers stop reading.
         patience_s: how long the server may owe something and send nothing before the rest counts as lost.
     """
 
@@ -109,6 +112,7 @@ class Options:
     stored_bytes: int = 0
     unarchived_bytes: int = 0
     clients: int = 0
+    slow: int = 0
     patience_s: float = 10.0
 
     @property
@@ -131,7 +135,8 @@ class Options:
         """Records that may be on their way to the slowest subscriber: within its credit, and within memory for all."""
         if self.owned:
             return max(self.window or IN_FLIGHT_RECORDS // self.publishers, 4 * self.batch)
-        readers = -(-self.subscribers // self.audiences)
+        # Publishers do not wait for those who are to fall behind.
+        readers = -(-(self.subscribers - self.slow) // self.audiences)
         alone = WINDOW_BYTES_EPHEMERAL if self.durability is Level.EPHEMERAL else WINDOW_BYTES_STORED
         fitting = min(alone, AUDIENCES_BYTES_MAX // self.audiences, IN_FLIGHT_BYTES_MAX // readers)
         return max(self.window or fitting // self.record_bytes_max, 4 * self.batch)
@@ -156,6 +161,7 @@ class Defaults:
     stored_bytes: int = 0
     unarchived_bytes: int = 0
     clients: int = 0
+    slow: int = 0
 
 
 DEFAULTS: Final = {
@@ -173,6 +179,8 @@ DEFAULTS: Final = {
         publishers=4, channels=10_000, seconds=0, batch=100, stored_bytes=GIB, unarchived_bytes=GIB // 2
     ),
     Work.STORM: Defaults(subscribers=(10,), channels=20, rate=1_000, seconds=5.0, clients=5_000),
+    Work.SLOW: Defaults(subscribers=(1_000,), rate=50_000, seconds=60.0, slow=900),
+    Work.CATCHUP: Defaults(subscribers=(200,), rate=100_000, seconds=10.0, messages=1_000_000),
 }
 
 PAYLOAD_BYTES_MAX: Final = 1 * MIB
@@ -251,6 +259,22 @@ def complaint(options: Options) -> str | None:
         (
             work is Work.STORM and options.durability is Level.EPHEMERAL,
             "storm: ephemeral messages are not resumed",
+        ),
+        (
+            (options.slow > 0) != (work is Work.SLOW) or (work is Work.SLOW and options.slow >= options.subscribers),
+            f"--slow is for `slow`: got {options.slow}, from 1 to fewer than the {options.subscribers} subscribers",
+        ),
+        (
+            work is Work.SLOW and not (options.rate and options.seconds and not options.messages),
+            "slow: needs a --rate and --seconds, and no --messages",
+        ),
+        (
+            work is Work.CATCHUP and not (options.rate and options.seconds and options.messages),
+            "catchup: needs --messages to catch up, and a --rate and --seconds of those published meanwhile",
+        ),
+        (
+            work in (Work.SLOW, Work.CATCHUP) and options.durability is Level.EPHEMERAL,
+            f"{work}: ephemeral messages are not stored, so nobody catches up",
         ),
         (options.archived and work is not Work.REPLAY, "--archived is for `replay`"),
         (options.embedded and work is not Work.CLIENT, "--embedded is for `client`"),

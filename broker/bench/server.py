@@ -47,7 +47,8 @@ def bench_configuration(channels: int = 0, storage: Mapping[str, int] | None = N
         channels: it has room for so many besides the default.
         storage: settings of its section of that name.
     """
-    limits = f"[limits]\nchannels_max = {Limits().channels_max + channels}\n\n"
+    named = max(Limits().channels_per_connection_max, channels)
+    limits = f"[limits]\nchannels_max = {Limits().channels_max + channels}\nchannels_per_connection_max = {named}\n\n"
     section = "".join(f"{name} = {value}\n" for name, value in (storage or {}).items())
     return f"{limits}[storage]\n{section}\n" + "".join(
         f'[[profiles]]\npattern = "{profile.pattern.decode()}"\ndurability = "{profile.durability.label}"\n\n'

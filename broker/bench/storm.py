@@ -16,7 +16,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from broker.bench.crowd import Plan
-from broker.bench.load import Load, complaints
+from broker.bench.load import Load, Over, complaints, run_until
 from broker.bench.result import latency_of
 from broker.bench.server import Probe, Target
 from broker.model.errors import error
@@ -24,7 +24,6 @@ from broker.model.errors import error
 if TYPE_CHECKING:
     from broker.bench.options import Options
     from broker.bench.result import Result
-    from broker_native.driver import Outcome
 
 MEMBERS: Final = 50
 """Clients that have a channel in common."""
@@ -33,10 +32,6 @@ CROWD_RATE: Final = 200
 STORM_S_MAX: Final = 120.0
 SETTLED_S: Final = 1.0
 """How long the server is left alone after the crowd has gathered."""
-
-
-class _Over(Exception):
-    """What the driver was to run for is over."""
 
 
 class CrowdProcess:
@@ -98,9 +93,9 @@ class Hearing:
             self._failure = failure
 
     def look(self) -> None:
-        """Raise _Over when it has answered, or has had all the time that it gets; the driver calls it."""
+        """Raise Over when it has answered, or has had all the time that it gets; the driver calls it."""
         if not self._thread.is_alive() or time.monotonic() > self._until_s:
-            raise _Over
+            raise Over
 
     def answer(self) -> dict[str, Any]:
         """Return the answer.
@@ -137,7 +132,7 @@ def run_storm(options: Options, target: Target) -> Result:
         hearing = Hearing(crowd)
         crowd.tell("drop")
         begun = time.monotonic()
-        during = run_until_over(load, hearing)
+        during = run_until(load, hearing.look, STORM_S_MAX)
         storm_s = time.monotonic() - begun
         after = probe.figures()
         back = hearing.answer()
@@ -180,15 +175,3 @@ def plan_of(options: Options, load: Load, target: Target) -> Plan:
     total = max(options.channels, options.clients * options.channels // MEMBERS)
     names = [f"{load.room}.crowd.{number}" for number in range(total)]
     return Plan(target.url, names, options.clients, options.channels, CROWD_RATE, options.payload)
-
-
-def run_until_over(load: Load, hearing: Hearing) -> Outcome:
-    """Publish and read until the crowd has answered, then read what is still under way.
-
-    The driver is cut short rather than run by pieces: it would wait for the last message of each, and what it did not
-    send meanwhile would be in no latency.
-    """
-    options = load.options
-    with suppress(_Over):
-        load.driver.run(seconds=STORM_S_MAX, rate=options.rate, patience_s=STORM_S_MAX, on_slice=hearing.look)
-    return load.driver.run(rate=options.rate, patience_s=options.patience_s)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from broker.bench.archived import archive_all, storage_for
+from broker.bench.catchup import run_catchup
 from broker.bench.channels import run_channels, run_cold
 from broker.bench.client import run_client, run_embedded
 from broker.bench.load import RUNNERS, raise_descriptor_limit, run_live, run_replay
@@ -15,6 +16,7 @@ from broker.bench.options import Options, Work
 from broker.bench.restart import run_restart
 from broker.bench.server import own_server, running_server
 from broker.bench.shared import run_shared
+from broker.bench.slow import run_slow
 from broker.bench.storm import run_storm
 
 if TYPE_CHECKING:
@@ -77,10 +79,13 @@ def _run_with_server(options: Options, connect: Opener | None) -> list[Result]:
             return run_client(options, target, connect)
         if options.archived:
             return [run_replay(options, target, archive_all)]
-        if options.work is Work.STORM:
-            return [run_storm(options, target)]
-        runner = run_channels if options.work is Work.CHANNELS else RUNNERS.get(options.work, run_live)
-        return [runner(options, target)]
+        return [(OTHERS.get(options.work) or RUNNERS.get(options.work, run_live))(options, target)]
+
+
+OTHERS: Final = {
+    Work.CHANNELS: run_channels, Work.STORM: run_storm, Work.SLOW: run_slow, Work.CATCHUP: run_catchup
+}  # fmt: skip
+"""The works that have modules of their own."""
 
 
 def keep_to(stack: ExitStack, cores: set[int] | None) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 WORKS = (
     "pubsub", "fanout", "many", "latency", "replay", "client", "idle", "channels", "cold", "restart", "storm", "shared",
+    "slow", "catchup",
 )  # fmt: skip
 
 
@@ -69,6 +70,7 @@ def counts(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 @click.option("--stored-bytes", type=click.IntRange(1), metavar="BYTES", help="`restart`: what the files hold.")
 @click.option("--unarchived-bytes", type=click.IntRange(0), metavar="BYTES", help="`restart`: how much not archived.")
 @click.option("--clients", type=click.IntRange(1), metavar="N", help="`storm`: those who come back.  [default: 5000]")
+@click.option("--slow", type=click.IntRange(1), metavar="N", help="`slow`: those who stop reading.  [default: 900]")
 @click.option("--no-read-back", "read_back", flag_value=False, default=True, help="`channels`: leave out the reading.")
 @click.option(
     "--window",
@@ -99,6 +101,8 @@ def command(
     restart  a start after SIGKILL, with nothing cached and half of what is stored not archived
     storm    --clients with --channels each are cut off at once and come back; the latency is that of others
     shared   8 processes (--publishers), each publishing and reading: a server, then a shared directory, killed at last
+    slow     --slow of the --subscribers stop reading, then read it all; the latency is that of the others
+    catchup  --subscribers read --messages from the start; the latency is that of others, who are live at --rate
 
     Without --url a server is started for the occasion, with its journal in a temporary directory: TMPDIR chooses
     whose disk is measured. A server at --url needs profiles for bench.e.> (ephemeral), bench.a.> (accepted) and
@@ -138,8 +142,9 @@ def options_of(
 
     defaults = DEFAULTS[Work(work)]
     chosen = {name: value for name, value in given.items() if value is not None}
-    # --messages alone bounds a run by their number, whatever the work's own bound would be.
-    seconds = chosen.pop("seconds", 0.0 if chosen.get("messages") else defaults.seconds)
+    # --messages alone bounds a run by their number, whatever the work's own bound would be. `catchup` needs both.
+    alone = chosen.get("messages") and not (defaults.messages and defaults.seconds)
+    seconds = chosen.pop("seconds", 0.0 if alone else defaults.seconds)
     durability = parse_level(chosen.pop("durability"))
     merged = {
         "publishers": defaults.publishers,
@@ -148,6 +153,7 @@ def options_of(
         "batch": defaults.batch,
         "stored_bytes": defaults.stored_bytes,
         "clients": defaults.clients,
+        "slow": defaults.slow,
         "unarchived_bytes": min(defaults.unarchived_bytes, chosen.get("stored_bytes", GIB) // 2),
         **chosen,
     }

@@ -51,7 +51,7 @@ cdef extern from "driver_poll.h" nogil:
     int poller_open(Poller* poller)
     void poller_close(Poller* poller)
     int poller_add(Poller* poller, int fd)
-    int poller_write_interest(Poller* poller, int fd, uint32_t index, bint wanted)
+    int poller_interest(Poller* poller, int fd, uint32_t index, bint reading, bint writing)
     int poller_wait(Poller* poller, uint64_t deadline_ns, PollerEvent* events)
 
 cdef struct Lane:               # one channel as one subscription sees it
@@ -68,6 +68,8 @@ cdef struct Subscriber:
     uint32_t lanes_used
     uint32_t audience
     uint8_t named               # the first chunk of each channel must tell its name
+    uint8_t steady              # reads all the time: it is timed, and publishers wait for it
+    uint8_t halted              # reads nothing at present
     uint64_t credit_portion     # bytes; what has been read is granted again in portions of this size
     uint64_t credit_used        # bytes read and not yet granted again
     uint64_t group              # bus position of the newest chunk that was committed when it came
@@ -156,6 +158,7 @@ cdef struct Load:
     uint64_t turn
     uint64_t active_ns          # when something was last sent or received
     uint64_t arrived_ns         # when a record or an answer last came
+    uint64_t assured_ns         # when those who read nothing last said that they are there
     uint32_t publisher_first    # who is asked first in the next turn
     # what came
     uint8_t* buffer             # where every connection reads to
@@ -165,6 +168,8 @@ cdef struct Load:
     uint64_t unordered          # answers that do not follow the one before in their channel
     uint64_t crc_wrong
     uint64_t events
+    uint64_t lagging            # of these, how many say that a subscriber has fallen behind,
+    uint64_t live               # and that it has all again
     uint8_t level_min
     uint8_t level_max
     # what ended it

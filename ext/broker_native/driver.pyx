@@ -9,6 +9,9 @@ Every record is checked: its header, its stamp, each of its other bytes, and its
 Frames are parsed as they come: records are checked where `recv` put them, and what a connection must keep between two
 reads is the half of one record or header, never of a chunk.
 
+Subscribers may be told to read nothing for a while, like a client that hangs: their sockets fill, and all that is heard
+of them is that they are there.
+
 It must not become the bottleneck, so it sleeps whenever there is nothing to do and never spins; its processor time is
 part of what a run returns. It must not decode control bodies: what the server says in an ERROR is handed back whole.
 
@@ -24,7 +27,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport UINT64_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcmp, memcpy, memset, strerror
+from libc.string cimport memcmp, memcpy, memset, strerror, strlen
 
 from broker_native.crc32c cimport crc32c
 from broker_native.histogram cimport Histogram
@@ -50,6 +53,7 @@ cdef enum:
     RECEIVE_BYTES = 256 * 1024     # one recv: stays in the second-level cache until it has been checked
     SEND_BYTES = 256 * 1024        # one send of a publisher
     ANSWER_BYTES = 512             # a subscriber's: CREDIT and PONG
+    EVENT_NAME_BYTES = 8           # the longest word that is looked for in an EVENT
 
     FAILURE_NONE = 0
     FAILURE_ERROR = 1              # the server sent ERROR
@@ -59,12 +63,14 @@ cdef enum:
     FAILURE_PROTOCOL = 5           # the server broke the specification
     FAILURE_MEMORY = 6
 
+cdef uint64_t ASSURE_NS = 5_000_000_000     # a client says so often that it is there: a third of what servers wait
+
 FAILURES = ("", "error", "going_away", "closed", "socket", "protocol", "memory")
 
 Failure = namedtuple("Failure", ("reason", "connection", "detail", "body"))
 Outcome = namedtuple("Outcome", (
     "finished", "seconds", "cpu_s", "sent", "acked", "acked_twice", "deliveries", "lost", "duplicated", "reordered",
-    "corrupt", "misplaced", "unordered", "events", "level_min", "level_max", "failure"))
+    "corrupt", "misplaced", "unordered", "events", "lagging", "live", "level_min", "level_max", "failure"))
 
 
 # --- Failing ------------------------------------------------------------------------------------------------------
@@ -109,8 +115,15 @@ cdef void connection_flush(Load* load, Connection* connection) noexcept nogil:
         connection.out_begin = connection.out_end = 0
     if waits != connection.waits_to_write:
         connection.waits_to_write = waits
-        if poller_write_interest(&load.poller, connection.fd, <uint32_t>(connection - load.connections), waits):
-            load_fail(load, connection, FAILURE_SOCKET, b"epoll_ctl")
+        connection_interest(load, connection)
+
+
+cdef void connection_interest(Load* load, Connection* connection) noexcept nogil:
+    """Tell the poller what a connection waits for."""
+    cdef bint reading = connection.subscriber == NULL or not connection.subscriber.halted
+    if poller_interest(&load.poller, connection.fd, <uint32_t>(connection - load.connections), reading,
+                       connection.waits_to_write):
+        load_fail(load, connection, FAILURE_SOCKET, b"epoll_ctl")
 
 
 cdef uint8_t* connection_append(Connection* connection, size_t size) noexcept nogil:
@@ -164,13 +177,13 @@ cdef bint window_admits(uint64_t in_flight, uint64_t more, uint64_t window, bint
 
 
 cdef void audience_refresh(Load* load, uint32_t index) noexcept nogil:
-    """Find the slowest subscriber of an audience; one without any never holds its publishers back."""
+    """Find the slowest steady subscriber of an audience; one without any never holds its publishers back."""
     cdef Audience* audience = &load.audiences[index]
     cdef uint64_t passed = audience.published
     cdef uint32_t i = index
     audience.turn = load.turn
     while i < load.subscribers_count:
-        if load.subscribers[i].ledger.passed < passed:
+        if load.subscribers[i].steady and load.subscribers[i].ledger.passed < passed:
             passed = load.subscribers[i].ledger.passed
         i += load.audiences_count
     audience.passed = passed
@@ -357,7 +370,9 @@ cdef size_t take_published(Load* load, Connection* connection, const uint8_t* bo
 
 cdef Lane* subscriber_lane(Load* load, Subscriber* subscriber, uint64_t channel_id) noexcept nogil:
     """Find the lane of one of the server's channels, or open it. NULL when there are more than were subscribed to."""
-    cdef uint64_t slot = (channel_id * <uint64_t>0x9E3779B97F4A7C15) >> 32
+    # Servers number their channels one after the other, and publishers go through them in turn: neighbours follow each
+    # other here as well, or a thousand readers of as many channels would miss the cache with every record.
+    cdef uint64_t slot = channel_id
     cdef Lane* lane = subscriber.lane
     if lane != NULL and lane.channel_id == channel_id:
         return lane
@@ -595,6 +610,28 @@ cdef void take_chunk_end(Load* load, Connection* connection, Subscriber* subscri
     connection_grant(load, connection, subscriber)
 
 
+cdef bint body_tells(const uint8_t* body, uint32_t size, const char* event) noexcept nogil:
+    """Say whether a control body has the pair (event, a word of up to EVENT_NAME_BYTES), without decoding it."""
+    cdef uint8_t[7 + EVENT_NAME_BYTES] pair
+    cdef uint32_t at, length = <uint32_t>strlen(event)
+    memcpy(pair, b"\xa5event", 6)               # short strings of MessagePack: their length, then they
+    pair[6] = 0xA0 | <uint8_t>length
+    memcpy(pair + 7, event, length)
+    length += 7
+    for at in range(size - length + 1 if size >= length else 0):
+        if memcmp(body + at, pair, length) == 0:
+            return True
+    return False
+
+
+cdef void take_event(Load* load, const uint8_t* body, uint32_t size) noexcept nogil:
+    load.events += 1
+    if body_tells(body, size, b"lagging"):
+        load.lagging += 1
+    elif body_tells(body, size, b"live"):
+        load.live += 1
+
+
 cdef size_t take_frame(Load* load, Connection* connection, const uint8_t* data, size_t size, uint64_t now_ns,
                        Histogram latency) noexcept nogil:
     """Take one frame, or the head of a DELIVER. Returns the bytes taken, 0 while more must come."""
@@ -621,7 +658,7 @@ cdef size_t take_frame(Load* load, Connection* connection, const uint8_t* data, 
     elif kind == KIND_GOING_AWAY:
         load_fail_body(load, connection, FAILURE_GOING_AWAY, body, body_bytes)
     elif kind == KIND_EVENT:
-        load.events += 1
+        take_event(load, body, body_bytes)
     elif kind != KIND_PONG:
         load_fail(load, connection, FAILURE_PROTOCOL, b"a frame that does not belong here")
     return FRAME_HEADER_BYTES + <size_t>body_bytes
@@ -696,11 +733,18 @@ cdef bint load_drained(Load* load) noexcept nogil:
         publisher = load.connections[i].publisher
         if publisher.left or load.connections[i].out_end or publisher.acked != publisher.records:
             return False
-    for i in range(load.audiences_count):
-        audience_refresh(load, i)
-        if load.audiences[i].passed < load.audiences[i].published:
-            return False
-    return True
+    return not load_reads(load)
+
+
+cdef bint load_reads(Load* load) noexcept nogil:
+    """Say whether a subscriber that reads has not read everything."""
+    cdef uint32_t i
+    cdef Subscriber* subscriber
+    for i in range(load.subscribers_count):
+        subscriber = load.subscribers[i]
+        if not subscriber.halted and subscriber.ledger.passed < load.audiences[subscriber.audience].published:
+            return True
+    return False
 
 
 cdef bint load_outstanding(Load* load) noexcept nogil:
@@ -709,19 +753,29 @@ cdef bint load_outstanding(Load* load) noexcept nogil:
     for i in range(load.publishers_count):
         if load.connections[i].publisher.acked != load.connections[i].publisher.records:
             return True
-    for i in range(load.audiences_count):
-        audience_refresh(load, i)
-        if load.audiences[i].passed < load.audiences[i].published:
-            return True
-    return False
+    return load_reads(load)
 
 
-cdef bint load_turns(Load* load, Histogram latency, Histogram answers) noexcept nogil:
+cdef void load_assure(Load* load, uint64_t now_ns) noexcept nogil:
+    """Let those who read nothing say that they are there: they see no PING, and a PONG says it as well."""
+    cdef uint8_t[8] token
+    cdef uint32_t i
+    if now_ns - load.assured_ns < ASSURE_NS:
+        return
+    load.assured_ns = now_ns
+    memset(token, 0, sizeof(token))
+    for i in range(load.publishers_count, load.connections_count):
+        if load.connections[i].subscriber.halted:
+            connection_pong(load, &load.connections[i], token)
+
+
+cdef bint load_turns(Load* load, Histogram latency, Histogram answers, Histogram untimed) noexcept nogil:
     """Run for a slice of time. Returns whether the run has ended."""
     cdef PollerEvent[POLLER_EVENTS_MAX] events
     cdef Connection* connection
     cdef uint64_t now_ns = clock_ns(), slice_ns = now_ns + SLICE_NS, wake_ns
     cdef int count, i
+    load_assure(load, now_ns)
     while now_ns < slice_ns:
         load.turn += 1
         wake_ns = load_publish(load, now_ns)
@@ -743,8 +797,10 @@ cdef bint load_turns(Load* load, Histogram latency, Histogram answers) noexcept 
                 continue
             if connection.publisher != NULL:
                 connection_receive(load, connection, answers)
-            else:
+            elif connection.subscriber.steady:
                 connection_receive(load, connection, latency)
+            else:
+                connection_receive(load, connection, untimed)
         now_ns = clock_ns()
     return False
 
@@ -832,6 +888,7 @@ cdef class Driver:
     cdef object names                # bytes of the channels' names, which load.names borrows
     cdef readonly Histogram latency
     cdef readonly Histogram answers
+    cdef Histogram untimed           # of subscribers whose latency says nothing
 
     def __init__(self, names, *, uint32_t publishers, uint32_t audiences=1, uint32_t payload_bytes=128,
                  uint32_t batch=1, uint64_t window=16384, uint32_t frame_bytes_max=1 << 21, bint crc=False,
@@ -888,6 +945,7 @@ cdef class Driver:
         self.load.channels = <uint32_t>len(names)
         self.latency = Histogram()
         self.answers = Histogram()
+        self.untimed = Histogram()
         self.prepare_names(names)
         self.prepare_memory()
         cdef int reason = poller_open(&self.load.poller)
@@ -968,7 +1026,7 @@ cdef class Driver:
     cdef size_t frame_bytes(self):
         return FRAME_HEADER_BYTES + PUBLISH_HEADER_BYTES + <size_t>self.load.batch * self.load.record_bytes
 
-    def add_subscriber(self, int fd, *, uint64_t credit_bytes, bint named=False):
+    def add_subscriber(self, int fd, *, uint64_t credit_bytes, bint named=False, bint steady=True):
         """Take in a non-blocking socket with subscription 1 over every channel of its audience.
 
         Subscribers fall into audiences in the order in which they are added. Their channels are followed from their
@@ -979,6 +1037,7 @@ cdef class Driver:
             credit_bytes: what SUBSCRIBE granted. It is granted again by eighths. At least four times what the window
                 lets be under way: a CREDIT may be overtaken by all that was published because of it.
             named: whether DELIVER must tell the channels' names: it is of anything but exactly one literal.
+            steady: whether its deliveries are timed and publishers wait for it. One that is not reads at its own pace.
 
         Raises:
             MemoryError, OSError: no memory, or the poller cannot take the socket.
@@ -992,6 +1051,7 @@ cdef class Driver:
         cdef Subscriber* subscriber = subscriber_new(load, load.subscribers_count % load.audiences_count)
         subscriber.credit_portion = credit_bytes // CREDIT_PORTIONS
         subscriber.named = <uint8_t>named
+        subscriber.steady = <uint8_t>steady
         try:
             load_connect(load, fd, ANSWER_BYTES)
         except BaseException:
@@ -1000,6 +1060,30 @@ cdef class Driver:
         load.connections[load.connections_count - 1].subscriber = subscriber
         load.subscribers[load.subscribers_count] = subscriber
         load.subscribers_count += 1
+
+    def halt(self, uint32_t first):
+        """Let the subscribers from index `first` on, in the order in which they were added, read nothing any more.
+
+        They are no part of what a run waits for, nor of what is lost. While a run lasts they say that they are there,
+        at first and about every five seconds.
+        """
+        cdef uint32_t i
+        self.load.assured_ns = 0
+        for i in range(first, self.load.subscribers_count):
+            self.load.subscribers[i].halted = True
+        self.attend()
+
+    def read_on(self):
+        """Let all subscribers read."""
+        cdef uint32_t i
+        for i in range(self.load.subscribers_count):
+            self.load.subscribers[i].halted = False
+        self.attend()
+
+    cdef void attend(self) noexcept:
+        cdef uint32_t i
+        for i in range(self.load.publishers_count, self.load.connections_count):
+            connection_interest(&self.load, &self.load.connections[i])
 
     def run(self, *, uint64_t messages=0, double seconds=0, uint64_t rate=0, double hold_s=0, double patience_s=10,
             on_slice=None):
@@ -1027,7 +1111,7 @@ cdef class Driver:
         self.begin(messages, seconds, rate, hold_s)
         while not ended:
             with nogil:
-                ended = load_turns(load, self.latency, self.answers)
+                ended = load_turns(load, self.latency, self.answers, self.untimed)
             PyErr_CheckSignals()
             if on_slice is not None:
                 on_slice()
@@ -1057,6 +1141,27 @@ cdef class Driver:
     def acked(self):
         """Records that have been answered since the driver was made; also while it runs, from `on_slice`."""
         return self.count_acked()
+
+    @property
+    def lagging(self):
+        """Events that said that a subscriber has fallen behind; also while it runs."""
+        return self.load.lagging
+
+    @property
+    def live(self):
+        """Events that said that one is live again."""
+        return self.load.live
+
+    @property
+    def owed(self):
+        """Deliveries that are still to come, to those as well who read nothing at present."""
+        cdef uint64_t owed = 0, published, passed
+        cdef uint32_t i
+        for i in range(self.load.subscribers_count):
+            published = self.load.audiences[self.load.subscribers[i].audience].published
+            passed = self.load.subscribers[i].ledger.passed
+            owed += published - passed if published > passed else 0
+        return owed
 
     cdef bint stalled(self, double patience_s):
         cdef uint64_t now_ns = clock_ns()
@@ -1091,6 +1196,8 @@ cdef class Driver:
         cdef uint32_t i
         for i in range(load.subscribers_count):
             lost += ledger_lost(&load.subscribers[i].ledger)
+            if load.subscribers[i].halted:
+                continue
             published = load.audiences[load.subscribers[i].audience].published
             passed = load.subscribers[i].ledger.passed
             # A reader is only ahead of all publishers when it was handed somebody else's messages.
@@ -1117,7 +1224,7 @@ cdef class Driver:
             sent=self.count_sent() - sent, acked=self.count_acked() - acked, acked_twice=load.acked_twice,
             deliveries=self.count_taken() - taken, lost=self.count_lost(), duplicated=duplicated,
             reordered=reordered, corrupt=corrupt + load.crc_wrong, misplaced=load.misplaced,
-            unordered=load.unordered, events=load.events,
+            unordered=load.unordered, events=load.events, lagging=load.lagging, live=load.live,
             level_min=load.level_min if load.level_max else 0, level_max=load.level_max, failure=self.failure())
 
     cdef object failure(self):

@@ -1,8 +1,9 @@
 /* Waiting for many sockets and one deadline: epoll with a timerfd on Linux, poll elsewhere.
  *
  * The caller numbers its sockets densely from 0 in the order in which it adds them, and gets the numbers back. Reading is
- * always of interest; writing is switched on while something waits to be written. Events are level-triggered, so a caller
- * may take one buffer from each ready socket and come back.
+ * of interest unless the caller says otherwise; writing is switched on while something waits to be written. Events are
+ * level-triggered, so a caller may take one buffer from each ready socket and come back. A socket whose peer has gone is
+ * readable whatever was of interest.
  *
  * A deadline is a time of clock_ns(). The timerfd gives it without the kernel's timer slack (50 us of a thread's sleep),
  * which would be half a tick of the load driver. Elsewhere the last millisecond is slept without listening.
@@ -104,10 +105,12 @@ static inline int poller_add(Poller *poller, int fd)
     return 0;
 }
 
-static inline int poller_write_interest(Poller *poller, int fd, uint32_t index, int wanted)
+static inline int poller_interest(Poller *poller, int fd, uint32_t index, int reading, int writing)
 {
-    struct epoll_event event = {.events = EPOLLIN, .data = {.u32 = index}};
-    if (wanted)
+    struct epoll_event event = {.events = 0, .data = {.u32 = index}};
+    if (reading)
+        event.events |= EPOLLIN;
+    if (writing)
         event.events |= EPOLLOUT;
     return epoll_ctl(poller->epoll_fd, EPOLL_CTL_MOD, fd, &event) == 0 ? 0 : errno;
 }
@@ -180,10 +183,10 @@ static inline int poller_add(Poller *poller, int fd)
     return 0;
 }
 
-static inline int poller_write_interest(Poller *poller, int fd, uint32_t index, int wanted)
+static inline int poller_interest(Poller *poller, int fd, uint32_t index, int reading, int writing)
 {
     (void)fd;
-    poller->sockets[index].events = (short)(wanted ? POLLIN | POLLOUT : POLLIN);
+    poller->sockets[index].events = (short)((reading ? POLLIN : 0) | (writing ? POLLOUT : 0));
     return 0;
 }
 

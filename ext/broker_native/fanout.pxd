@@ -45,6 +45,10 @@ cdef class Outbox:
     cdef int flush(self) except -1
     cdef int send(self) except -1
 
+cdef struct Told:                       # 64 neighbouring channel ids
+    uint64_t key                        # 1 + the id's upper bits; 0 while the slot is free
+    uint64_t bits                       # those whose names were told
+
 cdef class Subscription:
     cdef readonly Outbox outbox
     cdef readonly uint32_t number
@@ -62,13 +66,14 @@ cdef class Subscription:
     cdef uint64_t refused_turn
     cdef readonly uint64_t refused_channel
     cdef public bint behind             # it catches up: whoever drives it wants to hear of credit
-    cdef uint64_t* told                 # hash set of channel ids whose names were told
+    cdef Told* told                     # hash set of channel ids whose names were told; told_mask + 1 slots
     cdef uint32_t told_mask
     cdef uint32_t told_count
 
     cdef void refuse(self, uint64_t channel, uint64_t group, uint32_t index, uint8_t flags) noexcept
     cdef bint tell(self, uint64_t id) except -1
-    cdef void put_told(self, uint64_t id) noexcept
+    cdef Told* told_slot(self, uint64_t key) noexcept
+    cdef int grow_told(self) except -1
     cdef int push(self, uint64_t id, const char* name, uint8_t name_bytes, const uint8_t* chunk, uint32_t size,
                   object shared, Pin pin, uint64_t group, uint32_t index, uint8_t flags) except -1
 
@@ -76,6 +81,7 @@ cdef class Fanout:
     cdef readonly Tails tails
     cdef PatternTrie trie
     cdef uint64_t version
+    cdef list latest                    # the readers that were last found of a channel
     cdef list dirty
     cdef public list slow               # subscriptions that went past their credit and budget
     cdef public uint64_t delivered      # the last group that was delivered as a whole
@@ -95,6 +101,7 @@ cdef class Fanout:
     cdef Channel* channel(self, bytes name) except NULL
     cdef void forget_readers(self, Channel* channel) noexcept
     cdef list readers(self, Channel* channel)
+    cdef list same_readers(self, list found)
     cdef int deliver_chunk(self, list readers, Channel* channel, bytes value, const uint8_t* chunk, uint32_t size,
                   uint64_t group, uint32_t index, uint8_t flags) except -1
     cdef Pin new_pin(self, size_t size)

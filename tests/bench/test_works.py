@@ -22,9 +22,11 @@ TINY = {
     "cold": ("--channels", "300", "--publishers", "7"),
     "restart": ("--stored-bytes", "12000000", "--channels", "50"),
     "storm": ("--clients", "60", "--channels", "5", "--seconds", "0.3", "--rate", "200", "--subscribers", "2"),
+    "slow": ("--subscribers", "20", "--slow", "15", "--rate", "2000", "--seconds", "0.3"),
+    "catchup": ("--messages", "3000", "--subscribers", "5", "--rate", "2000", "--seconds", "0.3"),
     "idle": ("--subscribers", "50", "--seconds", "0.1"),
 }
-STORED = ("replay", "channels", "cold", "restart", "storm")
+STORED = ("replay", "channels", "cold", "restart", "storm", "slow", "catchup")
 
 OWN_FSYNCS_MAX = 8
 """What a broker syncs on its own account about when it starts: its first groups and the next segment."""
@@ -46,10 +48,15 @@ def test_native_works(tmp_path: Path, work: str, durability: str) -> None:
         assert main(["bench", work, "--durability", durability]) == 2
         return
     (result,) = run(tmp_path, work, *TINY[work], "--durability", durability, "--crc")
-    messages = int(TINY[work][1]) if "--messages" in TINY[work] or work == "cold" else result["messages"]
+    counted = ("--messages" in TINY[work] and work != "catchup") or work == "cold"
+    messages = int(TINY[work][1]) if counted else result["messages"]
     assert (result["work"], result["durability"], result["messages"]) == (work, durability, messages)
     if work == "channels":
         assert result["extra"]["read_back"] == messages
+    elif work == "slow":
+        assert result["extra"]["deliveries"] == messages * 5 == 3000
+    elif work == "catchup":
+        assert result["extra"]["caught_up"] == 5 * 3000 < result["extra"]["deliveries"]
     elif messages and work not in ("cold", "restart"):
         # In `many` a message has one reader; else everybody reads everything.
         readers = 1 if work == "many" else result["subscribers"]
@@ -60,6 +67,14 @@ def test_native_works(tmp_path: Path, work: str, durability: str) -> None:
         assert result["fsyncs"] <= OWN_FSYNCS_MAX
     assert result["server_memory_bytes"] > 0
     assert result["commit_us_p50"] > 0
+
+
+def test_who_stops_reading_falls_behind_and_comes_back(tmp_path: Path) -> None:
+    arguments = ("--subscribers", "4", "--slow", "2", "--payload", "100000", "--rate", "600", "--seconds", "0.5")
+    for pattern in ((), ("--pattern", "--channels", "7")):
+        (result,) = run(tmp_path, "slow", *arguments, *pattern)
+        assert (result["extra"]["lagging"], result["extra"]["live"]) == (2, 2)
+        assert result["extra"]["memory_used_bytes_max"] > 0
 
 
 @pytest.mark.parametrize("durability", ["ephemeral", "synced"])

@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.cli.main import main
+from broker.wire.control import encode_event
 from broker_native.crc32c import crc32c_of
 from broker_native.driver import Driver, Outcome, Verifier, payload_of
 from broker_native.histogram import Histogram
@@ -33,6 +34,7 @@ from tests.reference.server import (
     ERROR,
     HEADER,
     PING,
+    PONG,
     Faults,
     Server,
     chunk,
@@ -62,6 +64,7 @@ class Rig:
         named = options.pop("named", False)
         credit_bytes = options.pop("credit_bytes", 1 << 20)
         names = options.pop("names", [b"a.b"])
+        steady = options.pop("steady", True)
         self.publisher, ours = socket.socketpair()
         self.subscriber, theirs = socket.socketpair()
         self.ours = [ours, theirs]
@@ -69,7 +72,7 @@ class Rig:
             each.setblocking(False)
         self.driver = Driver(names, publishers=1, payload_bytes=PAYLOAD_BYTES, **options)
         self.driver.add_publisher(ours.fileno())
-        self.driver.add_subscriber(theirs.fileno(), credit_bytes=credit_bytes, named=named)
+        self.driver.add_subscriber(theirs.fileno(), credit_bytes=credit_bytes, named=named, steady=steady)
 
     def close(self) -> None:
         for each in (*self.ours, self.publisher, self.subscriber):
@@ -751,6 +754,58 @@ def test_reads_later_what_it_published_before() -> None:
             assert outcome.finished == (not lost)
 
 
+def told(event: str) -> bytes:
+    """Return an EVENT frame."""
+    return encode_event(1, event, "", {"group": 5, "since_us": 7})
+
+
+def test_who_is_halted_reads_nothing_and_is_owed_everything() -> None:
+    with rig() as peer:
+        peer.driver.halt(0)
+
+        def answer(_: Rig, records: list[bytes]) -> None:
+            deliveries = [chunk(CHANNEL_ID, EPOCH, 1 + at, [record]) for at, record in enumerate(records)]
+            peer.publisher.sendall(published(1, 3))
+            peer.subscriber.sendall(told("lagging") + b"".join(map(deliver, deliveries)) + told("live"))
+
+        halted = peer.play(3, answer)
+        assert (good(halted), halted.deliveries, halted.events, peer.driver.owed) == (True, 0, 0, 3)
+        assert received(peer.subscriber)[4] == PONG
+        peer.driver.read_on()
+        after = peer.driver.run(patience_s=PATIENCE_S)
+        assert (good(after), after.deliveries, peer.driver.owed) == (True, 3, 0)
+        assert (after.events, after.lagging, after.live) == (2, peer.driver.lagging, peer.driver.live) == (2, 1, 1)
+        assert peer.driver.latency.count == 3
+
+
+def test_what_somebody_misses_who_was_halted_is_lost() -> None:
+    with rig() as peer:
+        peer.driver.halt(0)
+
+        def answer(_: Rig, records: list[bytes]) -> None:
+            peer.publisher.sendall(published(1, 3))
+            peer.subscriber.sendall(told("dropped") + deliver(chunk(CHANNEL_ID, EPOCH, 1, records[:2])))
+
+        assert peer.play(3, answer).lost == 0
+        peer.driver.read_on()
+        after = peer.driver.run(patience_s=0.1)
+        assert (after.finished, after.lost, after.lagging, after.live) == (False, 1, 0, 0)
+
+
+def test_publishers_do_not_wait_for_who_is_not_steady() -> None:
+    with rig(window=4, batch=1, steady=False) as peer:
+
+        def answer(_: Rig, records: list[bytes]) -> None:
+            peer.publisher.sendall(published(1, 4))
+            peer.read_records(4)
+            peer.publisher.sendall(published(5, 4, first=5))
+            peer.driver.halt(0)
+
+        outcome = peer.play(4, answer, messages=8)
+        assert (outcome.finished, outcome.sent, outcome.lost) == (True, 8, 0)
+        assert peer.driver.latency.count == 0
+
+
 def test_an_exception_of_the_caller_cuts_a_run_short() -> None:
     def stop() -> None:
         raise RuntimeError("enough")
@@ -995,6 +1050,44 @@ def test_a_refused_publish_is_the_exit_status(tmp_path: Path) -> None:
     assert status == 1
     assert "STORAGE_FULL" in result["extra"]["errors"][0]
     assert "make some" in result["extra"]["errors"][0]
+
+
+LAGGING_WORKS = {
+    "slow": ("--subscribers", "6", "--slow", "4", "--rate", "1000", "--seconds", "0.2"),
+    "catchup": ("--subscribers", "6", "--messages", "50", "--rate", "1000", "--seconds", "0.2"),
+}
+
+
+@pytest.mark.parametrize("work", LAGGING_WORKS)
+def test_works_for_those_behind_are_right_with_a_right_server(tmp_path: Path, work: str) -> None:
+    with Server(Faults(level=3)) as server:
+        status, result = bench(server, tmp_path, work, *LAGGING_WORKS[work], "--crc")
+    assert (status, result["lost"], result["duplicated"], result["reordered"]) == (0, 0, 0, 0), result["extra"]
+
+
+@pytest.mark.parametrize("fault", SERVER_FAULTS)
+@pytest.mark.parametrize("work", LAGGING_WORKS)
+def test_a_fault_is_found_by_each_of_those_behind(tmp_path: Path, work: str, fault: str) -> None:
+    # Of `slow` before the 200 that are published first the others are alone, and then everybody reads 20.
+    number = {"slow": 300, "catchup": 20}[work]
+    change = SERVER_FAULTS[fault]
+
+    def fail(at: int, records: list[bytes]) -> list[bytes]:
+        return change(5, records) if at == number else records
+
+    with Server(Faults(records=fail, level=3)) as server:
+        status, result = bench(server, tmp_path, work, *LAGGING_WORKS[work])
+    counted = {name: result[name] for name in ("lost", "duplicated", "reordered")}
+    counted["corrupt"] = result["extra"]["corrupt"]
+    assert status == 1
+    assert counted == {**dict.fromkeys(counted, 0), fault: 6}
+
+
+def test_a_fault_while_nobody_is_slow_yet_is_the_exit_status(tmp_path: Path) -> None:
+    with Server(Faults(records=SERVER_FAULTS["lost"], level=3)) as server:
+        status, result = bench(server, tmp_path, "slow", *LAGGING_WORKS["slow"])
+    assert status == 1
+    assert any("alone: lost 2" in each for each in result["extra"]["errors"])
 
 
 def test_another_durability_names_the_profile_that_lacks(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import tracemalloc
 import weakref
 from typing import Any
 
@@ -307,6 +308,25 @@ def test_figures_count_deliveries() -> None:
         house.subscribe(house.connect()[0], b"a")
     value = house.deliver((b"a", b"1"), (b"a", b"2"))
     assert (house.fanout.chunks_out, house.fanout.records_out, house.fanout.bytes_out) == (3, 6, 3 * len(value))
+
+
+def test_channels_with_the_same_readers_share_their_list() -> None:
+    names = [b"channel.%d" % index for index in range(1_000)]
+    house = House(*names)
+    outbox, transport = house.connect()
+    readers = [house.subscribe(outbox, b"channel.*", number=number + 1) for number in range(500)]
+    for reader in readers[1:]:
+        reader.slow = True  # nothing is delivered to it, and it is found all the same
+    tracemalloc.start()
+    house.deliver(*[(name, b"x") for name in names])
+    transport.take()
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < len(names) * len(readers) * 8 // 4, "a list of their own would be four times that"
+    assert house.fanout.detach_pattern(readers[0], b"channel.*")
+    house.subscribe(outbox, names[7], number=900)
+    house.deliver(*[(name, b"y") for name in names])
+    assert [delivery.subscription for delivery in deliveries_of(transport.take())] == [900]
 
 
 # --- Names ---------------------------------------------------------------------------------------------------------

@@ -28,7 +28,8 @@ HEADER = struct.Struct("<IBBH")
 CHUNK_TAIL = struct.Struct("<QQQIIQQ")
 MAGIC = b"BROKER\0\1"
 
-HELLO, WELCOME, ERROR, PING, CHANNEL, SUBSCRIBE, SUBSCRIBED, REQUEST, REPLY = 1, 2, 3, 4, 7, 8, 9, 13, 14
+HELLO, WELCOME, ERROR, PING, PONG, CHANNEL = 1, 2, 3, 4, 5, 7
+SUBSCRIBE, SUBSCRIBED, REQUEST, REPLY = 8, 9, 13, 14
 PUBLISH, PUBLISHED, DELIVER = 16, 17, 18
 
 
@@ -220,7 +221,9 @@ class Server:
             self.send(peer, frame(REPLY, msgpack.packb({"request": request["request"], "stats": self.stats()})))
         elif kind == PUBLISH:
             self.publish(peer, body)
-        elif kind == 5:
+        elif kind == PING:
+            self.send(peer, frame(PONG, body))
+        elif kind == PONG:
             peer.pings -= 1
         elif kind == 20:
             self.credit_bytes += int.from_bytes(body[8:16], "little")
