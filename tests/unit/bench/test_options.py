@@ -66,6 +66,7 @@ def test_defaults_make_sense(work: Work) -> None:
             stored_bytes=defaults.stored_bytes,
             unarchived_bytes=defaults.unarchived_bytes,
             clients=defaults.clients,
+            slow=defaults.slow,
         )
         assert complaint(options) is None
 
