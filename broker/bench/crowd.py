@@ -37,7 +37,7 @@ from broker.wire import control
 from broker.wire.kinds import PRODUCER_BYTES, Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 CREDIT_BYTES: Final = 64 << 20
 """More than a client is delivered in a run: none of them grants again."""
@@ -292,13 +292,8 @@ class Crowd:
     # -- what comes ----------------------------------------------------------------------------------------------------
 
     def _take(self, client: Client, data: bytes) -> None:
-        at, end = 0, len(data)
-        while end - at >= 8:
-            size, kind, flags, _ = HEADER.unpack_from(data, at)
-            body = at + 8
-            if end - body < size:
-                break
-            at = body + size
+        at = 0
+        for kind, flags, body, at in frames_in(data):
             if kind == Kind.DELIVER:
                 self._delivered(client, data, body, flags)
             elif kind == Kind.SUBSCRIBED:
@@ -396,13 +391,8 @@ class Crowd:
         if not data:
             raise error("CONNECTION_LOST", "the publisher's connection: closed by the server")
         data = self._published_rest + data
-        at, end = 0, len(data)
-        while end - at >= 8:
-            size, kind, _, _ = HEADER.unpack_from(data, at)
-            body = at + 8
-            if end - body < size:
-                break
-            at = body + size
+        at = 0
+        for kind, _, body, at in frames_in(data):
             if kind == Kind.PUBLISHED:
                 for entry in range(body, at, ENTRY_BYTES):
                     number, _, first, count = ENTRY.unpack_from(data, entry)
@@ -413,6 +403,18 @@ class Crowd:
             elif kind == Kind.ERROR:
                 raise from_wire(control.decode(data[body:at]))
         self._published_rest = data[at:]
+
+
+def frames_in(data: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Yield the kind and the flags of each whole frame, and where its body begins and ends."""
+    at, end = 0, len(data)
+    while end - at >= HEADER.size:
+        size, kind, flags, _ = HEADER.unpack_from(data, at)
+        body = at + HEADER.size
+        at = body + size
+        if at > end:
+            return
+        yield kind, flags, body, at
 
 
 def say(**words: object) -> None:

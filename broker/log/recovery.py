@@ -2,8 +2,9 @@
 
 The journal begins where the archive's checkpoint says. Sealed segments are known by their seals alone; unsealed ones
 are walked group by group with every checksum proved, and what they changed in the tables is kept in memory, to be
-looked up as in the others. A seal that was cut short left nothing, since it is one transaction. Damage is an error,
-never a place to stop quietly: with full sync, nothing that was acknowledged can be missing after a loss of power.
+looked up as in the others. What a seal that was cut short has left is passed over: the sealer removes it, and no group
+is appended behind it. Damage is an error, never a place to stop quietly: with full sync, nothing that was acknowledged
+can be missing after a loss of power.
 
 A segment may end with a void group: one whose commit failed, after which the chain went on in a later segment from an
 earlier predecessor. So the first group of every segment is looked at before the first one is walked.

@@ -295,8 +295,8 @@ class Segment:
         Returns:
             The seal, and the syncs that it took.
 
-        What the file holds is synced first. After a failed commit the disk may have either of two meta pages, and this
-        transaction would write over pages that the failed one leads to: a loss of power in the midst of it would leave
+        What the file holds is synced first. After a failed commit the disk may have either of two meta pages, and the
+        next transaction would write over pages that the failed one leads to: a loss of power in the midst of it would leave
         a file that cannot be read.
 
         Raises:
