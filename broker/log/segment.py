@@ -296,8 +296,8 @@ class Segment:
             The seal, and the syncs that it took.
 
         What the file holds is synced first. After a failed commit the disk may have either of two meta pages, and the
-        next transaction would write over pages that the failed one leads to: a loss of power in the midst of it would leave
-        a file that cannot be read.
+        next transaction would write over pages that the failed one leads to: a loss of power in the midst of it would
+        leave a file that cannot be read.
 
         Raises:
             StorageError: the file cannot be opened.
