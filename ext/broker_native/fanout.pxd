@@ -74,13 +74,25 @@ cdef class Subscription:
     cdef bint tell(self, uint64_t id) except -1
     cdef Told* told_slot(self, uint64_t key) noexcept
     cdef int grow_told(self) except -1
+    cdef int push_frames(self, bytes frames, size_t size, Pin pin) except -1
     cdef int push(self, uint64_t id, const char* name, uint8_t name_bytes, const uint8_t* chunk, uint32_t size,
                   object shared, Pin pin, uint64_t group, uint32_t index, uint8_t flags) except -1
+
+cdef enum:
+    RUN_CHUNKS_MAX = 1024
+    READERS_TOLD = 1                    # in `Channel.readers_version`: all of its readers have been told its name
+
+cdef struct RunChunk:
+    Channel* channel
+    const uint8_t* chunk
+    uint32_t size
+    uint32_t index                      # in the group
 
 cdef class Fanout:
     cdef readonly Tails tails
     cdef PatternTrie trie
-    cdef uint64_t version
+    cdef uint64_t version               # counts changes of who reads by pattern
+    cdef uint64_t grown                 # the last that somebody was added with
     cdef list latest                    # the readers that were last found of a channel
     cdef list dirty
     cdef public list slow               # subscriptions that went past their credit and budget
@@ -94,6 +106,13 @@ cdef class Fanout:
     cdef readonly size_t unsent_bytes   # what transports hold that asked for a pause
     cdef readonly size_t paused_count   # connections whose transport has asked for a pause
     cdef Pin pin                        # of the value that is being delivered
+    cdef uint64_t group                 # its group
+    cdef uint8_t flags                  # and what its chunks are delivered with
+    cdef list run_readers               # who read all of the chunks that wait to be queued together
+    cdef RunChunk run[RUN_CHUNKS_MAX]   # these
+    cdef uint32_t run_count
+    cdef size_t run_bytes
+    cdef uint64_t run_records
     cdef readonly uint64_t chunks_out
     cdef readonly uint64_t records_out
     cdef readonly uint64_t bytes_out
@@ -102,10 +121,19 @@ cdef class Fanout:
     cdef void forget_readers(self, Channel* channel) noexcept
     cdef list readers(self, Channel* channel)
     cdef list same_readers(self, list found)
+    cdef int deliver_next(self, Channel* channel, bytes value, const uint8_t* chunk, uint32_t index) except -1
     cdef int deliver_chunk(self, list readers, Channel* channel, bytes value, const uint8_t* chunk, uint32_t size,
-                  uint64_t group, uint32_t index, uint8_t flags) except -1
+                           uint32_t index) except -1
+    cdef bint push_from(self, Py_ssize_t* reader, list readers, Channel* channel, const uint8_t* chunk, uint32_t size,
+                        object shared, uint32_t index) except -1
+    cdef bint offer(self, Subscription subscription, Channel* channel, const uint8_t* chunk, uint32_t size,
+                    object shared, uint32_t index) except -1
+    cdef int end_run(self) except -1
+    cdef int push_run_from(self, Py_ssize_t* reader, list readers) except -1
+    cdef int push_run_singly(self, Subscription subscription) except -1
+    cdef bytes run_frames(self, uint32_t number)
     cdef Pin new_pin(self, size_t size)
-    cdef int push_from(self, Py_ssize_t* reader, list readers, Channel* channel, const uint8_t* chunk, uint32_t size,
-                  object shared, Pin pin, uint64_t group, uint32_t index, uint8_t flags) except -1
 
 cdef void frame_header(uint8_t* at, uint32_t size, uint8_t kind, uint8_t flags) noexcept nogil
+cdef void deliver_prefix(uint8_t* at, uint32_t size, uint32_t number, uint64_t group, uint32_t index,
+                         uint8_t flags) noexcept nogil

@@ -35,7 +35,7 @@ cdef struct Channel:
     uint64_t seen_next          # after the last record that was handed to readers
     uint64_t group              # number of the last group that it was in, committed or not; 0 when it was loaded
     void* readers               # exact + the patterns that match, resolved at `readers_version`
-    uint64_t readers_version
+    uint64_t readers_version    # twice the version, and READERS_TOLD
     uint64_t chunk_expiry_s
     uint32_t used_s             # broker time of its last use, seconds
     uint8_t applied_level       # what the newest committed CHANNEL entry says, 0 when there is none

@@ -112,30 +112,36 @@ def payloads_of(deliveries: list[Delivery]) -> list[bytes]:
 # --- Against the twin ----------------------------------------------------------------------------------------------
 
 NAMES = [b"a", b"a.b", b"a.c", b"b.b", b"b.b.c", b"n" * 255]
+SUBSCRIPTIONS = 8
 FILTERS = [*NAMES, b">", b"a.*", b"*.b", b"*", b"b.>", b"a.>"]
-attachments = st.tuples(st.sampled_from(["attach", "detach"]), st.integers(0, 3), st.sampled_from(FILTERS))
+attachments = st.tuples(
+    st.sampled_from(["attach", "detach"]), st.integers(0, SUBSCRIPTIONS - 1), st.sampled_from(FILTERS)
+)
+crowds = st.tuples(st.just("crowd"), st.sampled_from([b">", b"a.*", b"a"]))
 sizes = st.sampled_from([0, 1, COPY_BYTES_MAX - CHUNK_AND_RECORD, COPY_BYTES_MAX - CHUNK_AND_RECORD + 1, 10_000])
-publishes = st.tuples(st.just("publish"), st.lists(st.tuples(st.sampled_from(NAMES), sizes), min_size=1, max_size=4))
+publishes = st.tuples(st.just("publish"), st.lists(st.tuples(st.sampled_from(NAMES), sizes), min_size=1, max_size=6))
 others = st.tuples(
     st.sampled_from(["flush", "answer", "ordered", "shared", "pause", "resume", "credit"]), st.integers(0, 1)
 )
-steps = st.lists(attachments | publishes | others, max_size=40)
+steps = st.lists(attachments | crowds | publishes | others, max_size=40)
 
 
 class Both:
-    """The fan-out and its twin: two connections with two subscriptions each."""
+    """The fan-out and its twin: connections with two subscriptions each, most of them of the same numbers."""
 
     def __init__(self, credit: int, overdraft: int) -> None:
         self.house = House(*NAMES)
         self.twin = twin.Fanout()
-        self.outboxes = [self.house.connect() for _ in range(2)]
-        self.twins = [twin.Outbox() for _ in range(2)]
-        shape = (credit, overdraft)
+        self.outboxes = [self.house.connect() for _ in range(SUBSCRIPTIONS // 2)]
+        self.twins = [twin.Outbox() for _ in range(SUBSCRIPTIONS // 2)]
+        shapes = [
+            (index % 2 + 7 * (index // 6), credit, overdraft, index % 2 == 0) for index in range(SUBSCRIPTIONS)
+        ]
         self.native_subscriptions = [
-            Subscription(self.outboxes[index // 2][0], index, *shape, index % 2 == 0) for index in range(4)
+            Subscription(self.outboxes[index // 2][0], *shape) for index, shape in enumerate(shapes)
         ]
         self.twin_subscriptions = [
-            twin.Subscription(self.twins[index // 2], index, *shape, index % 2 == 0) for index in range(4)
+            twin.Subscription(self.twins[index // 2], *shape) for index, shape in enumerate(shapes)
         ]
         self.group = 0
 
@@ -202,6 +208,9 @@ def test_same_as_twin(steps: list[tuple[Any, ...]], credit: int, overdraft: int)
                 both.attach(index, wanted)
             case "detach", index, wanted:
                 both.detach(index, wanted)
+            case "crowd", wanted:
+                for index in range(SUBSCRIPTIONS):
+                    both.attach(index, wanted)
             case "publish", published:
                 both.publish(published)
             case "flush", _:
@@ -302,12 +311,129 @@ def test_prefix_names_subscription_group_index_and_flags() -> None:
     ]
 
 
-def test_figures_count_deliveries() -> None:
+@pytest.mark.parametrize("readers", [3, 30])
+def test_figures_count_deliveries(readers: int) -> None:
     house = House(b"a")
-    for _ in range(3):
+    for _ in range(readers):
         house.subscribe(house.connect()[0], b"a")
-    value = house.deliver((b"a", b"1"), (b"a", b"2"))
-    assert (house.fanout.chunks_out, house.fanout.records_out, house.fanout.bytes_out) == (3, 6, 3 * len(value))
+    for turn in range(1, 4):
+        value = house.deliver((b"a", b"1"), (b"a", b"2"))
+        assert house.fanout.chunks_out == turn * readers
+        assert house.fanout.records_out == 2 * turn * readers
+        assert house.fanout.bytes_out == turn * readers * len(value)
+
+
+# --- Runs: chunks in a row with the same readers ---------------------------------------------------------------------
+
+
+def crowd(house: House, readers: int, *, credit: int = PLENTY) -> tuple[list[Subscription], list[Transport]]:
+    """Return so many readers of everything, each with a connection of its own."""
+    found = []
+    for _ in range(readers):
+        outbox, transport = house.connect()
+        found.append((house.subscribe(outbox, b">", credit=credit, tells_names=True), transport))
+    return [subscription for subscription, _ in found], [transport for _, transport in found]
+
+
+def test_frames_of_a_run_are_one_object_for_all_its_readers() -> None:
+    names = [b"channel.%d" % index for index in range(100)]
+    house = House(*names)
+    _, transports = crowd(house, 50)
+    first = house.deliver(*[(name, b"first") for name in names])
+    for transport in transports:
+        told = deliveries_of(transport.take())
+        assert [delivery.name for delivery in told] == names
+        assert b"".join(groups.build_chunk(delivery.chunk) for delivery in told) == first
+    second = house.deliver(*[(name, b"second") for name in names])
+    assert len({id(transport.writes[0][0]) for transport in transports}) == 1
+    assert (house.fanout.copied_bytes, house.fanout.shared_bytes) == (0, 0), "it has left"
+    for transport in transports:
+        known = deliveries_of(transport.take())
+        assert {delivery.name for delivery in known} == {None}
+        assert b"".join(groups.build_chunk(delivery.chunk) for delivery in known) == second
+
+
+def test_frames_of_a_run_are_counted_once_while_they_wait() -> None:
+    names = [b"channel.%d" % index for index in range(100)]
+    house = House(*names)
+    subscriptions, transports = crowd(house, 50)
+    house.deliver(*[(name, b"first") for name in names])
+    for subscription in subscriptions:
+        subscription.outbox.pause()
+    house.deliver(*[(name, b"second") for name in names])
+    each = subscriptions[0].outbox.queued
+    assert each > COPY_BYTES_MAX
+    assert (house.fanout.copied_bytes, house.fanout.shared_bytes) == (0, each)
+    for subscription in subscriptions:
+        subscription.outbox.resume()
+    house.fanout.flush()
+    assert house.fanout.shared_bytes == 0
+    assert {len(deliveries_of(transport.take())) for transport in transports} == {2 * len(names)}
+
+
+def test_whoever_comes_later_is_told_the_names_that_the_others_know() -> None:
+    house = House(b"a", b"b")
+    _, transports = crowd(house, 10)
+    house.deliver((b"a", b"1"), (b"b", b"2"))
+    house.deliver((b"a", b"3"), (b"b", b"4"))
+    _, late = crowd(house, 1)
+    house.deliver((b"a", b"5"))
+    house.deliver((b"a", b"6"), (b"b", b"7"))
+    assert [delivery.name for delivery in deliveries_of(late[0].take())] == [b"a", None, b"b"]
+    for transport in transports:
+        assert [delivery.name for delivery in deliveries_of(transport.take())] == [b"a", b"b", *[None] * 5]
+
+
+def test_whoever_lacks_credit_for_a_run_gets_what_it_has_credit_for() -> None:
+    names = [b"channel.%d" % index for index in range(20)]
+    house = House(*names)
+    subscriptions, transports = crowd(house, 10)
+    house.deliver(*[(name, b"known") for name in names])
+    for transport in transports:
+        transport.take()
+    poor = subscriptions[3]
+    value = house.value(*[(name, b"run") for name in names])
+    poor.credit = len(value) // len(names) * 7
+    house.fanout.deliver(value, 0, 9, 100, 0)
+    house.fanout.flush()
+    assert house.fanout.slow == [poor]
+    assert poor.refused[:2] == (9, 107)
+    for transport in transports:
+        wanted = 7 if transport is transports[3] else 20
+        assert [delivery.index for delivery in deliveries_of(transport.take())] == list(range(100, 100 + wanted))
+
+
+def test_a_slow_reader_that_was_not_told_keeps_the_others_from_no_name() -> None:
+    house = House(b"a", b"b")
+    subscriptions, transports = crowd(house, 10)
+    subscriptions[0].slow = True
+    house.deliver((b"a", b"1"))
+    subscriptions[0].slow = False
+    house.deliver((b"a", b"2"))
+    assert [delivery.name for delivery in deliveries_of(transports[0].take())] == [b"a"]
+    assert [delivery.name for delivery in deliveries_of(transports[1].take())] == [b"a", None]
+
+
+def test_those_who_stay_need_not_be_told_again_when_others_leave() -> None:
+    house = House(b"a", b"b")
+    subscriptions, transports = crowd(house, 10)
+    house.deliver((b"a", b"1"), (b"b", b"1"))
+    for subscription in subscriptions[5:]:
+        assert house.fanout.detach_pattern(subscription, b">")
+    house.deliver((b"a", b"x" * 3_000), (b"b", b"x" * 3_000))
+    assert len({id(transport.writes[1][0]) for transport in transports[:5]}) == 1
+    assert [len(transport.writes) for transport in transports] == [2] * 5 + [1] * 5
+
+
+@pytest.mark.parametrize("payload_bytes", [100_000, 300_000])
+def test_a_large_chunk_is_copied_once_if_its_readers_are_many(payload_bytes: int) -> None:
+    house = House(b"a")
+    _, transports = crowd(house, 200)
+    house.deliver((b"a", b"name"))
+    house.deliver((b"a", bytes(payload_bytes)))
+    pieces = {id(piece) for transport in transports for piece in transport.writes[1] if len(piece) > payload_bytes}
+    assert len(pieces) == 1
+    assert {len(transport.writes[1]) for transport in transports} == {1 if payload_bytes == 100_000 else 2}
 
 
 def test_channels_with_the_same_readers_share_their_list() -> None:
