@@ -1,7 +1,8 @@
 """`slow`: most of the subscribers stop reading, the others are to notice nothing, and nobody is to miss anything.
 
-1. Those who will go on reading are there alone, with channels of their own, and their latency is taken.
-2. All are there. After a moment most of them stop: their sockets fill, and all that the server hears of them is that
+1. Those who will go on reading are there alone, with channels of their own, and their latency is taken. By then each
+   channel of a pattern has had a message: to tell a reader its name is no part of what is looked at.
+2. All are there, and have had one as well. After a moment most of them stop: their sockets fill, and all that the server hears of them is that
    they are there. The others' latency is taken again.
 3. They read again while little is published, until nobody lags. Then everybody must have everything, once and in order.
 
@@ -98,6 +99,7 @@ def run_slow(options: Options, target: Target) -> Result:
         load.add_publishers(settled=True)
         healthy = options.subscribers - options.slow
         load.add_subscribers(steady=healthy)
+        failures += introduce(load)
         moment = load.driver.run(
             messages=max(int(options.rate * MOMENT_S), 1),
             rate=options.rate,
@@ -146,9 +148,20 @@ def look_alone(options: Options, target: Target, probe: Probe) -> tuple[list[str
         load = Load(alone, target, stack)
         load.add_publishers(settled=True)
         load.add_subscribers()
+        found = [f"alone: {failure}" for failure in introduce(load)]
         outcome = load.run(probe)
         wrong = outcome.lost or outcome.duplicated or outcome.reordered or outcome.corrupt
-        found = [f"alone: {failure}" for failure in complaints(outcome, alone)]
+        found += [f"alone: {failure}" for failure in complaints(outcome, alone)]
         if wrong:
             found.append(f"alone: lost {outcome.lost}, duplicated {outcome.duplicated}, reordered {outcome.reordered}")
         return found, latency_of(load.driver.latency)
+
+
+def introduce(load: Load) -> list[str]:
+    """Publish to each channel once if readers must be told their names; returns what went wrong."""
+    options = load.options
+    if not options.pattern:
+        return []
+    outcome = load.driver.run(messages=options.channels, patience_s=options.patience_s)
+    load.driver.latency.clear()
+    return complaints(outcome, options)
