@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,6 +28,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="tests/contract: all homes evict after each commit what they may, so that everything is loaded anew",
     )
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach the commands that tests start, if the suite itself runs in the background (a hook of pytest).
+
+    A shell without job control has such a command ignore it, and what is ignored all its children inherit.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_asyncio_loop_factories(

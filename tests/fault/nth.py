@@ -263,7 +263,7 @@ class Bench:
             await asyncio.wait([working])
             if status is None:
                 raise Wrong(f"the work does not come to its end: {served.said()[-800:]}")
-        elif working.exception() is not None and (status := self._forge.wait(served, 0.5)) is None:
+        elif working.exception() is not None and (status := self._forge.wait(served, STOP_S_MAX)) is None:
             raise Wrong(f"a client was told to stop: {working.exception()!r}: {served.said()[-800:]}")
         return status
 
