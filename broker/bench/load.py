@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import resource
 import secrets
+import socket
 import time
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
@@ -106,12 +107,15 @@ class Load:
                 detached = self.stack.enter_context(conversation.detach())
             self.driver.add_publisher(detached.fileno(), head=head)
 
-    def add_subscribers(self, *, from_start: bool = False, steady: int | None = None) -> None:
+    def add_subscribers(
+        self, *, from_start: bool = False, steady: int | None = None, receive_bytes: int | None = None
+    ) -> None:
         """Connect and subscribe all subscribers.
 
         Args:
             from_start: from the start of their channels; else from new.
             steady: how many of the first of them are timed and waited for by publishers; None for all.
+            receive_bytes: what the kernel takes in for each before it is read; None for what the kernel finds right.
 
         Raises:
             BrokerError: the server refuses.
@@ -124,6 +128,8 @@ class Load:
                 filters = self.filters(number % self.options.audiences)
                 conversation.subscribe(filters, credit_bytes, from_start=from_start)
                 detached = self.stack.enter_context(conversation.detach())
+            if receive_bytes is not None:
+                detached.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
             # One literal needs no name with its chunks; anything else is told each channel's once.
             named = self.options.pattern or self.options.owned or len(filters) > 1
             self.driver.add_subscriber(

@@ -6,7 +6,9 @@
    they are there. The others' latency is taken again.
 3. They read again while little is published, until nobody lags. Then everybody must have everything, once and in order.
 
-The driver reads for all of them; those who have stopped cost it nothing, and their latency is in no figure.
+The driver reads for all of them; those who have stopped cost it nothing, and their latency is in no figure. A socket
+takes in little before it is read: with windows that the kernel has let grow to megabytes, to fill those of a thousand
+sockets is gigabytes of copying, and would be all that is looked at.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from broker.bench.conversation import Conversation
 from broker.bench.load import Load, Over, complaints, run_until
 from broker.bench.result import latency_of
 from broker.bench.server import Probe, Target
+from broker.model.settings import KIB
 
 if TYPE_CHECKING:
     from broker.bench.options import Options
@@ -35,6 +38,10 @@ TRICKLE_SHARE: Final = 100
 COMPLETE_S_MAX: Final = 1_200.0
 """How long it may take until nobody lags."""
 ASK_S: Final = 1.0
+INTRODUCED_PER_S: Final = 2_000_000
+"""Names a second that readers are told at first, all together."""
+RECEIVE_BYTES: Final = 128 * KIB
+"""What a subscriber's socket takes in before it is read."""
 
 
 class Watching:
@@ -98,7 +105,7 @@ def run_slow(options: Options, target: Target) -> Result:
         load = Load(options, target, stack)
         load.add_publishers(settled=True)
         healthy = options.subscribers - options.slow
-        load.add_subscribers(steady=healthy)
+        load.add_subscribers(steady=healthy, receive_bytes=RECEIVE_BYTES)
         failures += introduce(load)
         moment = load.driver.run(
             messages=max(int(options.rate * MOMENT_S), 1),
@@ -147,7 +154,7 @@ def look_alone(options: Options, target: Target, probe: Probe) -> tuple[list[str
     with ExitStack() as stack:
         load = Load(alone, target, stack)
         load.add_publishers(settled=True)
-        load.add_subscribers()
+        load.add_subscribers(receive_bytes=RECEIVE_BYTES)
         found = [f"alone: {failure}" for failure in introduce(load)]
         outcome = load.run(probe)
         wrong = outcome.lost or outcome.duplicated or outcome.reordered or outcome.corrupt
@@ -162,6 +169,7 @@ def introduce(load: Load) -> list[str]:
     options = load.options
     if not options.pattern:
         return []
-    outcome = load.driver.run(messages=options.channels, patience_s=options.patience_s)
+    rate = max(INTRODUCED_PER_S // options.subscribers, 1)
+    outcome = load.driver.run(messages=options.channels, rate=rate, patience_s=options.patience_s)
     load.driver.latency.clear()
     return complaints(outcome, options)

@@ -80,6 +80,7 @@ cdef class Subscription:
 
 cdef enum:
     RUN_CHUNKS_MAX = 1024
+    RUN_WORDS = 16                      # as many bits
     READERS_TOLD = 1                    # in `Channel.readers_version`: all of its readers have been told its name
 
 cdef struct RunChunk:
@@ -87,6 +88,24 @@ cdef struct RunChunk:
     const uint8_t* chunk
     uint32_t size
     uint32_t index                      # in the group
+
+@cython.final
+cdef class Run:
+    cdef Fanout fanout
+    cdef list readers                   # who read all of the chunks
+    cdef RunChunk chunks[RUN_CHUNKS_MAX]
+    cdef uint32_t count
+    cdef size_t size                    # bytes of them
+    cdef uint64_t records
+    cdef bint told                      # all readers have been told all names
+    cdef bytes frames                   # as they were made last, for a subscription of
+    cdef uint32_t number                # this number
+    cdef uint64_t names[RUN_WORDS]   # that is told the names of these
+    cdef Pin pin                        # of `frames`
+
+    cdef void clear(self) noexcept
+    cdef int frame_for(self, Subscription subscription, uint64_t group, uint8_t flags) except -1
+    cdef int make_frames(self, uint64_t group, uint8_t flags) except -1
 
 cdef class Fanout:
     cdef readonly Tails tails
@@ -108,11 +127,7 @@ cdef class Fanout:
     cdef Pin pin                        # of the value that is being delivered
     cdef uint64_t group                 # its group
     cdef uint8_t flags                  # and what its chunks are delivered with
-    cdef list run_readers               # who read all of the chunks that wait to be queued together
-    cdef RunChunk run[RUN_CHUNKS_MAX]   # these
-    cdef uint32_t run_count
-    cdef size_t run_bytes
-    cdef uint64_t run_records
+    cdef Run run                        # of the chunks that wait to be queued together
     cdef readonly uint64_t chunks_out
     cdef readonly uint64_t records_out
     cdef readonly uint64_t bytes_out
@@ -129,9 +144,8 @@ cdef class Fanout:
     cdef bint offer(self, Subscription subscription, Channel* channel, const uint8_t* chunk, uint32_t size,
                     object shared, uint32_t index) except -1
     cdef int end_run(self) except -1
-    cdef int push_run_from(self, Py_ssize_t* reader, list readers) except -1
+    cdef bint push_run_from(self, Py_ssize_t* reader, list readers) except -1
     cdef int push_run_singly(self, Subscription subscription) except -1
-    cdef bytes run_frames(self, uint32_t number)
     cdef Pin new_pin(self, size_t size)
 
 cdef void frame_header(uint8_t* at, uint32_t size, uint8_t kind, uint8_t flags) noexcept nogil

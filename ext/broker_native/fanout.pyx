@@ -3,7 +3,8 @@
 A chunk is framed by a small prefix of its own for each subscription; its bytes are shared by all of them. Small
 chunks are copied behind their prefixes instead, since a piece costs the kernel and the loop more than such a copy.
 Chunks in a row that the same subscriptions read are a run: its frames are made once for all who call the subscription
-by the same number, as most clients do, so that a reader of a hundred thousand channels costs no more than one of one.
+by the same number and know the same names, as most do, so that to have a hundred thousand channels read by a pattern
+costs little more than to have one read.
 Everything of a turn leaves in one `writelines` a connection, answers first. A connection whose transport asked for a
 pause keeps its bytes here, where they are counted.
 
@@ -16,7 +17,7 @@ from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy, memset
 
 from broker_native.layout cimport *
 from broker_native.slots cimport SEGMENT_SLOTS, Segment, table_after, table_segment
@@ -358,7 +359,7 @@ cdef class Subscription:
         return 0
 
     cdef int push_frames(self, bytes frames, size_t size, Pin pin) except -1:
-        """Queue the frames of chunks of so many bytes, whose names it knows; `pin` counts the frames' memory.
+        """Queue the frames of chunks of so many bytes; `pin` counts the frames' memory.
 
         After a MemoryError, lose its outbox.
         """
@@ -423,6 +424,75 @@ cdef class Subscription:
         return 0
 
 
+# -- a run -------------------------------------------------------------------------------------------------------------
+
+
+@cython.final
+cdef class Run:
+    """Chunks in a row that the same subscriptions read, and their frames as the last of those got them.
+
+    Whoever calls the subscription by the same number and is to be told the names of the same channels gets the same
+    bytes: the same object.
+    """
+
+    cdef void clear(self) noexcept:
+        self.readers = None
+        self.frames = None
+        self.pin = None
+        self.told = True
+        self.count = 0
+        self.size = 0
+        self.records = 0
+
+    cdef int frame_for(self, Subscription subscription, uint64_t group, uint8_t flags) except -1:
+        """Have in `frames` what the subscription is to get."""
+        cdef uint64_t names[RUN_WORDS]
+        cdef uint32_t words = (self.count + 63) >> 6
+        cdef uint32_t at
+        memset(names, 0, words * sizeof(uint64_t))
+        if subscription.tells_names and not self.told:
+            for at in range(self.count):
+                if subscription.tell(self.chunks[at].channel.id):
+                    names[at >> 6] |= <uint64_t>1 << (at & 63)
+        if (self.frames is not None and self.number == subscription.number
+                and not memcmp(names, self.names, words * sizeof(uint64_t))):
+            return 0
+        self.frames = None
+        self.number = subscription.number
+        memcpy(self.names, names, words * sizeof(uint64_t))
+        self.make_frames(group, flags)
+        return 0
+
+    cdef int make_frames(self, uint64_t group, uint8_t flags) except -1:
+        cdef uint32_t prefix = FRAME_HEADER_BYTES + DELIVER_HEADER_BYTES
+        cdef size_t size = self.size + <size_t>self.count * prefix
+        cdef bytes frames
+        cdef uint8_t* to
+        cdef RunChunk* item
+        cdef uint32_t at, name_size
+        for at in range(self.count):
+            if self.names[at >> 6] >> (at & 63) & 1:
+                size += 1 + <uint32_t>self.chunks[at].channel.name_size
+        frames = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size)
+        to = <uint8_t*>PyBytes_AS_STRING(frames)
+        for at in range(self.count):
+            item = &self.chunks[at]
+            if self.names[at >> 6] >> (at & 63) & 1:
+                name_size = 1 + <uint32_t>item.channel.name_size
+                deliver_prefix(to, name_size + item.size, self.number, group, item.index, flags | DELIVER_FLAG_NAME)
+                to[prefix] = item.channel.name_size
+                memcpy(to + prefix + 1, channel_name(item.channel), item.channel.name_size)
+                to += prefix + name_size
+            else:
+                deliver_prefix(to, item.size, self.number, group, item.index, flags)
+                to += prefix
+            memcpy(to, item.chunk, item.size)
+            to += item.size
+        self.pin = self.fanout.new_pin(size)
+        self.frames = frames
+        return 0
+
+
 # -- the fan-out -------------------------------------------------------------------------------------------------------
 
 
@@ -439,6 +509,8 @@ cdef class Fanout:
         self.version = 1
         self.dirty = []
         self.slow = []
+        self.run = Run.__new__(Run)
+        self.run.fanout = self
 
     # .. who reads what ..
 
@@ -562,8 +634,7 @@ cdef class Fanout:
         cdef const uint8_t* after
         cdef uint32_t count, chunk
         self.pin = None
-        self.run_readers = None
-        self.run_count = 0
+        self.run.clear()
         self.group = group
         self.flags = flags
         while at < end:
@@ -589,89 +660,81 @@ cdef class Fanout:
         if readers is None:
             return 0
         count = PyList_GET_SIZE(readers)
-        if (count < RUN_READERS_MIN or not channel.readers_version & READERS_TOLD
-                or size > COPY_BYTES_MAX and size > min(count * READER_BYTES, <Py_ssize_t>RUN_BYTES_MAX)):
+        if count < RUN_READERS_MIN or size > max(min(count * READER_BYTES, RUN_BYTES_MAX), COPY_BYTES_MAX):
             self.end_run()
             return self.deliver_chunk(readers, channel, value, chunk, size, index)
-        if (readers is not self.run_readers or self.run_count == RUN_CHUNKS_MAX
-                or self.run_bytes + size > RUN_BYTES_MAX):
+        if (readers is not self.run.readers or self.run.count == RUN_CHUNKS_MAX
+                or self.run.size + size > RUN_BYTES_MAX):
             self.end_run()
-            self.run_readers = readers
-        item = &self.run[self.run_count]
+            self.run.readers = readers
+        item = &self.run.chunks[self.run.count]
         item.channel = channel
         item.chunk = chunk
         item.size = size
         item.index = index
-        self.run_count += 1
-        self.run_bytes += size
-        self.run_records += load_u32(chunk + CHUNK_COUNT)
+        self.run.told = self.run.told and channel.readers_version & READERS_TOLD
+        self.run.count += 1
+        self.run.size += size
+        self.run.records += load_u32(chunk + CHUNK_COUNT)
         return 0
 
     cdef int end_run(self) except -1:
         """Queue the run's chunks to all who read them."""
-        cdef list readers = self.run_readers
+        cdef Run run = self.run
+        cdef list readers = run.readers
         cdef Py_ssize_t reader = 0
-        if self.run_count:
-            while reader < PyList_GET_SIZE(readers):
-                try:
-                    self.push_run_from(&reader, readers)
-                except MemoryError:
-                    # The others get theirs.
-                    (<Subscription>PyList_GET_ITEM(readers, reader)).outbox.lose()
-                    reader += 1
-        self.run_readers = None
-        self.run_count = 0
-        self.run_bytes = 0
-        self.run_records = 0
+        cdef bint told = True
+        cdef uint32_t at
+        if not run.count:
+            return 0
+        while reader < PyList_GET_SIZE(readers):
+            try:
+                if not self.push_run_from(&reader, readers):
+                    told = False
+            except MemoryError:
+                # The others get theirs.
+                told = False
+                (<Subscription>PyList_GET_ITEM(readers, reader)).outbox.lose()
+                reader += 1
+        if told and not run.told:
+            for at in range(run.count):
+                run.chunks[at].channel.readers_version |= READERS_TOLD
+        run.clear()
         return 0
 
-    cdef int push_run_from(self, Py_ssize_t* reader, list readers) except -1:
-        """Queue the run to the readers from number `reader` on; after a MemoryError it is the one that failed."""
+    cdef bint push_run_from(self, Py_ssize_t* reader, list readers) except -1:
+        """Queue the run to the readers from number `reader` on; after a MemoryError it is the one that failed.
+
+        Answers whether all of them got it.
+        """
+        cdef Run run = self.run
         cdef Subscription subscription
-        cdef bytes frames = None
-        cdef Pin pin = None
-        cdef uint32_t number = 0
+        cdef bint all_of_them = True
         while reader[0] < PyList_GET_SIZE(readers):
             subscription = <Subscription>PyList_GET_ITEM(readers, reader[0])
             if subscription.slow:
-                pass
-            elif subscription.credit - <int64_t>self.run_bytes < -subscription.overdraft:
+                all_of_them = False
+            elif subscription.credit - <int64_t>run.size < -subscription.overdraft:
                 self.push_run_singly(subscription)
+                all_of_them = False
             else:
-                if frames is None or number != subscription.number:
-                    number = subscription.number
-                    frames = self.run_frames(number)
-                    pin = self.new_pin(<size_t>PyBytes_GET_SIZE(frames))
-                subscription.push_frames(frames, self.run_bytes, pin)
-                self.chunks_out += self.run_count
-                self.bytes_out += self.run_bytes
-                self.records_out += self.run_records
+                run.frame_for(subscription, self.group, self.flags)
+                subscription.push_frames(run.frames, run.size, run.pin)
+                self.chunks_out += run.count
+                self.bytes_out += run.size
+                self.records_out += run.records
             reader[0] += 1
-        return 0
+        return all_of_them
 
     cdef int push_run_singly(self, Subscription subscription) except -1:
         """Queue the run's chunks to one that lacks credit for all of them, up to the first that it is refused."""
         cdef uint32_t at
         cdef RunChunk* item
-        for at in range(self.run_count):
-            item = &self.run[at]
+        for at in range(self.run.count):
+            item = &self.run.chunks[at]
             if not self.offer(subscription, item.channel, item.chunk, item.size, None, item.index):
                 break
         return 0
-
-    cdef bytes run_frames(self, uint32_t number):
-        """Make the run's frames for a subscription of this number."""
-        cdef size_t prefix = FRAME_HEADER_BYTES + DELIVER_HEADER_BYTES
-        cdef bytes frames = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>(self.run_bytes + self.run_count * prefix))
-        cdef uint8_t* to = <uint8_t*>PyBytes_AS_STRING(frames)
-        cdef uint32_t at
-        cdef RunChunk* item
-        for at in range(self.run_count):
-            item = &self.run[at]
-            deliver_prefix(to, item.size, number, self.group, item.index, self.flags)
-            memcpy(to + prefix, item.chunk, item.size)
-            to += prefix + item.size
-        return frames
 
     cdef int deliver_chunk(self, list readers, Channel* channel, bytes value, const uint8_t* chunk, uint32_t size,
                            uint32_t index) except -1:

@@ -340,6 +340,7 @@ def test_frames_of_a_run_are_one_object_for_all_its_readers() -> None:
     house = House(*names)
     _, transports = crowd(house, 50)
     first = house.deliver(*[(name, b"first") for name in names])
+    assert len({id(transport.writes[0][0]) for transport in transports}) == 1
     for transport in transports:
         told = deliveries_of(transport.take())
         assert [delivery.name for delivery in told] == names
