@@ -2,8 +2,8 @@
 
 1. Those who will go on reading are there alone, with channels of their own, and their latency is taken. By then each
    channel of a pattern has had a message: to tell a reader its name is no part of what is looked at.
-2. All are there, and have had one as well. After a moment most of them stop: their sockets fill, and all that the server hears of them is that
-   they are there. The others' latency is taken again.
+2. All are there, and have had one as well. After a moment most of them stop: their sockets fill, and all that the
+   server hears of them is that they are there. The others' latency is taken again.
 3. They read again while little is published, until nobody lags. Then everybody must have everything, once and in order.
 
 The driver reads for all of them; those who have stopped cost it nothing, and their latency is in no figure. A socket

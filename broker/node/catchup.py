@@ -36,6 +36,7 @@ from broker.node.demotion import Undelivered
 from broker.node.firsts import firsts_of
 from broker.node.slices import Slice, Slices
 from broker_native.chunks import chunk_expire
+from broker_native.fanout import Replay
 from broker_native.groups import chunk_conflate, chunk_cut, chunk_gone, chunk_head, chunks_in, chunks_of
 
 if TYPE_CHECKING:
@@ -686,7 +687,7 @@ class CatchUp:
             end = first + count - 1
         made = Slice(one.key, one.begin, end, chunks, one.asked, one.names, one.firsts)
         made.read_us = self._core.tails.now_us
-        made.pin = self._fanout.pin_of(made.size_bytes)
+        made.replay = Replay(self._core.fanout, made.chunks, made.names)
         self.slices.keep(made)
         return made
 
@@ -746,10 +747,8 @@ class CatchUp:
             self._fanout.deliver_one(subscription, whole, group, index)
             at += 1
             if not (following.lagging and self._policy(name, SLOW_LATEST)):
-                assert one.pin is not None
-                at, _ = self._fanout.deliver_run(
-                    subscription, one.chunks, at, bytes_max - len(whole), one.pin, one.names, None
-                )
+                assert one.replay is not None
+                at, _ = self._fanout.deliver_run(subscription, one.replay, at, bytes_max - len(whole), None)
         if at:
             following.after[name] = max(after, one.ends[at - 1])  # type: ignore[assignment]
             self._note_reached(following, one.chunks[at - 1])
@@ -776,10 +775,8 @@ class CatchUp:
                 break
             low = by_one
             if not by_one:
-                assert one.pin is not None
-                at, low = self._fanout.deliver_run(
-                    following.subscription, one.chunks, at, credit - left, one.pin, one.names, one.firsts
-                )
+                assert one.replay is not None
+                at, low = self._fanout.deliver_run(following.subscription, one.replay, at, credit - left, one.firsts)
             if low:
                 group, index, chunk = one.chunks[at]
                 if not following.has(group, index):

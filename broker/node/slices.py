@@ -17,7 +17,7 @@ from broker_native.groups import chunk_head
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from broker_native.fanout import Pin
+    from broker_native.fanout import Replay
 
 __all__ = ["Slice", "Slices"]
 
@@ -35,11 +35,12 @@ class Slice:
         firsts: And what they begin with, by id, as of `firsts_at`.
         size_bytes: What the chunks hold.
         read_us: Broker time at which it was read.
-        pin: Counts them where they are queued.
+        replay: Queues them to subscriptions.
     """
 
     __slots__ = (
-        "asked", "begin", "chunks", "end", "ends", "firsts", "firsts_at", "key", "names", "pin", "read_us", "size_bytes"
+        "asked", "begin", "chunks", "end", "ends", "firsts", "firsts_at", "key", "names", "read_us", "replay",
+        "size_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -68,7 +69,7 @@ class Slice:
         self.firsts_at = -1
         self.size_bytes = sum(len(chunk) for _, _, chunk in chunks)
         self.read_us = 0
-        self.pin: Pin | None = None
+        self.replay: Replay | None = None
 
 
 class Slices:

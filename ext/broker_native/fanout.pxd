@@ -84,10 +84,14 @@ cdef enum:
     READERS_TOLD = 1                    # in `Channel.readers_version`: all of its readers have been told its name
 
 cdef struct RunChunk:
-    Channel* channel
+    Channel* channel                    # NULL in a replay
     const uint8_t* chunk
-    uint32_t size
+    const char* name                    # the channel's
+    uint64_t group
     uint32_t index                      # in the group
+    uint32_t size
+    uint8_t name_size
+
 
 @cython.final
 cdef class Run:
@@ -104,8 +108,29 @@ cdef class Run:
     cdef Pin pin                        # of `frames`
 
     cdef void clear(self) noexcept
-    cdef int frame_for(self, Subscription subscription, uint64_t group, uint8_t flags) except -1
-    cdef int make_frames(self, uint64_t group, uint8_t flags) except -1
+    cdef RunChunk* add(self, const uint8_t* chunk, uint32_t size, uint64_t group, uint32_t index, const char* name,
+                       uint8_t name_size) noexcept
+    cdef int push(self, Subscription subscription, uint8_t flags) except -1
+    cdef int frame_for(self, Subscription subscription, uint8_t flags) except -1
+    cdef int make_frames(self, uint8_t flags) except -1
+
+
+@cython.final
+cdef class Replay:
+    cdef Fanout fanout
+    cdef list chunks
+    cdef dict names
+    cdef Pin pin                        # of all chunks
+    cdef list cuts                      # where runs begin, but for the first
+    cdef Run run                        # of the chunks from `begin` to before `end`, as `firsts` wants them
+    cdef Py_ssize_t begin
+    cdef Py_ssize_t end
+    cdef dict firsts
+
+    cdef Run run_at(self, Py_ssize_t at, dict firsts)
+    cdef int fill(self) except -1
+    cdef bytes learn(self, uint64_t id)
+
 
 cdef class Fanout:
     cdef readonly Tails tails
@@ -146,6 +171,7 @@ cdef class Fanout:
     cdef int end_run(self) except -1
     cdef bint push_run_from(self, Py_ssize_t* reader, list readers) except -1
     cdef int push_run_singly(self, Subscription subscription) except -1
+    cdef Run new_run(self)
     cdef Pin new_pin(self, size_t size)
 
 cdef void frame_header(uint8_t* at, uint32_t size, uint8_t kind, uint8_t flags) noexcept nogil

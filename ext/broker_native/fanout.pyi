@@ -43,6 +43,9 @@ class Subscription:
     @property
     def refused_channel(self) -> int: ...
 
+class Replay:
+    def __init__(self, fanout: Fanout, chunks: list[tuple[int, int, bytes]], names: dict[int, bytes]) -> None: ...
+
 class Fanout:
     slow: list[Subscription]
     delivered: int
@@ -85,15 +88,7 @@ class Fanout:
         name: bytes | None = None,
         pin: Pin | None = None,
     ) -> None: ...
-    def pin_of(self, size: int) -> Pin: ...
     def deliver_run(
-        self,
-        subscription: Subscription,
-        chunks: list[tuple[int, int, bytes]],
-        at: int,
-        bytes_max: int,
-        pin: Pin,
-        names: dict[int, bytes],
-        firsts: dict[int, int] | None,
+        self, subscription: Subscription, replay: Replay, at: int, bytes_max: int, firsts: dict[int, int] | None
     ) -> tuple[int, bool]: ...
     def flush(self) -> list[Outbox]: ...

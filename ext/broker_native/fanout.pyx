@@ -444,7 +444,32 @@ cdef class Run:
         self.size = 0
         self.records = 0
 
-    cdef int frame_for(self, Subscription subscription, uint64_t group, uint8_t flags) except -1:
+    cdef RunChunk* add(self, const uint8_t* chunk, uint32_t size, uint64_t group, uint32_t index, const char* name,
+                       uint8_t name_size) noexcept:
+        """Add a chunk; whoever calls sees to it that there is room."""
+        cdef RunChunk* item = &self.chunks[self.count]
+        item.chunk = chunk
+        item.size = size
+        item.group = group
+        item.index = index
+        item.name = name
+        item.name_size = name_size
+        self.count += 1
+        self.size += size
+        self.records += load_u32(chunk + CHUNK_COUNT)
+        return item
+
+    cdef int push(self, Subscription subscription, uint8_t flags) except -1:
+        """Queue all of it to a subscription; after a MemoryError, lose its outbox."""
+        cdef Fanout fanout = self.fanout
+        self.frame_for(subscription, flags)
+        subscription.push_frames(self.frames, self.size, self.pin)
+        fanout.chunks_out += self.count
+        fanout.bytes_out += self.size
+        fanout.records_out += self.records
+        return 0
+
+    cdef int frame_for(self, Subscription subscription, uint8_t flags) except -1:
         """Have in `frames` what the subscription is to get."""
         cdef uint64_t names[RUN_WORDS]
         cdef uint32_t words = (self.count + 63) >> 6
@@ -452,7 +477,7 @@ cdef class Run:
         memset(names, 0, words * sizeof(uint64_t))
         if subscription.tells_names and not self.told:
             for at in range(self.count):
-                if subscription.tell(self.chunks[at].channel.id):
+                if subscription.tell(load_u64(self.chunks[at].chunk + CHUNK_CHANNEL)):
                     names[at >> 6] |= <uint64_t>1 << (at & 63)
         if (self.frames is not None and self.number == subscription.number
                 and not memcmp(names, self.names, words * sizeof(uint64_t))):
@@ -460,10 +485,10 @@ cdef class Run:
         self.frames = None
         self.number = subscription.number
         memcpy(self.names, names, words * sizeof(uint64_t))
-        self.make_frames(group, flags)
+        self.make_frames(flags)
         return 0
 
-    cdef int make_frames(self, uint64_t group, uint8_t flags) except -1:
+    cdef int make_frames(self, uint8_t flags) except -1:
         cdef uint32_t prefix = FRAME_HEADER_BYTES + DELIVER_HEADER_BYTES
         cdef size_t size = self.size + <size_t>self.count * prefix
         cdef bytes frames
@@ -472,25 +497,109 @@ cdef class Run:
         cdef uint32_t at, name_size
         for at in range(self.count):
             if self.names[at >> 6] >> (at & 63) & 1:
-                size += 1 + <uint32_t>self.chunks[at].channel.name_size
+                size += 1 + <uint32_t>self.chunks[at].name_size
         frames = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size)
         to = <uint8_t*>PyBytes_AS_STRING(frames)
         for at in range(self.count):
             item = &self.chunks[at]
             if self.names[at >> 6] >> (at & 63) & 1:
-                name_size = 1 + <uint32_t>item.channel.name_size
-                deliver_prefix(to, name_size + item.size, self.number, group, item.index, flags | DELIVER_FLAG_NAME)
-                to[prefix] = item.channel.name_size
-                memcpy(to + prefix + 1, channel_name(item.channel), item.channel.name_size)
+                name_size = 1 + <uint32_t>item.name_size
+                deliver_prefix(to, name_size + item.size, self.number, item.group, item.index,
+                               flags | DELIVER_FLAG_NAME)
+                to[prefix] = item.name_size
+                memcpy(to + prefix + 1, item.name, item.name_size)
                 to += prefix + name_size
             else:
-                deliver_prefix(to, item.size, self.number, group, item.index, flags)
+                deliver_prefix(to, item.size, self.number, item.group, item.index, flags)
                 to += prefix
             memcpy(to, item.chunk, item.size)
             to += item.size
         self.pin = self.fanout.new_pin(size)
         self.frames = frames
         return 0
+
+
+@cython.final
+cdef class Replay:
+    """Committed chunks for subscriptions that catch up at the same place, in runs whose frames they share.
+
+    Runs end at the same chunks for all, so that readers who came to the place with different credit meet again.
+
+    Args:
+        fanout: Whose subscriptions get them.
+        chunks: (group, index, chunk) each, in order; not changed any more.
+        names: Channels' names by id, of those that may not be in memory; others are added.
+    """
+
+    def __cinit__(self, Fanout fanout not None, list chunks not None, dict names not None):
+        cdef size_t size = 0, run_size = 0
+        cdef Py_ssize_t at
+        self.chunks = chunks
+        self.names = names
+        self.fanout = fanout
+        self.cuts = []
+        self.begin = self.end = -1
+        for at in range(PyList_GET_SIZE(chunks)):
+            size += <size_t>PyBytes_GET_SIZE(<bytes?>(<tuple?>chunks[at])[2])
+            if size - run_size > RUN_BYTES_MAX:
+                self.cuts.append(at)
+                run_size = size - <size_t>PyBytes_GET_SIZE((<tuple>chunks[at])[2])
+        self.pin = fanout.new_pin(size)
+
+    cdef Run run_at(self, Py_ssize_t at, dict firsts):
+        """Return what can be queued together from a chunk on; it goes until `end`, which is `at` when nothing can."""
+        if self.run is None:
+            self.run = self.fanout.new_run()
+        if self.begin != at or self.firsts is not firsts:
+            self.run.clear()
+            self.firsts = firsts
+            self.begin = self.end = at
+            self.fill()
+        return self.run
+
+    cdef int fill(self) except -1:
+        cdef Run run = self.run
+        cdef Py_ssize_t cut = PyList_GET_SIZE(self.chunks)
+        cdef tuple item
+        cdef bytes chunk, name
+        cdef const uint8_t* base
+        cdef object first, channel, next_cut
+        for next_cut in self.cuts:
+            if next_cut > self.end:
+                cut = next_cut
+                break
+        run.told = False
+        while self.end < cut and run.count < RUN_CHUNKS_MAX:
+            item = <tuple>self.chunks[self.end]
+            chunk = <bytes>item[2]
+            base = <const uint8_t*>PyBytes_AS_STRING(chunk)
+            channel = load_u64(base + CHUNK_CHANNEL)
+            if self.firsts is not None:
+                first = self.firsts.get(channel)
+                if first is None:
+                    self.end += 1
+                    continue
+                if load_u64(base + CHUNK_FIRST) < <uint64_t>first:
+                    break
+            name = self.names.get(channel)
+            if name is None:
+                name = self.learn(load_u64(base + CHUNK_CHANNEL))
+            if name is None or PyBytes_GET_SIZE(name) > 255 or PyBytes_GET_SIZE(chunk) > COPY_BYTES_MAX:
+                break
+            run.add(base, <uint32_t>PyBytes_GET_SIZE(chunk), item[0], item[1], PyBytes_AS_STRING(name),
+                    <uint8_t>PyBytes_GET_SIZE(name))
+            self.end += 1
+        return 0
+
+    cdef bytes learn(self, uint64_t id):
+        """Remember a channel's name if memory has it: the channel may leave while the run is kept."""
+        cdef Channel* channel = self.fanout.tails.by_channel_id(id)
+        cdef bytes name
+        if channel == NULL:
+            return None
+        name = PyBytes_FromStringAndSize(channel_name(channel), channel.name_size)
+        self.names[id] = name
+        return name
 
 
 # -- the fan-out -------------------------------------------------------------------------------------------------------
@@ -509,8 +618,7 @@ cdef class Fanout:
         self.version = 1
         self.dirty = []
         self.slow = []
-        self.run = Run.__new__(Run)
-        self.run.fanout = self
+        self.run = self.new_run()
 
     # .. who reads what ..
 
@@ -656,7 +764,6 @@ cdef class Fanout:
         cdef list readers = self.readers(channel)
         cdef uint32_t size = load_u32(chunk)
         cdef Py_ssize_t count
-        cdef RunChunk* item
         if readers is None:
             return 0
         count = PyList_GET_SIZE(readers)
@@ -667,15 +774,8 @@ cdef class Fanout:
                 or self.run.size + size > RUN_BYTES_MAX):
             self.end_run()
             self.run.readers = readers
-        item = &self.run.chunks[self.run.count]
-        item.channel = channel
-        item.chunk = chunk
-        item.size = size
-        item.index = index
+        self.run.add(chunk, size, self.group, index, channel_name(channel), channel.name_size).channel = channel
         self.run.told = self.run.told and channel.readers_version & READERS_TOLD
-        self.run.count += 1
-        self.run.size += size
-        self.run.records += load_u32(chunk + CHUNK_COUNT)
         return 0
 
     cdef int end_run(self) except -1:
@@ -718,11 +818,7 @@ cdef class Fanout:
                 self.push_run_singly(subscription)
                 all_of_them = False
             else:
-                run.frame_for(subscription, self.group, self.flags)
-                subscription.push_frames(run.frames, run.size, run.pin)
-                self.chunks_out += run.count
-                self.bytes_out += run.size
-                self.records_out += run.records
+                run.push(subscription, self.flags)
             reader[0] += 1
         return all_of_them
 
@@ -789,15 +885,17 @@ cdef class Fanout:
         self.records_out += load_u32(chunk + CHUNK_COUNT)
         return True
 
+    cdef Run new_run(self):
+        cdef Run run = Run.__new__(Run)
+        run.fanout = self
+        run.clear()
+        return run
+
     cdef Pin new_pin(self, size_t size):
         cdef Pin pin = Pin.__new__(Pin)
         pin.fanout = self
         pin.size = size
         return pin
-
-    def pin_of(self, size_t size):
-        """A pin for values that a caller makes, of so many bytes in all."""
-        return self.new_pin(size)
 
     def deliver_one(self, Subscription subscription not None, bytes chunk, uint64_t group, uint32_t index,
                     uint8_t flags=0, bytes name=None, Pin pin=None):
@@ -839,31 +937,41 @@ cdef class Fanout:
         self.bytes_out += size
         self.records_out += load_u32(at + CHUNK_COUNT)
 
-    def deliver_run(self, Subscription subscription not None, list chunks not None, Py_ssize_t at, int64_t bytes_max,
-                    Pin pin, dict names not None, dict firsts):
+    def deliver_run(self, Subscription subscription not None, Replay replay not None, Py_ssize_t at, int64_t bytes_max,
+                    dict firsts):
         """Queue committed chunks to one subscription while it has credit, of those channels whose first is known.
 
         Args:
             subscription: The subscription.
-            chunks: (group, index, chunk) each, in order.
+            replay: The chunks.
             at: The first of them to look at.
-            bytes_max: What is queued at most, but for the last chunk.
-            pin: Of the memory that the chunks are part of.
-            names: Channels' names by id.
+            bytes_max: What is queued at most, but for the last run or chunk.
             firsts: The sequence that each channel begins with by id; chunks of others are passed over. None: all chunks
-                are wanted, and none begins below what its channel begins with.
+                are wanted, and none begins below what its channel begins with. Another dict whenever one has changed.
 
         Returns:
             (the next to look at, whether it begins below what its channel begins with)
         """
         cdef int64_t left = bytes_max
+        cdef list chunks = replay.chunks
         cdef object first
         cdef tuple item
         cdef bytes chunk
         cdef const uint8_t* base
+        cdef Run run
         if at < 0:
             raise IndexError(at)
         while at < PyList_GET_SIZE(chunks) and subscription.credit > 0 and left > 0:
+            run = replay.run_at(at, firsts)
+            if replay.end > at and subscription.credit >= <int64_t>run.size:
+                try:
+                    if run.count:
+                        run.push(subscription, 0)
+                except MemoryError:
+                    subscription.outbox.lose()
+                left -= <int64_t>run.size
+                at = replay.end
+                continue
             item = <tuple?>chunks[at]
             chunk = <bytes?>item[2]
             base = <const uint8_t*>PyBytes_AS_STRING(chunk)
@@ -875,7 +983,8 @@ cdef class Fanout:
                 if load_u64(base + CHUNK_FIRST) < <uint64_t>first:
                     return at, True
             left -= PyBytes_GET_SIZE(chunk)
-            self.deliver_one(subscription, chunk, item[0], item[1], 0, names.get(load_u64(base + CHUNK_CHANNEL)), pin)
+            self.deliver_one(subscription, chunk, item[0], item[1], 0, replay.names.get(load_u64(base + CHUNK_CHANNEL)),
+                             replay.pin)
             at += 1
         return at, False
 

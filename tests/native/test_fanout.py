@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker_native.fanout import Fanout, Outbox, Subscription
+from broker_native.fanout import Fanout, Outbox, Replay, Subscription
 from broker_native.groups import chunk_offset
 from broker_native.tails import Line, Publisher, Tails
 from tests.reference import fanout as twin
@@ -134,9 +134,7 @@ class Both:
         self.twin = twin.Fanout()
         self.outboxes = [self.house.connect() for _ in range(SUBSCRIPTIONS // 2)]
         self.twins = [twin.Outbox() for _ in range(SUBSCRIPTIONS // 2)]
-        shapes = [
-            (index % 2 + 7 * (index // 6), credit, overdraft, index % 2 == 0) for index in range(SUBSCRIPTIONS)
-        ]
+        shapes = [(index % 2 + 7 * (index // 6), credit, overdraft, index % 2 == 0) for index in range(SUBSCRIPTIONS)]
         self.native_subscriptions = [
             Subscription(self.outboxes[index // 2][0], *shape) for index, shape in enumerate(shapes)
         ]
@@ -943,8 +941,7 @@ def run_of(house: House, count: int, size: int = 100) -> list[tuple[int, int, by
         (1, PLENTY, 1),
         (169, PLENTY, 2),
         (0, PLENTY, 0),
-        (PLENTY, 1, 1),
-        (PLENTY, 169, 2),
+        (PLENTY, 1, 6),
         (PLENTY, 0, 0),
         (PLENTY, -5, 0),
     ],
@@ -954,8 +951,8 @@ def test_a_run_goes_on_while_there_is_credit_and_room(credit: int, bytes_max: in
     outbox, transport = house.connect()
     reader = house.subscribe(outbox, credit=credit, tells_names=True)
     chunks = run_of(house, 8)
-    pin = house.fanout.pin_of(1_000)
-    assert house.fanout.deliver_run(reader, chunks, 2, bytes_max, pin, {}, None) == (2 + passes, False)
+    replay = Replay(house.fanout, chunks, {})
+    assert house.fanout.deliver_run(reader, replay, 2, bytes_max, None) == (2 + passes, False)
     house.fanout.flush()
     got = deliveries_of(transport.take())
     assert [(one.group, one.index, one.chunk) for one in got] == [
@@ -971,14 +968,14 @@ def test_a_run_passes_over_what_is_not_wanted_and_stops_at_what_was_trimmed() ->
     reader = house.subscribe(outbox, tells_names=True)
     chunks = run_of(house, 8)
     ids = {name: (house.tails.info(name) or (0,))[0] for name in (b"a", b"b")}
-    pin = house.fanout.pin_of(1_000)
+    replay = Replay(house.fanout, chunks, {})
     run = house.fanout.deliver_run
-    assert run(reader, chunks, 0, PLENTY, pin, {}, {}) == (8, False)
-    assert run(reader, chunks, 0, PLENTY, pin, {}, {ids[b"a"]: 1}) == (8, False)
-    assert run(reader, chunks, 0, PLENTY, pin, {}, {ids[b"a"]: 1, ids[b"b"]: 2}) == (0, True)
-    assert run(reader, chunks, 1, PLENTY, pin, {}, {ids[b"a"]: 1, ids[b"b"]: 2}) == (8, False)
+    assert run(reader, replay, 0, PLENTY, {}) == (8, False)
+    assert run(reader, replay, 0, PLENTY, {ids[b"a"]: 1}) == (8, False)
+    assert run(reader, replay, 0, PLENTY, {ids[b"a"]: 1, ids[b"b"]: 2}) == (0, True)
+    assert run(reader, replay, 1, PLENTY, {ids[b"a"]: 1, ids[b"b"]: 2}) == (8, False)
     with pytest.raises(IndexError):
-        run(reader, chunks, -1, PLENTY, pin, {}, None)
+        run(reader, replay, -1, PLENTY, None)
     house.fanout.flush()
     assert [one.chunk.first for one in deliveries_of(transport.take())] == [1, 2, 3, 4, 1, 2, 2, 3, 3, 4, 4]
 
@@ -989,12 +986,75 @@ def test_a_run_names_channels_that_are_not_in_memory() -> None:
     reader = house.subscribe(outbox, tells_names=True)
     chunks = [(5, 0, elsewhere.value((b"a", b"x")))]
     channel = groups.parse_chunk(chunks[0][2]).channel
-    pin = house.fanout.pin_of(1)
     with pytest.raises(KeyError):
-        house.fanout.deliver_run(reader, chunks, 0, PLENTY, pin, {}, None)
-    house.fanout.deliver_run(reader, chunks, 0, PLENTY, pin, {channel: b"gone"}, None)
+        house.fanout.deliver_run(reader, Replay(house.fanout, chunks, {}), 0, PLENTY, None)
+    house.fanout.deliver_run(reader, Replay(house.fanout, chunks, {channel: b"gone"}), 0, PLENTY, None)
     house.fanout.flush()
     assert [one.name for one in deliveries_of(transport.take())] == [b"gone"]
+
+
+RUN_BYTES_MAX = 256 * 1024
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    sizes=st.lists(st.sampled_from([0, 100, 3_000, 4_000, 5_000, 300_000]), min_size=1, max_size=200),
+    credits=st.lists(st.sampled_from([50_000, 200_000, PLENTY]), min_size=1, max_size=5),
+    wanted=st.sampled_from([None, {b"a"}, {b"a", b"b"}]),
+)
+def test_readers_of_a_replay_get_what_each_would_get_alone(
+    sizes: list[int], credits: list[int], wanted: set[bytes] | None
+) -> None:
+    house = House(b"a", b"b")
+    chunks = [(9, at, house.value((b"ab"[at % 2 : at % 2 + 1], bytes(size)))) for at, size in enumerate(sizes)]
+    ids = {name: (house.tails.info(name) or (0,))[0] for name in (b"a", b"b")}
+    firsts = None if wanted is None else {ids[name]: 1 for name in wanted}
+    due = [at for at in range(len(chunks)) if wanted is None or b"ab"[at % 2 : at % 2 + 1] in wanted]
+    replay = Replay(house.fanout, chunks, {})
+    readers = []
+    for number, credit in enumerate(credits):
+        outbox, transport = house.connect()
+        readers.append((house.subscribe(outbox, number=number % 2, credit=credit, tells_names=True), transport, credit))
+    places = [0] * len(readers)
+    got: list[list[Delivery]] = [[] for _ in readers]
+    while min(places) < len(chunks):
+        for which, (reader, _, _) in enumerate(readers):
+            places[which], low = house.fanout.deliver_run(reader, replay, places[which], RUN_BYTES_MAX, firsts)
+            assert not low
+        house.fanout.flush()
+        for which, (reader, transport, credit) in enumerate(readers):
+            got[which] += deliveries_of(transport.take())
+            reader.credit = credit
+    for which, deliveries in enumerate(got):
+        assert [one.index for one in deliveries] == due
+        assert [groups.build_chunk(one.chunk) for one in deliveries] == [chunks[at][2] for at in due]
+        assert {one.subscription for one in deliveries} <= {which % 2}
+        named = [one.name for one in deliveries if one.name is not None]
+        assert len(named) == len(set(named)) == len({one.chunk.channel for one in deliveries})
+    assert (house.fanout.copied_bytes, house.fanout.shared_bytes) == (0, 0)
+
+
+def test_frames_of_a_replay_are_one_object_for_all_who_read_it() -> None:
+    house = House(b"a", b"b")
+    chunks = [(9, at, house.value((b"ab"[at % 2 : at % 2 + 1], bytes(1_000)))) for at in range(1_000)]
+    replay = Replay(house.fanout, chunks, {})
+    readers = []
+    for _ in range(10):
+        outbox, transport = house.connect()
+        readers.append((house.subscribe(outbox, tells_names=True), transport))
+    # One of them has come another way, and is at other chunks until the next run begins.
+    places = [7] + [0] * 9
+    for turn in range(5):
+        for which, (reader, _) in enumerate(readers):
+            places[which], _ = house.fanout.deliver_run(reader, replay, places[which], 1, None)
+        each = readers[0][0].outbox.queued
+        assert house.fanout.shared_bytes <= (2 if turn == 0 else 1) * (each + 7 * 1_100)
+        house.fanout.flush()
+        kinds = {id(transport.writes[0][0]) for _, transport in readers}
+        assert len(kinds) == (2 if turn == 0 else 1)
+        for _, transport in readers:
+            transport.take()
+    assert set(places) == {1_000}
 
 
 # --- What is kept in memory ----------------------------------------------------------------------------------------
