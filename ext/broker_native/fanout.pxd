@@ -106,6 +106,9 @@ cdef class Run:
     cdef uint32_t number                # this number
     cdef uint64_t names[RUN_WORDS]   # that is told the names of these
     cdef Pin pin                        # of `frames`
+    cdef Py_ssize_t begin               # in a replay: its chunks from this
+    cdef Py_ssize_t end                 # to before this one,
+    cdef dict firsts                    # as these are wanted
 
     cdef void clear(self) noexcept
     cdef RunChunk* add(self, const uint8_t* chunk, uint32_t size, uint64_t group, uint32_t index, const char* name,
@@ -121,14 +124,12 @@ cdef class Replay:
     cdef list chunks
     cdef dict names
     cdef Pin pin                        # of all chunks
-    cdef list cuts                      # where runs begin, but for the first
-    cdef Run run                        # of the chunks from `begin` to before `end`, as `firsts` wants them
-    cdef Py_ssize_t begin
-    cdef Py_ssize_t end
-    cdef dict firsts
+    cdef list begins                    # the chunks at which runs begin
+    cdef list runs                      # those, or None while nobody has asked
+    cdef Run between                    # one that begins elsewhere
 
     cdef Run run_at(self, Py_ssize_t at, dict firsts)
-    cdef int fill(self) except -1
+    cdef int fill(self, Run run, Py_ssize_t end) except -1
     cdef bytes learn(self, uint64_t id)
 
 

@@ -11,6 +11,8 @@ pause keeps its bytes here, where they are counted.
 All of it belongs to the loop's thread.
 """
 
+from bisect import bisect_right
+
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
@@ -523,7 +525,7 @@ cdef class Run:
 cdef class Replay:
     """Committed chunks for subscriptions that catch up at the same place, in runs whose frames they share.
 
-    Runs end at the same chunks for all, so that readers who came to the place with different credit meet again.
+    Runs begin at the same chunks for all, so that readers who came to the place with different credit meet again.
 
     Args:
         fanout: Whose subscriptions get them.
@@ -532,52 +534,61 @@ cdef class Replay:
     """
 
     def __cinit__(self, Fanout fanout not None, list chunks not None, dict names not None):
-        cdef size_t size = 0, run_size = 0
+        cdef size_t size = 0, run_size = 0, chunk_size
         cdef Py_ssize_t at
         self.chunks = chunks
         self.names = names
         self.fanout = fanout
-        self.cuts = []
-        self.begin = self.end = -1
+        self.begins = []
         for at in range(PyList_GET_SIZE(chunks)):
-            size += <size_t>PyBytes_GET_SIZE(<bytes?>(<tuple?>chunks[at])[2])
-            if size - run_size > RUN_BYTES_MAX:
-                self.cuts.append(at)
-                run_size = size - <size_t>PyBytes_GET_SIZE((<tuple>chunks[at])[2])
+            chunk_size = <size_t>PyBytes_GET_SIZE(<bytes?>(<tuple?>chunks[at])[2])
+            if not at or run_size + chunk_size > RUN_BYTES_MAX:
+                self.begins.append(at)
+                run_size = 0
+            run_size += chunk_size
+            size += chunk_size
+        self.runs = [None] * len(self.begins)
         self.pin = fanout.new_pin(size)
 
     cdef Run run_at(self, Py_ssize_t at, dict firsts):
         """Return what can be queued together from a chunk on; it goes until `end`, which is `at` when nothing can."""
-        if self.run is None:
-            self.run = self.fanout.new_run()
-        if self.begin != at or self.firsts is not firsts:
-            self.run.clear()
-            self.firsts = firsts
-            self.begin = self.end = at
-            self.fill()
-        return self.run
+        cdef Py_ssize_t part = bisect_right(self.begins, at) - 1
+        cdef Py_ssize_t next_part = PyList_GET_SIZE(self.chunks)
+        cdef Run run
+        if part + 1 < PyList_GET_SIZE(self.begins):
+            next_part = self.begins[part + 1]
+        if at == self.begins[part]:
+            run = self.runs[part]
+            if run is None:
+                run = self.runs[part] = self.fanout.new_run()
+        else:
+            # Where a run ended before its time, or somebody has come from another piece of the log.
+            run = self.between
+            if run is None:
+                run = self.between = self.fanout.new_run()
+        if run.end <= run.begin or run.begin != at or run.firsts is not firsts:
+            run.clear()
+            run.begin = run.end = at
+            run.firsts = firsts
+            self.fill(run, next_part)
+        return run
 
-    cdef int fill(self) except -1:
-        cdef Run run = self.run
-        cdef Py_ssize_t cut = PyList_GET_SIZE(self.chunks)
+    cdef int fill(self, Run run, Py_ssize_t end) except -1:
+        """Add what there is of the run from its begin on, until the chunk at `end`."""
         cdef tuple item
         cdef bytes chunk, name
         cdef const uint8_t* base
-        cdef object first, channel, next_cut
-        for next_cut in self.cuts:
-            if next_cut > self.end:
-                cut = next_cut
-                break
+        cdef object first, channel
         run.told = False
-        while self.end < cut and run.count < RUN_CHUNKS_MAX:
-            item = <tuple>self.chunks[self.end]
+        while run.end < end and run.count < RUN_CHUNKS_MAX:
+            item = <tuple>self.chunks[run.end]
             chunk = <bytes>item[2]
             base = <const uint8_t*>PyBytes_AS_STRING(chunk)
             channel = load_u64(base + CHUNK_CHANNEL)
-            if self.firsts is not None:
-                first = self.firsts.get(channel)
+            if run.firsts is not None:
+                first = run.firsts.get(channel)
                 if first is None:
-                    self.end += 1
+                    run.end += 1
                     continue
                 if load_u64(base + CHUNK_FIRST) < <uint64_t>first:
                     break
@@ -588,7 +599,7 @@ cdef class Replay:
                 break
             run.add(base, <uint32_t>PyBytes_GET_SIZE(chunk), item[0], item[1], PyBytes_AS_STRING(name),
                     <uint8_t>PyBytes_GET_SIZE(name))
-            self.end += 1
+            run.end += 1
         return 0
 
     cdef bytes learn(self, uint64_t id):
@@ -963,14 +974,14 @@ cdef class Fanout:
             raise IndexError(at)
         while at < PyList_GET_SIZE(chunks) and subscription.credit > 0 and left > 0:
             run = replay.run_at(at, firsts)
-            if replay.end > at and subscription.credit >= <int64_t>run.size:
+            if run.end > at and subscription.credit >= <int64_t>run.size:
                 try:
                     if run.count:
                         run.push(subscription, 0)
                 except MemoryError:
                     subscription.outbox.lose()
                 left -= <int64_t>run.size
-                at = replay.end
+                at = run.end
                 continue
             item = <tuple?>chunks[at]
             chunk = <bytes?>item[2]
