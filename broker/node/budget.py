@@ -77,7 +77,7 @@ class Budget:
         in_commit = core.in_commit
         self.pending_bytes = pending = core.tails.group_bytes + (len(in_commit.value) if in_commit is not None else 0)
         self.arriving_bytes = arriving = buffer.early.bytes + buffer.partial.bytes + buffer.backlog.bytes
-        self.kept_bytes = kept = core.recent.size_bytes + core.passing.size_bytes + self._catchup.slices.size_bytes
+        self.kept_bytes = kept = core.recent.size_bytes + core.passing.size_bytes + self._catchup.slices_bytes
         self.used_bytes = used = self.queued_bytes + pending + arriving + kept
         limit = self.limit_bytes
         self.holds = used * 100 >= limit * (RELEASE_PERCENT if self.holds else HOLD_PERCENT)

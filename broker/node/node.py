@@ -147,7 +147,7 @@ class Node:
         self.housekeeping = Housekeeping()
         self._held: list[Connection] = []
         self._commit = CommitThread(log, loop, self._done)
-        self.catchup = CatchUp(core, log, loop, self.kick, self._lost)
+        self.catchup = CatchUp(core, log, loop, self.kick, self._send, self.clock.steady_us, self._lost)
         self.loader = Loader(core, log, self.clock, loop)
         self.budget = Budget(core, self.buffer, self.catchup)
         self._short_of_memory: dict[Connection, None] = {}
@@ -316,7 +316,8 @@ class Node:
         except MemoryError:
             self._break("a turn")
 
-    def _flush(self) -> None:
+    def _send(self) -> None:
+        """Send what is queued, and see to those who leave too much of it."""
         for outbox in self.fanout.flush():
             if outbox.answers_queued > self.limits.connection_bytes_max:
                 self._cut += 1
@@ -333,6 +334,9 @@ class Node:
                 outbox.owner.fall_behind()
             if outbox.answers_queued > ANSWERS_BYTES_MAX:
                 outbox.owner.await_answers_taken()
+
+    def _flush(self) -> None:
+        self._send()
         if self.fanout.slow:
             slow, self.fanout.slow = self.fanout.slow, []
             self.catchup.demote(slow)

@@ -118,11 +118,16 @@ class Station:
         self.log = GatedLog(self.pipeline.journal)
         self.lost: list[tuple[Subscription, BaseException]] = []
         self.kicks = 0
+        self.now_us = 0
+        self.send_us = 0
+        self.sends = 0
         self.catchup = CatchUp(
             self.core,
             self.log,
             asyncio.get_running_loop(),
             self.kick,
+            self.send,
+            lambda: self.now_us,
             lambda subscription, failure: self.lost.append((subscription, failure)),
         )
         self.writer = Connection(self.core)
@@ -131,6 +136,11 @@ class Station:
 
     def kick(self) -> None:
         self.kicks += 1
+
+    def send(self) -> None:
+        self.sends += 1
+        self.now_us += self.send_us
+        self.core.fanout.flush()
 
     def publish(self, name: bytes, *payloads: bytes) -> None:
         """Publish and commit."""
