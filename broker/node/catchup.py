@@ -1007,15 +1007,17 @@ class CatchUp:
             return False
         following.reading = None
         missing: dict[bytes, list[tuple[int, int, bytes, int]]] = {}
-        for name, after in following.after.items():
+        for name in following.after:
             info = self._core.tails.info(name)
             assert info is not None
+            self._pass_trimmed(following, name, info[3])
+            after = following.after[name]
             seen_next = info[4] if info[1] == Level.EPHEMERAL else info[6]
             if after + 1 < seen_next:
                 channel = self._core.tails.stored_id(name)
                 if after + 1 < info[4] and not self._core.recent.begins(channel, after):
                     return self._read_on(following, name)
-                missing[name] = self._in_memory(channel, after)
+                missing[name] = self._wanted_of(following, name, self._in_memory(channel, after))
         if not self._affordable(following, [each for found in missing.values() for each in found]):
             return self._read_on(
                 following, next((name for name, found in missing.items() if found and not found[0][3]), None)
@@ -1027,6 +1029,22 @@ class CatchUp:
             self._fanout.attach(following.subscription, name)
         following.after.clear()
         return True
+
+    def _wanted_of(
+        self, following: Following, name: bytes, found: list[tuple[int, int, bytes, int]]
+    ) -> list[tuple[int, int, bytes, int]]:
+        """Return what memory has of a channel as a reader gets it that has fallen behind."""
+        if not self._policy(name, SLOW_LATEST):
+            return found
+        after = following.after[name]
+        wanted = []
+        for group, index, chunk, flags in found:
+            _, _, first, count = chunk_head(chunk)
+            whole = chunk if first > after else chunk_cut(chunk, after)
+            if not flags:
+                whole = self._conflate(following, name, whole, first + count - 1)
+            wanted.append((group, index, whole, flags))
+        return wanted
 
     def _read_on(self, following: Following, name: bytes | None) -> bool:
         """It is not live yet: read this literal next, or look again in a moment when nothing can be read."""
