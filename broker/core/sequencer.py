@@ -17,6 +17,7 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING
 
+from broker.core.course import Course
 from broker.core.epochs import RUN_SHIFT, Outcome, resume
 from broker.core.group import Duplicate, Group
 from broker.core.lines import Lines
@@ -79,6 +80,7 @@ class Sequencer:
         self.fanout = Fanout(self.tails)
         self.lines = Lines()
         self.recent = Recent(min(RECENT_BYTES, limits.memory_bytes_max // MEMORY_SHARE))
+        self.course = Course()
         self.passing = Passing(min(PASSING_BYTES, limits.memory_bytes_max // MEMORY_SHARE))
         self.term = 0
         self.writer = 0
@@ -496,6 +498,7 @@ class Sequencer:
         self.tails.apply_group(group.value, self.lines.line)
         self.applied_number, self.applied_chain = group.number, group.chain
         self.recent.add(group)
+        self.course.add(group.number, len(group.value))
         if self.tails.accepted_waits:
             self.judge_wait(now_us)
         if now_us - group.opened_us >= LATE_US:

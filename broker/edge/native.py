@@ -96,7 +96,7 @@ class NativeConnection(Session, asyncio.BufferedProtocol):
         stream = cast("asyncio.Transport", transport)
         stream.set_write_buffer_limits(high=WRITE_BUFFER_BYTES_HIGH)
         self._greeting[self] = None
-        self.start(stream)
+        self.start(stream, shares=shares_pieces(transport))
 
     def greeted(self) -> None:
         self._greeting.pop(self, None)
@@ -114,6 +114,11 @@ class NativeConnection(Session, asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self.writing_resumed()
+
+
+def shares_pieces(transport: asyncio.BaseTransport) -> bool:
+    """Whether a socket's transport keeps the pieces that it is handed; asyncio's made one of them until Python 3.12."""
+    return sys.version_info >= (3, 12) or not type(transport).__module__.startswith("asyncio.")
 
 
 def waits_for_us(connection: NativeConnection) -> bool:

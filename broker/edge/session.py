@@ -32,6 +32,7 @@ from broker.wire.kinds import Kind
 from broker_native.fanout import Subscription
 from broker_native.intake import Intake
 from broker_native.tails import Line, Publisher
+from broker_native.unsent import Sender
 
 if TYPE_CHECKING:
     import asyncio
@@ -120,6 +121,7 @@ class Session(Intake):
         "_number",
         "_pinged_us",
         "_producer",
+        "_sender",
         "_waiting",
         "identity",
         "node",
@@ -143,6 +145,7 @@ class Session(Intake):
         self._number = 0
         self._producer: bytes | None = None
         self._pinged_us = 0
+        self._sender: Sender | None = None
         self._waiting: tuple[Callable[[], None], _NotLoaded] | None = None
         self._load_asked = False
         self._load_failure: BrokerError | None = None
@@ -150,9 +153,15 @@ class Session(Intake):
 
     # -- the transport's calls -----------------------------------------------------------------------------------------
 
-    def start(self, transport: Any) -> None:
-        """The transport is there: the peer has `hello_timeout_s` to say HELLO."""
-        self.transport = self.outbox.transport = transport
+    def start(self, transport: Any, *, shares: bool = False) -> None:
+        """The transport is there: the peer has `hello_timeout_s` to say HELLO.
+
+        Args:
+            transport: It carries this session's bytes.
+            shares: It keeps the pieces that it is handed, until they are sent, instead of a copy.
+        """
+        self.transport = transport
+        self.outbox.transport = self._sender = Sender(self.node.unsent, transport, self.outbox, shares)
         self._number = self.node.add(self)
         self._hello_timer = self.node.loop.call_later(self.node.limits.hello_timeout_s, self._no_hello)
 
@@ -170,6 +179,9 @@ class Session(Intake):
         self.node.remove(self)
         self.node.history.leave(self)
         self.outbox.close()
+        if self._sender is not None:
+            self._sender.release()
+            self._sender = None
         for subscription in (self.subscriptions or {}).values():
             if subscription.state is not None:
                 self.node.catchup.leave(subscription.state)
@@ -183,6 +195,8 @@ class Session(Intake):
 
     def writing_resumed(self) -> None:
         """The transport takes bytes again."""
+        if self._sender is not None:
+            self._sender.release()
         self.outbox.resume()
         self._read_on(HELD_BY_ANSWERS)
         for subscription in (self.subscriptions or {}).values():

@@ -40,6 +40,8 @@ def describe_behind(following: Following, core: Sequencer, now_us: int) -> dict[
     }
     if following.place is None and len(following.literals) <= CHANNELS_COUNTED_MAX:
         told["behind_messages"] = _messages(following, core)
+    else:
+        told["behind_bytes"] = core.course.since(following.reached)
     policies = _policies(following, core)
     if len(policies) == 1:
         told["policy"] = policies.pop()

@@ -2,7 +2,7 @@
 
 What waits to be sent, what has arrived in part, what is pending and what is kept of the newest groups: each keeper
 counts what it adds and takes away, and this adds the counters up, at the end of every turn. A value that many
-connections have queued counts once.
+connections have queued counts once, and one that many of their transports hold once more.
 
 - Connections whose transport takes nothing share half of the bound, or less; one that has more reads on from the log.
   So they cannot keep the publishers waiting for long, however many they are.
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from broker.core.sequencer import Sequencer
     from broker.node.catchup import CatchUp
     from broker_native.intake import ReadBuffer
+    from broker_native.unsent import Unsent
 
 __all__ = ["Budget"]
 
@@ -37,6 +38,7 @@ class Budget:
         core: The sequencer; its limits say the bound.
         buffer: Where frames wait that have not arrived whole, or for their turn.
         catchup: Keeps slices of the log.
+        unsent: What transports hold.
 
     Attributes:
         used_bytes: As of the last `look`.
@@ -48,10 +50,11 @@ class Budget:
         share_bytes: What one connection may have queued whose transport takes nothing.
     """
 
-    def __init__(self, core: Sequencer, buffer: ReadBuffer, catchup: CatchUp) -> None:
+    def __init__(self, core: Sequencer, buffer: ReadBuffer, catchup: CatchUp, unsent: Unsent) -> None:
         self._core = core
         self._buffer = buffer
         self._catchup = catchup
+        self._unsent = unsent
         self.used_bytes = 0
         self.arriving_bytes = 0
         self.pending_bytes = 0
@@ -69,7 +72,7 @@ class Budget:
     def queued_bytes(self) -> int:
         """What waits to be sent, here and in transports that ask for a pause."""
         fanout = self._core.fanout
-        return fanout.copied_bytes + fanout.shared_bytes + fanout.unsent_bytes
+        return fanout.copied_bytes + fanout.shared_bytes + self._unsent.bytes
 
     def look(self) -> None:
         """Add up, and judge."""
@@ -77,14 +80,14 @@ class Budget:
         in_commit = core.in_commit
         self.pending_bytes = pending = core.tails.group_bytes + (len(in_commit.value) if in_commit is not None else 0)
         self.arriving_bytes = arriving = buffer.early.bytes + buffer.partial.bytes + buffer.backlog.bytes
-        self.kept_bytes = kept = core.recent.size_bytes + core.passing.size_bytes + self._catchup.slices.size_bytes
+        self.kept_bytes = kept = core.recent.size_bytes + core.passing.size_bytes + self._catchup.slices_bytes
         self.used_bytes = used = self.queued_bytes + pending + arriving + kept
         limit = self.limit_bytes
         self.holds = used * 100 >= limit * (RELEASE_PERCENT if self.holds else HOLD_PERCENT)
         self.refuses = used * 100 >= limit * REFUSE_PERCENT
         others = used - self.queued_bytes
         queued_max = min(limit * PAUSED_PERCENT, limit * QUEUED_AND_OTHERS_PERCENT - others * 100) // 100
-        left = 0 if self.holds else queued_max - core.fanout.unsent_bytes
+        left = 0 if self.holds else queued_max - self._unsent.bytes
         self.share_bytes = max(left, 0) // max(core.fanout.paused_count, 1)
         self._catchup.room_bytes = self.share_bytes
         if self.holds:

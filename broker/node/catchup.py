@@ -62,11 +62,16 @@ SLICE_US_MAX = 5_000_000
 SHARE_BYTES = 256 << 10
 """What one reader gets before it is the next one's turn."""
 PUMP_BYTES = 2 << 20
-"""And what all of them get before the loop does something else: about a millisecond's work."""
-HANDED_AT_ONCE = PUMP_BYTES // SHARE_BYTES
-"""If more readers than these wait for a slice, they get it in turn, too."""
+"""And what all of them get before the loop does something else."""
+PUMP_US = 1_000
+"""And for how long they do, sending included: whatever a byte costs, who is live waits for no more than this."""
+SEND_BYTES = 64 << 10
+"""What is handed on before it is sent, so that who gets little of many subscriptions gets it in one piece."""
 PUMP_STEP_BYTES = 4 << 10
 """A reader that gets little counts as one that gets so much."""
+SLICES_IN_HAND_MAX = 32
+"""Slices that are being read, or wait to be handed on to those who asked; fewer if there is little memory. With more,
+some would be dropped before their readers' turn comes, and read again."""
 CHUNK_TIME_AT = 40
 
 PARKED_S = 0.02
@@ -295,6 +300,8 @@ class CatchUp:
         log: For what is not.
         loop: The loop that it belongs to.
         kick: Called when something is queued to be sent.
+        send: Sends what is queued, at once.
+        steady_us: A clock that never goes back, µs.
         lost: Called with (subscription, error) when its history cannot be read.
 
     Attributes:
@@ -313,6 +320,8 @@ class CatchUp:
         log: LogReader,
         loop: asyncio.AbstractEventLoop,
         kick: Callable[[], None],
+        send: Callable[[], object],
+        steady_us: Callable[[], int],
         lost: Callable[[Subscription, BaseException], None],
     ) -> None:
         self._core = core
@@ -320,15 +329,21 @@ class CatchUp:
         self._log = log
         self._loop = loop
         self._kick = kick
+        self._send = send
+        self._steady_us = steady_us
         self._lost = lost
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="broker-read")
         self._crowded: dict[Following, None] = {}
         self._leaving: deque[Following] = deque()
         self._leaves = 0  # in this turn
-        self._ready: dict[Following, None] = {}
+        self._ready: dict[Following, Slice] = {}
+        self._in_hand: dict[Slice, int] = {}  # those of `_ready`, and of how many
+        self._unread: dict[Following, None] = {}  # they wait until less is in hand
         self._pumping = False
         self._reading: dict[tuple[Hashable, int | Place], list[tuple[Following, bytes | None]]] = {}
-        self.slices = Slices(min(SLICES_BYTES_MAX, core.limits.memory_bytes_max // MEMORY_SHARE))
+        slices_bytes_max = min(SLICES_BYTES_MAX, core.limits.memory_bytes_max // MEMORY_SHARE)
+        self.slices = Slices(slices_bytes_max)
+        self._in_hand_max = max(min(SLICES_IN_HAND_MAX, slices_bytes_max // SLICE_BYTES_MAX), 1)
         self.room_bytes = QUEUED_BYTES_MAX
         self.lagging: dict[Following, None] = {}
         self.demotions = 0
@@ -344,6 +359,8 @@ class CatchUp:
         """Look for nothing more by itself. Call it before `close`, on the loop."""
         self._parked.clear()
         self._ready.clear()
+        self._in_hand.clear()
+        self._unread.clear()
         if self._park_timer is not None:
             self._park_timer.cancel()
             self._park_timer = None
@@ -355,6 +372,11 @@ class CatchUp:
     def submit(self, work: Callable[..., _Read], *arguments: object) -> asyncio.Future[_Read]:
         """Have the reader thread do a bounded piece of reading, behind what it was given before."""
         return asyncio.wrap_future(self._pool.submit(work, *arguments), loop=self._loop)
+
+    @property
+    def slices_bytes(self) -> int:
+        """What there is of the log in memory, kept or in hand."""
+        return self.slices.size_bytes + sum(one.size_bytes for one in self._in_hand if not self.slices.keeps(one))
 
     # -- start and stop ------------------------------------------------------------------------------------------------
 
@@ -382,7 +404,8 @@ class CatchUp:
         self.count -= 1
         self._lags_no_more(following)
         self._parked.pop(following, None)
-        self._ready.pop(following, None)
+        self._unread.pop(following, None)
+        self._take_ready(following)
         if self._leaves < LEAVES_A_TURN:
             self._detach(following)
         else:
@@ -536,14 +559,19 @@ class CatchUp:
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
-    def step(self, following: Following) -> None:
-        """Go on if the subscription has credit and its connection has room. Call it whenever either changes."""
+    def step(self, following: Following, last: Slice | None = None) -> None:
+        """Go on if the subscription has credit and its connection has room. Call it whenever either changes.
+
+        Args:
+            following: The subscription.
+            last: What it was handed some of just now.
+        """
         try:
-            self._step(following)
+            self._step(following, last)
         except MemoryError as failure:
             self._lost(following.subscription, failure)
 
-    def _step(self, following: Following) -> None:
+    def _step(self, following: Following, last: Slice | None) -> None:
         subscription = following.subscription
         if following.live or following.busy or subscription.slow or subscription.state is not following:
             return
@@ -551,17 +579,18 @@ class CatchUp:
         room = self._room(following)
         while not (room <= 0 and following.lagging) and self._join(following):
             if following.live:
-                self._ready.pop(following, None)
+                self._take_ready(following)
                 self._kick()
                 return
         if subscription.credit <= 0 or following in self._parked or following in self._ready:
             return
+        if subscription.outbox.paused:
+            return  # its connection tells when it takes bytes again
         if room <= 0:
-            if not subscription.outbox.paused:  # else its connection tells when it takes bytes again
-                self._crowded[following] = None
-        elif (one := self._at_hand(following)) is not None:
+            self._crowded[following] = None
+        elif (one := self._at_hand(following, last)) is not None:
             self.slices_shared += one.begin == (following.place or following.after.get(following.reading or b""))
-            self._make_ready(following)
+            self._make_ready(following, one)
         else:
             self._read(following)
 
@@ -575,12 +604,18 @@ class CatchUp:
             queued_max = min(queued_max, self.room_bytes)
         return queued_max - outbox.queued
 
-    def _at_hand(self, following: Following) -> Slice | None:
-        """Return the slice that a reader goes on with, if somebody has asked for it before."""
+    def _at_hand(self, following: Following, last: Slice | None = None) -> Slice | None:
+        """Return the slice that a reader goes on with, if somebody has asked for it before; `last` is its last one."""
+        key: Hashable
+        at: int | Place
         if following.place is not None:
-            return self.slices.find(following.filters, following.place)
-        name = self._next_name(following)
-        return self.slices.find(self._core.tails.stored_id(name), following.after[name])
+            key, at = following.filters, following.place
+        else:
+            name = self._next_name(following)
+            key, at = self._core.tails.stored_id(name), following.after[name]
+        if last is not None and last.key == key and last.begin <= at < last.end:  # type: ignore[operator]
+            return last
+        return self.slices.find(key, at)
 
     def _next_name(self, following: Following) -> bytes:
         """Return the literal that is read next; where what retention has left of it begins."""
@@ -606,12 +641,16 @@ class CatchUp:
             assert following.place is not None
             place = following.place
             key = following.filters, place
-        following.busy = True
         waiting = self._reading.get(key)
         if waiting is not None:
+            following.busy = True
             waiting.append((following, name))
             self.slices_shared += 1
             return
+        if len(self._reading) + len(self._in_hand) >= self._in_hand_max:
+            self._unread[following] = None
+            return
+        following.busy = True
         self._reading[key] = [(following, name)]
         self.slices_read += 1
         if name is not None:
@@ -644,8 +683,11 @@ class CatchUp:
         waiting = self._reading.pop(key)
         for following, _ in waiting:
             following.busy = False
-        if read.cancelled():
-            return
+        if not read.cancelled():
+            self._serve(waiting, read)
+            self._read_more()
+
+    def _serve(self, waiting: list[tuple[Following, bytes | None]], read: asyncio.Future[Slice]) -> None:
         # Asked for even if nobody waits for it any more: a failure that is never looked at makes asyncio complain.
         failure = read.exception()
         if failure is None:
@@ -657,12 +699,12 @@ class CatchUp:
         if failure is not None:
             self._tell_lost([following for following, _ in waiting], failure)
             return
-        if one.chunks and len(waiting) > HANDED_AT_ONCE:
+        if one.chunks:
             for following, _ in waiting:
-                self._make_ready(following)
+                self._make_ready(following, one)
             return
         for following, name in waiting:
-            if self._hand(following, one, name, SHARE_BYTES):
+            if self._hand(following, one, name, 0):
                 self.step(following)
         self._kick()
 
@@ -691,33 +733,70 @@ class CatchUp:
         self.slices.keep(made)
         return made
 
-    def _make_ready(self, following: Following) -> None:
-        """Have a slice that is here handed on, in turn with others."""
-        self._ready[following] = None
+    def _make_ready(self, following: Following, one: Slice) -> None:
+        """Have a slice that is here handed on, in turn with others; it is kept in hand until then."""
+        self._take_ready(following)
+        self._ready[following] = one
+        self._in_hand[one] = self._in_hand.get(one, 0) + 1
         if not self._pumping:
             self._pumping = True
             self._loop.call_soon(self._pump)
 
+    def _take_ready(self, following: Following) -> Slice | None:
+        """It waits no more to be handed what it is due."""
+        one = self._ready.pop(following, None)
+        if one is not None:
+            self._in_hand[one] -= 1
+            if not self._in_hand[one]:
+                del self._in_hand[one]
+        return one
+
+    def _read_more(self) -> None:
+        """Less is in hand: read for those who wait."""
+        while self._unread and len(self._reading) + len(self._in_hand) < self._in_hand_max:
+            following = next(iter(self._unread))
+            del self._unread[following]
+            self.step(following)
+
     def _pump(self) -> None:
-        """Hand slices on, to each reader a part; what is live goes in between."""
-        self._pumping = False
-        left = PUMP_BYTES
+        """Hand slices on, to each reader a part; what is live goes in between.
+
+        What is handed on is sent here as well. Left to the end of the turn it would be sent all at once, and by then
+        nobody could say any more that it takes too long.
+        """
+        try:
+            self._hand_on()
+            self._read_more()
+        finally:
+            self._pumping = bool(self._ready)
+            if self._pumping:
+                self._loop.call_soon(self._pump)
+        self._kick()
+
+    def _hand_on(self) -> None:
+        left, unsent = PUMP_BYTES, 0
+        until_us = self._steady_us() + PUMP_US
         while self._ready and left > 0:
             following = next(iter(self._ready))
-            del self._ready[following]
+            last = self._take_ready(following)
             subscription = following.subscription
             if subscription.state is not following or following.live or following.busy or subscription.slow:
                 continue
+            if subscription.outbox.paused:
+                continue  # its connection tells when it takes bytes again
             credit = subscription.credit
-            one = self._at_hand(following)
+            one = self._at_hand(following, last)
             name = self._next_name(following) if one is not None and following.place is None else None
             if one is None or self._hand(following, one, name, min(SHARE_BYTES, left)):
-                self.step(following)
-            left -= max(credit - subscription.credit, PUMP_STEP_BYTES)
-        if self._ready and not self._pumping:
-            self._pumping = True
-            self._loop.call_soon(self._pump)
-        self._kick()
+                handed = credit - subscription.credit
+                left -= max(handed, PUMP_STEP_BYTES)
+                unsent += handed
+                if unsent >= SEND_BYTES:
+                    unsent = 0
+                    self._send()
+                self.step(following, one)
+            if self._steady_us() >= until_us:
+                break
 
     def _hand(self, following: Following, one: Slice, name: bytes | None, bytes_max: int) -> bool:
         """Queue what a reader is due of a slice; answers whether it is still to be served."""
@@ -925,15 +1004,17 @@ class CatchUp:
             return False
         following.reading = None
         missing: dict[bytes, list[tuple[int, int, bytes, int]]] = {}
-        for name, after in following.after.items():
+        for name in following.after:
             info = self._core.tails.info(name)
             assert info is not None
+            self._pass_trimmed(following, name, info[3])
+            after = following.after[name]
             seen_next = info[4] if info[1] == Level.EPHEMERAL else info[6]
             if after + 1 < seen_next:
                 channel = self._core.tails.stored_id(name)
                 if after + 1 < info[4] and not self._core.recent.begins(channel, after):
                     return self._read_on(following, name)
-                missing[name] = self._in_memory(channel, after)
+                missing[name] = self._wanted_of(following, name, self._in_memory(channel, after))
         if not self._affordable(following, [each for found in missing.values() for each in found]):
             return self._read_on(
                 following, next((name for name, found in missing.items() if found and not found[0][3]), None)
@@ -945,6 +1026,22 @@ class CatchUp:
             self._fanout.attach(following.subscription, name)
         following.after.clear()
         return True
+
+    def _wanted_of(
+        self, following: Following, name: bytes, found: list[tuple[int, int, bytes, int]]
+    ) -> list[tuple[int, int, bytes, int]]:
+        """Return what memory has of a channel as a reader gets it that has fallen behind."""
+        if not self._policy(name, SLOW_LATEST):
+            return found
+        after = following.after[name]
+        wanted = []
+        for group, index, chunk, flags in found:
+            _, _, first, count = chunk_head(chunk)
+            whole = chunk if first > after else chunk_cut(chunk, after)
+            if not flags:
+                whole = self._conflate(following, name, whole, first + count - 1)
+            wanted.append((group, index, whole, flags))
+        return wanted
 
     def _read_on(self, following: Following, name: bytes | None) -> bool:
         """It is not live yet: read this literal next, or look again in a moment when nothing can be read."""

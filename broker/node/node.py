@@ -38,6 +38,7 @@ from broker.node.retained import RetainedBroker
 from broker.node.retention import Retention
 from broker.node.time import BrokerTime
 from broker_native.intake import ReadBuffer
+from broker_native.unsent import Unsent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,6 +123,7 @@ class Node:
         loader: What is stored and not in memory.
         clock: Broker time.
         buffer: The loop's read buffer.
+        unsent: What transports hold that have asked for a pause.
         run: Number of this run.
         fatal: Called with the error when the broker cannot go on.
         left_s: When the last connection that has gone went, by the loop's clock; else when the node began.
@@ -147,9 +149,10 @@ class Node:
         self.housekeeping = Housekeeping()
         self._held: list[Connection] = []
         self._commit = CommitThread(log, loop, self._done)
-        self.catchup = CatchUp(core, log, loop, self.kick, self._lost)
+        self.catchup = CatchUp(core, log, loop, self.kick, self._send, self.clock.steady_us, self._lost)
         self.loader = Loader(core, log, self.clock, loop)
-        self.budget = Budget(core, self.buffer, self.catchup)
+        self.unsent = Unsent()
+        self.budget = Budget(core, self.buffer, self.catchup, self.unsent)
         self._short_of_memory: dict[Connection, None] = {}
         self._refused_memory = 0
         self._turns_unwatched = 0
@@ -316,7 +319,8 @@ class Node:
         except MemoryError:
             self._break("a turn")
 
-    def _flush(self) -> None:
+    def _send(self) -> None:
+        """Send what is queued, and see to those who leave too much of it."""
         for outbox in self.fanout.flush():
             if outbox.answers_queued > self.limits.connection_bytes_max:
                 self._cut += 1
@@ -333,6 +337,9 @@ class Node:
                 outbox.owner.fall_behind()
             if outbox.answers_queued > ANSWERS_BYTES_MAX:
                 outbox.owner.await_answers_taken()
+
+    def _flush(self) -> None:
+        self._send()
         if self.fanout.slow:
             slow, self.fanout.slow = self.fanout.slow, []
             self.catchup.demote(slow)

@@ -93,6 +93,10 @@ class Slices:
                 return one
         return None
 
+    def keeps(self, one: Slice) -> bool:
+        """Whether a slice is kept."""
+        return one in self._used
+
     def keep(self, one: Slice) -> None:
         """Keep a slice; others make room."""
         if not one.chunks or one.size_bytes > self._bytes_max:

@@ -78,10 +78,11 @@ class Server:
 
     Args:
         evicts: It keeps nothing in memory that it may evict.
+        program: The module that is run; it serves as the product does, but for what it is about.
     """
 
-    def __init__(self, *, evicts: bool = False) -> None:
-        self._program = "tests.contract.evicting" if evicts else "broker"
+    def __init__(self, *, evicts: bool = False, program: str = "broker") -> None:
+        self._program = "tests.contract.evicting" if evicts else program
         # Not pytest's folder: the path of a Unix socket is bounded.
         self.folder = Path(tempfile.mkdtemp(prefix="broker-"))
         self._config = self.folder / "broker.toml"

@@ -80,6 +80,7 @@ async def test_an_object_says_who_is_behind_and_by_how_much(server: Server) -> N
     assert (process.returncode, complaints) == (0, b"")
     found = json.loads(printed)
     (reader,) = found["readers"]
+    assert reader["behind_bytes"] is None
     assert (reader["name"], reader["filters"], reader["policy"]) == ("phone \x1b[2J", ["s.json.x"], "catchup")
     assert 0 < reader["behind_messages"] < MESSAGES
     assert reader["behind_groups"] >= 1
@@ -164,6 +165,21 @@ async def test_a_terminal_is_drawn_on_and_given_back(server: Server) -> None:
                 process.kill()
                 await process.wait()
     terminal.close()
+
+
+async def test_who_may_not_ask_is_told_what_it_takes() -> None:
+    server = Server(program="tests.contract.denying")
+    try:
+        process = await top(server.start(), "--once")
+        printed, complaints = await process.communicate()
+    finally:
+        server.stop()
+    assert process.returncode == ExitCode.STOP
+    assert printed == b""
+    assert b"DENIED" in complaints
+    assert b"manage '>': asked by unix" in complaints
+    assert b"whoever may manage `>`" in complaints
+    assert b"Traceback" not in complaints
 
 
 async def test_nobody_there_is_an_error_at_once(server: Server) -> None:

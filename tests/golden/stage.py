@@ -149,13 +149,19 @@ class Pool:
 
 
 class Client:
-    """The other end of a connection: what it is sent, and whether it was closed."""
+    """The other end of a connection: what it is sent, and whether it was closed.
+
+    Attributes:
+        shares: Whether it keeps the pieces that it is handed.
+    """
+
+    shares = False
 
     def __init__(self, node: Node) -> None:
         self.session = Session(node, Identity(peer="golden"))
         self.received = b""
         self.closed = False
-        self.session.start(self)
+        self.session.start(self, shares=self.shares)
 
     # .. the transport's calls ..
 

@@ -121,6 +121,8 @@ async def test_when_the_server_dies_the_next_call_starts_another(data: Path, how
         messages = await take(subscription, 20)
         assert [message.payload for message in messages] == [b"%d" % number for number in range(20)]
         assert [message.sequence for message in messages] == list(range(1, 21))
+        # One that was told to end may have taken all of that before it heard of it.
+        await asyncio.to_thread(wait_until_dead, server)
         assert await pid_of(bus) == await pid_of(reader) == server_of(data).pid != server.pid
 
 
@@ -163,7 +165,8 @@ async def test_an_embedded_owner_is_named(data: Path) -> None:
         first, second = await asyncio.gather(refused(data), refused(data))
         assert {first.name, second.name} == {"STORAGE_IN_USE"}
         assert first.detail == second.detail == f"{data}: held by process {os.getpid()} on {socket.gethostname()}"
-        # One server was started in vain, and both were told.
+        # One server was started in vain, and both were told, which it does before it says so in its log.
+        await asyncio.to_thread(wait_until_nobody_serves, data)
         assert (data / "server.log").read_text().count("STORAGE_IN_USE (4004)") == 1
         print(f"told after {time.monotonic() - begun:.3f} s")
     async with Broker.open(data, shared=True, idle_s=0.2) as bus:

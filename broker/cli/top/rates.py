@@ -47,6 +47,7 @@ class Reader:
         filters: What it reads, the first few.
         behind_groups: Groups that were committed since the last one that it has something of.
         behind_messages: What its channels have that it has not got; None when only the log knows.
+        behind_bytes: About what the bus has committed since the last that it got; None when messages are counted.
         behind_s: The age of the newest chunk that it got.
         since_s: How long it has been lagging.
         queued_bytes: What waits in memory to be sent on its connection.
@@ -61,6 +62,7 @@ class Reader:
     filters: tuple[str, ...]
     behind_groups: int
     behind_messages: int | None
+    behind_bytes: int | None
     behind_s: float
     since_s: float
     queued_bytes: int
@@ -71,7 +73,7 @@ class Reader:
     def of(cls, fields: Mapping[str, object]) -> Reader:
         """Take one of the `readers` of a REPLY to `lagging`."""
         filters = fields.get("filters")
-        messages = _number(fields.get("behind_messages"))
+        messages, passed = _number(fields.get("behind_messages")), _number(fields.get("behind_bytes"))
         return cls(
             int(_number(fields.get("connection")) or 0),
             int(_number(fields.get("subscription")) or 0),
@@ -80,6 +82,7 @@ class Reader:
             tuple(map(str, filters)) if isinstance(filters, list) else (),
             int(_number(fields.get("behind_groups")) or 0),
             None if messages is None else int(messages),
+            None if passed is None else int(passed),
             _number(fields.get("behind_s")) or 0.0,
             _number(fields.get("since_s")) or 0.0,
             int(_number(fields.get("queued_bytes")) or 0),

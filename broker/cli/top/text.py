@@ -83,10 +83,11 @@ def what(reader: Reader) -> str:
 
 
 def behind(reader: Reader) -> str:
-    """Return how far it is behind, in messages where they can be counted without reading, else in groups."""
+    """Return how far it is behind, in messages where they can be counted without reading, else in groups and bytes."""
     if reader.behind_messages is not None:
         return f"{count(reader.behind_messages)} messages"
-    return f"{count(reader.behind_groups)} groups"
+    groups = f"{count(reader.behind_groups)} groups"
+    return groups if reader.behind_bytes is None else f"{groups}, {size(reader.behind_bytes)}"
 
 
 def since(change: Change, reader: Reader) -> str:
@@ -302,6 +303,7 @@ def _reader_fields(time_s: float, reader: Reader) -> dict[str, object]:
         "filters": reader.filters,
         "behind_groups": reader.behind_groups,
         "behind_messages": reader.behind_messages,
+        "behind_bytes": reader.behind_bytes,
         "behind_s": reader.behind_s,
         "since": _iso(time_s - reader.since_s),
         "since_s": reader.since_s,

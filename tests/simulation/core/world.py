@@ -67,7 +67,15 @@ class SteppedCatchUp(CatchUp):
         self.loop = SteppedLoop()
         self.pool = SteppedPool()
         core = world.pipeline.core
-        super().__init__(core, world.pipeline.journal, self.loop, lambda: None, world.lost)  # type: ignore[arg-type]
+        super().__init__(
+            core,
+            world.pipeline.journal,
+            self.loop,  # type: ignore[arg-type]
+            kick=lambda: None,
+            send=core.fanout.flush,
+            steady_us=lambda: 0,
+            lost=world.lost,
+        )
         self._pool = self.pool  # type: ignore[assignment]
         self._fanout = NamingFanout(core)  # type: ignore[assignment]
 

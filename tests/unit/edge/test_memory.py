@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from broker.edge.native import shares_pieces
 from broker.node.budget import Budget
 from broker.node.node import WATCH_TURNS
 from broker.wire import control
 from broker.wire.kinds import Kind
-from tests.golden.stage import LIMITS, Stage
+from tests.golden.stage import LIMITS, Client, Stage
 from tests.reference.frames import (
     DELIVER,
     Frame,
@@ -115,6 +119,57 @@ def test_a_value_that_many_have_queued_counts_once(stage: Stage) -> None:
     for number in range(1, 10):
         stage.disconnect(f"reader{number}")
     assert (fanout.copied_bytes, fanout.shared_bytes, fanout.paused_count) == (0, 0, 0)
+
+
+class Stopped(Client):
+    """A socket whose peer reads no more: the transport keeps what it is handed, and asks for a pause."""
+
+    shares = True
+    stopped = False
+
+    def writelines(self, pieces: list[Any]) -> None:
+        super().writelines(pieces)
+        if self.stopped:
+            self.session.outbox.pause()
+
+    def get_write_buffer_size(self) -> int:
+        return len(self.received)
+
+
+def test_a_value_that_a_thousand_transports_hold_counts_once(stage: Stage) -> None:
+    clients = []
+    subscribe = control.encode_subscribe(control.Subscribe(1, ("s.x",), 1 << 40))
+    for number in range(1_000):
+        client = Stopped(stage.node)
+        clients.append(client)
+        client.session.feed(control.encode_hello(f"reader{number}") + subscribe)
+        stage.settle()
+        client.take()
+        client.stopped = True
+    publish(stage, 1)
+    assert all(len(client.received) > 50_000 for client in clients)
+    budget = stage.node.budget
+    assert 50_000 <= budget.queued_bytes < 50_000 + 1_000 * 200
+    look(stage)
+    assert budget.used_bytes < budget.limit_bytes // 10
+    for client in clients[1:]:
+        client.session.writing_resumed()
+    assert 50_000 <= budget.queued_bytes < 51_000
+    clients[0].close()
+    assert budget.queued_bytes == 0
+
+
+async def test_which_transports_keep_the_pieces_themselves(loop_kind: str) -> None:
+    near, far = socket.socketpair()
+    transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=near)
+    value = bytes(8 * MIB)
+    before = sys.getrefcount(value)
+    transport.writelines([b"prefix", memoryview(value)[1:]])
+    try:
+        assert (sys.getrefcount(value) > before) == shares_pieces(transport), loop_kind
+    finally:
+        transport.abort()
+        far.close()
 
 
 def look(stage: Stage) -> None:

@@ -61,7 +61,15 @@ async def test_nobody_counts_messages_of_a_pattern(station: Station, filters: li
     station.core.load(b"s.x")
     following = live(station, *filters, credit=SIZE)
     publish(station, b"s.x", 3)
-    assert "behind_messages" not in told(station, following)
+    behind = told(station, following)
+    assert "behind_messages" not in behind
+    # Only all there are has a mark: more is not known of so little.
+    assert 2 * SIZE < behind["behind_bytes"] <= station.core.course.size_bytes
+    before = station.core.course.size_bytes
+    station.publish(b"s.x", bytes(60_000))
+    grown = station.core.course.size_bytes - before
+    assert grown > 60_000
+    assert told(station, following)["behind_bytes"] == behind["behind_bytes"] + grown
 
 
 @pytest.mark.parametrize("channels", [CHANNELS_COUNTED_MAX, CHANNELS_COUNTED_MAX + 1])
@@ -71,6 +79,7 @@ async def test_nor_of_many_channels(station: Station, channels: int) -> None:
     publish(station, names[-1], 2)
     behind = told(station, following)
     assert ("behind_messages" in behind) == (channels == CHANNELS_COUNTED_MAX)
+    assert ("behind_bytes" in behind) == (channels > CHANNELS_COUNTED_MAX)
     assert behind["filters"] == ["s.0", "s.1", "s.2", "s.3"]
 
 

@@ -31,6 +31,7 @@ from broker.node.catchup import (
     WantedThere,
 )
 from broker_native.delta import TableDelta
+from broker_native.groups import chunk_conflate
 from tests.reference.frames import DELIVER_EARLY, Delivery, records_of
 from tests.reference.journal import Fate, MemoryJournal
 from tests.reference.pipeline import PLENTY, Connection, Pipeline, payloads
@@ -118,11 +119,16 @@ class Station:
         self.log = GatedLog(self.pipeline.journal)
         self.lost: list[tuple[Subscription, BaseException]] = []
         self.kicks = 0
+        self.now_us = 0
+        self.send_us = 0
+        self.sends = 0
         self.catchup = CatchUp(
             self.core,
             self.log,
             asyncio.get_running_loop(),
             self.kick,
+            self.send,
+            lambda: self.now_us,
             lambda subscription, failure: self.lost.append((subscription, failure)),
         )
         self.writer = Connection(self.core)
@@ -131,6 +137,11 @@ class Station:
 
     def kick(self) -> None:
         self.kicks += 1
+
+    def send(self) -> None:
+        self.sends += 1
+        self.now_us += self.send_us
+        self.core.fanout.flush()
 
     def publish(self, name: bytes, *payloads: bytes) -> None:
         """Publish and commit."""
@@ -432,6 +443,60 @@ async def test_slices_wait_for_credit(station: Station) -> None:
     station.catchup.step(following)
     assert sequences(await station.live(following)) == [6]
     assert not following.subscription.slow
+
+
+async def test_what_has_expired_does_not_come_from_memory(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catchup, "NEAR_MAX", 100)
+    station.writer.publish(b"s.x", b"old", b"older", expiry_s=10)
+    station.pipeline.commit()
+    station.publish(b"s.x", b"new")
+    before = station.follow(b"s.x", after={b"s.x": 0})
+    assert before.live
+    assert payloads(station.reader.deliveries()) == [b"old", b"older", b"new"]
+    station.core.tails.now_us = 11_000_000
+    station.log.asked.clear()
+    behind = station.follow(b"s.x", after={b"s.x": 1})
+    assert behind.live
+    assert station.log.asked == []
+    records = [record for one in station.reader.deliveries() for record in records_of(one.chunk)]
+    assert [(record.gone, record.payload) for record in records] == [((1, 1), b""), (None, b"new")]
+
+
+async def test_what_is_kept_by_key_comes_from_the_log_alone(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retention has taken what a newer message of its key replaces, and memory knows nothing of it."""
+    monkeypatch.setattr(catchup, "NEAR_MAX", 100)
+    station.core.reload(Profiles([Profile(b"s.kept", keep="latest_per_key"), Profile(b">")]))
+    read_channel = station.log.read_channel
+
+    def compacted(*asked: int) -> list[tuple[int, int, bytes]]:
+        found = read_channel(*asked)
+        return [(group, at, chunk_conflate(chunk, keep_last=group == found[-1][0])) for group, at, chunk in found]
+
+    station.log.read_channel = compacted  # type: ignore[method-assign]
+    for name in (b"s.kept", b"s.all"):
+        for payload in (b"1", b"2", b"3"):
+            station.publish(name, payload)
+    kept = station.follow(b"s.kept", after={b"s.kept": 0})
+    records = [record for one in await station.live(kept) for record in records_of(one.chunk)]
+    assert [record.payload for record in records if not record.gone] == [b"3"]
+    station.log.asked.clear()
+    whole = station.follow(b"s.all", after={b"s.all": 0})
+    assert whole.live
+    assert payloads(station.reader.deliveries()) == [b"1", b"2", b"3"]
+    assert station.log.asked == []
+
+
+async def test_a_channel_that_may_have_been_kept_by_key_comes_from_the_log(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its profile is gone, so nobody knows."""
+    monkeypatch.setattr(catchup, "NEAR_MAX", 100)
+    station.publish(b"s.x", b"1")
+    station.core.profiles = Profiles([Profile(b"other.>", keep="latest_per_key")])
+    following = station.follow(b"s.x", after={b"s.x": 0})
+    assert not following.live
+    assert payloads(await station.live(following)) == [b"1"]
+    assert len(station.log.asked) == 1
 
 
 async def test_no_slice_while_the_connection_is_full(station: Station) -> None:

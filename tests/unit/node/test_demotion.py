@@ -18,6 +18,7 @@ from broker.wire.kinds import Kind
 from tests.reference.frames import DELIVER, delivery_of, frames_of, records_of
 from tests.reference.journal import Fate
 from tests.unit.node.test_catchup import Station, sequences
+from tests.unit.node.test_catchup_evicted import trim, watch_trimmed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -365,6 +366,81 @@ async def test_the_latest_alone(station: Station, wanted: bytes) -> None:
     assert [record.payload for record in left] == [b"and 8"]
     reasons = {record.gone[0] for chunk in chunks for record in records_of(chunk) if record.gone}
     assert reasons == {7}
+
+
+def stop(station: Station, *followings: Following) -> None:
+    """Have readers fall behind that have got everything, since their connection takes nothing."""
+    station.reader.outbox.pause()
+    station.catchup.demote_all([following.subscription for following in followings])
+
+
+def go_on(station: Station, *followings: Following) -> None:
+    station.reader.outbox.resume()
+    for following in followings:
+        station.catchup.step(following)
+
+
+@pytest.mark.parametrize("wanted", [b"s.x", b"s.*"])
+async def test_the_latest_alone_of_what_memory_has(station: Station, wanted: bytes) -> None:
+    station.core.load(b"s.x")
+    policed(station, "latest")
+    following = live(station, wanted, credit=40 * SIZE)
+    publish(station, b"s.x", 2)
+    assert told(station) == [1, 2]
+    stop(station, following)
+    for number in range(3, 9):
+        station.publish(b"s.x", b"%d" % number, b"and %d" % number)
+    station.log.asked.clear()
+    go_on(station, following)
+    assert following.live or b"*" in wanted
+    await station.until(lambda: following.live)
+    assert station.log.asked == [] or b"*" in wanted
+    chunks = [one.chunk for one in station.reader.deliveries()]
+    assert [one.first for one in chunks] == list(range(3, 15, 2))
+    assert [record.payload for one in chunks for record in records_of(one) if not record.gone] == [b"and 8"]
+    assert {record.gone[0] for one in chunks for record in records_of(one) if record.gone} == {7}
+
+
+async def test_memory_has_the_latest_of_many_that_credit_is_too_short_for(station: Station) -> None:
+    station.core.load(b"s.x")
+    policed(station, "latest")
+    following = live(station, b"s.x", credit=12 * SIZE)
+    stop(station, following)
+    for _ in range(40):
+        station.publish(b"s.x", bytes(10 * SIZE))
+    station.log.asked.clear()
+    following.subscription.credit = following.window = 60 * SIZE
+    go_on(station, following)
+    assert following.live
+    assert station.log.asked == []
+
+
+async def test_what_was_trimmed_does_not_come_from_memory(station: Station) -> None:
+    trims = watch_trimmed(station)
+    following = live(station, b"s.x", b"s.y", credit=40 * SIZE)
+    publish(station, b"s.x", 2)
+    assert told(station) == [1, 2]
+    stop(station, following)
+    for _ in range(4):
+        station.publish(b"s.x", PAYLOAD)
+    trim(station, b"s.x", 5)
+    go_on(station, following)
+    assert await all_of(station, following) == ["lagging", 5, 6, "live"]
+    assert trims == [(b"s.x", 5)]
+
+
+async def test_all_that_was_missed_was_trimmed(station: Station) -> None:
+    trims = watch_trimmed(station)
+    following = live(station, b"s.x", credit=40 * SIZE)
+    stop(station, following)
+    for _ in range(4):
+        station.publish(b"s.x", PAYLOAD)
+    trim(station, b"s.x", 5)
+    go_on(station, following)
+    assert await all_of(station, following) == ["lagging", "live"]
+    publish(station, b"s.x")
+    assert told(station) == [5]
+    assert trims == [(b"s.x", 5)]
 
 
 async def test_the_latest_of_ephemeral_channels(station: Station) -> None:

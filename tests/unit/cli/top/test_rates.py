@@ -66,7 +66,8 @@ def test_who_is_most_behind_comes_first() -> None:
 
 
 def test_a_reader_is_taken_as_far_as_it_is_told() -> None:
-    assert Reader.of({}) == Reader(0, 0, "", "", (), 0, None, 0.0, 0.0, 0, 0, "")
+    assert Reader.of({}) == Reader(0, 0, "", "", (), 0, None, None, 0.0, 0.0, 0, 0, "")
     odd = Reader.of({"filters": "s.x", "behind_groups": "9", "behind_messages": None, "name": None, "policy": 1})
-    assert odd == Reader(0, 0, "", "", (), 0, None, 0.0, 0.0, 0, 0, "1")
+    assert odd == Reader(0, 0, "", "", (), 0, None, None, 0.0, 0.0, 0, 0, "1")
     assert reader(behind_messages=5, policy="latest").behind_messages == 5
+    assert (odd.behind_bytes, reader(behind_bytes=5).behind_bytes) == (None, 5)

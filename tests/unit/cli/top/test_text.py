@@ -114,6 +114,12 @@ def test_the_row_names_who_is_most_behind() -> None:
     assert "s.x s.y (phone 127.0.0.1:5000, connection 7 subscription 2): 1,234 messages, 2.50 s, since " in row
 
 
+def test_how_far_a_reader_is_behind() -> None:
+    assert text.behind(reader()) == "40 groups"
+    assert text.behind(reader(behind_bytes=3 << 20)) == "40 groups, 3.00 MiB"
+    assert text.behind(reader(behind_messages=1_234)) == "1,234 messages"
+
+
 def test_words_of_strangers_are_escaped() -> None:
     row = text.plain_row(change((reader(name=EVIL, peer=EVIL, filters=[EVIL]),)))
     assert row.isprintable()
@@ -122,7 +128,7 @@ def test_words_of_strangers_are_escaped() -> None:
 
 
 def test_an_object_has_the_servers_own_keys_and_what_follows_from_them() -> None:
-    found = json.loads(text.json_row(change((reader(),), more=True, records_in=3_000)))
+    found = json.loads(text.json_row(change((reader(behind_bytes=5),), more=True, records_in=3_000)))
     assert found["stats"]["commit_p99_us"] == 12_300
     assert found["rates"]["records_in_per_s"] == 1_000.0
     assert found["more"] is True
@@ -130,7 +136,7 @@ def test_an_object_has_the_servers_own_keys_and_what_follows_from_them() -> None
     assert found["time"] == "2023-11-14T22:15:02.000+00:00"
     (one,) = found["readers"]
     assert one["since"] == "2023-11-14T22:14:01.000+00:00"
-    assert (one["behind_groups"], one["behind_messages"], one["policy"]) == (40, None, None)
+    assert (one["behind_groups"], one["behind_messages"], one["behind_bytes"], one["policy"]) == (40, None, 5, None)
     assert one["filters"] == ["chat.>"]
 
 

@@ -1,0 +1,23 @@
+# What transports have not sent when they ask for a pause, each value once.
+
+cimport cython
+
+
+@cython.final
+cdef class Unsent:
+    cdef dict holders           # id of a value → how many transports have it; each of them keeps it alive
+    cdef readonly size_t bytes  # of all these values, and what transports hold of their own
+
+    cdef int take(self, object value) except -1
+    cdef int give(self, object value) except -1
+
+
+@cython.final
+cdef class Sender:
+    cdef Unsent unsent
+    cdef object transport
+    cdef object outbox
+    cdef object write           # the transport's `writelines`
+    cdef bint shares            # the transport keeps the pieces themselves
+    cdef list values            # what it was handed and has not sent; None while it takes everything
+    cdef size_t rest            # bytes that are its own

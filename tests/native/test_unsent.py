@@ -1,0 +1,163 @@
+"""What transports hold that have asked for a pause, against a model that keeps all of it in sight."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from broker_native.unsent import Sender, Unsent
+
+VALUE = bytes(100_000)
+
+
+class Outbox:
+    paused = False
+
+
+class Transport:
+    """Takes what it is handed, and as long as it is `full` sends nothing and asks for a pause."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self.outbox = outbox
+        self.full = False
+        self.unsent = 0
+        self.taken: list[Any] = []
+
+    def writelines(self, pieces: list[Any]) -> None:
+        self.taken += pieces
+        if self.full:
+            self.unsent += sum(map(len, pieces))
+            self.outbox.paused = True
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+
+class Reader:
+    def __init__(self, unsent: Unsent, *, shares: bool = True) -> None:
+        self.outbox = Outbox()
+        self.transport = Transport(self.outbox)
+        self.sender = Sender(unsent, self.transport, self.outbox, shares)
+
+    def stop(self) -> None:
+        self.transport.full = True
+
+    def go_on(self) -> None:
+        self.transport.full = self.outbox.paused = False
+        self.transport.unsent = 0
+        self.sender.release()
+
+
+def test_a_thousand_readers_of_one_value() -> None:
+    unsent = Unsent()
+    readers = [Reader(unsent) for _ in range(1_000)]
+    for number, reader in enumerate(readers):
+        reader.stop()
+        reader.sender.writelines([bytes(32), memoryview(VALUE)[number:]])
+    assert unsent.bytes == len(VALUE) + 1_000 * 32
+    for number, reader in enumerate(readers):
+        assert unsent.bytes == len(VALUE) + (1_000 - number) * 32
+        reader.go_on()
+    assert unsent.bytes == 0
+
+
+@pytest.mark.parametrize("shared", [VALUE, memoryview(VALUE)[5:]])
+def test_who_takes_everything_holds_nothing(shared: Any) -> None:
+    unsent = Unsent()
+    reader = Reader(unsent)
+    pieces = [b"prefix", shared]
+    reader.sender.writelines(pieces)
+    assert unsent.bytes == 0
+    assert reader.transport.taken == pieces
+    reader.sender.release()
+    assert unsent.bytes == 0
+
+
+def test_what_it_had_not_sent_before_counts_as_its_own() -> None:
+    unsent = Unsent()
+    reader = Reader(unsent)
+    reader.transport.unsent = 700
+    reader.stop()
+    reader.sender.writelines([b"x" * 50])
+    assert unsent.bytes == 750
+    reader.go_on()
+    assert unsent.bytes == 0
+
+
+def test_who_makes_a_copy_of_the_pieces_has_it_alone() -> None:
+    unsent = Unsent()
+    readers = [Reader(unsent, shares=False) for _ in range(3)]
+    for reader in readers:
+        reader.stop()
+        reader.sender.writelines([b"prefix", VALUE])
+    assert unsent.bytes == 3 * (6 + len(VALUE))
+    for reader in readers:
+        reader.go_on()
+    assert unsent.bytes == 0
+
+
+def test_a_transport_that_has_sent_all_before_it_could_be_asked() -> None:
+    unsent = Unsent()
+    reader = Reader(unsent)
+    reader.outbox.paused = True
+    reader.sender.writelines([VALUE])
+    assert unsent.bytes == 0
+
+
+def test_a_transport_that_cannot_say_is_not_asked() -> None:
+    class Silent:
+        def writelines(self, pieces: list[Any]) -> None:
+            """Send."""
+
+    unsent, outbox = Unsent(), Outbox()
+    outbox.paused = True
+    Sender(unsent, Silent(), outbox, True).writelines([VALUE])
+    assert unsent.bytes == 0
+
+
+def test_values_are_told_apart_by_where_they_are() -> None:
+    """Equal bytes in two places are twice in memory."""
+    unsent = Unsent()
+    reader = Reader(unsent)
+    reader.stop()
+    reader.sender.writelines([bytes(bytearray(5_000)), bytes(bytearray(5_000))])
+    assert unsent.bytes == 10_000
+
+
+def test_it_keeps_what_it_counts() -> None:
+    """Another value at the same place would pass for one that is gone."""
+    unsent = Unsent()
+    readers = [Reader(unsent) for _ in range(50)]
+    for reader, size in zip(readers, range(5_000, 5_050), strict=True):
+        reader.stop()
+        reader.sender.writelines([bytes(size)])
+        reader.transport.taken.clear()
+    assert unsent.bytes == sum(range(5_000, 5_050))
+
+
+STEPS = st.tuples(st.integers(0, 4), st.sampled_from(["stop", "go on", "write"]), st.integers(0, 5))
+
+
+@given(st.lists(STEPS, max_size=80))
+@settings(max_examples=200)
+def test_it_is_what_a_model_says(steps: list[tuple[int, str, int]]) -> None:
+    unsent = Unsent()
+    readers = [Reader(unsent) for _ in range(5)]
+    holds: list[Counter[int]] = [Counter() for _ in readers]
+    values = [bytes(bytearray(1_000 * (number + 1))) for number in range(6)]
+    for at, what, number in steps:
+        reader = readers[at]
+        if what == "stop":
+            reader.stop()
+        elif what == "go on":
+            reader.go_on()
+            holds[at].clear()
+        elif not reader.outbox.paused:
+            reader.sender.writelines([values[number], memoryview(values[number])[7:]])
+            if reader.transport.full:
+                holds[at][number] += 2
+        assert unsent.bytes == sum(len(values[each]) for each in set().union(*holds))
