@@ -26,7 +26,6 @@ cdef class Outbox:
     cdef Pin pin                        # what the shared slices in it hold in memory
     cdef list pins                      # and what others do, if they are of several values
     cdef size_t copied                  # of `queued` what is copied here
-    cdef readonly size_t unsent         # what the transport had not sent when it asked for a pause
     cdef readonly size_t queued         # bytes in `urgent`, `small` and `pieces`
     cdef size_t ordered                 # of them what was queued as whole frames behind deliveries
     cdef readonly bint paused
@@ -40,7 +39,6 @@ cdef class Outbox:
     cdef void settle(self) noexcept
     cdef void go_on(self) noexcept
     cdef int hold(self, Pin pin) except -1
-    cdef int note_unsent(self) except -1
     cdef int seal_small(self) except -1
     cdef int flush(self) except -1
     cdef int send(self) except -1
@@ -148,7 +146,6 @@ cdef class Fanout:
     cdef public bint kicked             # a turn's end is scheduled
     cdef readonly size_t copied_bytes   # what all outboxes hold of their own
     cdef readonly size_t shared_bytes   # what they hold together, each value once
-    cdef readonly size_t unsent_bytes   # what transports hold that asked for a pause
     cdef readonly size_t paused_count   # connections whose transport has asked for a pause
     cdef Pin pin                        # of the value that is being delivered
     cdef uint64_t group                 # its group

@@ -175,8 +175,6 @@ cdef class Outbox:
         if self.paused:
             self.paused = False
             self.fanout.paused_count -= 1
-        self.fanout.unsent_bytes -= self.unsent
-        self.unsent = 0
 
     cdef void drop(self) noexcept:
         self.pieces = None
@@ -240,16 +238,6 @@ cdef class Outbox:
         self.settle()
         if pieces is not None:
             self.transport.writelines(pieces)
-            if self.paused:
-                self.note_unsent()
-        return 0
-
-    cdef int note_unsent(self) except -1:
-        """The transport keeps what it could not send at once. It sends on by itself, and says when most is gone."""
-        cdef object size = getattr(self.transport, "get_write_buffer_size", None)
-        if size is not None:
-            self.unsent = size()
-            self.fanout.unsent_bytes += self.unsent
         return 0
 
 

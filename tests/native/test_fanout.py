@@ -1060,23 +1060,8 @@ def test_frames_of_a_replay_are_one_object_for_all_who_read_it() -> None:
 # --- What is kept in memory ----------------------------------------------------------------------------------------
 
 
-class Stalled(Transport):
-    """Asks for a pause when it is given anything."""
-
-    def __init__(self, outbox: Outbox) -> None:
-        super().__init__()
-        self.outbox = outbox
-
-    def writelines(self, pieces: list[Any]) -> None:
-        super().writelines(pieces)
-        self.outbox.pause()
-
-    def get_write_buffer_size(self) -> int:
-        return 12_345
-
-
-def kept(fanout: Fanout) -> tuple[int, int, int, int]:
-    return fanout.copied_bytes, fanout.shared_bytes, fanout.unsent_bytes, fanout.paused_count
+def kept(fanout: Fanout) -> tuple[int, int, int]:
+    return fanout.copied_bytes, fanout.shared_bytes, fanout.paused_count
 
 
 @pytest.mark.parametrize("size", [10, 5_000])
@@ -1091,7 +1076,7 @@ def test_what_is_queued_is_counted_and_what_is_shared_once(size: int) -> None:
     value = house.deliver((b"a", bytes(size)))
     prefix = 8 + 16
     whole = size > COPY_BYTES_MAX
-    assert kept(fanout) == (3 * (prefix + (0 if whole else len(value))), len(value) if whole else 0, 0, 3)
+    assert kept(fanout) == (3 * (prefix + (0 if whole else len(value))), len(value) if whole else 0, 3)
     assert [outbox.queued for outbox in outboxes] == [prefix + len(value)] * 3
     house.deliver((b"a", bytes(size)))
     assert fanout.shared_bytes == (2 * len(value) if whole else 0)
@@ -1105,21 +1090,4 @@ def test_what_is_queued_is_counted_and_what_is_shared_once(size: int) -> None:
     outboxes[1].close()
     assert fanout.shared_bytes == (2 * len(value) if whole else 0), "one of them still has it"
     outboxes[2].close()
-    assert kept(fanout) == (0, 0, 0, 0)
-
-
-def test_what_a_transport_has_not_sent_is_counted_until_it_takes_more() -> None:
-    house = House(b"a")
-    outbox, _ = house.connect()
-    outbox.transport = Stalled(outbox)
-    house.subscribe(outbox, b"a")
-    house.deliver((b"a", b"x"))
-    assert kept(house.fanout) == (0, 0, 12_345, 1)
-    house.deliver((b"a", b"x"))
-    assert house.fanout.unsent_bytes == 12_345
-    outbox.resume()
-    assert kept(house.fanout)[2:] == (0, 0)
-    house.fanout.flush()
-    assert kept(house.fanout) == (0, 0, 12_345, 1)
-    outbox.close()
-    assert kept(house.fanout) == (0, 0, 0, 0)
+    assert kept(fanout) == (0, 0, 0)
