@@ -612,7 +612,9 @@ class CatchUp:
         else:
             name = self._next_name(following)
             key, at = self._core.tails.stored_id(name), following.after[name]
-        if last is not None and last.key == key and last.begin <= at < last.end:  # type: ignore[operator]
+        if last is not None and (last.key != key or self._core.tails.now_us - last.read_us > SLICE_US_MAX):
+            last = None
+        if last is not None and last.begin <= at < last.end:  # type: ignore[operator]
             return last
         return self.slices.find(key, at)
 

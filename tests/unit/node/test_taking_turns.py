@@ -5,12 +5,12 @@ The clock stands still but for what sending takes, and each reader has a connect
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from broker.core.recent import Recent
-from broker.node.catchup import PUMP_BYTES, PUMP_US, SHARE_BYTES, SLICE_BYTES_MAX, CatchUp
+from broker.node.catchup import PUMP_BYTES, PUMP_US, SHARE_BYTES, SLICE_BYTES_MAX, SLICE_US_MAX, CatchUp
 from broker.node.slices import Slices
 from tests.reference.pipeline import Connection
 from tests.unit.node.test_catchup import Station, sequences
@@ -144,6 +144,21 @@ async def test_slices_that_are_not_kept_are_read_once_all_the_same(station: Stat
         assert sequences(reader.deliveries()) == list(range(number * behind + 1, COUNT + 1))
     slices = -(-COUNT * CHUNK // SLICE_BYTES_MAX) + 1
     assert len(station.log.asked) <= slices * (READERS if behind else 1)
+
+
+async def test_a_slice_in_hand_is_not_kept_for_long_either(station: Station) -> None:
+    station.catchup.slices = Slices(0)
+    everybody, readers = await many(station, 1)
+    readers[0].writelines = lambda pieces: age(station, readers[0], pieces)  # type: ignore[method-assign]
+    station.log.gate.set()
+    await station.until(lambda: everybody[0].live)
+    assert sequences(readers[0].deliveries()) == list(range(1, COUNT + 1))
+    assert len(station.log.asked) >= COUNT * CHUNK // SHARE_BYTES
+
+
+def age(station: Station, reader: Connection, pieces: list[Any]) -> None:
+    Connection.writelines(reader, pieces)
+    station.core.tails.now_us += SLICE_US_MAX + 1
 
 
 async def test_no_more_is_read_than_can_be_handed_on(station: Station) -> None:
