@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Container, Hashable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -335,7 +335,7 @@ class CatchUp:
         self._crowded: dict[Following, None] = {}
         self._leaving: deque[Following] = deque()
         self._leaves = 0  # in this turn
-        self._ready: dict[Following, Slice] = {}
+        self._ready: OrderedDict[Following, Slice] = OrderedDict()
         self._in_hand: dict[Slice, int] = {}  # those of `_ready`, and of how many
         self._unread: dict[Following, None] = {}  # they wait until less is in hand
         self._pumping = False
