@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Container, Hashable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -336,7 +336,7 @@ class CatchUp:
         self._crowded: dict[Following, None] = {}
         self._leaving: deque[Following] = deque()
         self._leaves = 0  # in this turn
-        self._ready: dict[Following, Slice] = {}
+        self._ready: OrderedDict[Following, Slice] = OrderedDict()
         self._in_hand: dict[Slice, int] = {}  # those of `_ready`, and of how many
         self._unread: dict[Following, None] = {}  # they wait until less is in hand
         self._pumping = False
@@ -613,7 +613,9 @@ class CatchUp:
         else:
             name = self._next_name(following)
             key, at = self._core.tails.stored_id(name), following.after[name]
-        if last is not None and last.key == key and last.begin <= at < last.end:  # type: ignore[operator]
+        if last is not None and (last.key != key or self._core.tails.now_us - last.read_us > SLICE_US_MAX):
+            last = None
+        if last is not None and last.begin <= at < last.end:  # type: ignore[operator]
             return last
         return self.slices.find(key, at)
 

@@ -20,4 +20,5 @@ cdef class Sender:
     cdef object write           # the transport's `writelines`
     cdef bint shares            # the transport keeps the pieces themselves
     cdef list values            # what it was handed and has not sent; None while it takes everything
+    cdef size_t taken           # of them, how many are counted
     cdef size_t rest            # bytes that are its own

@@ -70,7 +70,7 @@ cdef class Sender:
     def note(self, list pieces not None):
         """The transport has asked for a pause when it was handed these."""
         cdef object size = getattr(self.transport, "get_write_buffer_size", None)
-        cdef object piece, value
+        cdef object piece
         cdef size_t unsent, handed = 0
         if size is None:
             return
@@ -82,24 +82,19 @@ cdef class Sender:
                 self.values = []
             for piece in pieces:
                 handed += <size_t>len(piece)
-                value = piece.obj if PyMemoryView_Check(piece) else piece
-                self.values.append(value)
-                try:
-                    self.unsent.take(value)
-                except MemoryError:
-                    self.values.pop()
-                    raise
+                self.values.append(piece.obj if PyMemoryView_Check(piece) else piece)
+            while self.taken < <size_t>len(self.values):
+                self.unsent.take(self.values[self.taken])
+                self.taken += 1
         if unsent > handed:
             self.rest += unsent - handed
             self.unsent.bytes += unsent - handed
 
     def release(self):
         """The transport takes bytes again, or is gone."""
-        cdef list values = self.values
-        cdef object value
         self.unsent.bytes -= self.rest
         self.rest = 0
-        if values is not None:
-            self.values = None
-            for value in values:
-                self.unsent.give(value)
+        while self.taken:
+            self.taken -= 1
+            self.unsent.give(self.values[self.taken])
+        self.values = None

@@ -368,15 +368,15 @@ async def test_the_latest_alone(station: Station, wanted: bytes) -> None:
     assert reasons == {7}
 
 
-def stop(station: Station, *followings: Following) -> None:
+def stop(station: Station, *those: Following) -> None:
     """Have readers fall behind that have got everything, since their connection takes nothing."""
     station.reader.outbox.pause()
-    station.catchup.demote_all([following.subscription for following in followings])
+    station.catchup.demote_all([following.subscription for following in those])
 
 
-def go_on(station: Station, *followings: Following) -> None:
+def go_on(station: Station, *those: Following) -> None:
     station.reader.outbox.resume()
-    for following in followings:
+    for following in those:
         station.catchup.step(following)
 
 

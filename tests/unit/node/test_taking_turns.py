@@ -5,12 +5,12 @@ The clock stands still but for what sending takes, and each reader has a connect
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from broker.core.recent import Recent
-from broker.node.catchup import PUMP_BYTES, PUMP_US, SHARE_BYTES, SLICE_BYTES_MAX, CatchUp
+from broker.node.catchup import PUMP_BYTES, PUMP_US, SHARE_BYTES, SLICE_BYTES_MAX, SLICE_US_MAX, CatchUp
 from broker.node.slices import Slices
 from tests.reference.pipeline import Connection
 from tests.unit.node.test_catchup import Station, sequences
@@ -68,20 +68,20 @@ class Turns:
 async def many(station: Station, count: int = READERS, behind: int = 0) -> tuple[list[Following], list[Connection]]:
     """Have readers begin together; the `n`-th of them `n` times `behind` sequences further than the first."""
     station.log.gate.clear()
-    followings, readers = [], []
+    everybody, readers = [], []
     for number in range(count):
         station.reader = Connection(station.core, None)
         readers.append(station.reader)
-        followings.append(station.follow(b"s.x", after={b"s.x": number * behind}))
-    return followings, readers
+        everybody.append(station.follow(b"s.x", after={b"s.x": number * behind}))
+    return everybody, readers
 
 
 async def test_a_turn_is_over_when_its_time_is(station: Station) -> None:
-    followings, readers = await many(station)
+    everybody, readers = await many(station)
     turns = Turns(station, readers)
     station.send_us = PUMP_US // 3 + 1
     station.log.gate.set()
-    await station.until(lambda: all(following.live for following in followings))
+    await station.until(lambda: all(following.live for following in everybody))
     assert max(turns.lasted_us) <= PUMP_US + station.send_us
     assert turns.handed[0] == [0, 1, 2]
     for reader in readers:
@@ -89,11 +89,11 @@ async def test_a_turn_is_over_when_its_time_is(station: Station) -> None:
 
 
 async def test_even_a_turn_without_time_serves_somebody(station: Station) -> None:
-    followings, readers = await many(station, 3)
+    everybody, readers = await many(station, 3)
     turns = Turns(station, readers)
     station.send_us = 50 * PUMP_US
     station.log.gate.set()
-    await station.until(lambda: all(following.live for following in followings))
+    await station.until(lambda: all(following.live for following in everybody))
     assert max(map(len, turns.handed)) == 1
 
 
@@ -109,26 +109,26 @@ async def test_nobody_gets_a_second_share_before_all_have_had_their_first(statio
 
 
 async def test_a_turn_has_a_bound_in_bytes_whatever_the_clock_says(station: Station) -> None:
-    followings, readers = await many(station)
+    everybody, readers = await many(station)
     turns = Turns(station, readers)
     station.log.gate.set()
-    await station.until(lambda: all(following.live for following in followings))
+    await station.until(lambda: all(following.live for following in everybody))
     assert len(turns.handed[0]) == PUMP_BYTES // SHARE_BYTES
     assert PUMP_BYTES <= max(turns.sizes) <= PUMP_BYTES + 2 * CHUNK
 
 
 async def test_a_connection_that_takes_nothing_is_handed_nothing(station: Station) -> None:
     """What it had queued would leave at once, and with it what all others had who go on at the same moment."""
-    followings, readers = await many(station)
+    everybody, readers = await many(station)
     for reader in readers[1:]:
         reader.outbox.pause()
     station.log.gate.set()
-    await station.until(lambda: followings[0].live)
+    await station.until(lambda: everybody[0].live)
     assert [reader.outbox.queued for reader in readers] == [0] * READERS
-    for following, reader in zip(followings, readers, strict=True):
+    for following, reader in zip(everybody, readers, strict=True):
         reader.outbox.resume()
         station.catchup.step(following)
-    await station.until(lambda: all(following.live for following in followings))
+    await station.until(lambda: all(following.live for following in everybody))
     for reader in readers:
         assert sequences(reader.deliveries()) == list(range(1, COUNT + 1))
 
@@ -137,19 +137,34 @@ async def test_a_connection_that_takes_nothing_is_handed_nothing(station: Statio
 async def test_slices_that_are_not_kept_are_read_once_all_the_same(station: Station, behind: int) -> None:
     """While memory is short nothing is kept for others; whoever asked for a slice has all that it wants of it."""
     station.catchup.slices = Slices(0)
-    followings, readers = await many(station, behind=behind)
+    everybody, readers = await many(station, behind=behind)
     station.log.gate.set()
-    await station.until(lambda: all(following.live for following in followings))
+    await station.until(lambda: all(following.live for following in everybody))
     for number, reader in enumerate(readers):
         assert sequences(reader.deliveries()) == list(range(number * behind + 1, COUNT + 1))
     slices = -(-COUNT * CHUNK // SLICE_BYTES_MAX) + 1
     assert len(station.log.asked) <= slices * (READERS if behind else 1)
 
 
+async def test_a_slice_in_hand_is_not_kept_for_long_either(station: Station) -> None:
+    station.catchup.slices = Slices(0)
+    everybody, readers = await many(station, 1)
+    readers[0].writelines = lambda pieces: age(station, readers[0], pieces)  # type: ignore[method-assign]
+    station.log.gate.set()
+    await station.until(lambda: everybody[0].live)
+    assert sequences(readers[0].deliveries()) == list(range(1, COUNT + 1))
+    assert len(station.log.asked) >= COUNT * CHUNK // SHARE_BYTES
+
+
+def age(station: Station, reader: Connection, pieces: list[Any]) -> None:
+    Connection.writelines(reader, pieces)
+    station.core.tails.now_us += SLICE_US_MAX + 1
+
+
 async def test_no_more_is_read_than_can_be_handed_on(station: Station) -> None:
     station.catchup._in_hand_max = 3
     station.catchup.slices = Slices(0)
-    followings, _ = await many(station, behind=1)
+    everybody, _ = await many(station, behind=1)
     most = 0
 
     def look() -> bool:
@@ -157,7 +172,7 @@ async def test_no_more_is_read_than_can_be_handed_on(station: Station) -> None:
         catchup: CatchUp = station.catchup
         most = max(most, len(catchup._reading) + len(catchup._in_hand))
         assert catchup.slices_bytes <= 3 * (SLICE_BYTES_MAX + 2 * CHUNK)
-        return all(following.live for following in followings)
+        return all(following.live for following in everybody)
 
     station.log.gate.set()
     await station.until(look)
@@ -170,10 +185,10 @@ async def test_no_more_is_read_than_can_be_handed_on(station: Station) -> None:
 async def test_who_leaves_makes_room_for_those_who_wait_to_read(station: Station) -> None:
     station.catchup._in_hand_max = 1
     station.catchup.slices = Slices(0)
-    followings, _ = await many(station, 3, behind=1)
+    everybody, _ = await many(station, 3, behind=1)
     assert len(station.catchup._unread) == 2
-    station.catchup.leave(followings[0])
-    station.catchup.leave(followings[1])
+    station.catchup.leave(everybody[0])
+    station.catchup.leave(everybody[1])
     station.log.gate.set()
-    await station.until(lambda: followings[2].live)
+    await station.until(lambda: everybody[2].live)
     assert not station.catchup._unread
