@@ -30,7 +30,7 @@ from broker.core.sequencer import DELIVER_FLAG_EARLY, MEMORY_SHARE, Sequencer
 from broker.events import emit
 from broker.model.errors import BrokerError, RequestError, error
 from broker.model.levels import Level
-from broker.model.names import is_reserved, matches, overlap
+from broker.model.names import matches, overlap
 from broker.model.profiles import KEEP_LATEST_PER_KEY, SLOW_DISCONNECT, SLOW_LATEST
 from broker.node.demotion import Undelivered
 from broker.node.firsts import firsts_of
@@ -38,6 +38,7 @@ from broker.node.slices import Slice, Slices
 from broker_native.chunks import chunk_expire
 from broker_native.fanout import Replay
 from broker_native.groups import chunk_conflate, chunk_cut, chunk_gone, chunk_head, chunks_in, chunks_of
+from broker_native.trie import PatternTrie
 
 if TYPE_CHECKING:
     from broker.core.ports import Reader, Stored
@@ -113,10 +114,9 @@ class Wanted(Container[int]):
     def __init__(self, core: Sequencer, literals: list[bytes], patterns: list[bytes]) -> None:
         self._tails = core.tails
         self._literals = frozenset(literals)
-        # `a.>` selects what begins with `a.`, for a valid name never ends with a dot.
-        plain = [pattern for pattern in patterns if pattern.endswith(b">") and b"*" not in pattern]
-        self._prefixes = tuple(pattern[:-1] for pattern in plain)
-        self._patterns = [pattern for pattern in patterns if pattern not in plain]
+        self._patterns: PatternTrie[bytes] = PatternTrie()
+        for pattern in patterns:
+            self._patterns.insert(pattern, pattern)
         self._names: dict[int, bytes] = {}
         self._unwanted: set[int] = set()
         self.unknown: set[int] = set()
@@ -169,11 +169,7 @@ class Wanted(Container[int]):
         self.unknown.clear()
 
     def _selects(self, name: bytes) -> bool:
-        if name in self._literals:
-            return True
-        if name.startswith(self._prefixes):
-            return not is_reserved(name)
-        return bool(self._patterns) and any(matches(pattern, name) for pattern in self._patterns)
+        return name in self._literals or bool(self._patterns.match(name))
 
     def _note(self, channel: int, name: bytes | None) -> bool:
         if name is not None and self._selects(name):
