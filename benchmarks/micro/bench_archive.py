@@ -20,7 +20,6 @@ import pytest
 
 from benchmarks.samples import (
     CHANNEL_MESSAGES,
-    MAP_BYTES,
     PAYLOAD_BYTES,
     RECORD,
     archive_rows,
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
 
 LAST, ASKED, NAMES_BATCH = 50, 10_000, 4096
 BUS_MESSAGES = 300_000
+MAP_BYTES = 1 << 42
 SLICE_BYTES = 1 << 20
 COUNTED_CHANNELS, COUNTED_MESSAGES = 200, 2000
 WORKS = Works("archive")

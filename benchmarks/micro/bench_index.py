@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 WORKS = Works("index")
 
 GROUPS, CHUNKS = 20, 100
-LOOKS = 500
+LOOKS, PAGE_LOOKS = 500, 50
 PLACE_BYTES = 24
 UNLIMITED = 1 << 62
 
@@ -56,10 +56,10 @@ def pages() -> Run:
     return lambda: int(sum(len(page) for _, page in index.pages()) > GROUPS * CHUNKS * PLACE_BYTES)
 
 
-@WORKS.work(LOOKS, LOOKS)
+@WORKS.work(PAGE_LOOKS, PAGE_LOOKS)
 def find_in_pages() -> Run:
     (_, page), *_ = indexed(groups()).pages()
-    return lambda: sum(bool(find_in_page(page, 1 + look % 10, GROUPS, UNLIMITED)[0]) for look in range(LOOKS))
+    return lambda: sum(bool(find_in_page(page, 1 + look % 10, GROUPS, UNLIMITED)[0]) for look in range(PAGE_LOOKS))
 
 
 @WORKS.work(GROUPS * CHUNKS, GROUPS * CHUNKS // 2)

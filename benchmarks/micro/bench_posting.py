@@ -72,10 +72,12 @@ def post_to_a_hundred_channels() -> Run:
 @WORKS.work(RECORDS, 0, once=True)
 def publish_and_answer() -> Run:
     to = buffer()
-    outcomes = [to.publish(CHANNELS[0], PAYLOAD) for _ in range(RECORDS)]
-    while to.take() is not None:
-        pass
-    # One entry a record: what a server answers that took them one by one.
+    outcomes = []
+    for _ in range(RECORDS):
+        # Taken one by one, each is a frame, and has an answer of its own.
+        outcomes.append(to.publish(CHANNELS[0], PAYLOAD))
+        to.take()
+        assert to.take() is None
     answers = b"".join(PUBLISHED_ENTRY.pack(at, 9, at, 1, 0, 1, 0, bytes(6)) for at in range(1, RECORDS + 1))
 
     def run() -> int:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 WORKS = Works("tree")
 
-ROWS = 10_000
-LOOKS = 1000
+ROWS = 2000
+LOOKS = 500
 VALUE = bytes(100)
 
 
