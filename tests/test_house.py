@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     Rule = Callable[[Path], list[str]]
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("broker", "ext", "tests", "benchmarks", "loadtest", ".ci")
+ROOMS = ("broker", "ext", "tests", "benchmarks", "loadtest", ".ci", ".github")
 NATIVE = Path("ext/broker_native")
+MICRO = Path("benchmarks/micro")
 CODE = (".py", ".pyi", ".pyx", ".pxd", ".h")
-TEXT = (*CODE, ".md", ".toml", ".yaml", ".txt", "Makefile", "run")
+TEXT = (*CODE, ".md", ".toml", ".yaml", ".yml", ".txt", "Makefile", "run")
 
 # Written so that this file does not find itself.
 UNFINISHED = re.compile(r"\b(T[O]DO|FI[X]ME|X[X]X|NotImplemented[E]rror)\b")
@@ -40,7 +41,7 @@ SWALLOWED = re.compile(
 SWITCHED_OFF = re.compile(r"pytest\.s[k]ip\(|mark\.s[k]ip\b|mark\.x[f]ail")
 IMPORTS_BROKER = re.compile(r"^\s*(from|c?import)\s+broker(\.|\s|$)", re.MULTILINE)
 MADE_IN_PLACE = re.compile(r"\[\s*[\w.]*\([^\n]*\n?[^\n]*?\bfor\s+\w+(?:,\s*\w+)*\s+in\b")
-MAKE_WORD = re.compile(r"`make ([a-z]+)")
+MAKE_WORD = re.compile(r"`make ([a-z-]+)")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 
 
@@ -106,6 +107,17 @@ def native_modules_without_their_files(root: Path) -> list[str]:
     return complaints
 
 
+def native_modules_without_a_benchmark(root: Path) -> list[str]:
+    """A native module has works, which are timed and whose instructions are counted."""
+    complaints = []
+    for path in sorted((root / NATIVE).glob("*.pyx")):
+        bench = root / MICRO / f"bench_{path.stem}.py"
+        text = bench.read_text(encoding="utf-8") if bench.exists() else ""
+        if f'\nWORKS = Works("{path.stem}")\n' not in text or "@WORKS.work(" not in text:
+            complaints.append(f"{path.relative_to(root)}: no works in {MICRO}/bench_{path.stem}.py")
+    return complaints
+
+
 def lists_that_drop_twice(root: Path) -> list[str]:
     """A native list of what is made for it is made by `append`.
 
@@ -152,7 +164,7 @@ def public_names_without_purpose(root: Path) -> list[str]:
 
 def guides_that_lie(root: Path) -> list[str]:
     """What the guides tell a reader to type or to open exists."""
-    words = re.findall(r"^([a-z]+):", (root / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    words = re.findall(r"^([a-z-]+):", (root / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     complaints = []
     for path in files(root, (".md",)):
         text = path.read_text(encoding="utf-8")
@@ -186,6 +198,7 @@ RULES: list[Rule] = [
     switched_off_tests,
     native_code_that_knows_the_broker,
     native_modules_without_their_files,
+    native_modules_without_a_benchmark,
     lists_that_drop_twice,
     modules_without_purpose,
     public_names_without_purpose,
@@ -202,6 +215,7 @@ HOUSE = {
     "ext/broker_native/trie.pxd": "# A trie.\n",
     "ext/broker_native/trie.pyi": "def find() -> int: ...\n",
     "tests/native/test_trie.py": '"""The trie."""\n\nfrom broker_native.trie import find\n',
+    "benchmarks/micro/bench_trie.py": '"""T."""\n\nWORKS = Works("trie")\n\n\n@WORKS.work(1, 1)\ndef match(): ...\n',
 }
 
 BROKEN: list[tuple[Rule, str, str]] = [
@@ -217,6 +231,8 @@ BROKEN: list[tuple[Rule, str, str]] = [
     (native_code_that_knows_the_broker, "ext/broker_native/trie.pxd", "# T.\ncimport broker\n"),
     (native_modules_without_their_files, "ext/broker_native/ring.pyx", '"""A ring."""\n'),
     (native_modules_without_their_files, "tests/native/test_trie.py", '"""Nothing."""\n'),
+    (native_modules_without_a_benchmark, "ext/broker_native/ring.pyx", '"""A ring."""\n'),
+    (native_modules_without_a_benchmark, "benchmarks/micro/bench_trie.py", '"""T."""\n\nWORKS = Works("trie")\n'),
     (lists_that_drop_twice, "ext/broker_native/trie.pyx", '"""T."""\nall = [place(&found[at]) for at in range(9)]\n'),
     (
         lists_that_drop_twice,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 LIMIT: Final = 0.03
 """By what share a count may differ from what was recorded, up or down."""
+ROUNDING: Final = 1e-9
 KEPT: Final = 0.001
 """What differs by less keeps its line when counts are recorded anew."""
 
@@ -69,7 +70,7 @@ class Finding:
     @property
     def good(self) -> bool:
         """Whether it may be as it is."""
-        return bool(self.ratios) and all(abs(ratio - 1) <= LIMIT for ratio in self.ratios)
+        return bool(self.ratios) and all(abs(ratio - 1) <= LIMIT + ROUNDING for ratio in self.ratios)
 
 
 def machine_key() -> str:
