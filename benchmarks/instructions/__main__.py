@@ -47,15 +47,15 @@ def parser() -> argparse.ArgumentParser:
 
 def report(findings: list[Finding]) -> None:
     """Print a line for each work, and for one that is off the functions in which most of it is spent."""
-    print(f"{'work':32}{'whole':>12}{'own':>12}{'calls':>10}{'own':>9}{'calls':>9}")
+    print(f"{'work':34}{'whole':>12}{'own':>12}{'calls':>10}{'own':>12}{'calls':>12}")
     for finding in findings:
-        told = [f"{ratio - 1:+.2%}" for ratio in finding.ratios] or ["-", "-"]
+        told = [f"{ratio - 1:+.2%}" if ratio < 10 else f"{ratio:,.0f} times" for ratio in finding.ratios] or ["-", "-"]
         count = finding.count
         counts = (f"{count.whole:,}", f"{count.own:,}", f"{count.calls:,}") if count is not None else ("", "", "")
         note = "" if finding.good else " < off"
         if finding.recorded is None or count is None:
             note = " < not recorded" if finding.recorded is None else " < gone"
-        print(f"{finding.name:32}{counts[0]:>12}{counts[1]:>12}{counts[2]:>10}{told[0]:>9}{told[1]:>9}{note}")
+        print(f"{finding.name:34}{counts[0]:>12}{counts[1]:>12}{counts[2]:>10}{told[0]:>12}{told[1]:>12}{note}")
         if not finding.good and count is not None:
             report_functions(count)
 
