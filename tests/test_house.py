@@ -42,6 +42,9 @@ SWITCHED_OFF = re.compile(r"pytest\.s[k]ip\(|mark\.s[k]ip\b|mark\.x[f]ail")
 IMPORTS_BROKER = re.compile(r"^\s*(from|c?import)\s+broker(\.|\s|$)", re.MULTILINE)
 MADE_IN_PLACE = re.compile(r"\[\s*[\w.]*\([^\n]*\n?[^\n]*?\bfor\s+\w+(?:,\s*\w+)*\s+in\b")
 MAKE_WORD = re.compile(r"`make ([a-z-]+)")
+USES = re.compile(r"^\s*-?\s*uses:\s*(.+)$", re.MULTILINE)
+PINNED = re.compile(r"[\w.-]+(/[\w.-]+)+@[0-9a-f]{40} # v\d+(\.\d+)*$")
+RUNS_MAKE = re.compile(r"run: make ([a-z-]+)")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 
 
@@ -174,6 +177,20 @@ def guides_that_lie(root: Path) -> list[str]:
     return complaints
 
 
+def workflows_that_trust(root: Path) -> list[str]:
+    """A workflow has no rights but those that a job asks for, runs actions of one commit, and makes what there is."""
+    words = re.findall(r"^([a-z-]+):", (root / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    complaints = []
+    for path in files(root, (".yml", ".yaml"), ".github"):
+        text = path.read_text(encoding="utf-8")
+        name = path.relative_to(root)
+        complaints += [f"{name}: {action} is no commit" for action in USES.findall(text) if not PINNED.match(action)]
+        complaints += [f"{name}: no `make {word}`" for word in RUNS_MAKE.findall(text) if word not in words]
+        if "\npermissions: {}\n" not in text:
+            complaints.append(f"{name}: its jobs have rights that they did not ask for")
+    return complaints
+
+
 def public_names_missing(root: Path) -> list[str]:
     """`broker.__all__` names all that `broker/__init__.py` makes public, once each."""
     tree = ast.parse((root / "broker" / "__init__.py").read_text(encoding="utf-8"))
@@ -203,12 +220,16 @@ RULES: list[Rule] = [
     modules_without_purpose,
     public_names_without_purpose,
     guides_that_lie,
+    workflows_that_trust,
     public_names_missing,
 ]
 
 HOUSE = {
     "Makefile": "build: ## make it\n",
     "README.md": "`make build`, then [read](README.md)\n",
+    ".github/workflows/tests.yml": (
+        f"name: a\npermissions: {{}}\nsteps:\n  - uses: a/b@{40 * '1'} # v1.2\n  - run: make build\n"
+    ),
     "broker/__init__.py": '"""The API."""\n\nfrom broker.bus import Bus\n\n__all__ = ["Bus"]\n',
     "broker/bus.py": '"""The bus."""\n\n\nclass Bus:\n    """It carries."""\n',
     "ext/broker_native/trie.pyx": '"""A trie."""\n\nfrom broker_native.layout cimport load_u16\n',
@@ -245,6 +266,9 @@ BROKEN: list[tuple[Rule, str, str]] = [
     (public_names_without_purpose, "broker/bus.py", '"""B."""\nfrom broker.bus import ride\n\n\ndef ride(): ...\n'),
     (guides_that_lie, "README.md", "type `make coffee`\n"),
     (guides_that_lie, "README.md", "read [the guide](GUIDE.md)\n"),
+    (workflows_that_trust, ".github/workflows/tests.yml", "name: a\npermissions: {}\nsteps:\n  - uses: a/b@v4\n"),
+    (workflows_that_trust, ".github/workflows/tests.yml", "name: a\npermissions: {}\nsteps:\n  - run: make tea\n"),
+    (workflows_that_trust, ".github/workflows/tests.yml", "name: a\non: push\n"),
     (public_names_missing, "broker/__init__.py", '"""A."""\nfrom broker.bus import Bus\n__all__: list[str] = []\n'),
     (public_names_missing, "broker/__init__.py", '"""A."""\n__all__ = ["Bus", "Bus"]\n'),
 ]
