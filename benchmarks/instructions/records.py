@@ -7,9 +7,12 @@ those of one compiler and one Python; a machine of another kind has a table of i
 from __future__ import annotations
 
 import json
+import os
 import platform
+import shlex
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -74,12 +77,23 @@ class Finding:
 
 
 def machine_key() -> str:
-    """Return what counts depend on: the processor's instructions, the compiler and Python's version."""
+    """Return what counts depend on: the processor's instructions, the compiler, Python's version, and how it was built.
+
+    Extensions are compiled with the flags of the Python that they are for. A distribution's own harden them, which
+    costs instructions.
+    """
     said = subprocess.run([*compiler(), "--version"], capture_output=True, text=True, check=False).stdout.lower()
     version = subprocess.run([*compiler(), "-dumpversion"], capture_output=True, text=True, check=False).stdout
     name = "clang" if "clang" in said else "gcc"
     python = f"{sys.implementation.name}{sys.version_info.major}.{sys.version_info.minor}"
-    return f"{platform.machine()}-{name}{version.strip().partition('.')[0]}-{python}"
+    key = f"{platform.machine()}-{name}{version.strip().partition('.')[0]}-{python}"
+    return "-".join([key, *hardening(f"{sysconfig.get_config_var('CFLAGS')} {os.environ.get('CFLAGS', '')}")])
+
+
+def hardening(flags: str) -> list[str]:
+    """Return the flags that change what is generated, without those that every build has or that ours come after."""
+    told = {flag for flag in shlex.split(flags) if flag.startswith(("-f", "-m", "-D")) and "-prefix-map" not in flag}
+    return sorted(flag.removeprefix("-").removeprefix("f") for flag in told - {"-fwrapv", "-DNDEBUG", "-fPIC"})
 
 
 def read_tables(text: str) -> dict[str, Table]:

@@ -14,6 +14,7 @@ from benchmarks.instructions.records import (
     Recorded,
     compare,
     format_tables,
+    hardening,
     machine_key,
     read_tables,
     renew,
@@ -133,6 +134,18 @@ def test_a_count_that_changed_without_a_word_is_found() -> None:
     silent = {"a": {"x.y": replace(LINE, own=900), "x.z": LINE}, "b": {"x.y": replace(LINE, calls=1, reason="new")}}
     assert unexplained(before, silent) == ["a: x.y"]
     assert unexplained({}, silent) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("-Wsign-compare -DNDEBUG -g -fwrapv -O3 -Wall", []),
+        ("-g -fwrapv -O2 -ffile-prefix-map=/build=. -fstack-protector-strong -Wformat", ["stack-protector-strong"]),
+        ("-march=native -D_FORTIFY_SOURCE=2", ["D_FORTIFY_SOURCE=2", "march=native"]),
+    ],
+)
+def test_how_python_was_built_is_part_of_the_key(flags: str, told: list[str]) -> None:
+    assert hardening(flags) == told
 
 
 def test_a_machine_without_records_is_told_how_to_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
