@@ -73,7 +73,12 @@ def record(options: argparse.Namespace, tables: dict[str, Table], key: str, coun
     old = tables.get(key, {})
     table = renew(old, counts, date, options.reason.strip(), options.only)
     changed = [name for name, line in table.items() if old.get(name) != line]
-    options.file.write_text(format_tables({**tables, key: table}), encoding="utf-8")
+    renewed = {**tables, key: table}
+    silent = unexplained(earlier(options.file, "HEAD"), renewed)
+    if silent:
+        print(f"today's other counts have that very reason, say what is new: {', '.join(silent)}")
+        return 2
+    options.file.write_text(format_tables(renewed), encoding="utf-8")
     print(f"{options.file}: {len(changed)} of {len(table)} works of {key} recorded anew: {options.reason.strip()}")
     return 0
 

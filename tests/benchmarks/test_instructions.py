@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from benchmarks.instructions.count import Count, Uncountable, count, modules, re
 from benchmarks.instructions.records import (
     Recorded,
     compare,
+    earlier,
     format_tables,
     hardening,
     machine_key,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 COUNTABLE = pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind: `apt install valgrind`")
 PLANTED = "tests.benchmarks.planted"
+NAMED = ["-c", "user.name=Somebody", "-c", "user.email=somebody@example.org", "-c", "commit.gpgsign=false"]
 LINE = Recorded(1000, 100, "2026-11-23", "the first")
 
 DUMP = """\
@@ -177,6 +180,18 @@ def test_what_is_recorded_here_has_reasons() -> None:
     kernels = {module.rpartition("bench_")[2] for module in modules()}
     for key, table in tables.items():
         assert {name.partition(".")[0] for name in table} == kernels, key
+
+
+def test_an_earlier_revision_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "recorded.toml"
+    assert earlier(file, "HEAD") == {}
+    for line in (LINE, replace(LINE, own=2000)):
+        file.write_text(format_tables({"a": {"x.y": line}}))
+        for command in (["init", "--quiet"], ["add", "."], [*NAMED, "commit", "--quiet", "-m", "Counts"]):
+            subprocess.run(["git", *command], cwd=tmp_path, check=True, capture_output=True)
+    assert earlier(file, "HEAD^") == {"a": {"x.y": LINE}}
+    assert unexplained(earlier(file, "HEAD^"), earlier(file, "HEAD")) == ["a: x.y"]
+    assert main(["--file", str(file)]) == 1
 
 
 @COUNTABLE
