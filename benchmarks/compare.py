@@ -127,7 +127,10 @@ def git(root: Path, *arguments: str) -> str:
     Raises:
         Incomparable: it refuses.
     """
-    told = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    try:
+        told = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    except OSError as failure:
+        raise Incomparable(f"git cannot be run: {failure}") from failure
     if told.returncode:
         raise Incomparable(f"git {' '.join(arguments)}: {told.stderr.strip()}")
     return told.stdout.strip()

@@ -162,8 +162,10 @@ def unexplained(before: Mapping[str, Table], after: Mapping[str, Table]) -> list
 
 
 def earlier(path: Path, revision: str) -> dict[str, Table]:
-    """Return the tables of a file as a revision of its repository has it; nothing where there is no such thing."""
-    told = subprocess.run(
-        ["git", "show", f"{revision}:./{path.name}"], cwd=path.parent, capture_output=True, text=True, check=False
-    )
+    """Return the tables of a file as a revision of its repository has it; nothing where there is none, or no git."""
+    command = ["git", "show", f"{revision}:./{path.name}"]
+    try:
+        told = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, check=False)
+    except OSError:
+        return {}
     return read_tables(told.stdout) if told.returncode == 0 else {}

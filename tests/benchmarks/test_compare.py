@@ -121,6 +121,9 @@ def test_steady(benchmark):
 '''
 
 
+VERSIONED = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+
+
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """Two revisions; in the second the kernel takes three times as long, and a benchmark has gone."""
@@ -150,6 +153,7 @@ def commit(root: Path, steps: int, bench: str) -> None:
     git(root, "commit", "--quiet", "-m", "A revision")
 
 
+@VERSIONED
 def test_a_slower_revision_fails(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The benchmarks are those of this side on both, so that the new one has a base as well."""
     file = tmp_path / "compared.json"
@@ -167,12 +171,14 @@ def test_a_slower_revision_fails(repository: Path, tmp_path: Path, capsys: pytes
     assert "only at HEAD^ (" in out
 
 
+@VERSIONED
 def test_a_revision_that_is_none(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--base", "nowhere", "--root", str(repository)]) == 2
     assert "broker: git rev-parse" in capsys.readouterr().err
     assert main(["--base", "HEAD", "--root", str(repository), "--rounds", "0"]) == 2
 
 
+@VERSIONED
 def test_a_benchmark_that_fails_here_ends_the_comparison(repository: Path) -> None:
     """On the other side it is left out, and the others are compared."""
     bench = repository / "benchmarks" / "micro" / "bench_kernel.py"

@@ -182,6 +182,7 @@ def test_what_is_recorded_here_has_reasons() -> None:
         assert {name.partition(".")[0] for name in table} == kernels, key
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_an_earlier_revision_is_read(tmp_path: Path) -> None:
     file = tmp_path / "recorded.toml"
     assert earlier(file, "HEAD") == {}
