@@ -385,11 +385,11 @@ def main(arguments: list[str] | None = None) -> int:
         for side in (base, head):
             check_own(side)
         report = compare(base, head, own, options)
-    except Incomparable as failure:
+        if options.json is not None:
+            options.json.write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
+    except (Incomparable, OSError) as failure:
         print(f"broker: {failure}", file=sys.stderr)
         return 2
-    if options.json is not None:
-        options.json.write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
     print_report(report)
     return 1 if report.slower else 0
 
