@@ -14,12 +14,12 @@ from broker_native.crc32c cimport crc32c
 from broker_native.driver_load cimport (
     Connection, Dialect, FAILURE_ERROR, FAILURE_GOING_AWAY, FAILURE_NONE, FAILURE_PROTOCOL, Lane, Load, Publisher, Run,
     STAMP_CHANNEL, STAMP_TIME, Sent, Subscriber, UNBOUND, channel_named, connection_append, connection_flush, lane_bind,
-    ledger_take, load_fail, load_fail_body, payload_write, publisher_acked, publisher_wrote, run_end, run_take)
+    ledger_take, load_fail, load_fail_body, publisher_acked, run_end, run_take)
 from broker_native.histogram cimport Histogram
 from broker_native.layout cimport (
     CHUNK_CHANNEL, CHUNK_COUNT, CHUNK_CRC, CHUNK_EPOCH, CHUNK_FIRST, CHUNK_FLAGS, CHUNK_HEADER_BYTES, CREDIT_BYTES,
     DELIVER_FLAG_EARLY, DELIVER_FLAG_NAME, DELIVER_HEADER_BYTES, FRAME_HEADER_BYTES, GONE_RECORD_BYTES, KIND_CREDIT,
-    KIND_DELIVER, KIND_ERROR, KIND_EVENT, KIND_GOING_AWAY, KIND_PING, KIND_PONG, KIND_PUBLISH, KIND_PUBLISHED,
+    KIND_DELIVER, KIND_ERROR, KIND_EVENT, KIND_GOING_AWAY, KIND_PING, KIND_PONG, KIND_PUBLISHED,
     PUBLISHED_ENTRY_BYTES, PUBLISHED_FLAG_DUPLICATE, PUBLISH_HEADER_BYTES, RECORD_EXPIRY, RECORD_FLAGS_KNOWN,
     RECORD_GONE, RECORD_HEADERS, RECORD_HEADER_BYTES, RECORD_KEY, RECORD_NUMBER, RECORD_PRIORITY, RECORD_PUBLISHER,
     load_u16, load_u32, load_u64, store_u32, store_u64)
@@ -30,11 +30,6 @@ cdef enum:
 
 
 # --- Sending ---------------------------------------------------------------------------------------------------------
-
-
-cdef void frame_header_write(uint8_t* frame, uint32_t body_bytes, uint32_t kind) noexcept nogil:
-    store_u32(frame, body_bytes)
-    store_u32(frame + 4, kind)       # flags and the reserved field are zero
 
 
 cdef void connection_grant(Load* load, Connection* connection, Subscriber* subscriber) noexcept nogil:
@@ -67,27 +62,6 @@ cdef void assure(Load* load, Connection* connection) noexcept nogil:
     cdef uint8_t[8] token
     memset(token, 0, sizeof(token))
     connection_pong(load, connection, token)
-
-
-cdef uint8_t* write_frame(Load* load, Publisher* publisher, uint8_t* frame, uint32_t channel, uint32_t count,
-                          uint64_t time_ns) noexcept nogil:
-    """Write one PUBLISH frame of `count` records."""
-    cdef uint8_t* record = frame + FRAME_HEADER_BYTES + PUBLISH_HEADER_BYTES
-    cdef uint32_t i, number = publisher.turn
-    cdef uint32_t stamped = 0 if load.owned else publisher.index
-    frame_header_write(frame, PUBLISH_HEADER_BYTES + count * load.record_bytes, KIND_PUBLISH)
-    store_u32(frame + 8, number)
-    store_u32(frame + 12, count)
-    store_u64(frame + 16, publisher.records + 1)
-    for i in range(count):
-        store_u64(record, load.record_head)
-        store_u32(record + 8, 0)
-        payload_write(load, record + RECORD_HEADER_BYTES, stamped, publisher.counters[number] + i, time_ns, channel)
-        record += load.record_bytes
-    if publisher.sent != NULL:
-        publisher.sent[(publisher.records + 1) & load.sent_mask] = Sent(publisher.records + 1, time_ns, number)
-    publisher_wrote(publisher, number, count)
-    return record
 
 
 # --- Answers ---------------------------------------------------------------------------------------------------------
@@ -426,7 +400,7 @@ cdef size_t take_bytes(Load* load, Connection* connection, const uint8_t* data, 
 
 
 cdef Dialect dialect
-dialect.write = write_frame
+dialect.write = NULL                # broker_write, which its caller takes in
 dialect.take = take_bytes
 dialect.assure = assure
 dialect.answered = True

@@ -227,7 +227,7 @@ cdef struct Load:
 
 cdef struct Dialect:
     # Writes `count` records for a channel at `at`, where frame_extra_bytes + count * record_bytes are free. Returns the
-    # end of what it wrote.
+    # end of what it wrote. NULL: the broker's own, which is part of the loop (driver_broker.pxd).
     uint8_t* (*write)(Load* load, Publisher* publisher, uint8_t* at, uint32_t channel, uint32_t count,
                       uint64_t time_ns) noexcept nogil
     # Takes what came as far as it is whole, and returns how much that was. The rest comes again, with more behind it.
@@ -277,8 +277,9 @@ cdef uint8_t* write_lines(Load* load, Publisher* publisher, uint8_t* at, uint32_
 
 cdef inline void payload_write(Load* load, uint8_t* payload, uint32_t publisher, uint64_t counter, uint64_t time_ns,
                                uint32_t channel) noexcept nogil:
-    memcpy(payload + STAMP_BYTES, load.pattern + STAMP_BYTES, load.payload_bytes - STAMP_BYTES)
+    # The stamp first, whose parts would otherwise have to be kept over the call of memcpy.
     stamp_write(payload, publisher, counter, time_ns, channel)
+    memcpy(payload + STAMP_BYTES, load.pattern + STAMP_BYTES, load.payload_bytes - STAMP_BYTES)
 
 
 # --- Lines and numbers of text protocols --------------------------------------------------------------------------
