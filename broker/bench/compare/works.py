@@ -144,13 +144,19 @@ CLIENTS_SYNCED: Final = MappingProxyType(
 
 QUEUES: Final = MappingProxyType(
     {
-        "broker": Mode("", "Broker.open: post(), drain(), batches()", "synced: survives a loss of power"),
+        "broker": Mode("", "Broker.open: post(), drain(), batches()", "on the disk before it is acknowledged or seen"),
         "persist-queue": Mode(
-            "", "SQLiteQueue, auto_commit off, task_done() every 1,000", "survives a loss of power, by the thousand"
+            "", "SQLiteQueue, auto_commit off, task_done() after 1,000", "put: on the disk; got: by the thousand"
         ),
-        "litequeue": Mode("", "LiteQueue, put() in transactions of 1,000, pop()", "survives a crash of the process"),
-        "diskcache": Mode("", "Deque, transact() around 1,000", "survives a crash of the process"),
-        "huey": Mode("", "SqliteStorage, fsync off, enqueue(), dequeue()", "survives a crash of the process"),
+        "litequeue": Mode(
+            "", "put() in transactions of 1,000, pop()", "survives a crash of the process, not of the machine"
+        ),
+        "diskcache": Mode(
+            "", "Deque, transact() around 1,000, no eviction", "survives a crash of the process, not of the machine"
+        ),
+        "huey": Mode(
+            "", "SqliteStorage, fsync off: enqueue(), dequeue()", "survives a crash of the process, not of the machine"
+        ),
     }
 )
 
