@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from broker.bench.client import LIVE_MESSAGES_MAX, SLICE_MESSAGES, new_loop
@@ -195,7 +196,8 @@ class NatsSide:
         self._publisher: Any = await nats.connect(self._url)
         self._reader: Any = await nats.connect(self._url)
         if self._stored:
-            self._stream = self._publisher.jetstream(publish_async_max_pending=LIVE_MESSAGES_MAX)
+            # Its own bound of what is not answered: with more, the server would let its reader wait for seconds.
+            self._stream = self._publisher.jetstream()
             await self._stream.add_stream(name="bench", subjects=[course.name])
             self._pulled: Any = await self._reader.jetstream().pull_subscribe(
                 course.name, stream="bench", config=ConsumerConfig(ack_policy=AckPolicy.NONE)
@@ -359,5 +361,6 @@ async def _finish(
         work.result()
         return
     work.cancel()
-    await asyncio.wait({work})
+    with suppress(asyncio.CancelledError):
+        await work
     raise error("TIMEOUT", f"nothing came for {patience_s:g} s, with {course.verifier.taken:,} of {course.sent:,} read")

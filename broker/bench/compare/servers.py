@@ -1,7 +1,7 @@
 """A server for one measurement: started with a configuration of its own, watched from outside, and ended.
 
-It runs under a guardian (`guardian.py`) in a process group of its own, so that nothing of it is left whatever happens to
-us, and its processor time and memory are those of the whole group. It is ready when it answers in its own protocol;
+It runs under a guardian (`guardian.py`) in a process group of its own, so that nothing of it is left whatever happens
+to us, and its processor time and memory are those of the whole group. It is ready when it answers in its own protocol;
 whoever else answers at its port is named.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from broker.bench.compare import guardian
-from broker.bench.server import START_SECONDS_MAX, STOP_SECONDS_MAX, rss_anon_bytes
+from broker.bench.server import START_SECONDS_MAX, STOP_SECONDS_MAX, kept_to, rss_anon_bytes
 from broker.model.errors import error
 from broker.wire import control
 from broker.wire.kinds import FRAME_HEADER_BYTES, Kind
@@ -248,7 +248,6 @@ class StartedServer:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env={**os.environ, **launch.environment},
-                cwd=None,
                 start_new_session=True,
             )
         # The guardian ends without a word when the command cannot be run.
@@ -307,23 +306,6 @@ class StartedServer:
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
     assert pipe is not None
     return pipe
-
-
-class kept_to:  # noqa: N801 - used as a word of a `with`
-    """Keep what is started inside to some cores; None does nothing."""
-
-    def __init__(self, cores: set[int] | None) -> None:
-        self._cores = cores
-        self._before: set[int] = set()
-
-    def __enter__(self) -> None:
-        if self._cores is not None:
-            self._before = os.sched_getaffinity(0)
-            os.sched_setaffinity(0, self._cores)
-
-    def __exit__(self, *_: object) -> None:
-        if self._cores is not None:
-            os.sched_setaffinity(0, self._before)
 
 
 def usage_of_group(group: int) -> Usage:
