@@ -48,7 +48,9 @@ def main(arguments: list[str]) -> int:
     signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     try:
-        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, process_group=0, preexec_fn=follow_parent)
+        server = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=2, process_group=0, preexec_fn=follow_parent
+        )
     except OSError as failure:
         print(f"{command[0]}: {failure.strerror}", file=sys.stderr)
         return NOT_RUN

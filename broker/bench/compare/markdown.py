@@ -25,14 +25,8 @@ def section(row: Row, cores: int) -> list[str]:
     return [f"### {row.work}: {row.title}", "", *table(HEAD, lines), "", f"Promised: {said}.", ""]
 
 
-def markdown(comparison: Comparison, title: str = "Comparison", case: Sequence[str] = ()) -> str:
-    """Return all of it.
-
-    Args:
-        comparison: what is told.
-        title: its heading.
-        case: lines of a section of its own, after the works.
-    """
+def markdown(comparison: Comparison, title: str = "Comparison of brokers") -> str:
+    """Return all of it, under a title."""
     lines = [f"# {title}", "", *(f"- {label}: {value}" for label, value in about(comparison)), ""]
     lines += [
         "A rate counts deliveries; `ours is` says how many times as good ours is, of every figure, so that more than 1 is",
@@ -42,7 +36,9 @@ def markdown(comparison: Comparison, title: str = "Comparison", case: Sequence[s
     ]
     for row in comparison.rows:
         lines += section(row, comparison.cores)
-    lines += case
+    if comparison.case:
+        rows = [[each.title, each.said, each.measured, "met" if each.met else "missed"] for each in comparison.case]
+        lines += ["## Chat case study", "", *table(["case", "paid for", "measured here", ""], rows), ""]
     if comparison.verdicts:
         lines += ["## Demands", ""]
         rows = [["met" if each.met else "**missed**", f"`{each.demand}`", each.words] for each in comparison.verdicts]

@@ -202,6 +202,23 @@ class Verdict:
 
 
 @dataclass(slots=True)
+class CaseRow:
+    """A priced row of the case study, and what ours came to on this machine.
+
+    Attributes:
+        title: what was done.
+        said: what was paid for it, and what it came to there.
+        measured: what it came to here.
+        met: whether ours is no worse.
+    """
+
+    title: str
+    said: str
+    measured: str
+    met: bool
+
+
+@dataclass(slots=True)
 class Comparison:
     """All of it.
 
@@ -213,6 +230,7 @@ class Comparison:
         missing: of peers that are not here, the command that installs each.
         rows: in the order of the works.
         verdicts: of what was demanded.
+        case: rows of the case study, when they were asked for.
     """
 
     date: str
@@ -225,6 +243,7 @@ class Comparison:
     missing: dict[str, str] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
+    case: list[CaseRow] = field(default_factory=list)
 
     @property
     def cores(self) -> int:
@@ -267,6 +286,10 @@ def _ratios(row: Row, peer: str) -> dict[str, float]:
     return {name: round(value, 4) for name, value in found.items() if value is not None}
 
 
+NESTED: Final = ("rows", "verdicts", "case")
+"""Fields of a comparison that hold records of ours."""
+
+
 def comparison_of(told: dict[str, Any]) -> Comparison:
     """Take what `as_json` has told.
 
@@ -280,8 +303,9 @@ def comparison_of(told: dict[str, Any]) -> Comparison:
             Row(row["work"], row["title"], tuple(row["figures"]), [_standing_of(each) for each in row["standings"]])
             for row in told["rows"]
         ]
-        rest = {name: told[name] for name in Comparison.__dataclass_fields__ if name not in ("rows", "verdicts")}
-        return Comparison(**rest, rows=rows, verdicts=[Verdict(**each) for each in told["verdicts"]])
+        rest = {name: told[name] for name in Comparison.__dataclass_fields__ if name not in NESTED}
+        verdicts, case = [Verdict(**each) for each in told["verdicts"]], [CaseRow(**each) for each in told["case"]]
+        return Comparison(**rest, rows=rows, verdicts=verdicts, case=case)
     except (KeyError, TypeError, AttributeError) as failure:
         raise ValueError(f"not what `broker bench compare --json` writes: {failure!r}") from failure
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import sqlite3
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +19,7 @@ from broker.bench.compare.outcome import OURS, Comparison, Measurement, Row, Sta
 from broker.bench.compare.servers import StandingServer, StartedServer
 from broker.bench.compare.works import QUEUE_PEERS, WORKS, By, Mode, Work
 from broker.bench.machine import commit_us_p50, describe_machine, describe_python, revision
+from broker.bench.works import keep_to
 from broker.model.errors import BrokerError, error
 
 if TYPE_CHECKING:
@@ -128,19 +130,11 @@ class Rounds:
         plan: what is to be done.
         homes: how the Python API is opened.
         absent: who cannot take part, with what installs it.
-        tell: is called before each measurement with how many there are, which this is, and what it is.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        homes: Homes,
-        absent: Mapping[str, str],
-        tell: Callable[[int, int, str], None] = lambda *_: None,
-    ) -> None:
+    def __init__(self, plan: Plan, homes: Homes, absent: Mapping[str, str]) -> None:
         self._plan = plan
         self._homes = homes
-        self._tell = tell
         self.parties = parties(plan, absent)
         self._total = plan.rounds * sum(map(len, self.parties.values()))
         self._done = 0
@@ -173,25 +167,27 @@ class Rounds:
             found["SQLite"] = sqlite3.sqlite_version
         return found
 
-    def run(self) -> Comparison:
-        """Do all of it.
+    def run(self, tell: Callable[[int, int, str], None] = lambda *_: None) -> Comparison:
+        """Do all of it. What goes wrong in a measurement, or keeps its server from starting, is in its errors.
 
-        Raises:
-            BrokerError: a server does not start. What goes wrong in a measurement is in its errors.
+        Args:
+            tell: is called before each measurement with how many there are, which this is, and what it is.
         """
         self.comparison.commit_us_p50 = commit_us_p50()
-        for name, who in self.parties.items():
-            self._run_row(WORKS[name], who)
+        with ExitStack() as stack:
+            keep_to(stack, self._plan.cores[1] if self._plan.cores else None)
+            for name, who in self.parties.items():
+                self._run_row(WORKS[name], who, tell)
         return self.comparison
 
-    def _run_row(self, work: Work, who: Sequence[str]) -> None:
+    def _run_row(self, work: Work, who: Sequence[str], tell: Callable[[int, int, str], None]) -> None:
         row = Row(work.name, work.title, work.figures)
         self.comparison.rows.append(row)
         row.standings += [self._standing(work, name) for name in who]
         for number in range(1, self._plan.rounds + 1):
             for standing in row.standings:
                 self._done += 1
-                self._tell(self._total, self._done, f"{work.title}: {standing.contender}, round {number}")
+                tell(self._total, self._done, f"{work.title}: {standing.contender}, round {number}")
                 # Who has failed once would only fail again, and may take its time.
                 if not standing.errors:
                     standing.rounds.append(self._measure(work, standing))
@@ -236,9 +232,7 @@ class Rounds:
     def _measure_on(self, server: Server, work: Work, mode: Mode, name: str) -> Measurement:
         plan = self._plan
         if work.by is By.NATIVE:
-            options = native.options_of(
-                work, seconds=plan.seconds, payload=plan.payload, patience_s=plan.patience_s
-            )
+            options = native.options_of(work, seconds=plan.seconds, payload=plan.payload, patience_s=plan.patience_s)
             return native.measure(work, mode, server, options)
         return clients.measure(
             name,

@@ -56,8 +56,10 @@ def print_table(row: Row, cores: int, out: TextIO) -> None:
         style = "bold" if standing is row.standings[0] else ""
         table.add_row(*map(Text, line), style=style if standing.right else "red")
     for who, promise in promises(row):
-        table.caption = Text("\n").join([Text(str(table.caption)), Text(f"{who}: {promise}")]) if table.caption else (
-            Text(f"{who}: {promise}")
+        table.caption = (
+            Text("\n").join([Text(str(table.caption)), Text(f"{who}: {promise}")])
+            if table.caption
+            else (Text(f"{who}: {promise}"))
         )
     table.caption_justify = "left"
     Console(file=out).print(table)
