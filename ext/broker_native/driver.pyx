@@ -32,7 +32,7 @@ from libc.string cimport memcpy, memset, strerror
 from broker_native import driver_broker, driver_mqtt, driver_nats, driver_redis, ledger
 from broker_native.driver_broker cimport broker_dialect, broker_write
 from broker_native.driver_load cimport (
-    Audience, Connection, FAILURE_CLOSED, FAILURE_MEMORY, FAILURE_NONE, FAILURE_PROTOCOL, FAILURE_REFUSED,
+    Audience, Connection, Dialect, FAILURE_CLOSED, FAILURE_MEMORY, FAILURE_NONE, FAILURE_PROTOCOL, FAILURE_REFUSED,
     FAILURE_SOCKET, INBOX_BYTES_MAX, LINE_BYTES_MAX, LINE_END_BYTES, Lane, Load, POLLER_EVENTS_MAX, POLLER_NEVER,
     Publisher, PollerEvent, STAMP_BYTES, STAMP_PUBLISHERS_MAX, Sent, Subscriber, Text, clock_cpu_ns, clock_ns,
     connection_append, connection_flush, connection_interest, lane_bind, ledger_close, ledger_lost, ledger_open,
@@ -79,7 +79,7 @@ Outcome = namedtuple("Outcome", (
     "corrupt", "misplaced", "unordered", "events", "lagging", "live", "level_min", "level_max", "failure"))
 
 
-# --- Windows and the schedule ----------------------------------------------------------------------------------------
+# --- Windows and the schedule -------------------------------------------------------------------------------------
 
 
 cdef bint window_admits(uint64_t in_flight, uint64_t more, uint64_t window, bint* shut) noexcept nogil:
@@ -217,7 +217,7 @@ cdef uint64_t load_publish(Load* load, uint64_t now_ns) noexcept nogil:
     return wake_ns
 
 
-# --- Reading ---------------------------------------------------------------------------------------------------------
+# --- Reading ------------------------------------------------------------------------------------------------------
 
 
 cdef void connection_spill(Load* load, Connection* connection, const uint8_t* rest, size_t size) noexcept nogil:
@@ -264,7 +264,7 @@ cdef void connection_receive(Load* load, Connection* connection, Histogram laten
         load.arrived_ns = now_ns
 
 
-# --- The loop --------------------------------------------------------------------------------------------------------
+# --- The loop -----------------------------------------------------------------------------------------------------
 
 
 cdef bint load_drained(Load* load) noexcept nogil:
@@ -345,7 +345,7 @@ cdef bint load_turns(Load* load, Histogram latency, Histogram answers, Histogram
     return False
 
 
-# --- Opening and closing ---------------------------------------------------------------------------------------------
+# --- Opening and closing ------------------------------------------------------------------------------------------
 
 
 cdef int load_connect(Load* load, int fd, size_t out_capacity) except -1:
@@ -515,30 +515,43 @@ cdef class Driver:
     cdef uint64_t prepare_dialect(self, tuple names, uint32_t payload_bytes) except 0:
         """Set what a dialect needs to know of channels and payloads. Returns what a record takes at most."""
         cdef Load* load = &self.load
+        cdef list heads = []
+        load.dialect = self.dialect_of()
         if self.dialect == DIALECT_BROKER:
-            load.dialect = broker_dialect()
             load.frame_extra_bytes = driver_broker.extra_bytes()
             return driver_broker.record_bytes_max(payload_bytes)
-        if self.dialect == DIALECT_REDIS:
-            load.dialect = redis_dialect()
-            heads = [driver_redis.publish_head(name, payload_bytes) for name in names]
-        elif self.dialect == DIALECT_REDIS_STREAM:
-            load.dialect = redis_stream_dialect()
-            heads = [driver_redis.add_head(name, payload_bytes) for name in names]
-        elif self.dialect == DIALECT_NATS:
-            load.dialect = nats_dialect()
-            heads = [driver_nats.publish_head(name, payload_bytes) for name in names]
-        elif self.dialect == DIALECT_JETSTREAM:
-            load.dialect = jetstream_dialect()
-            heads = [driver_nats.stream_head(name) for name in names]
-        else:
-            load.dialect = mqtt_dialect(self.dialect == DIALECT_MQTT_1)
-            heads = [driver_mqtt.publish_head(name, payload_bytes, self.dialect == DIALECT_MQTT_1) for name in names]
+        for name in names:
+            heads.append(self.head_of(name, payload_bytes))
         self.size_text = driver_nats.size_text(payload_bytes)
         load.size = Text(<const uint8_t*>PyBytes_AS_STRING(self.size_text), <uint32_t>PyBytes_GET_SIZE(self.size_text))
         self.prepare_heads(tuple(heads))
         return (<uint64_t>max(map(len, heads)) + INBOX_BYTES_MAX + NUMBER_BYTES_MAX + load.size.size + payload_bytes
                 + LINE_END_BYTES)
+
+    cdef const Dialect* dialect_of(self) noexcept:
+        if self.dialect == DIALECT_BROKER:
+            return broker_dialect()
+        if self.dialect == DIALECT_REDIS:
+            return redis_dialect()
+        if self.dialect == DIALECT_REDIS_STREAM:
+            return redis_stream_dialect()
+        if self.dialect == DIALECT_NATS:
+            return nats_dialect()
+        if self.dialect == DIALECT_JETSTREAM:
+            return jetstream_dialect()
+        return mqtt_dialect(self.dialect == DIALECT_MQTT_1)
+
+    cdef bytes head_of(self, bytes name, uint32_t payload_bytes):
+        """Return what a publisher writes before the payload of a channel, as far as it is always the same."""
+        if self.dialect == DIALECT_REDIS:
+            return driver_redis.publish_head(name, payload_bytes)
+        if self.dialect == DIALECT_REDIS_STREAM:
+            return driver_redis.add_head(name, payload_bytes)
+        if self.dialect == DIALECT_NATS:
+            return driver_nats.publish_head(name, payload_bytes)
+        if self.dialect == DIALECT_JETSTREAM:
+            return driver_nats.stream_head(name)
+        return driver_mqtt.publish_head(name, payload_bytes, self.dialect == DIALECT_MQTT_1)
 
     cdef int prepare_heads(self, tuple heads) except -1:
         cdef Py_ssize_t i

@@ -29,7 +29,7 @@ cdef enum:
     EVENT_NAME_BYTES = 8           # the longest word that is looked for in an EVENT
 
 
-# --- Sending ---------------------------------------------------------------------------------------------------------
+# --- Sending ------------------------------------------------------------------------------------------------------
 
 
 cdef void connection_grant(Load* load, Connection* connection, Subscriber* subscriber) noexcept nogil:
@@ -64,7 +64,7 @@ cdef void assure(Load* load, Connection* connection) noexcept nogil:
     connection_pong(load, connection, token)
 
 
-# --- Answers ---------------------------------------------------------------------------------------------------------
+# --- Answers ------------------------------------------------------------------------------------------------------
 
 
 cdef void publisher_answered(Load* load, Publisher* publisher, const uint8_t* entry, uint64_t now_ns,
@@ -117,7 +117,7 @@ cdef size_t take_published(Load* load, Connection* connection, const uint8_t* bo
     return size
 
 
-# --- Deliveries ------------------------------------------------------------------------------------------------------
+# --- Deliveries ---------------------------------------------------------------------------------------------------
 
 
 cdef Lane* subscriber_lane(Load* load, Subscriber* subscriber, uint64_t channel_id) noexcept nogil:
@@ -327,7 +327,7 @@ cdef void take_chunk_end(Load* load, Connection* connection, Subscriber* subscri
     connection_grant(load, connection, subscriber)
 
 
-# --- Frames ----------------------------------------------------------------------------------------------------------
+# --- Frames -------------------------------------------------------------------------------------------------------
 
 
 cdef bint body_tells(const uint8_t* body, uint32_t size, const char* event) noexcept nogil:

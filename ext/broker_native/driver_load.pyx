@@ -18,7 +18,7 @@ FAILURES = ("", "error", "going_away", "closed", "socket", "protocol", "memory",
 """What FAILURE_* are called in an Outcome."""
 
 
-# --- Failing ---------------------------------------------------------------------------------------------------------
+# --- Failing ------------------------------------------------------------------------------------------------------
 
 
 cdef void load_fail(Load* load, Connection* connection, int failure, const char* detail) noexcept nogil:
@@ -50,7 +50,7 @@ cdef void load_refused(Load* load, Connection* connection, const char* detail, c
     load.failure_detail = detail
 
 
-# --- Sending ---------------------------------------------------------------------------------------------------------
+# --- Sending ------------------------------------------------------------------------------------------------------
 
 
 cdef void connection_flush(Load* load, Connection* connection) noexcept nogil:
@@ -113,7 +113,7 @@ cdef uint8_t* write_lines(Load* load, Publisher* publisher, uint8_t* at, uint32_
     return at
 
 
-# --- Channels --------------------------------------------------------------------------------------------------------
+# --- Channels -----------------------------------------------------------------------------------------------------
 
 
 cdef bint lane_bind(Load* load, Subscriber* subscriber, Lane* lane, uint32_t channel) noexcept nogil:
@@ -171,7 +171,7 @@ cdef void subscriber_remember(Load* load, Connection* connection, const uint8_t*
     subscriber.usual_bytes = <uint32_t>size
 
 
-# --- Lines and numbers -----------------------------------------------------------------------------------------------
+# --- Lines and numbers --------------------------------------------------------------------------------------------
 
 
 cdef size_t line_find(Load* load, Connection* connection, const uint8_t* data, size_t size) noexcept nogil:
