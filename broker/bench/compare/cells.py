@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 HEAD: Final = (
-    "contender", "by", "median", "range", "ours is", "server us", "driver us", "memory MiB", "resident MiB", "bottleneck"
+    "contender", "by", "median", "range", "ours is", "server us", "driver us", "memory MiB", "resident MiB",
+    "bottleneck",
 )  # fmt: skip
 """Columns: `median` and `range` are of the row's figures, and the processor time is that of one delivery."""
 

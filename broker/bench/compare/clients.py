@@ -1,9 +1,9 @@
 """A work by the Python clients: ours, redis-py with hiredis, and nats-py.
 
 The same program for each: one process, one uvloop, a task that publishes and one that reads and checks every payload,
-the first no further ahead than LIVE_MESSAGES_MAX. What differs is how the makers of each client say that it is used when
-there is much to do: pipelines of a thousand commands, `publish()` into the client's own buffer, `publish_async()`. None
-of them waits for each message by itself.
+the first no further ahead than LIVE_MESSAGES_MAX. What differs is how the makers of each client say that it is used
+when there is much to do: pipelines of a thousand commands, `publish()` into the client's own buffer, `publish_async()`.
+None of them waits for each message by itself.
 """
 
 from __future__ import annotations

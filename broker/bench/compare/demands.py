@@ -145,10 +145,11 @@ def contradiction(demands: Sequence[Demand]) -> None:
             same = (low.work, low.figure, low.peer) == (high.work, high.figure, high.peer)
             if same and low.at_least and not high.at_least and low.number > high.number:
                 raise refused(f"{low.text},{high.text}", "nothing can meet both")
-            if not low.peer and not high.peer and low.work == high.work and low.at_least and not high.at_least:
-                # The 99th percentile is never below the median.
-                if (low.figure, high.figure) == ("p50", "p99") and low.number > high.number:
-                    raise refused(f"{low.text},{high.text}", "nothing can meet both: p99 is never below p50")
+            # The 99th percentile is never below the median.
+            crossed = (low.work, low.figure, high.figure) == (high.work, "p50", "p99")
+            bounds = not (low.peer or high.peer) and low.at_least and not high.at_least
+            if crossed and bounds and low.number > high.number:
+                raise refused(f"{low.text},{high.text}", "nothing can meet both: p99 is never below p50")
 
 
 def judge(demands: Iterable[Demand], comparison: Comparison) -> list[Verdict]:

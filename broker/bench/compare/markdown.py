@@ -29,9 +29,9 @@ def markdown(comparison: Comparison, title: str = "Comparison of brokers") -> st
     """Return all of it, under a title."""
     lines = [f"# {title}", "", *(f"- {label}: {value}" for label, value in about(comparison)), ""]
     lines += [
-        "A rate counts deliveries; `ours is` says how many times as good ours is, of every figure, so that more than 1 is",
-        "better. Processor time is that of one delivery, in microseconds; `memory` is the server's own without mapped",
-        "files, `resident` with them, each at its peak. `bottleneck` names whose core was full.",
+        "A rate counts deliveries; `ours is` says how many times as good ours is, of every figure, so that more than 1",
+        "is better. Processor time is that of one delivery, in microseconds; `memory` is the server's own without",
+        "mapped files, `resident` with them, each at its peak. `bottleneck` names whose core was full.",
         "",
     ]
     for row in comparison.rows:

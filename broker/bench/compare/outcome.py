@@ -140,14 +140,11 @@ class Standing:
         server, driver = self.shares()
         if not self.right:
             return "-"
-        if self.offered:
-            return "the rate that was offered"
         full = [who for who, share in (("driver", driver), ("server", server)) if share >= BUSY_SHARE]
-        if full:
-            return " and ".join(full)
-        if server + driver >= BUSY_SHARE * cores:
-            return "machine"
-        return "waiting: disk or wake-ups"
+        who = " and ".join(full) or ("machine" if server + driver >= BUSY_SHARE * cores else "neither")
+        if self.offered:
+            who = "the rate offered"
+        return f"{who}: server {server:.0%}, driver {driver:.0%}" if server else f"{who}: {driver:.0%} of a core"
 
 
 @dataclass(slots=True)

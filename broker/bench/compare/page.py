@@ -44,6 +44,13 @@ svg text.name { fill: var(--ink); } .grid { stroke: var(--line); fill: none; } .
 """
 
 
+LEGEND: Final = (
+    "A rate counts deliveries. <em>Ours is</em> says how many times as good ours is, of every figure: more than 1 is "
+    "better. Processor time is that of one delivery, in microseconds. <em>Memory</em> is the server's own without "
+    "mapped files, <em>resident</em> with them, each at its peak. <em>Bottleneck</em> names whose core was full."
+)
+
+
 def colour_of(contender: str) -> int:
     """Return the number of a contender's colour."""
     return COLOURS.index(contender) if contender in COLOURS else len(COLOURS) - 1
@@ -62,10 +69,7 @@ def page(comparison: Comparison, title: str = "Comparison of brokers") -> str:
         latency(comparison),
         processor(comparison),
         "<h2>Figures</h2>",
-        '<p class="dim">A rate counts deliveries. <em>Ours is</em> says how many times as good ours is, of every figure: '
-        "more than 1 is better. Processor time is that of one delivery, in microseconds. <em>Memory</em> is the server's "
-        "own without mapped files, <em>resident</em> with them, each at its peak. <em>Bottleneck</em> names whose core "
-        "was full.</p>",
+        f'<p class="dim">{LEGEND}</p>',
         *(section(row, comparison.cores) for row in comparison.rows),
         case(comparison),
         demands(comparison),
@@ -108,7 +112,7 @@ def throughput(comparison: Comparison) -> str:
             ratio = row.ratio(standing.contender, "rate")
             words = shown("rate", middle)
             if standing.contender != OURS and ratio is not None:
-                words += f"   ours {ratio:.1f}×"
+                words += f" (ours {ratio:.1f}×)"
             given.append(
                 Bar(standing.contender, colour_of(standing.contender), (middle,), min(values), max(values), words)
             )
@@ -154,7 +158,7 @@ def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, ours: bool
     """Return a table; the first row may be ours."""
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join(
-        f"<tr{' class="ours"' if ours and not number else ''}>"  # fmt: skip
+        ('<tr class="ours">' if ours and not number else "<tr>")
         + "".join(f"<td>{escape(cell)}</td>" for cell in line)
         + "</tr>"
         for number, line in enumerate(rows)

@@ -1,7 +1,7 @@
 """Pictures of a comparison as SVG that stands in a page: bars, stacked bars, and curves over percentiles.
 
-Colours are variables of the page (`--c0` and on), so that a dark page has its own. Nothing is told by colour alone: each
-bar and each curve has its name beside it.
+Colours are variables of the page (`--c0` and on), so that a dark page has its own. Nothing is told by colour alone:
+each bar and each curve has its name beside it.
 """
 
 from __future__ import annotations
