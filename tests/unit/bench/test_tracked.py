@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from broker.bench.compare.outcome import CURVE_PERCENTS, OURS, Comparison, Measurement, Row, Standing
 from broker.bench.tracked import main, tracked
 
 if TYPE_CHECKING:
@@ -52,6 +53,16 @@ def test_rates_and_ratios_are_told() -> None:
     assert told["ephemeral: deliveries"]["range"] == "50 to 150"
     assert told["ephemeral: deliveries"]["unit"] == "1/s"
     assert told["latency: p99, times nats"]["extra"] == "by nats; never stored"
+
+
+def test_it_reads_what_a_comparison_writes() -> None:
+    curve = [float(at) for at, _ in enumerate(CURVE_PERCENTS)]
+    ours = Standing(OURS, "ephemeral", "never stored", rounds=[Measurement(deliveries=600, seconds=2.0, curve=curve)])
+    theirs = Standing("redis", "PUBLISH", "never stored", rounds=[Measurement(deliveries=150, seconds=2.0)])
+    row = Row("ephemeral", "1 → 1", ("rate", "p99"), [ours, theirs])
+    comparison = Comparison("2026-11-23", "abc", "3.11", {"cores": 2}, 50.0, {}, {}, rows=[row])
+    told = {entry["name"]: entry["value"] for entry in tracked(json.loads(json.dumps(comparison.as_json())))}
+    assert told == {"ephemeral: deliveries": 300.0, "ephemeral: rate, times redis": 4.0}
 
 
 def test_the_command_prints_a_list_with_names_units_and_values(
