@@ -6,6 +6,7 @@ import re
 import shlex
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,12 +14,15 @@ from broker.bench.compare.demands import parse_all
 from broker.bench.compare.works import WORKS
 from broker.cli.compare import command
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 GUIDE = (Path(__file__).parents[2] / "benchmarks" / "CI.md").read_text(encoding="utf-8")
 WORKFLOWS = (Path(__file__).parents[2] / ".github" / "workflows").glob("*.yml")
 LINES = [line.strip().removeprefix("- run: ") for text in (GUIDE, *(path.read_text() for path in WORKFLOWS))
          for line in text.splitlines()]  # fmt: skip
 COMMANDS = [line.removeprefix(".venv/bin/") for line in LINES if re.match(r"(\.venv/bin/)?broker bench compare ", line)]
-CONTENDERS = {name: tuple(work.modes) for name, work in WORKS.items()}
+CONTENDERS: dict[str, Sequence[str]] = {name: tuple(work.modes) for name, work in WORKS.items()}
 
 
 @pytest.mark.parametrize("line", COMMANDS)
