@@ -20,12 +20,12 @@ BUILT := $(VENV)/.built
 # The caller's environment must not put other code before ours.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help build demo test quick run bench lint format check proofs debug sanitize checked fuzz coverage annotate clean stale
+.PHONY: help build demo test quick run bench bench-compare instructions lint format check proofs debug sanitize checked fuzz coverage annotate clean stale
 .DEFAULT_GOAL := help
 
 help: ## say what there is
 	@echo "make WORD, where WORD is one of"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-12s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-16s%s\n", $$1, $$2 }'
 
 build: $(BUILT) ## make .venv and the native modules; then .venv/bin/broker is there
 
@@ -43,6 +43,13 @@ run: build ## a server on 127.0.0.1:4770: ARGS="--data DIR"
 
 bench: build ## measure: ARGS="pubsub --durability synced"
 	$(BIN)/broker bench $(if $(ARGS),$(ARGS),pubsub)
+
+bench-compare: build ## both revisions' benchmarks in turn, fails past 10 %: BASE=main ARGS="-k rows --json FILE"
+	@test -n "$(BASE)" || { echo 'broker: with which revision? make bench-compare BASE=main' >&2; exit 2; }
+	$(BIN)/python -m benchmarks.compare --base "$(BASE)" $(ARGS)
+
+instructions: build ## count the kernels' instructions (Linux, valgrind), within 3 %: ARGS='--record --reason "..."'
+	$(BIN)/python -m benchmarks.instructions $(ARGS)
 
 # The linters say nothing when all is well, so each says its name first.
 lint: build ## all that judges the code without running it
@@ -93,6 +100,7 @@ clean: ## remove all that was made
 	rm -rf $(VENV) build dist *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -f ext/broker_native/*.so
 	find broker ext tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	-git worktree prune
 
 $(INSTALLED): requirements.txt pyproject.toml setup.py $(STALE)
 	@$(INTERPRETER) -c '' 2>/dev/null || { echo 'broker: no working $(INTERPRETER); `apt install python3` on Debian and Ubuntu' >&2; exit 1; }

@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     Rule = Callable[[Path], list[str]]
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("broker", "ext", "tests", "benchmarks", "loadtest", ".ci")
+ROOMS = ("broker", "ext", "tests", "benchmarks", "loadtest", ".ci", ".github")
 NATIVE = Path("ext/broker_native")
+MICRO = Path("benchmarks/micro")
 CODE = (".py", ".pyi", ".pyx", ".pxd", ".h")
-TEXT = (*CODE, ".md", ".toml", ".yaml", ".txt", "Makefile", "run")
+TEXT = (*CODE, ".md", ".toml", ".yaml", ".yml", ".txt", "Makefile", "run")
 
 # Written so that this file does not find itself.
 UNFINISHED = re.compile(r"\b(T[O]DO|FI[X]ME|X[X]X|NotImplemented[E]rror)\b")
@@ -40,7 +41,11 @@ SWALLOWED = re.compile(
 SWITCHED_OFF = re.compile(r"pytest\.s[k]ip\(|mark\.s[k]ip\b|mark\.x[f]ail")
 IMPORTS_BROKER = re.compile(r"^\s*(from|c?import)\s+broker(\.|\s|$)", re.MULTILINE)
 MADE_IN_PLACE = re.compile(r"\[\s*[\w.]*\([^\n]*\n?[^\n]*?\bfor\s+\w+(?:,\s*\w+)*\s+in\b")
-MAKE_WORD = re.compile(r"`make ([a-z]+)")
+MAKE_WORD = re.compile(r"`make ([a-z-]+)")
+USES = re.compile(r"^\s*-?\s*uses:\s*(.+)$", re.MULTILINE)
+PINNED = re.compile(r"[\w.-]+(/[\w.-]+)+@[0-9a-f]{40} # v\d+(\.\d+)*$")
+RUNS_MAKE = re.compile(r"run: make ([a-z-]+)")
+COVERS = re.compile(r"^COVERS = \((.*)\)$", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 
 
@@ -106,6 +111,20 @@ def native_modules_without_their_files(root: Path) -> list[str]:
     return complaints
 
 
+def native_modules_without_a_benchmark(root: Path) -> list[str]:
+    """A native module has works, which are timed and counted, or is part of one that has."""
+    complaints = []
+    benches = [path.read_text(encoding="utf-8") for path in sorted((root / MICRO).glob("bench_*.py"))]
+    covered = {name for text in benches for listed in COVERS.findall(text) for name in re.findall(r"\w+", listed)}
+    for path in sorted((root / NATIVE).glob("*.pyx")):
+        bench = root / MICRO / f"bench_{path.stem}.py"
+        text = bench.read_text(encoding="utf-8") if bench.exists() else ""
+        own = f'\nWORKS = Works("{path.stem}")\n' in text and "@WORKS.work(" in text
+        if not own and path.stem not in covered:
+            complaints.append(f"{path.relative_to(root)}: no works in {MICRO}/bench_{path.stem}.py")
+    return complaints
+
+
 def lists_that_drop_twice(root: Path) -> list[str]:
     """A native list of what is made for it is made by `append`.
 
@@ -152,13 +171,27 @@ def public_names_without_purpose(root: Path) -> list[str]:
 
 def guides_that_lie(root: Path) -> list[str]:
     """What the guides tell a reader to type or to open exists."""
-    words = re.findall(r"^([a-z]+):", (root / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    words = re.findall(r"^([a-z-]+):", (root / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     complaints = []
     for path in files(root, (".md",)):
         text = path.read_text(encoding="utf-8")
         name = path.relative_to(root)
         complaints += [f"{name}: no `make {word}`" for word in MAKE_WORD.findall(text) if word not in words]
         complaints += [f"{name}: no {link}" for link in LINK.findall(text) if not (path.parent / link).exists()]
+    return complaints
+
+
+def workflows_that_trust(root: Path) -> list[str]:
+    """A workflow has no rights but those that a job asks for, runs actions of one commit, and makes what there is."""
+    words = re.findall(r"^([a-z-]+):", (root / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    complaints = []
+    for path in files(root, (".yml", ".yaml"), ".github"):
+        text = path.read_text(encoding="utf-8")
+        name = path.relative_to(root)
+        complaints += [f"{name}: {action} is no commit" for action in USES.findall(text) if not PINNED.match(action)]
+        complaints += [f"{name}: no `make {word}`" for word in RUNS_MAKE.findall(text) if word not in words]
+        if "\npermissions: {}\n" not in text:
+            complaints.append(f"{name}: its jobs have rights that they did not ask for")
     return complaints
 
 
@@ -186,22 +219,28 @@ RULES: list[Rule] = [
     switched_off_tests,
     native_code_that_knows_the_broker,
     native_modules_without_their_files,
+    native_modules_without_a_benchmark,
     lists_that_drop_twice,
     modules_without_purpose,
     public_names_without_purpose,
     guides_that_lie,
+    workflows_that_trust,
     public_names_missing,
 ]
 
 HOUSE = {
     "Makefile": "build: ## make it\n",
     "README.md": "`make build`, then [read](README.md)\n",
+    ".github/workflows/tests.yml": (
+        f"name: a\npermissions: {{}}\nsteps:\n  - uses: a/b@{40 * '1'} # v1.2\n  - run: make build\n"
+    ),
     "broker/__init__.py": '"""The API."""\n\nfrom broker.bus import Bus\n\n__all__ = ["Bus"]\n',
     "broker/bus.py": '"""The bus."""\n\n\nclass Bus:\n    """It carries."""\n',
     "ext/broker_native/trie.pyx": '"""A trie."""\n\nfrom broker_native.layout cimport load_u16\n',
     "ext/broker_native/trie.pxd": "# A trie.\n",
     "ext/broker_native/trie.pyi": "def find() -> int: ...\n",
     "tests/native/test_trie.py": '"""The trie."""\n\nfrom broker_native.trie import find\n',
+    "benchmarks/micro/bench_trie.py": '"""T."""\n\nWORKS = Works("trie")\n\n\n@WORKS.work(1, 1)\ndef match(): ...\n',
 }
 
 BROKEN: list[tuple[Rule, str, str]] = [
@@ -217,6 +256,8 @@ BROKEN: list[tuple[Rule, str, str]] = [
     (native_code_that_knows_the_broker, "ext/broker_native/trie.pxd", "# T.\ncimport broker\n"),
     (native_modules_without_their_files, "ext/broker_native/ring.pyx", '"""A ring."""\n'),
     (native_modules_without_their_files, "tests/native/test_trie.py", '"""Nothing."""\n'),
+    (native_modules_without_a_benchmark, "ext/broker_native/ring.pyx", '"""A ring."""\n'),
+    (native_modules_without_a_benchmark, "benchmarks/micro/bench_trie.py", '"""T."""\n\nWORKS = Works("trie")\n'),
     (lists_that_drop_twice, "ext/broker_native/trie.pyx", '"""T."""\nall = [place(&found[at]) for at in range(9)]\n'),
     (
         lists_that_drop_twice,
@@ -229,6 +270,9 @@ BROKEN: list[tuple[Rule, str, str]] = [
     (public_names_without_purpose, "broker/bus.py", '"""B."""\nfrom broker.bus import ride\n\n\ndef ride(): ...\n'),
     (guides_that_lie, "README.md", "type `make coffee`\n"),
     (guides_that_lie, "README.md", "read [the guide](GUIDE.md)\n"),
+    (workflows_that_trust, ".github/workflows/tests.yml", "name: a\npermissions: {}\nsteps:\n  - uses: a/b@v4\n"),
+    (workflows_that_trust, ".github/workflows/tests.yml", "name: a\npermissions: {}\nsteps:\n  - run: make tea\n"),
+    (workflows_that_trust, ".github/workflows/tests.yml", "name: a\non: push\n"),
     (public_names_missing, "broker/__init__.py", '"""A."""\nfrom broker.bus import Bus\n__all__: list[str] = []\n'),
     (public_names_missing, "broker/__init__.py", '"""A."""\n__all__ = ["Bus", "Bus"]\n'),
 ]

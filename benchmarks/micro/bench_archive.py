@@ -12,62 +12,42 @@ import random
 import struct
 import time
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
 
-from broker.log.archive import Archive, Checkpoint
-from broker.log.archive_rows import CHECKPOINT_KEY
+from benchmarks.samples import (
+    CHANNEL_MESSAGES,
+    PAYLOAD_BYTES,
+    RECORD,
+    archive_rows,
+    index_groups,
+    name_of,
+    tree_of,
+)
+from benchmarks.works import Works, measure
+from broker.log.archive import Archive
 from broker.log.environment import open_lmdb
-from broker_native.archive import GroupsPacker
-from broker_native.crc32c import crc32c_of
-from broker_native.rows import pack_row
+from broker_native.archive import GroupsPacker, find_names, read_chunks, read_chunks_back, read_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import TypeAlias
 
     from pytest_benchmark.fixture import BenchmarkFixture
 
-    Work: TypeAlias = Callable[[], int]
+    from benchmarks.works import Run, Work
 
-MAP_BYTES = 1 << 42
-PAYLOAD_BYTES = 128
-CHANNEL_MESSAGES = 60
-LEAF_RECORDS, ROW_RECORDS = 13, 116
-"""Records in a row of at most 1,900 bytes, and of at most 16,368: an archiver makes both."""
+    Measured: TypeAlias = Callable[[], int]
+
 LAST, ASKED, NAMES_BATCH = 50, 10_000, 4096
 BUS_MESSAGES = 300_000
+MAP_BYTES = 1 << 42
 SLICE_BYTES = 1 << 20
-EPOCH, TIME_US = 1 << 32, 1_767_225_600_000_000
-RECORD = struct.pack("<IHHI", 12 + PAYLOAD_BYTES, 0, 0, 0) + random.Random(4770).randbytes(PAYLOAD_BYTES)
-CHUNK = struct.Struct("<QQQIIQQ")
-ENTRY_HEAD, ENTRY_CHANNEL, ENTRY_EPOCH = 4, 1, 2
-
-
-def chunk(channel: int, first: int, count: int) -> bytes:
-    """Return a chunk of records."""
-    body = CHUNK.pack(channel, EPOCH, first, count, 0, TIME_US, 0) + RECORD * count
-    return struct.pack("<II", 8 + len(body), crc32c_of(body)) + body
-
-
-def name_of(channel: int) -> bytes:
-    """Return a channel's name, 24 bytes."""
-    return b"room.%05d.%013d" % (channel % 1000, channel)
-
-
-def entries(channel: int, messages: int) -> bytes:
-    """Return the entries of a channel's row."""
-    name = name_of(channel)
-    return (
-        struct.pack("<IHHQBBBB", 20 + len(name), ENTRY_CHANNEL, 0, channel, 3, 2, len(name), 0)
-        + name
-        + struct.pack("<IHHQQQ", 32, ENTRY_EPOCH, 0, channel, EPOCH, 1)
-        + struct.pack("<IHHQQQQ", 40, ENTRY_HEAD, 0, channel, EPOCH, messages + 1, 1)
-    )
+COUNTED_CHANNELS, COUNTED_MESSAGES = 200, 2000
+WORKS = Works("archive")
 
 
 @dataclass
@@ -82,50 +62,10 @@ class Store:
     def large(self) -> int:
         return self.channels + 1
 
-    def rows(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield all rows in the order of their keys."""
-        ids = range(1, self.large + 1)
-        yield CHECKPOINT_KEY, Checkpoint.empty().pack()
-        for name, channel in sorted((name_of(channel), channel) for channel in ids):
-            yield b"\x01" + name, pack_row(b"\x01" + name, channel.to_bytes(8, "little"))
-        for channel in ids:
-            key = b"\x02" + channel.to_bytes(8, "big")
-            count = self.messages if channel == self.large else CHANNEL_MESSAGES
-            yield key, pack_row(key, b"\x01\x00\x00\x00" + bytes(16) + entries(channel, count))
-        for channel in ids:
-            count, row = (self.messages, ROW_RECORDS) if channel == self.large else (CHANNEL_MESSAGES, LEAF_RECORDS)
-            for first in range(1, count + 1, row):
-                key = b"\x10" + channel.to_bytes(8, "big") + first.to_bytes(8, "big")
-                yield key, chunk(channel, first, min(row, count + 1 - first))
-        yield from self.index()
-
-    def index(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the commit index: every message of a small channel a chunk of its own, in a random order."""
-        order = [channel for channel in range(1, self.channels + 1) for _ in range(CHANNEL_MESSAGES)]
-        random.Random(4770).shuffle(order)
-        heads = [1] * (self.large + 1)
-        packer = GroupsPacker()
-        for number, at in enumerate(range(0, len(order), 500), 1):
-            picked = order[at : at + 500]
-            chunks = []
-            for channel, same in groupby(sorted(picked)):
-                count = len(list(same))
-                body = CHUNK.pack(channel, EPOCH, heads[channel], count, 0, TIME_US + number, 0)
-                chunks.append(struct.pack("<II", 8 + len(body), 0) + body)
-                heads[channel] += count
-            header = struct.pack("<IHHQQQQQQIIIIQIIQ", 0x50524742, 1, 96, number, number - 1, 1, 1, 1, TIME_US + number,
-                                 0, 0, len(chunks), 0, 0, 0, 0, 0)  # fmt: skip
-            row = packer.add(header + b"".join(chunks))
-            if row is not None:
-                yield row
-        row = packer.finish()
-        if row is not None:
-            yield row
-
     def write(self) -> None:
         """Write the file."""
         environment = open_lmdb(self.path, MAP_BYTES, locks=False)
-        rows = self.rows()
+        rows = archive_rows(self.channels, self.messages)
         more = True
         while more:
             with environment.begin(write=True) as transaction:
@@ -138,7 +78,7 @@ class Store:
         environment.close()
 
 
-def names(archive: Archive, store: Store) -> Work:
+def names(archive: Archive, store: Store) -> Measured:
     """Look a sorted batch of random names up."""
     pick = random.Random(7)
     ids = sorted((pick.randrange(1, store.channels + 1) for _ in range(NAMES_BATCH)), key=name_of)
@@ -153,7 +93,7 @@ def names(archive: Archive, store: Store) -> Work:
     return run
 
 
-def last(archive: Archive, store: Store) -> Work:
+def last(archive: Archive, store: Store) -> Measured:
     """Read the newest messages of random channels, each in a snapshot of its own."""
     pick = random.Random(7)
     asked = [pick.randrange(1, store.channels + 1) for _ in range(min(ASKED, 10 * store.channels))]
@@ -168,7 +108,7 @@ def last(archive: Archive, store: Store) -> Work:
     return run
 
 
-def replay(archive: Archive, store: Store) -> Work:
+def replay(archive: Archive, store: Store) -> Measured:
     """Read the large channel in slices."""
 
     def run() -> int:
@@ -186,7 +126,7 @@ def replay(archive: Archive, store: Store) -> Work:
     return run
 
 
-def bus(archive: Archive, store: Store) -> Work:
+def bus(archive: Archive, store: Store) -> Measured:
     """Read in bus order, from the beginning."""
     wanted = min(BUS_MESSAGES, store.channels * CHANNEL_MESSAGES)
 
@@ -202,7 +142,7 @@ def bus(archive: Archive, store: Store) -> Work:
     return run
 
 
-def snapshots(archive: Archive, _: Store) -> Work:
+def snapshots(archive: Archive, _: Store) -> Measured:
     """Begin and end snapshots."""
 
     def run() -> int:
@@ -214,7 +154,7 @@ def snapshots(archive: Archive, _: Store) -> Work:
     return run
 
 
-WORKS: dict[str, tuple[Callable[[Archive, Store], Work], str]] = {
+READS: dict[str, tuple[Callable[[Archive, Store], Measured], str]] = {
     "snapshots": (snapshots, "snapshots/s"),
     "names": (names, "names/s"),
     "last": (last, "channels/s"),
@@ -230,15 +170,78 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return made
 
 
-@pytest.mark.parametrize("work", WORKS)
+@pytest.mark.parametrize("work", READS)
 def test_read(benchmark: BenchmarkFixture, store: Store, work: str) -> None:
     archive = Archive(store.path)
     try:
-        run = WORKS[work][0](archive, store)
+        run = READS[work][0](archive, store)
         count = benchmark.pedantic(run, rounds=5)  # type: ignore[no-untyped-call]
     finally:
         archive.close()
     benchmark.extra_info.update(count=count)
+
+
+@WORKS.work(COUNTED_CHANNELS, COUNTED_CHANNELS * (COUNTED_CHANNELS + 1) // 2)
+def find_sorted_names() -> Run:
+    reader = tree_of(archive_rows(COUNTED_CHANNELS, 0))
+    asked = sorted(name_of(channel) for channel in range(1, COUNTED_CHANNELS + 1))
+    return lambda: sum(find_names(reader, asked))
+
+
+@WORKS.work(COUNTED_CHANNELS, 1)
+def newest_messages() -> Run:
+    reader = tree_of(archive_rows(COUNTED_CHANNELS, 0))
+
+    def run() -> int:
+        size = 0
+        for channel in range(1, COUNTED_CHANNELS + 1):
+            size += sum(map(len, read_chunks_back(reader, channel, 1 << 62, LAST, SLICE_BYTES)))
+        return int(size > COUNTED_CHANNELS * LAST * len(RECORD))
+
+    return run
+
+
+@WORKS.work(COUNTED_MESSAGES, 1, bytes_per_operation=PAYLOAD_BYTES)
+def one_channel() -> Run:
+    reader = tree_of(archive_rows(1, COUNTED_MESSAGES))
+
+    def run() -> int:
+        chunks = read_chunks(reader, 2, 0, COUNTED_MESSAGES * SLICE_BYTES, 1 << 62)
+        return int(sum(map(len, chunks)) > COUNTED_MESSAGES * len(RECORD))
+
+    return run
+
+
+@WORKS.work(10 * CHANNEL_MESSAGES, 10 * CHANNEL_MESSAGES)
+def bus_order() -> Run:
+    reader = tree_of(archive_rows(10, 0))
+
+    def run() -> int:
+        place, messages = (0, 0), 0
+        while messages < 10 * CHANNEL_MESSAGES:
+            chunks, place = read_groups(reader, *place, SLICE_BYTES, None)
+            assert chunks
+            messages += sum(int.from_bytes(chunk[32:36], "little") for _, _, chunk in chunks)
+        return messages
+
+    return run
+
+
+@WORKS.work(COUNTED_CHANNELS * CHANNEL_MESSAGES, 1)
+def pack_index() -> Run:
+    groups = list(index_groups(COUNTED_CHANNELS))
+
+    def run() -> int:
+        packer = GroupsPacker()
+        rows = [packer.add(group) for group in groups]
+        rows.append(packer.finish())
+        return int(sum(len(row[1]) for row in rows if row is not None) > COUNTED_CHANNELS * CHANNEL_MESSAGES)
+
+    return run
+
+
+def test_archive_works(benchmark: BenchmarkFixture, kernel_work: Work) -> None:
+    measure(benchmark, kernel_work)
 
 
 def main() -> None:
@@ -255,7 +258,7 @@ def main() -> None:
         print(f"{store.channels} channels of {CHANNEL_MESSAGES} messages, one of {store.messages}, "
               f"{PAYLOAD_BYTES} bytes each: {store.path.stat().st_size / 1e9:.2f} GB")  # fmt: skip
         archive = Archive(store.path)
-        for work, (prepare, unit) in WORKS.items():
+        for work, (prepare, unit) in READS.items():
             run = prepare(archive, store)
             walls, cores = [], []
             for _ in range(arguments.rounds):

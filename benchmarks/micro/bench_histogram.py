@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import pytest
 
+from benchmarks.works import SEED, Works
+from benchmarks.works import measure as measure_work
 from broker_native.histogram import Histogram
 
 if TYPE_CHECKING:
@@ -14,8 +17,11 @@ if TYPE_CHECKING:
 
     from pytest_benchmark.fixture import BenchmarkFixture
 
-CHANCE = random.Random(4770)
+    from benchmarks.works import Run, Work
+
+CHANCE = random.Random(SEED)
 VALUES = [int(CHANCE.lognormvariate(11, 2)) for _ in range(1000)]
+WORKS = Works("histogram")
 
 
 def filled() -> Histogram:
@@ -23,6 +29,36 @@ def filled() -> Histogram:
     for value in VALUES:
         histogram.record(value)
     return histogram
+
+
+@WORKS.work(len(VALUES), len(VALUES))
+def record() -> Run:
+    return lambda: filled().count
+
+
+@WORKS.work(10, 10 * len(VALUES))
+def merge() -> Run:
+    part = filled()
+
+    def run() -> int:
+        whole = Histogram()
+        for each in repeat(part, 10):
+            whole.merge(each)
+        return whole.count
+
+    return run
+
+
+@WORKS.work(20, 20 * filled().percentile(99.9))
+def percentile() -> Run:
+    histogram = filled()
+    return lambda: sum(histogram.percentile(99.9) for _ in range(20))
+
+
+@WORKS.work(2, 2 * len(VALUES))
+def round_trip() -> Run:
+    histogram = filled()
+    return lambda: sum(Histogram.from_bytes(histogram.to_bytes()).count for _ in range(2))
 
 
 def measure(benchmark: BenchmarkFixture, run: Callable[[], Histogram], operations: int, size: int) -> None:
@@ -62,3 +98,7 @@ def test_percentile(benchmark: BenchmarkFixture, percent: float) -> None:
 def test_round_trip(benchmark: BenchmarkFixture) -> None:
     histogram = filled()
     measure(benchmark, lambda: Histogram.from_bytes(histogram.to_bytes()), 1, len(histogram.to_bytes()))
+
+
+def test_histogram_works(benchmark: BenchmarkFixture, kernel_work: Work) -> None:
+    measure_work(benchmark, kernel_work)

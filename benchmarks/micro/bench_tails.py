@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from benchmarks.works import SEED, Works
+from benchmarks.works import measure as measure_work
 from broker_native.tails import Line, Publisher, Tails
 
 if TYPE_CHECKING:
@@ -15,10 +17,14 @@ if TYPE_CHECKING:
 
     from pytest_benchmark.fixture import BenchmarkFixture
 
+    from benchmarks.works import Run, Work
+
 EPHEMERAL, SYNCED = 1, 3
 RECORDS = 4096
 PAYLOAD_BYTES = 128
-RECORD = struct.pack("<IHHI", 12 + PAYLOAD_BYTES, 0, 0, 0) + random.Random(4770).randbytes(PAYLOAD_BYTES)
+RECORD = struct.pack("<IHHI", 12 + PAYLOAD_BYTES, 0, 0, 0) + random.Random(SEED).randbytes(PAYLOAD_BYTES)
+CHANNELS = 1000
+WORKS = Works("tails")
 
 
 class House:
@@ -31,7 +37,7 @@ class House:
             name = b"room.%d" % slot
             self.tails.load(name, level, 2, 1 << 20)
             self.publisher.bind(slot, name)
-        self.slots = random.Random(4770).choices(range(channels), k=RECORDS)
+        self.slots = random.Random(SEED).choices(range(channels), k=RECORDS)
 
     def bodies(self, batch: int, number: int = 0) -> list[bytes]:
         """Return PUBLISH bodies of RECORDS records from a number on, `batch` in each."""
@@ -42,6 +48,75 @@ class House:
     def publish(self, bodies: list[bytes]) -> int:
         publish = self.publisher.publish_frame
         return sum(publish(body) for body in bodies)
+
+
+def published(level: int, channels: int, batch: int) -> Run:
+    house = House(level, channels)
+    bodies = house.bodies(batch)
+
+    def run() -> int:
+        refused = house.publish(bodies)
+        return house.tails.records - refused
+
+    return run
+
+
+@WORKS.work(RECORDS, RECORDS, bytes_per_operation=PAYLOAD_BYTES, once=True)
+def publish() -> Run:
+    return published(EPHEMERAL, 1, 1)
+
+
+@WORKS.work(RECORDS, RECORDS, bytes_per_operation=PAYLOAD_BYTES, once=True)
+def publish_to_many_channels() -> Run:
+    return published(SYNCED, CHANNELS, 1)
+
+
+@WORKS.work(RECORDS, RECORDS, bytes_per_operation=PAYLOAD_BYTES, once=True)
+def publish_batches() -> Run:
+    return published(EPHEMERAL, 1, 64)
+
+
+@WORKS.work(RECORDS, 1, once=True)
+def close_turn() -> Run:
+    house = House(EPHEMERAL, CHANNELS)
+    house.publish(house.bodies(1))
+
+    def run() -> int:
+        value, _ = house.tails.close_turn()
+        house.tails.take_turn_answers()
+        return int(value is not None and len(value) > RECORDS * PAYLOAD_BYTES)
+
+    return run
+
+
+@WORKS.work(RECORDS, 1, once=True)
+def close_and_apply_group() -> Run:
+    house = House(SYNCED, CHANNELS)
+    house.publish(house.bodies(1))
+
+    def run() -> int:
+        value, _ = house.tails.close_group(0, 0, 0, 0, 0)
+        house.tails.take_answers()
+        house.tails.apply_group(value, lambda _: house.publisher.line)
+        return int(len(value) > RECORDS * PAYLOAD_BYTES)
+
+    return run
+
+
+@WORKS.work(RECORDS, RECORDS)
+def load_and_evict() -> Run:
+    names = [b"room.%d" % slot for slot in range(RECORDS)]
+
+    def run() -> int:
+        tails = Tails(1, SEED)
+        for name in names:
+            tails.load(name, SYNCED, 2, 1 << 20)
+        loaded = len(tails)
+        while tails.evict(1 << 62, 1, RECORDS):
+            pass
+        return loaded - len(tails)
+
+    return run
 
 
 def measure(benchmark: BenchmarkFixture, setup: Callable[[], tuple[object, ...]], run: Callable[..., int]) -> None:
@@ -104,3 +179,7 @@ def drain(house: House) -> None:
     value, _ = house.tails.close_group(0, 0, 0, 0, 0)
     house.tails.take_answers()
     house.tails.apply_group(value, lambda _: house.publisher.line)
+
+
+def test_tails_works(benchmark: BenchmarkFixture, kernel_work: Work) -> None:
+    measure_work(benchmark, kernel_work)

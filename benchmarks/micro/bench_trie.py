@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from benchmarks.works import SEED, Works
+from benchmarks.works import measure as measure_work
 from broker_native.trie import PatternTrie
 
 if TYPE_CHECKING:
@@ -15,14 +17,56 @@ if TYPE_CHECKING:
 
     from pytest_benchmark.fixture import BenchmarkFixture
 
+    from benchmarks.works import Run, Work
+
 CALLS = 100
+COMING = 1000
 DEEPEST = b".".join([b"a"] * 128)
+WORKS = Works("trie")
 
 
 def rooms(count: int) -> list[bytes]:
     """Return patterns as a chat system has them: `count` rooms in organisations of 100, and one wildcard for each."""
     literal = [b"chat.organisation%d.room%d" % (index // 100, index) for index in range(count)]
     return literal + [b"chat.organisation%d.*" % index for index in range(-(-count // 100))]
+
+
+def planted(patterns: list[bytes]) -> PatternTrie[object]:
+    """Put a value of its own under each pattern."""
+    trie: PatternTrie[object] = PatternTrie()
+    for pattern in patterns:
+        trie.insert(pattern, pattern)
+    return trie
+
+
+@WORKS.work(10 * CALLS, 20 * CALLS)
+def match() -> Run:
+    patterns = rooms(1000)
+    trie = planted(patterns)
+    names = random.Random(SEED).choices(patterns[:1000], k=10 * CALLS)
+    return lambda: sum(len(trie.match(name)) for name in names)
+
+
+@WORKS.work(1, 129)
+def match_with_forks() -> Run:
+    forks = [b".".join([b"a"] * depth + [b"*"]) for depth in range(128)]
+    forks += [b".".join([b"a"] * depth + [b">"]) for depth in range(128)]
+    trie = planted(forks)
+    return lambda: len(trie.match(DEEPEST))
+
+
+@WORKS.work(2 * COMING, 2 * COMING)
+def insert_and_remove() -> Run:
+    trie = planted(rooms(COMING))
+    coming = [b"chat.organisation%d.new.%d" % (index // 100, index) for index in range(COMING)]
+
+    def run() -> int:
+        # A value each: where one falls in a table of pointers depends on where it lies, which evens out.
+        for pattern in coming:
+            trie.insert(pattern, pattern)
+        return len(coming) + sum(trie.remove(pattern, pattern) for pattern in coming)
+
+    return run
 
 
 def measure(benchmark: BenchmarkFixture, run: Callable[[], int], operations: int) -> None:
@@ -93,3 +137,7 @@ def test_deepest_name_followed_in_vain(benchmark: BenchmarkFixture) -> None:
     patterns = [b".".join([*chance.choices([b"a", b"*"], k=127), b"x"]) for _ in range(1000)]
     trie = built(patterns, benchmark)
     measure(benchmark, lambda: len(trie.match(DEEPEST)), 1)
+
+
+def test_trie_works(benchmark: BenchmarkFixture, kernel_work: Work) -> None:
+    measure_work(benchmark, kernel_work)

@@ -160,7 +160,7 @@ class OwnServer:
         ready.unlink(missing_ok=True)
         command = [sys.executable, "-m", "broker", "serve", "--data", str(self.data), "--tcp", "127.0.0.1:0"]
         command += ["--config", str(self._config), "--ready-file", str(ready)]
-        with (self.folder / "log").open("ab") as log, _kept_to(self._cores):
+        with (self.folder / "log").open("ab") as log, kept_to(self._cores):
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         return Target(f"broker://{_await_ready(self._process, self.folder)}", self._process.pid)
 
@@ -228,7 +228,8 @@ def _is_local(url: str) -> bool:
 
 
 @contextmanager
-def _kept_to(cores: set[int] | None) -> Iterator[None]:
+def kept_to(cores: set[int] | None) -> Iterator[None]:
+    """Keep what is started inside to some cores; None does nothing."""
     if cores is None:
         yield
         return

@@ -28,7 +28,22 @@ def counts(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
         raise click.BadParameter(f"got {value!r}, expected a whole number or several with commas between") from None
 
 
-@click.command("bench", epilog="The exit status is 1 if a message was lost, duplicated, reordered or changed.")
+class BenchCommand(click.Command):
+    """`broker bench`, of which one work has a command line of its own: `compare` runs other brokers as well."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if args[:1] != ["compare"]:
+            return super().make_context(info_name, args, parent, **extra)
+        from broker.cli.compare import command as compare
+
+        return compare.make_context(f"{info_name} compare", args[1:], parent, **extra)
+
+
+@click.command(
+    "bench", cls=BenchCommand, epilog="The exit status is 1 if a message was lost, duplicated, reordered or changed."
+)
 @click.argument("work", type=click.Choice(WORKS))
 @click.option(
     "--durability",
@@ -103,6 +118,9 @@ def command(
     shared   8 processes (--publishers), each publishing and reading: a server, then a shared directory, killed at last
     slow     --slow of the --subscribers stop reading, then read it all; the latency is that of the others
     catchup  --subscribers read --messages from the start; the latency is that of others, who are live at --rate
+
+    `broker bench compare` does works on other brokers as well, and tells who is how much better; its options are its
+    own: `broker bench compare --help`.
 
     Without --url a server is started for the occasion, with its journal in a temporary directory: TMPDIR chooses
     whose disk is measured. A server at --url needs profiles for bench.e.> (ephemeral), bench.a.> (accepted) and

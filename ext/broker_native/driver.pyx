@@ -1,71 +1,77 @@
 """The load driver behind `broker bench`: publishes, reads and checks millions of records a second on one thread.
 
-A driver gets sockets that have said HELLO, named their channels and subscribed; from then on it speaks the hot part of
-the protocol (broker/wire/specification.md §2 to §5) in C, without the interpreter lock. As fast as it can, each window
-opens when its slowest reader has read; or by a rate, in ticks of 100 us, with every record stamped with the time at
-which it was due, so that a server that falls behind is seen as latency and not as a lower rate.
+A driver gets sockets whose handshakes are over; from then on it speaks the hot part of their protocol in C, without the
+interpreter lock: the broker's own, or that of a server that it is compared with (a dialect). As fast as it can, each
+window opens when its slowest reader has read; or by a rate, in ticks of 100 us, with every record stamped with the time
+at which it was due, so that a server that falls behind is seen as latency and not as a lower rate.
 
-Every record is checked: its header, its stamp, each of its other bytes, and its place in its flow (driver_ledger.h).
-Frames are parsed as they come: records are checked where `recv` put them, and what a connection must keep between two
-reads is the half of one record or header, never of a chunk.
+A window is what was published and not yet delivered to the slowest reader, and for each publisher what was sent and not
+yet answered where the protocol has answers. It is the same whatever the dialect, and so is the check of every record:
+its header, its stamp, each of its other bytes, and its place in its flow (driver_ledger.h).
 
 Subscribers may be told to read nothing for a while, like a client that hangs: their sockets fill, and all that is heard
 of them is that they are there.
 
 It must not become the bottleneck, so it sleeps whenever there is nothing to do and never spins; its processor time is
-part of what a run returns. It must not decode control bodies: what the server says in an ERROR is handed back whole.
+part of what a run returns. It must not know how a protocol spells anything.
 
 One thread at a time. Sockets are borrowed: their owner keeps them open for as long as the driver lives.
 """
 
 from collections import namedtuple
+from secrets import token_hex
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport UINT64_MAX, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcmp, memcpy, memset, strerror, strlen
+from libc.string cimport memcpy, memset, strerror
 
-from broker_native.crc32c cimport crc32c
+from broker_native import driver_broker, driver_mqtt, driver_nats, driver_redis, ledger
+from broker_native.driver_broker cimport broker_dialect, broker_write
+from broker_native.driver_load cimport (
+    Audience, Connection, Dialect, FAILURE_CLOSED, FAILURE_MEMORY, FAILURE_NONE, FAILURE_PROTOCOL, FAILURE_REFUSED,
+    FAILURE_SOCKET, INBOX_BYTES_MAX, LINE_BYTES_MAX, LINE_END_BYTES, Lane, Load, POLLER_EVENTS_MAX, POLLER_NEVER,
+    Publisher, PollerEvent, STAMP_BYTES, STAMP_PUBLISHERS_MAX, Sent, Subscriber, Text, clock_cpu_ns, clock_ns,
+    connection_append, connection_flush, connection_interest, lane_bind, ledger_close, ledger_lost, ledger_open,
+    load_fail, numbers_sum, pattern_fill, poller_add, poller_close, poller_open, poller_wait)
+from broker_native.driver_load import FAILURES
+from broker_native.driver_mqtt cimport mqtt_dialect
+from broker_native.driver_nats cimport jetstream_dialect, nats_dialect
+from broker_native.driver_redis cimport redis_dialect, redis_stream_dialect, redis_stream_read_on
 from broker_native.histogram cimport Histogram
-from broker_native.layout cimport (
-    CHUNK_CHANNEL, CHUNK_COUNT, CHUNK_CRC, CHUNK_EPOCH, CHUNK_FIRST, CHUNK_FLAGS, CHUNK_HEADER_BYTES, CREDIT_BYTES,
-    DELIVER_FLAG_EARLY, DELIVER_FLAG_NAME, DELIVER_HEADER_BYTES, FRAME_HEADER_BYTES, GONE_RECORD_BYTES, KIND_CREDIT,
-    KIND_DELIVER, KIND_ERROR, KIND_EVENT, KIND_GOING_AWAY, KIND_PING, KIND_PONG, KIND_PUBLISH, KIND_PUBLISHED,
-    PUBLISHED_ENTRY_BYTES, PUBLISHED_FLAG_DUPLICATE, PUBLISH_COUNT_MAX, PUBLISH_HEADER_BYTES, RECORD_EXPIRY,
-    RECORD_FLAGS_KNOWN, RECORD_GONE, RECORD_HEADERS, RECORD_HEADER_BYTES, RECORD_KEY, RECORD_NUMBER, RECORD_PRIORITY,
-    RECORD_PUBLISHER, load_u16, load_u32, load_u64, store_u32, store_u64)
+from broker_native.layout cimport PUBLISH_COUNT_MAX
 
 cdef extern from "<sys/socket.h>" nogil:
     ssize_t recv(int fd, void* data, size_t size, int flags)
-    ssize_t send(int fd, const void* data, size_t size, int flags)
 
 cdef enum:
-    UNBOUND = 0xFFFFFFFF           # a lane's channel before it is known
     CREDIT_PORTIONS = 8
-    SUBSCRIPTION = 1               # the number of a subscriber's only subscription
     TICK_NS = 100_000
     TICKS_PER_SECOND = 10_000
     SLICE_NS = 100_000_000         # how long the loop runs before signals and stalls are looked at
     RECEIVE_BYTES = 256 * 1024     # one recv: stays in the second-level cache until it has been checked
     SEND_BYTES = 256 * 1024        # one send of a publisher
     ANSWER_BYTES = 512             # a subscriber's: CREDIT and PONG
-    EVENT_NAME_BYTES = 8           # the longest word that is looked for in an EVENT
+    SPILL_LINES_MAX = 6            # of LINE_BYTES_MAX each, before a payload: a message of Redis has the most
+    USUAL_BYTES = 64               # of how a message begins, at first
+    NUMBER_BYTES_MAX = 20          # of a decimal u64
 
-    FAILURE_NONE = 0
-    FAILURE_ERROR = 1              # the server sent ERROR
-    FAILURE_GOING_AWAY = 2
-    FAILURE_CLOSED = 3             # the server closed the connection
-    FAILURE_SOCKET = 4
-    FAILURE_PROTOCOL = 5           # the server broke the specification
-    FAILURE_MEMORY = 6
+    DIALECT_BROKER = 0
+    DIALECT_REDIS = 1
+    DIALECT_REDIS_STREAM = 2
+    DIALECT_NATS = 3
+    DIALECT_JETSTREAM = 4
+    DIALECT_MQTT_0 = 5
+    DIALECT_MQTT_1 = 6
 
 cdef uint64_t ASSURE_NS = 5_000_000_000     # a client says so often that it is there: a third of what servers wait
 
-FAILURES = ("", "error", "going_away", "closed", "socket", "protocol", "memory")
+DIALECTS = ("broker", "redis", "redis-stream", "nats", "jetstream", "mqtt-0", "mqtt-1")
+
+Verifier, payload_of = ledger.Verifier, ledger.payload_of     # what a driver sends and checks, for Python
 
 Failure = namedtuple("Failure", ("reason", "connection", "detail", "body"))
 Outcome = namedtuple("Outcome", (
@@ -73,98 +79,8 @@ Outcome = namedtuple("Outcome", (
     "corrupt", "misplaced", "unordered", "events", "lagging", "live", "level_min", "level_max", "failure"))
 
 
-# --- Failing ------------------------------------------------------------------------------------------------------
+# --- Windows and the schedule -------------------------------------------------------------------------------------
 
-cdef void load_fail(Load* load, Connection* connection, int failure, const char* detail) noexcept nogil:
-    """Remember the first thing that went wrong; the loop ends with it."""
-    if load.failure == FAILURE_NONE:
-        load.failure = failure
-        load.failure_errno = errno if failure == FAILURE_SOCKET else 0
-        load.failure_connection = <uint32_t>(connection - load.connections)
-        load.failure_detail = detail
-
-
-cdef void load_fail_body(Load* load, Connection* connection, int failure, const uint8_t* body,
-                         uint32_t size) noexcept nogil:
-    """Keep the body of a frame that ends the run, for Python to decode. No frame is taken after a failure."""
-    load_fail(load, connection, failure, NULL)
-    load.failure_body = <uint8_t*>malloc(size if size else 1)
-    if load.failure_body != NULL:
-        memcpy(load.failure_body, body, size)
-        load.failure_bytes = size
-
-
-# --- Sending ------------------------------------------------------------------------------------------------------
-
-cdef void connection_flush(Load* load, Connection* connection) noexcept nogil:
-    """Send what is waiting, and ask to be told when the socket takes the rest."""
-    cdef ssize_t sent
-    cdef bint waits = False
-    while connection.out_begin < connection.out_end:
-        sent = send(connection.fd, connection.out + connection.out_begin,
-                    connection.out_end - connection.out_begin, 0)
-        if sent >= 0:
-            connection.out_begin += <size_t>sent
-        elif errno == EAGAIN:
-            waits = True
-            break
-        elif errno != EINTR:
-            load_fail(load, connection, FAILURE_SOCKET, b"send")
-            return
-    if not waits:
-        connection.out_begin = connection.out_end = 0
-    if waits != connection.waits_to_write:
-        connection.waits_to_write = waits
-        connection_interest(load, connection)
-
-
-cdef void connection_interest(Load* load, Connection* connection) noexcept nogil:
-    """Tell the poller what a connection waits for."""
-    cdef bint reading = connection.subscriber == NULL or not connection.subscriber.halted
-    if poller_interest(&load.poller, connection.fd, <uint32_t>(connection - load.connections), reading,
-                       connection.waits_to_write):
-        load_fail(load, connection, FAILURE_SOCKET, b"epoll_ctl")
-
-
-cdef uint8_t* connection_append(Connection* connection, size_t size) noexcept nogil:
-    """Return where `size` more bytes go, or NULL when they do not fit."""
-    if connection.out_capacity - connection.out_end < size:
-        return NULL
-    connection.out_end += size
-    return connection.out + connection.out_end - size
-
-
-cdef void frame_header_write(uint8_t* frame, uint32_t body_bytes, uint32_t kind) noexcept nogil:
-    store_u32(frame, body_bytes)
-    store_u32(frame + 4, kind)       # flags and the reserved field are zero
-
-
-cdef void connection_grant(Load* load, Connection* connection, Subscriber* subscriber) noexcept nogil:
-    """Grant again what has been read, once it is a portion of the credit."""
-    cdef uint8_t* frame
-    if subscriber.credit_used < subscriber.credit_portion:
-        return
-    frame = connection_append(connection, FRAME_HEADER_BYTES + CREDIT_BYTES)
-    if frame == NULL:
-        return                       # the server reads nothing: the next chunk tries again
-    frame_header_write(frame, CREDIT_BYTES, KIND_CREDIT)
-    store_u32(frame + 8, SUBSCRIPTION)
-    store_u32(frame + 12, 0)
-    store_u64(frame + 16, subscriber.credit_used)
-    subscriber.credit_used = 0
-    connection_flush(load, connection)
-
-
-cdef void connection_pong(Load* load, Connection* connection, const uint8_t* token) noexcept nogil:
-    cdef uint8_t* frame = connection_append(connection, FRAME_HEADER_BYTES + 8)
-    if frame == NULL:
-        return                       # what is queued says as well that we live
-    frame_header_write(frame, 8, KIND_PONG)
-    memcpy(frame + FRAME_HEADER_BYTES, token, 8)
-    connection_flush(load, connection)
-
-
-# --- Publishing ---------------------------------------------------------------------------------------------------
 
 cdef bint window_admits(uint64_t in_flight, uint64_t more, uint64_t window, bint* shut) noexcept nogil:
     """Say whether `more` records fit; a window that was full opens again when a quarter of it is free.
@@ -214,31 +130,6 @@ cdef uint64_t publisher_due_ns(Load* load, Publisher* publisher) noexcept nogil:
     return load.start_ns + (tick - 1) * TICK_NS
 
 
-cdef void publisher_frame(Load* load, Publisher* publisher, uint8_t* frame, uint32_t channel, uint32_t count,
-                          uint64_t time_ns) noexcept nogil:
-    """Write one PUBLISH frame of `count` records, PUBLISH_HEADER_BYTES + count * record_bytes after its header."""
-    cdef uint8_t* record = frame + FRAME_HEADER_BYTES + PUBLISH_HEADER_BYTES
-    cdef uint32_t i, number = publisher.turn
-    cdef uint32_t stamped = 0 if load.owned else publisher.index
-    frame_header_write(frame, PUBLISH_HEADER_BYTES + count * load.record_bytes, KIND_PUBLISH)
-    store_u32(frame + 8, number)
-    store_u32(frame + 12, count)
-    store_u64(frame + 16, publisher.records + 1)
-    for i in range(count):
-        store_u64(record, load.record_head)
-        store_u32(record + 8, 0)
-        memcpy(record + RECORD_HEADER_BYTES + STAMP_BYTES, load.pattern + STAMP_BYTES,
-               load.payload_bytes - STAMP_BYTES)
-        stamp_write(record + RECORD_HEADER_BYTES, stamped, publisher.counters[number] + i, time_ns, channel)
-        record += load.record_bytes
-    if publisher.sent != NULL:
-        publisher.sent[(publisher.records + 1) & load.sent_mask] = Sent(publisher.records + 1, time_ns, number)
-    publisher.counters[number] += count
-    publisher.records += count
-    publisher.left -= count
-    publisher.frames += 1
-
-
 cdef uint32_t publisher_next(Load* load, Publisher* publisher) noexcept nogil:
     """Choose the number that the next frame is for: the next one, or any of those that are the publisher's own."""
     if not load.random:
@@ -250,8 +141,11 @@ cdef uint32_t publisher_next(Load* load, Publisher* publisher) noexcept nogil:
     return <uint32_t>(((publisher.random * <uint64_t>0x2545F4914F6CDD1D >> 32) * publisher.channels) >> 32)
 
 
-cdef uint64_t publisher_fill(Load* load, Connection* connection, uint64_t now_ns) noexcept nogil:
+cdef inline uint64_t publisher_fill(Load* load, Connection* connection, uint64_t now_ns, bint ours) noexcept nogil:
     """Write the frames that are due and admitted into an empty buffer.
+
+    `ours` is a constant where this is called, so that there are two loops: one that has become one piece with what it
+    writes, and one for all other dialects.
 
     Returns:
         When the next frame is due, POLLER_NEVER when none is or another event must come first.
@@ -274,13 +168,25 @@ cdef uint64_t publisher_fill(Load* load, Connection* connection, uint64_t now_ns
         audience = channel % load.audiences_count
         if not audience_admits(load, audience, count):
             break
-        frame = connection_append(connection, FRAME_HEADER_BYTES + PUBLISH_HEADER_BYTES + count * load.record_bytes)
+        frame = connection_append(connection, load.frame_extra_bytes + count * load.record_bytes)
         if frame == NULL:
             break
-        publisher_frame(load, publisher, frame, channel, count, due_ns if load.rate else now_ns)
+        if ours:
+            broker_write(load, publisher, frame, channel, count, due_ns if load.rate else now_ns)
+        else:
+            frame = load.dialect.write(load, publisher, frame, channel, count, due_ns if load.rate else now_ns)
+            connection.out_end = <size_t>(frame - connection.out)
         load.audiences[audience].published += count
         publisher.turn = publisher_next(load, publisher)
     return POLLER_NEVER
+
+
+cdef uint64_t publisher_fill_ours(Load* load, Connection* connection, uint64_t now_ns) noexcept nogil:
+    return publisher_fill(load, connection, now_ns, True)
+
+
+cdef uint64_t publisher_fill_other(Load* load, Connection* connection, uint64_t now_ns) noexcept nogil:
+    return publisher_fill(load, connection, now_ns, False)
 
 
 cdef uint64_t load_publish(Load* load, uint64_t now_ns) noexcept nogil:
@@ -297,7 +203,10 @@ cdef uint64_t load_publish(Load* load, uint64_t now_ns) noexcept nogil:
         index = (index + 1) % load.publishers_count
         if connection.out_end or not connection.publisher.left:
             continue
-        due_ns = publisher_fill(load, connection, now_ns)
+        if load.dialect.write == NULL:
+            due_ns = publisher_fill_ours(load, connection, now_ns)
+        else:
+            due_ns = publisher_fill_other(load, connection, now_ns)
         if due_ns < wake_ns:
             wake_ns = due_ns
         if connection.out_end:
@@ -308,375 +217,7 @@ cdef uint64_t load_publish(Load* load, uint64_t now_ns) noexcept nogil:
     return wake_ns
 
 
-cdef uint64_t numbers_sum(uint64_t first, uint64_t count) noexcept nogil:
-    """Return first + … + (first + count - 1), modulo 2^64: one of the two factors halved is even."""
-    if count % 2:
-        return count * (first + count // 2)
-    return count // 2 * (2 * first + count - 1)
-
-
-cdef void publisher_answered(Load* load, Publisher* publisher, const uint8_t* entry, uint64_t now_ns,
-                             Histogram latency) noexcept nogil:
-    """Measure how long the frames of an entry have waited, and check that their channel went on where it was.
-
-    An entry is of one channel. Whoever owns a channel sees each of its sequences answered, and in their order.
-    """
-    cdef uint64_t number = load_u64(entry), first = load_u64(entry + 16)
-    cdef uint64_t end = number + load_u32(entry + 24)
-    cdef Sent* sent = &publisher.sent[number & load.sent_mask]
-    if publisher.heads != NULL:
-        if publisher.heads[sent.channel] != 0 and first != publisher.heads[sent.channel] + 1:
-            load.unordered += 1
-        publisher.heads[sent.channel] = first + (end - number) - 1
-    while number < end:
-        sent = &publisher.sent[number & load.sent_mask]
-        if sent.number == number:
-            latency.record(now_ns - sent.time_ns if now_ns > sent.time_ns else 0)
-        number += 1
-
-
-cdef size_t take_published(Load* load, Connection* connection, const uint8_t* body, uint32_t size,
-                           uint64_t now_ns, Histogram latency) noexcept nogil:
-    """Count answers to publishes."""
-    cdef Publisher* publisher = connection.publisher
-    cdef uint64_t number
-    cdef uint32_t at = 0, count
-    cdef uint8_t level
-    if publisher == NULL or size % PUBLISHED_ENTRY_BYTES:
-        load_fail(load, connection, FAILURE_PROTOCOL, b"PUBLISHED: to a subscriber, or not a multiple of its entry")
-        return 0
-    while at < size:
-        number = load_u64(body + at)
-        count = load_u32(body + at + 24)
-        level = body[at + 32]
-        if number == 0 or number > publisher.records or count > publisher.records + 1 - number:
-            load_fail(load, connection, FAILURE_PROTOCOL, b"PUBLISHED: answers more than was published")
-            return 0
-        if publisher.sent != NULL:
-            publisher_answered(load, publisher, body + at, now_ns, latency)
-        publisher.acked += count
-        publisher.acked_sum += numbers_sum(number, count)
-        if body[at + 33] & PUBLISHED_FLAG_DUPLICATE:
-            load.acked_twice += count
-        if level < load.level_min:
-            load.level_min = level
-        if level > load.level_max:
-            load.level_max = level
-        at += PUBLISHED_ENTRY_BYTES
-    return size
-
-
 # --- Reading ------------------------------------------------------------------------------------------------------
-
-cdef Lane* subscriber_lane(Load* load, Subscriber* subscriber, uint64_t channel_id) noexcept nogil:
-    """Find the lane of one of the server's channels, or open it. NULL when there are more than were subscribed to."""
-    # Servers number their channels one after the other, and publishers go through them in turn: neighbours follow each
-    # other here as well, or a thousand readers of as many channels would miss the cache with every record.
-    cdef uint64_t slot = channel_id
-    cdef Lane* lane = subscriber.lane
-    if lane != NULL and lane.channel_id == channel_id:
-        return lane
-    while True:
-        lane = &subscriber.lanes[slot & subscriber.lanes_mask]
-        if lane.channel_id == channel_id:
-            return lane
-        if lane.channel_id == 0:
-            break
-        slot += 1
-    if subscriber.lanes_used > subscriber.lanes_mask // 2:
-        return NULL
-    subscriber.lanes_used += 1
-    lane.channel_id = channel_id
-    lane.channel = UNBOUND
-    return lane
-
-
-cdef bint lane_bind(Load* load, Subscriber* subscriber, Lane* lane, uint32_t channel) noexcept nogil:
-    """Say which of our channels a lane is. False when the subscriber has no such channel."""
-    if channel >= load.channels or channel % load.audiences_count != subscriber.audience:
-        return False
-    lane.channel = channel
-    lane.first_flow = <uint64_t>(channel // load.audiences_count) * load.flow_publishers
-    return True
-
-
-cdef bint lane_bind_name(Load* load, Subscriber* subscriber, Lane* lane, const uint8_t* name,
-                         uint8_t size) noexcept nogil:
-    """Bind a lane by the name that came with its first chunk, once for each.
-
-    A name that ends in its index, as the works name them, is found at once, any other in O(channels of the audience).
-    """
-    cdef uint32_t channel = 0
-    cdef uint64_t digit = 1
-    cdef uint8_t at = size
-    while at and 48 <= name[at - 1] <= 57 and digit <= load.channels:      # ASCII digits
-        channel += <uint32_t>digit * (name[at - 1] - 48)
-        digit *= 10
-        at -= 1
-    if (channel < load.channels and load.name_sizes[channel] == size
-            and memcmp(load.names[channel], name, size) == 0):
-        return lane_bind(load, subscriber, lane, channel)
-    channel = subscriber.audience
-    while channel < load.channels:
-        if load.name_sizes[channel] == size and memcmp(load.names[channel], name, size) == 0:
-            return lane_bind(load, subscriber, lane, channel)
-        channel += load.audiences_count
-    return False
-
-
-cdef void lane_follow(Load* load, Lane* lane, const uint8_t* chunk) noexcept nogil:
-    """Check that a chunk goes on where the one before it in its channel ended, in the same epoch."""
-    cdef uint64_t epoch = load_u64(chunk + CHUNK_EPOCH)
-    cdef uint64_t first = load_u64(chunk + CHUNK_FIRST)
-    if epoch == 0 or (lane.epoch != 0 and lane.epoch != epoch) or first != lane.last + 1:
-        load.misplaced += 1
-    lane.epoch = epoch
-    lane.last = first + load_u32(chunk + CHUNK_COUNT) - 1
-
-
-cdef void subscriber_follow(Load* load, Subscriber* subscriber, const uint8_t* frame) noexcept nogil:
-    """Check that bus positions of committed chunks increase. Ephemeral and early chunks are outside their order."""
-    cdef uint64_t index = load_u32(frame + 12), group = load_u64(frame + 16)
-    if group == 0 or frame[5] & DELIVER_FLAG_EARLY:
-        return
-    if group < subscriber.group or (group == subscriber.group and index <= subscriber.index):
-        load.misplaced += 1
-    subscriber.group = group
-    subscriber.index = index
-
-
-cdef bint deliver_legal(Load* load, const uint8_t* frame, size_t header_bytes) noexcept nogil:
-    """Check the sizes and fixed fields of a DELIVER whose headers have come."""
-    cdef const uint8_t* chunk = frame + header_bytes
-    cdef uint64_t chunk_bytes = load_u32(chunk)
-    return (load_u32(frame) + FRAME_HEADER_BYTES == header_bytes + chunk_bytes
-            and load_u32(frame) <= load.frame_bytes_max
-            and chunk_bytes >= CHUNK_HEADER_BYTES + RECORD_HEADER_BYTES
-            and load_u32(frame + 8) == SUBSCRIPTION
-            and load_u32(chunk + CHUNK_COUNT) != 0
-            and load_u32(chunk + CHUNK_FLAGS) == 0
-            and load_u64(chunk + CHUNK_CHANNEL) != 0)
-
-
-cdef size_t take_deliver(Load* load, Connection* connection, const uint8_t* frame, size_t size) noexcept nogil:
-    """Begin a chunk: take a DELIVER frame up to its first record. Returns 0 while more must come."""
-    cdef Subscriber* subscriber = connection.subscriber
-    cdef size_t header_bytes = FRAME_HEADER_BYTES + DELIVER_HEADER_BYTES
-    cdef bint named = frame[5] & DELIVER_FLAG_NAME, name_due
-    cdef const uint8_t* chunk
-    cdef Lane* lane
-    if named:
-        if size <= header_bytes:
-            return 0
-        header_bytes += 1 + frame[header_bytes]
-    if size < header_bytes + CHUNK_HEADER_BYTES:
-        return 0
-    if subscriber == NULL or not deliver_legal(load, frame, header_bytes):
-        load_fail(load, connection, FAILURE_PROTOCOL, b"DELIVER: its sizes or fields are not legal")
-        return 0
-    chunk = frame + header_bytes
-    lane = subscriber_lane(load, subscriber, load_u64(chunk + CHUNK_CHANNEL))
-    if lane == NULL:
-        load_fail(load, connection, FAILURE_PROTOCOL, b"DELIVER: from more channels than were subscribed to")
-        return 0
-    name_due = subscriber.named != 0 and lane.last == 0
-    if named != name_due:
-        load.misplaced += 1
-    elif named and not lane_bind_name(load, subscriber, lane, frame + FRAME_HEADER_BYTES + DELIVER_HEADER_BYTES + 1,
-                                      frame[FRAME_HEADER_BYTES + DELIVER_HEADER_BYTES]):
-        load.misplaced += 1
-    lane_follow(load, lane, chunk)
-    subscriber_follow(load, subscriber, frame)
-    subscriber.lane = lane
-    subscriber.chunk_bytes = load_u32(chunk)
-    subscriber.chunk_left = subscriber.chunk_bytes - CHUNK_HEADER_BYTES
-    subscriber.chunk_sequences = load_u32(chunk + CHUNK_COUNT)
-    subscriber.chunk_crc = load_u32(chunk + CHUNK_CRC)
-    if load.crc:
-        subscriber.crc = crc32c(0, chunk + CHUNK_CHANNEL, CHUNK_HEADER_BYTES - CHUNK_CHANNEL)
-    return header_bytes + CHUNK_HEADER_BYTES
-
-
-cdef uint32_t record_fields_bytes(const uint8_t* record, uint32_t size) noexcept nogil:
-    """Return the size of a record's header and fields: where its payload begins. Above `size` when they do not fit."""
-    cdef uint32_t flags = load_u16(record + 4), at = RECORD_HEADER_BYTES
-    if flags & RECORD_PUBLISHER:
-        at += 1
-        at += record[at - 1] if at <= size else <uint8_t>0
-    if flags & RECORD_NUMBER:
-        at += 8
-    if flags & RECORD_PRIORITY:
-        at += 1
-    if flags & RECORD_EXPIRY:
-        at += 4
-    if flags & RECORD_KEY:
-        at += 2
-        at += load_u16(record + at - 2) if at <= size else <uint16_t>0
-    if flags & RECORD_HEADERS:
-        at += 2
-        at += load_u16(record + at - 2) if at <= size else <uint16_t>0
-    return at
-
-
-cdef const uint8_t* record_payload(Subscriber* subscriber, const uint8_t* record, uint32_t size) noexcept nogil:
-    """Return the payload of a whole record, NULL when it is none of ours: another size, or taken out by the server."""
-    cdef uint32_t flags = load_u16(record + 4), at
-    if flags & ~<uint32_t>RECORD_FLAGS_KNOWN or flags & RECORD_GONE:
-        return NULL
-    at = record_fields_bytes(record, size)
-    if at > size or size - at != subscriber.ledger.payload_bytes:
-        return NULL
-    return record + at
-
-
-cdef uint32_t record_sequences(const uint8_t* record, uint32_t size) noexcept nogil:
-    """Return how many sequences a record covers: its run when it is GONE, else one."""
-    if load_u16(record + 4) & RECORD_GONE and size == GONE_RECORD_BYTES:
-        return load_u32(record + RECORD_HEADER_BYTES + 4)
-    return 1
-
-
-cdef void take_payload(Load* load, Subscriber* subscriber, const uint8_t* payload) noexcept nogil:
-    """Check a payload against its flow. The first one of a lane without a name also says which channel it is."""
-    cdef Lane* lane = subscriber.lane
-    if lane.channel == UNBOUND and not lane_bind(load, subscriber, lane, load_u32(payload + STAMP_CHANNEL)):
-        subscriber.ledger.taken += 1
-        subscriber.ledger.corrupt += 1
-        return
-    ledger_take(&subscriber.ledger, lane.first_flow, lane.channel, payload)
-
-
-cdef size_t take_records(Load* load, Connection* connection, const uint8_t* data, size_t size, uint64_t now_ns,
-                         Histogram latency) noexcept nogil:
-    """Check the records of the chunk under way that have come whole. Returns the bytes taken."""
-    cdef Subscriber* subscriber = connection.subscriber
-    cdef size_t limit = size if size < subscriber.chunk_left else subscriber.chunk_left
-    cdef size_t at = 0
-    cdef uint32_t record_bytes, sequences
-    cdef uint64_t time_ns, run_time_ns = 0
-    cdef uint32_t run = 0                # records in a row that were sent at the same time
-    cdef const uint8_t* payload
-    while limit - at >= RECORD_HEADER_BYTES:
-        if load_u64(data + at) == load.record_head:
-            record_bytes = load.record_bytes
-            payload = data + at + RECORD_HEADER_BYTES
-            sequences = 1
-            if limit - at < record_bytes:
-                break
-        else:
-            record_bytes = load_u32(data + at)
-            if record_bytes < RECORD_HEADER_BYTES or record_bytes > load.frame_bytes_max:
-                load_fail(load, connection, FAILURE_PROTOCOL, b"DELIVER: a record's size is not legal")
-                return at
-            if limit - at < record_bytes:
-                break
-            payload = record_payload(subscriber, data + at, record_bytes)
-            sequences = record_sequences(data + at, record_bytes)
-        if sequences > subscriber.chunk_sequences or sequences == 0:
-            load_fail(load, connection, FAILURE_PROTOCOL, b"DELIVER: more records than its chunk counts")
-            return at
-        subscriber.chunk_sequences -= sequences
-        at += record_bytes
-        if payload == NULL:
-            subscriber.ledger.corrupt += 1
-            continue
-        take_payload(load, subscriber, payload)
-        time_ns = load_u64(payload + STAMP_TIME)
-        if time_ns != run_time_ns:
-            if run and now_ns > run_time_ns:
-                latency.record_n(now_ns - run_time_ns, run)
-            run_time_ns = time_ns
-            run = 0
-        run += 1
-    if run and now_ns > run_time_ns:
-        latency.record_n(now_ns - run_time_ns, run)
-    if load.crc:
-        subscriber.crc = crc32c(subscriber.crc, data, at)
-    subscriber.chunk_left -= <uint32_t>at
-    if subscriber.chunk_left == 0:
-        take_chunk_end(load, connection, subscriber)
-    elif limit == subscriber.chunk_left + at:
-        # All of the chunk is here, and what is left of it is no whole record.
-        load_fail(load, connection, FAILURE_PROTOCOL, b"DELIVER: a record passes its chunk's end")
-    return at
-
-
-cdef void take_chunk_end(Load* load, Connection* connection, Subscriber* subscriber) noexcept nogil:
-    if subscriber.chunk_sequences:
-        load_fail(load, connection, FAILURE_PROTOCOL, b"DELIVER: fewer records than its chunk counts")
-    if load.crc and subscriber.crc != subscriber.chunk_crc:
-        load.crc_wrong += 1
-    subscriber.credit_used += subscriber.chunk_bytes
-    connection_grant(load, connection, subscriber)
-
-
-cdef bint body_tells(const uint8_t* body, uint32_t size, const char* event) noexcept nogil:
-    """Say whether a control body has the pair (event, a word of up to EVENT_NAME_BYTES), without decoding it."""
-    cdef uint8_t[7 + EVENT_NAME_BYTES] pair
-    cdef uint32_t at, length = <uint32_t>strlen(event)
-    memcpy(pair, b"\xa5event", 6)               # short strings of MessagePack: their length, then they
-    pair[6] = 0xA0 | <uint8_t>length
-    memcpy(pair + 7, event, length)
-    length += 7
-    for at in range(size - length + 1 if size >= length else 0):
-        if memcmp(body + at, pair, length) == 0:
-            return True
-    return False
-
-
-cdef void take_event(Load* load, const uint8_t* body, uint32_t size) noexcept nogil:
-    load.events += 1
-    if body_tells(body, size, b"lagging"):
-        load.lagging += 1
-    elif body_tells(body, size, b"live"):
-        load.live += 1
-
-
-cdef size_t take_frame(Load* load, Connection* connection, const uint8_t* data, size_t size, uint64_t now_ns,
-                       Histogram latency) noexcept nogil:
-    """Take one frame, or the head of a DELIVER. Returns the bytes taken, 0 while more must come."""
-    cdef uint32_t body_bytes
-    cdef uint8_t kind
-    cdef const uint8_t* body = data + FRAME_HEADER_BYTES
-    if size < FRAME_HEADER_BYTES:
-        return 0
-    body_bytes = load_u32(data)
-    kind = data[4]
-    if kind == KIND_DELIVER:
-        return take_deliver(load, connection, data, size)
-    if body_bytes > load.frame_bytes_max:
-        load_fail(load, connection, FAILURE_PROTOCOL, b"a frame is larger than WELCOME allows")
-        return 0
-    if size < FRAME_HEADER_BYTES + <size_t>body_bytes:
-        return 0
-    if kind == KIND_PUBLISHED:
-        take_published(load, connection, body, body_bytes, now_ns, latency)
-    elif kind == KIND_PING and body_bytes == 8:
-        connection_pong(load, connection, body)
-    elif kind == KIND_ERROR:
-        load_fail_body(load, connection, FAILURE_ERROR, body, body_bytes)
-    elif kind == KIND_GOING_AWAY:
-        load_fail_body(load, connection, FAILURE_GOING_AWAY, body, body_bytes)
-    elif kind == KIND_EVENT:
-        take_event(load, body, body_bytes)
-    elif kind != KIND_PONG:
-        load_fail(load, connection, FAILURE_PROTOCOL, b"a frame that does not belong here")
-    return FRAME_HEADER_BYTES + <size_t>body_bytes
-
-
-cdef size_t take_bytes(Load* load, Connection* connection, const uint8_t* data, size_t size, uint64_t now_ns,
-                       Histogram latency) noexcept nogil:
-    """Take all that can be taken of what has come. Returns the bytes taken."""
-    cdef size_t at = 0, taken
-    while load.failure == FAILURE_NONE:
-        if connection.subscriber != NULL and connection.subscriber.chunk_left:
-            taken = take_records(load, connection, data + at, size - at, now_ns, latency)
-        else:
-            taken = take_frame(load, connection, data + at, size - at, now_ns, latency)
-        if taken == 0:
-            break
-        at += taken
-    return at
 
 
 cdef void connection_spill(Load* load, Connection* connection, const uint8_t* rest, size_t size) noexcept nogil:
@@ -716,7 +257,7 @@ cdef void connection_receive(Load* load, Connection* connection, Histogram laten
     if kept:
         memcpy(load.buffer, connection.spill, kept)
     size = kept + <size_t>received
-    taken = take_bytes(load, connection, load.buffer, size, now_ns, latency)
+    taken = load.dialect.take(load, connection, load.buffer, size, now_ns, latency)
     connection_spill(load, connection, load.buffer + taken, size - taken)
     load.active_ns = now_ns
     if taken:
@@ -724,6 +265,7 @@ cdef void connection_receive(Load* load, Connection* connection, Histogram laten
 
 
 # --- The loop -----------------------------------------------------------------------------------------------------
+
 
 cdef bint load_drained(Load* load) noexcept nogil:
     """Say whether everything that is to be published was, was answered, and has been read by everybody."""
@@ -757,16 +299,14 @@ cdef bint load_outstanding(Load* load) noexcept nogil:
 
 
 cdef void load_assure(Load* load, uint64_t now_ns) noexcept nogil:
-    """Let those who read nothing say that they are there: they see no PING, and a PONG says it as well."""
-    cdef uint8_t[8] token
+    """Let those who read nothing say that they are there, where that is needed."""
     cdef uint32_t i
-    if now_ns - load.assured_ns < ASSURE_NS:
+    if load.dialect.assure == NULL or now_ns - load.assured_ns < ASSURE_NS:
         return
     load.assured_ns = now_ns
-    memset(token, 0, sizeof(token))
     for i in range(load.publishers_count, load.connections_count):
         if load.connections[i].subscriber.halted:
-            connection_pong(load, &load.connections[i], token)
+            load.dialect.assure(load, &load.connections[i])
 
 
 cdef bint load_turns(Load* load, Histogram latency, Histogram answers, Histogram untimed) noexcept nogil:
@@ -806,6 +346,7 @@ cdef bint load_turns(Load* load, Histogram latency, Histogram answers, Histogram
 
 
 # --- Opening and closing ------------------------------------------------------------------------------------------
+
 
 cdef int load_connect(Load* load, int fd, size_t out_capacity) except -1:
     """Take a socket in. Returns 0; the connection is the last one."""
@@ -859,6 +400,8 @@ cdef int publisher_open(Load* load, Publisher* publisher, uint64_t head) except 
 cdef void subscriber_free(Subscriber* subscriber) noexcept:
     ledger_close(&subscriber.ledger)
     free(subscriber.lanes)
+    free(subscriber.usual)
+    free(subscriber.request)
     free(subscriber)
 
 
@@ -874,8 +417,10 @@ cdef Subscriber* subscriber_new(Load* load, uint32_t audience) except NULL:
     subscriber.audience = audience
     subscriber.lanes_mask = lanes - 1
     subscriber.lanes = <Lane*>calloc(lanes, sizeof(Lane))
-    if subscriber.lanes == NULL or ledger_open(&subscriber.ledger, load.pattern, load.payload_bytes, channels,
-                                               load.flow_publishers):
+    subscriber.usual_capacity = USUAL_BYTES
+    subscriber.usual = <uint8_t*>malloc(USUAL_BYTES)
+    if (subscriber.lanes == NULL or subscriber.usual == NULL
+            or ledger_open(&subscriber.ledger, load.pattern, load.payload_bytes, channels, load.flow_publishers)):
         subscriber_free(subscriber)
         raise MemoryError
     return subscriber
@@ -885,18 +430,22 @@ cdef Subscriber* subscriber_new(Load* load, uint32_t audience) except NULL:
 cdef class Driver:
     cdef Load load
     cdef bint opened
+    cdef int dialect                 # DIALECT_*
     cdef object names                # bytes of the channels' names, which load.names borrows
+    cdef object heads                # the same of load.heads
+    cdef bytes size_text             # and of load.size
     cdef readonly Histogram latency
     cdef readonly Histogram answers
     cdef Histogram untimed           # of subscribers whose latency says nothing
 
     def __init__(self, names, *, uint32_t publishers, uint32_t audiences=1, uint32_t payload_bytes=128,
                  uint32_t batch=1, uint64_t window=16384, uint32_t frame_bytes_max=1 << 21, bint crc=False,
-                 bint owned=False, bint random=False):
+                 bint owned=False, bint random=False, dialect="broker"):
         """Prepare a load over channels.
 
         Args:
-            names: the channels' names as bytes; a name's index is the number that every publisher has given it.
+            names: the channels' names as bytes; a name's index is the number that every publisher has given it. Other
+                dialects call them channels, streams, subjects or topics.
             publishers: how many connections will publish, 0 to 65,536.
             audiences: into how many groups channels and subscribers fall, by their index; 1 to the number of channels.
             payload_bytes: size of every payload, from STAMP_BYTES (24).
@@ -909,13 +458,17 @@ cdef class Driver:
                 by its connection. How long each frame waits for its answer is measured then, and each channel's
                 answers must follow one another.
             random: publishers take their channels at random instead of in turn; only with `owned`.
+            dialect: the protocol of all sockets: one of DIALECTS. What only the broker's has (`owned`, `crc`, `head`,
+                credit, and chunks, answers and events in an Outcome) means nothing in others.
 
         Raises:
             ValueError: an argument is out of its range.
             MemoryError, OSError: no memory, or no descriptor for the poller.
         """
-        cdef uint64_t record_bytes = <uint64_t>RECORD_HEADER_BYTES + payload_bytes
+        cdef uint64_t record_bytes
         names = tuple(names)
+        if dialect not in DIALECTS:
+            raise ValueError(f"dialect: got {dialect}, one of {', '.join(DIALECTS)}")
         if not 1 <= audiences <= len(names):
             raise ValueError(f"audiences: got {audiences}, from 1 to the {len(names)} channels")
         if payload_bytes < STAMP_BYTES:
@@ -924,13 +477,19 @@ cdef class Driver:
             raise ValueError(f"publishers: got {publishers}, limit {STAMP_PUBLISHERS_MAX}")
         if not 1 <= batch <= PUBLISH_COUNT_MAX or window < 4 * <uint64_t>batch:
             raise ValueError(f"batch: got {batch}, from 1 to {PUBLISH_COUNT_MAX} and a quarter of the window {window}")
-        if PUBLISH_HEADER_BYTES + batch * record_bytes > frame_bytes_max:
-            raise ValueError(f"batch: {batch} records of {record_bytes} bytes pass the frame limit {frame_bytes_max}")
         if self.load.channels:
             raise ValueError("a driver is prepared once")
+        self.dialect = DIALECTS.index(dialect)
+        if self.dialect != DIALECT_BROKER and (owned or random or crc):
+            raise ValueError(f"{dialect}: got owned, random or crc, which mean nothing in it")
+        if self.dialect == DIALECT_MQTT_1 and window > driver_mqtt.IDENTIFIERS:
+            raise ValueError(f"window: got {window}, limit {driver_mqtt.IDENTIFIERS}: QoS 1 tells no more apart")
+        record_bytes = self.prepare_dialect(names, payload_bytes)
+        if self.load.frame_extra_bytes + batch * record_bytes > frame_bytes_max:
+            raise ValueError(f"batch: {batch} records of {record_bytes} bytes pass the frame limit {frame_bytes_max}")
         self.load.payload_bytes = payload_bytes
         self.load.record_bytes = <uint32_t>record_bytes
-        self.load.record_head = record_bytes     # flags and the reserved field are zero
+        self.load.record_head = record_bytes     # of the broker's records; flags and the reserved field are zero
         self.load.batch = batch
         self.load.window = window
         self.load.frame_bytes_max = frame_bytes_max
@@ -953,6 +512,57 @@ cdef class Driver:
             raise OSError(reason, strerror(reason).decode())
         self.opened = True
 
+    cdef uint64_t prepare_dialect(self, tuple names, uint32_t payload_bytes) except 0:
+        """Set what a dialect needs to know of channels and payloads. Returns what a record takes at most."""
+        cdef Load* load = &self.load
+        cdef list heads = []
+        load.dialect = self.dialect_of()
+        if self.dialect == DIALECT_BROKER:
+            load.frame_extra_bytes = driver_broker.extra_bytes()
+            return driver_broker.record_bytes_max(payload_bytes)
+        for name in names:
+            heads.append(self.head_of(name, payload_bytes))
+        self.size_text = driver_nats.size_text(payload_bytes)
+        load.size = Text(<const uint8_t*>PyBytes_AS_STRING(self.size_text), <uint32_t>PyBytes_GET_SIZE(self.size_text))
+        self.prepare_heads(tuple(heads))
+        return (<uint64_t>max(map(len, heads)) + INBOX_BYTES_MAX + NUMBER_BYTES_MAX + load.size.size + payload_bytes
+                + LINE_END_BYTES)
+
+    cdef const Dialect* dialect_of(self) noexcept:
+        if self.dialect == DIALECT_BROKER:
+            return broker_dialect()
+        if self.dialect == DIALECT_REDIS:
+            return redis_dialect()
+        if self.dialect == DIALECT_REDIS_STREAM:
+            return redis_stream_dialect()
+        if self.dialect == DIALECT_NATS:
+            return nats_dialect()
+        if self.dialect == DIALECT_JETSTREAM:
+            return jetstream_dialect()
+        return mqtt_dialect(self.dialect == DIALECT_MQTT_1)
+
+    cdef bytes head_of(self, bytes name, uint32_t payload_bytes):
+        """Return what a publisher writes before the payload of a channel, as far as it is always the same."""
+        if self.dialect == DIALECT_REDIS:
+            return driver_redis.publish_head(name, payload_bytes)
+        if self.dialect == DIALECT_REDIS_STREAM:
+            return driver_redis.add_head(name, payload_bytes)
+        if self.dialect == DIALECT_NATS:
+            return driver_nats.publish_head(name, payload_bytes)
+        if self.dialect == DIALECT_JETSTREAM:
+            return driver_nats.stream_head(name)
+        return driver_mqtt.publish_head(name, payload_bytes, self.dialect == DIALECT_MQTT_1)
+
+    cdef int prepare_heads(self, tuple heads) except -1:
+        cdef Py_ssize_t i
+        self.heads = heads
+        self.load.heads = <Text*>calloc(len(heads), sizeof(Text))
+        if self.load.heads == NULL:
+            raise MemoryError
+        for i in range(len(heads)):
+            self.load.heads[i] = Text(<const uint8_t*>PyBytes_AS_STRING(heads[i]), <uint32_t>PyBytes_GET_SIZE(heads[i]))
+        return 0
+
     cdef int prepare_names(self, tuple names) except -1:
         cdef Py_ssize_t i
         self.names = names
@@ -966,8 +576,9 @@ cdef class Driver:
         return 0
 
     cdef int prepare_memory(self) except -1:
-        # A spill is shorter than a frame with its header, or than the largest head of a DELIVER.
-        self.load.buffer_bytes = RECEIVE_BYTES + 1024 + <size_t>self.load.frame_bytes_max
+        # A spill is shorter than a frame with its header, or than the largest head of a DELIVER; in other dialects than
+        # a few lines and the largest payload.
+        self.load.buffer_bytes = RECEIVE_BYTES + SPILL_LINES_MAX * LINE_BYTES_MAX + <size_t>self.load.frame_bytes_max
         self.load.buffer = <uint8_t*>malloc(self.load.buffer_bytes)
         while self.load.sent_mask < self.load.window:
             self.load.sent_mask = 2 * self.load.sent_mask + 1
@@ -997,6 +608,7 @@ cdef class Driver:
         free(self.load.audiences)
         free(self.load.pattern)
         free(self.load.buffer)
+        free(self.load.heads)
         free(self.load.names)
         free(self.load.name_sizes)
         free(self.load.failure_body)
@@ -1020,14 +632,27 @@ cdef class Driver:
         cdef Publisher* publisher = &load.publishers[load.publishers_count]
         publisher.index = load.publishers_count
         publisher_open(load, publisher, head)
+        if self.dialect == DIALECT_JETSTREAM:
+            self.open_inbox(publisher, &load.connections[load.connections_count - 1])
         load.connections[load.connections_count - 1].publisher = publisher
         load.publishers_count += 1
 
-    cdef size_t frame_bytes(self):
-        return FRAME_HEADER_BYTES + PUBLISH_HEADER_BYTES + <size_t>self.load.batch * self.load.record_bytes
+    cdef int open_inbox(self, Publisher* publisher, Connection* connection) except -1:
+        """Give a publisher an inbox that nobody else has; what it subscribes with goes before its first message."""
+        cdef bytes inbox = b"_INBOX.%b." % token_hex(8).encode()
+        cdef bytes words = b"SUB %b* 1\r\n" % inbox
+        publisher.inbox_bytes = <uint32_t>len(inbox)
+        memcpy(publisher.inbox, PyBytes_AS_STRING(inbox), publisher.inbox_bytes)
+        memcpy(connection_append(connection, len(words)), PyBytes_AS_STRING(words), len(words))
+        connection_flush(&self.load, connection)
+        return 0
 
-    def add_subscriber(self, int fd, *, uint64_t credit_bytes, bint named=False, bint steady=True):
-        """Take in a non-blocking socket with subscription 1 over every channel of its audience.
+    cdef size_t frame_bytes(self):
+        return self.load.frame_extra_bytes + <size_t>self.load.batch * self.load.record_bytes
+
+    def add_subscriber(self, int fd, *, uint64_t credit_bytes=0, bint named=False, bint steady=True,
+                       uint32_t count=4096):
+        """Take in a non-blocking socket that is subscribed to every channel of its audience, as number 1.
 
         Subscribers fall into audiences in the order in which they are added. Their channels are followed from their
         first sequence on, so the subscription began at the start, or before anything was published.
@@ -1038,6 +663,7 @@ cdef class Driver:
                 lets be under way: a CREDIT may be overtaken by all that was published because of it.
             named: whether DELIVER must tell the channels' names: it is of anything but exactly one literal.
             steady: whether its deliveries are timed and publishers wait for it. One that is not reads at its own pace.
+            count: of `redis-stream`, how many entries of each stream it asks for at once; it begins at their start.
 
         Raises:
             MemoryError, OSError: no memory, or the poller cannot take the socket.
@@ -1060,6 +686,30 @@ cdef class Driver:
         load.connections[load.connections_count - 1].subscriber = subscriber
         load.subscribers[load.subscribers_count] = subscriber
         load.subscribers_count += 1
+        if self.dialect != DIALECT_BROKER:
+            self.open_lanes(subscriber)
+        if self.dialect == DIALECT_REDIS_STREAM:
+            self.open_streams(&load.connections[load.connections_count - 1], count)
+
+    cdef void open_lanes(self, Subscriber* subscriber) noexcept:
+        """Bind the lanes of all channels of an audience: each message says its channel's name."""
+        cdef uint32_t channel = subscriber.audience, lane = 0
+        while channel < self.load.channels:
+            lane_bind(&self.load, subscriber, &subscriber.lanes[lane], channel)
+            channel += self.load.audiences_count
+            lane += 1
+
+    cdef int open_streams(self, Connection* connection, uint32_t count) except -1:
+        """Ask for the entries of all streams of an audience, from their start."""
+        cdef Subscriber* subscriber = connection.subscriber
+        cdef bytes request = driver_redis.read_head(self.names[subscriber.audience::self.load.audiences_count], count)
+        subscriber.request = <uint8_t*>malloc(len(request))
+        if subscriber.request == NULL:
+            raise MemoryError
+        memcpy(subscriber.request, PyBytes_AS_STRING(request), len(request))
+        subscriber.request_bytes = len(request)
+        redis_stream_read_on(&self.load, connection)
+        return 0
 
     def halt(self, uint32_t first):
         """Let the subscribers from index `first` on, in the order in which they were added, read nothing any more.
@@ -1237,150 +887,6 @@ cdef class Driver:
             detail += b": " + strerror(load.failure_errno)
         if load.failure_body != NULL:
             body = PyBytes_FromStringAndSize(<const char*>load.failure_body, load.failure_bytes)
-        return Failure(FAILURES[load.failure], load.failure_connection, detail.decode(), body)
-
-
-# --- The ledger for Python ----------------------------------------------------------------------------------------
-
-@cython.final
-cdef class Verifier:
-    """The stamps and the ledger of one reader, for works that publish and read through the Python client."""
-
-    cdef Ledger ledger
-    cdef uint8_t* pattern
-    cdef uint64_t* counters          # [flows]: of the next payload
-    cdef uint32_t channels
-    cdef uint64_t sent
-
-    def __cinit__(self, *, uint32_t publishers=1, uint32_t channels=1, uint32_t payload_bytes=128):
-        """Prepare flows of publishers (to 65,536) and channels with payloads of `payload_bytes` (from 24).
-
-        Raises:
-            ValueError: an argument is out of its range.
-        """
-        if payload_bytes < STAMP_BYTES or not 1 <= publishers <= STAMP_PUBLISHERS_MAX or channels < 1:
-            raise ValueError(f"payload: got {payload_bytes} bytes, at least {STAMP_BYTES}; publishers: got "
-                             f"{publishers}, from 1 to {STAMP_PUBLISHERS_MAX}; channels: got {channels}, at least 1")
-        self.channels = channels
-        self.pattern = <uint8_t*>malloc(payload_bytes)
-        if self.pattern == NULL:
-            raise MemoryError
-        pattern_fill(self.pattern, payload_bytes)
-        if ledger_open(&self.ledger, self.pattern, payload_bytes, channels, publishers):
-            raise MemoryError
-        self.counters = <uint64_t*>calloc(self.ledger.flows, sizeof(uint64_t))
-        if self.counters == NULL:
-            raise MemoryError
-
-    def __dealloc__(self):
-        ledger_close(&self.ledger)
-        free(self.pattern)
-        free(self.counters)
-
-    def payloads(self, Py_ssize_t count, *, uint32_t publisher=0, uint32_t channel=0):
-        """Make the next `count` payloads of a flow, stamped with the time of this call.
-
-        Raises:
-            ValueError: there is no such flow.
-        """
-        cdef uint32_t payload_bytes = self.ledger.payload_bytes
-        cdef uint64_t now_ns = clock_ns()
-        cdef uint64_t* counter = self.counter(publisher, channel)
-        cdef uint8_t* data
-        cdef Py_ssize_t _made
-        cdef bytes payload
-        cdef list made = []
-        for _made in range(count):
-            payload = PyBytes_FromStringAndSize(<const char*>self.pattern, payload_bytes)
-            data = <uint8_t*>PyBytes_AS_STRING(payload)      # nobody else has it yet
-            stamp_write(data, publisher, counter[0], now_ns, channel)
-            counter[0] += 1
-            made.append(payload)
-        self.sent += count
-        return made
-
-    def expect(self, uint64_t count, *, uint32_t publisher=0, uint32_t channel=0):
-        """Count `count` messages of a flow as sent, though another one made them.
-
-        Raises:
-            ValueError: there is no such flow.
-        """
-        self.counter(publisher, channel)[0] += count
-        self.sent += count
-
-    cdef uint64_t* counter(self, uint32_t publisher, uint32_t channel) except NULL:
-        if publisher >= self.ledger.publishers or channel >= self.channels:
-            raise ValueError(f"flow: got publisher {publisher}, channel {channel}")
-        return &self.counters[<uint64_t>channel * self.ledger.publishers + publisher]
-
-    def check(self, payload, Histogram latency=None):
-        """Check one payload that has come.
-
-        Args:
-            payload: any contiguous buffer; borrowed for the call.
-            latency: takes the nanoseconds since the payload was made.
-        """
-        self.check_buffer(payload, latency, clock_ns() if latency is not None else 0)
-
-    def check_all(self, payloads, Histogram latency=None):
-        """Check payloads that have come together, in their order; the arguments are those of `check`."""
-        cdef uint64_t now_ns = clock_ns()
-        for payload in payloads:
-            self.check_buffer(payload, latency, now_ns)
-
-    cdef int check_buffer(self, object payload, Histogram latency, uint64_t now_ns) except -1:
-        cdef Py_buffer view
-        cdef uint64_t time_ns
-        PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
-        self.check_bytes(<const uint8_t*>view.buf, view.len)
-        if latency is not None and view.len >= STAMP_BYTES:
-            time_ns = load_u64(<const uint8_t*>view.buf + STAMP_TIME)
-            latency.record(now_ns - time_ns if now_ns > time_ns else 0)
-        PyBuffer_Release(&view)
-        return 0
-
-    cdef void check_bytes(self, const uint8_t* payload, Py_ssize_t size) noexcept:
-        cdef uint32_t channel
-        if size != self.ledger.payload_bytes or load_u32(payload + STAMP_CHANNEL) >= self.channels:
-            self.ledger.taken += 1
-            self.ledger.corrupt += 1
-            return
-        channel = load_u32(payload + STAMP_CHANNEL)
-        ledger_take(&self.ledger, <uint64_t>channel * self.ledger.publishers, channel, payload)
-
-    @property
-    def taken(self):
-        """Payloads that have been checked."""
-        return self.ledger.taken
-
-    @property
-    def lost(self):
-        """Payloads that were made and have not come."""
-        return ledger_lost(&self.ledger) + self.sent - self.ledger.passed
-
-    @property
-    def duplicated(self):
-        return self.ledger.duplicated
-
-    @property
-    def reordered(self):
-        return self.ledger.reordered
-
-    @property
-    def corrupt(self):
-        return self.ledger.corrupt
-
-
-def payload_of(uint32_t publisher, uint64_t counter, uint64_t time_ns, uint32_t channel, uint32_t payload_bytes):
-    """Return one payload as a driver would send it, so that tests can compare it with their own.
-
-    Raises:
-        ValueError: `payload_bytes` is under STAMP_BYTES.
-    """
-    if payload_bytes < STAMP_BYTES:
-        raise ValueError(f"payload: got {payload_bytes} bytes, at least {STAMP_BYTES} hold the stamp")
-    cdef bytearray payload = bytearray(payload_bytes)
-    cdef uint8_t* data = <uint8_t*>payload
-    pattern_fill(data, payload_bytes)
-    stamp_write(data, publisher, counter, time_ns, channel)
-    return bytes(payload)
+        if load.failure == FAILURE_REFUSED:
+            detail += b": " + body
+        return Failure(FAILURES[load.failure], load.failure_connection, detail.decode(errors="replace"), body)

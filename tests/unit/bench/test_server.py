@@ -82,6 +82,6 @@ def test_cores_are_given_back(monkeypatch: pytest.MonkeyPatch, cores: set[int] |
     kept = [{1, 2}]
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: kept[-1], raising=False)
     monkeypatch.setattr(os, "sched_setaffinity", lambda _, cores: kept.append(cores), raising=False)
-    with server._kept_to(cores):
+    with server.kept_to(cores):
         assert kept[-1] == (cores or {1, 2})
     assert kept[-1] == {1, 2}

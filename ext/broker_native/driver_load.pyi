@@ -1,0 +1,1 @@
+FAILURES: tuple[str, ...]

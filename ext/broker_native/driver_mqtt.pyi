@@ -1,0 +1,3 @@
+IDENTIFIERS: int
+
+def publish_head(topic: bytes, payload_bytes: int, qos: int) -> bytes: ...
