@@ -513,7 +513,7 @@ class Client(RemoteBus[Connection]):
     ) -> str:
         """Begin long work and ask how far it is until it has ended."""
         deadline = Deadline(timeout_s)
-        begun = self.ask(operation, arguments)
+        begun = self.ask(operation, arguments, changes=True)
         pause_s = TASK_POLL_S_MIN
         while True:
             task = self.ask("task", {"id": begun["id"]})
@@ -543,7 +543,12 @@ class Client(RemoteBus[Connection]):
             timeout_s: How long to wait; None for the bus' own timeout.
             changes: It changes something, so that without an answer its outcome is unknown.
         """
-        deadline = self._deadline(timeout_s)
+        return self.ask_by(self._deadline(timeout_s), operation, arguments, changes=changes)
+
+    def ask_by(
+        self, deadline: Deadline, operation: str, arguments: Mapping[str, object], *, changes: bool = False
+    ) -> dict[str, Any]:
+        """The same, until a deadline that several requests may share."""
         self._wait_connected(deadline)
         answer = Answer()
         number = 0
