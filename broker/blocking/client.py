@@ -53,6 +53,7 @@ TIMEOUT_S: Final = 10.0
 TURN_BYTES: Final = 256 * 1024
 """Received bytes after which others get a turn: a greenlet that always finds something to read would let nobody."""
 JOIN_S: Final = 1.0
+WAITERS_PRUNED: Final = 8
 PING_FIRST: Final = 1 << 63
 """Tokens from here on are of `ping`; those of the keep-alive are below."""
 
@@ -105,9 +106,22 @@ class Client(RemoteBus[Connection]):
             BrokerError: The server refuses us; CONNECTION_LOST when there is none; TIMEOUT.
         """
         connection = self._connect()
-        self._reader = threading.Thread(target=self._read, args=(connection,), name="broker reader", daemon=True)
+        self._reader = threading.Thread(
+            target=self._guarded, args=(self._read, connection), name="broker reader", daemon=True
+        )
         self._reader.start()
         return self
+
+    def _guarded(self, function: Callable[..., object], *args: object) -> None:
+        """Be a thread of the bus, and leave nobody waiting if that itself fails."""
+        try:
+            function(*args)
+        except BaseException as bug:
+            emit("client_failed", failure=bug)
+            with self.lock:
+                self._fail(error("CLOSED", f"the client failed: {bug!r}"))
+            if not isinstance(bug, Exception):
+                raise
 
     def __enter__(self) -> Self:
         return self
@@ -354,9 +368,7 @@ class Client(RemoteBus[Connection]):
         if is_enough() or self._buffer.first_failure is not None:
             self._raise_failure()
             return None
-        waiter = Waiter()
-        self._drainers.append(waiter)
-        return waiter
+        return add_waiter(self._drainers)
 
     # .. subscribing ..
 
@@ -443,6 +455,9 @@ class Client(RemoteBus[Connection]):
             limit: At most so many, from 1.
             details: Say of each what it holds.
             timeout_s: How long to wait for each page.
+
+        Returns:
+            The names, for one thread.
 
         Raises:
             BrokerError: From the iteration: DENIED, a storage error; TIMEOUT.
@@ -610,8 +625,7 @@ class Client(RemoteBus[Connection]):
                 self._check_open()
                 if self._connection is not None:
                     return
-                waiter = Waiter()
-                self._waiting.append(waiter)
+                waiter = add_waiter(self._waiting)
             if not waiter.wait(deadline.left_s()):
                 raise deadline.passed("request: no connection", "The bus goes on trying: look at the broker.")
 
@@ -654,17 +668,16 @@ class Client(RemoteBus[Connection]):
     # .. the reader ..
 
     def _read(self, connection: Connection) -> None:
-        """Keep the bus connected, and leave nobody waiting if that itself fails."""
-        try:
-            following: Connection | None = connection
-            while following is not None:
-                following = self._reconnect(self._converse(following))
-        except BaseException as bug:
-            emit("client_failed", failure=bug)
-            with self.lock:
-                self._fail(error("CLOSED", f"the client failed: {bug!r}"))
-            if not isinstance(bug, Exception):
+        """Keep the bus connected."""
+        following: Connection | None = connection
+        while following is not None:
+            try:
+                failure = self._converse(following)
+            except BaseException as bug:
+                with self.lock:
+                    following.finish(bug)
                 raise
+            following = self._reconnect(failure)
 
     def _converse(self, connection: Connection) -> BrokerError:
         """Read until the connection ends; returns why."""
@@ -788,7 +801,9 @@ class Client(RemoteBus[Connection]):
         self._is_woken = True
         self._work.release()
         if self._writer is None:
-            self._writer = threading.Thread(target=self._write, name="broker writer", daemon=True)
+            self._writer = threading.Thread(
+                target=self._guarded, args=(self._write,), name="broker writer", daemon=True
+            )
             self._writer.start()
 
     def _write(self) -> None:
@@ -865,9 +880,7 @@ class Client(RemoteBus[Connection]):
             if self._closed is not None or not self._buffer.records_unanswered:
                 return None
             self._pump()
-            waiter = Waiter()
-            self._drainers.append(waiter)
-            return waiter
+            return add_waiter(self._drainers)
 
     def _end(self) -> None:
         with self.lock:
@@ -894,6 +907,15 @@ class Client(RemoteBus[Connection]):
             cast("Subscription", subscription).on_forked(failure)
         self._closed = self._closed or failure
         return [] if connection is None else connection.descriptors()
+
+
+def add_waiter(waiters: list[Waiter]) -> Waiter:
+    """Add one to a list, and forget those who wait no longer."""
+    if len(waiters) >= WAITERS_PRUNED:
+        waiters[:] = [one for one in waiters if not one.done()]
+    waiter = Waiter()
+    waiters.append(waiter)
+    return waiter
 
 
 def wake(waiters: list[Waiter]) -> None:

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -400,6 +400,44 @@ def test_interrupted_calls_leave_the_bus_whole(threads: Client, room: str) -> No
     assert set(returned) <= set(found)
     assert found == sorted(found, key=int)
     assert not threads.lock.locked()
+
+
+# -- mistakes of our own -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("thread", ["reader", "writer"])
+def test_a_thread_that_fails_leaves_nobody_waiting(
+    running: Server, room: str, thread: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bus = connect(running.tcp_url)
+    subscription = bus.subscribe(f"s.{room}")
+    ended: list[str] = []
+
+    def read() -> None:
+        try:
+            list(subscription)
+        except BrokerError as failure:
+            ended.append(failure.name)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(
+        subscription if thread == "reader" else bus, "on_batch" if thread == "reader" else "_pump", fail
+    )
+    bus.post(f"s.{room}", b"")
+    reader.join(5)
+    assert not reader.is_alive()
+    with pytest.raises(BrokerError, match=r"CLOSED.*ZeroDivisionError"):
+        bus.ping()
+    with suppress(BrokerError):
+        bus.close()  # what was posted may be answered, or unknown
+    assert ended in ([], ["CLOSED"])
+    assert "client_failed" in caplog.text
+    assert bus_threads() == []
 
 
 # -- the end -----------------------------------------------------------------------------------------------------------
