@@ -682,6 +682,8 @@ class Client(RemoteBus[Connection]):
     def _converse(self, connection: Connection) -> BrokerError:
         """Read until the connection ends; returns why."""
         turn = 0
+        # Coming back may have told subscriptions something already.
+        self._call_application()
         while True:
             failure = None
             try:
@@ -703,15 +705,20 @@ class Client(RemoteBus[Connection]):
                 if self._is_kicked:
                     self._send_now()
                 self._run_soon()
-                outside, self._outside = self._outside, []
-            for function, args in outside:
-                call_guarded(function, args)
+            if self._outside:
+                self._call_application()
             if reason is not None:
                 return reason
             turn += len(received) if received else 0
             if turn >= TURN_BYTES:
                 turn = 0
                 time.sleep(0)
+
+    def _call_application(self) -> None:
+        with self.lock:
+            outside, self._outside = self._outside, []
+        for function, args in outside:
+            call_guarded(function, args)
 
     def _run_timers(self, connection: Connection, now_s: float) -> None:
         while self._timers and self._timers[-1][0] <= now_s:
@@ -769,13 +776,18 @@ class Client(RemoteBus[Connection]):
             if left_s == 0:
                 raise TimeoutError
             connection.wait_at_most(left_s or QUIET_S_MAX)
-            received = connection.receive()
+            failure = None
+            try:
+                received = connection.receive()
+            except OSError as lost:
+                # Why, the server may have said before.
+                received, failure = memoryview(b""), lost
             if received is None:
                 continue
             with self.lock:
                 connection.feed(received, time.monotonic())
                 if connection.ended or not received:
-                    raise connection.finish(None)
+                    raise connection.finish(failure)
                 if connection.welcome is not None:
                     connection.wait_at_most(connection.welcome.ping_s or QUIET_S_MAX)
                     return connection.welcome
@@ -830,6 +842,10 @@ class Client(RemoteBus[Connection]):
                 sent = connection.send_piece(piece)
             except OSError as lost:
                 failure = lost
+            except BaseException as bug:
+                with self.lock:
+                    connection.sent_piece(0, bug)
+                raise
             with self.lock:
                 connection.sent_piece(sent, failure)
 

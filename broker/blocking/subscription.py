@@ -33,7 +33,8 @@ class Subscription(RemoteSubscription):
     goes on.
 
     Any number of threads may read it, and close it, at once: each message goes to one of them, and order is kept within
-    each, not between them. Leaving its `with` block closes it.
+    each, not between them. Leaving its `with` block closes it. A call that a signal interrupts while it waits has taken
+    nothing; one that is interrupted as it returns may take what it was about to return with it.
     """
 
     def __init__(

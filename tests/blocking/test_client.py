@@ -7,6 +7,8 @@ import math
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import broker.bus
-from broker import BrokerError, Last, Level, Position, blocking
+from broker import BackoffPolicy, BrokerError, Last, Level, Position, blocking
 from broker.blocking import connect
 from broker.model.errors import Remedy
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from tests.contract.homes import Server
 
 SOON_S = 0.05
+QUICK = BackoffPolicy(first_s=0.01, longest_s=0.05)
 
 
 def numbered(count: int, begin: int = 0) -> list[bytes]:
@@ -82,6 +85,11 @@ def test_names_and_arguments_are_those_of_the_bus(theirs: type, ours: type) -> N
         more = [one for one in parameters(method) if one not in parameters(getattr(theirs, name))]
         assert [one[0] for one in more] in ([], ["timeout_s"]), name
         assert parameters(method)[: -len(more) or None] == parameters(getattr(theirs, name)), name
+
+
+def test_nothing_of_asyncio_is_imported(running: Server) -> None:
+    program = "import sys\nimport broker.blocking\nassert not {'asyncio', 'gevent', 'lmdb'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], env=running.environment(), check=True)
 
 
 # -- many threads ------------------------------------------------------------------------------------------------------
@@ -252,6 +260,24 @@ def test_events_are_told_on_the_bus_own_thread_and_may_fail(
         assert message.payload == b"goes on"
     assert told == [("diverged", "broker reader")]
     assert [complaint.exc_type for complaint in complaints] == [ZeroDivisionError]
+
+
+def test_that_a_subscription_goes_on_is_told_though_nothing_comes(own_server: Server) -> None:
+    heard: list[str] = []
+    resumed = threading.Event()
+
+    def on_event(event: SubscriptionEvent) -> None:
+        heard.append(event.name)
+        resumed.set()
+
+    with connect(own_server.tcp_url, backoff=QUICK) as bus:
+        bus.publish("s.x", b"")
+        with bus.subscribe("s.x", start="start", on_event=on_event) as subscription:
+            assert subscription.next() is not None
+            own_server.kill()
+            own_server.start()
+            assert resumed.wait(10)
+    assert heard == ["resumed"]
 
 
 # -- timeouts ----------------------------------------------------------------------------------------------------------
