@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from broker import SubscriptionEvent
     from broker.blocking import Client
+    from broker_native.messages import Batch
     from tests.contract.homes import Server
 
 SOON_S = 0.05
@@ -83,7 +84,7 @@ def test_names_and_arguments_are_those_of_the_bus(theirs: type, ours: type) -> N
         if not inspect.isfunction(getattr(theirs, name)):
             continue
         more = [one for one in parameters(method) if one not in parameters(getattr(theirs, name))]
-        assert [one[0] for one in more] in ([], ["timeout_s"]), name
+        assert {one[0] for one in more} <= {"timeout_s", "on_batch" if name == "subscribe" else "timeout_s"}, name
         assert parameters(method)[: -len(more) or None] == parameters(getattr(theirs, name)), name
 
 
@@ -278,6 +279,25 @@ def test_that_a_subscription_goes_on_is_told_though_nothing_comes(own_server: Se
             own_server.start()
             assert resumed.wait(10)
     assert heard == ["resumed"]
+
+
+def test_batches_are_handed_to_a_function_instead(threads: Client, room: str) -> None:
+    taken: list[tuple[int, int, str]] = []
+    complete = threading.Event()
+
+    def take(batch: Batch) -> None:
+        taken.append((batch.first, batch.last, threading.current_thread().name))
+        if batch.last == 5000:
+            complete.set()
+
+    # Less credit than comes: what was handed over is granted again.
+    with threads.subscribe(f"s.{room}", credit_bytes=65536, on_batch=take) as subscription:
+        for _ in range(50):
+            threads.publish_many(f"s.{room}", [bytes(100)] * 100)
+        assert complete.wait(10)
+        assert subscription.next(0) is None
+    assert [first for first, _, _ in taken] == [1, *(last + 1 for _, last, _ in taken[:-1])]
+    assert {name for _, _, name in taken} == {"broker reader"}
 
 
 # -- timeouts ----------------------------------------------------------------------------------------------------------
