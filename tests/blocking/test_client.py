@@ -448,6 +448,46 @@ def test_interrupted_calls_leave_the_bus_whole(threads: Client, room: str) -> No
     assert not threads.lock.locked()
 
 
+@pytest.mark.parametrize("moment", ["before", "within", "behind"])
+@pytest.mark.parametrize("call", ["publish", "ping"])
+def test_an_interrupted_send_costs_the_connection_and_nothing_else(
+    running: Server, room: str, call: str, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connect(running.tcp_url, backoff=QUICK) as bus, bus.subscribe(f"s.{room}") as subscription:
+        bus.publish(f"s.{room}", b"0")
+        connection = bus._connection
+        assert connection is not None
+
+        def send(sock: socket.socket, data: bytes) -> int:
+            monkeypatch.undo()
+            sock.sendall(data[: {"before": 0, "within": len(data) // 2, "behind": len(data)}[moment]])
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(connection, "_try", send)
+        with pytest.raises(KeyboardInterrupt):
+            bus.publish(f"s.{room}", b"1") if call == "publish" else bus.ping()
+        bus.publish(f"s.{room}", b"2")
+        found = [message.payload for message in subscription.messages(0.2)]
+        assert found == ([b"0", b"1", b"2"] if call == "publish" else [b"0", b"2"])
+        assert bus._connection is not connection
+
+
+def test_what_was_taken_to_be_sent_and_was_not_is_sent_on_the_next_connection(
+    running: Server, room: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connect(running.tcp_url, backoff=QUICK) as bus:
+
+        def send(_: bytes) -> None:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(bus._connection, "send", send)
+        with pytest.raises(KeyboardInterrupt):
+            bus.publish(f"s.{room}", b"1")
+        bus.flush()
+        assert bus.channel(f"s.{room}").head == 1
+
+
 # -- mistakes of our own -----------------------------------------------------------------------------------------------
 
 
