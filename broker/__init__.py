@@ -8,8 +8,10 @@
             async for message in subscription:
                 print(message.channel, message.payload)
 
-The names below are the public API; everything else is inside. They are imported when they are first used, so that
-`import broker` itself costs nothing.
+Programs without a loop have the same from `broker.blocking`, in threads and under gevent.
+
+The names below are the public API, and those of `broker.blocking`; everything else is inside. They are imported when
+they are first used, so that `import broker` itself costs nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
         Until,
     )
     from broker.client.client import Client, connect
-    from broker.client.reconnect import BackoffPolicy
     from broker.embedded import Broker
     from broker.model.errors import (
         BrokerError,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     )
     from broker.model.levels import Level
     from broker.model.positions import BusPosition, Position
+    from broker.remote.reconnect import BackoffPolicy
     from broker_native.messages import Batch, Message
     from broker_native.posting import Publication, Receipt
 
@@ -112,7 +114,7 @@ _HOMES = {
         "Until",
     ),
     "broker.client.client": ("Client", "connect"),
-    "broker.client.reconnect": ("BackoffPolicy",),
+    "broker.remote.reconnect": ("BackoffPolicy",),
     "broker.embedded": ("Broker",),
     "broker.model.levels": ("Level",),
     "broker.model.positions": ("BusPosition", "Position"),

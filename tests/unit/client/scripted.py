@@ -6,14 +6,17 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from broker.client.reconnect import BackoffPolicy
+from broker.remote.reconnect import BackoffPolicy
 from broker.wire import control
 from broker.wire.kinds import Kind
 from tests.reference import frames as twin
 from tests.reference.groups import Chunk, build_chunk
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
+
+    Connect = Callable[..., Any]
+    """How a client connects: the tests are the same for several."""
 
 JOURNAL = b"j" * 16
 LIMITS = control.Limits(
