@@ -1,0 +1,31 @@
+"""What `locust -f loadtest/locustfile.py` loads: users, shapes, options, and the conductor of the test.
+
+    locust -f loadtest/locustfile.py --host broker://127.0.0.1:4770 --headless -t 60s
+
+Locust gives this file's folder to Python, and not the one above it, where the packages are.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+for folder in (ROOT / "ext", ROOT):
+    if folder.is_dir() and str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+from loadtest.conductor import listen  # noqa: E402
+from loadtest.scenarios.mixed import (  # noqa: E402
+    BacklogUser,
+    CelebrityUser,
+    ChatUser,
+    FanoutUser,
+    ReconnectUser,
+    user_classes,
+)
+from loadtest.shapes import Shape  # noqa: E402
+
+__all__ = ["BacklogUser", "CelebrityUser", "ChatUser", "FanoutUser", "ReconnectUser", "Shape"]
+
+listen(user_classes())

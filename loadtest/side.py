@@ -1,0 +1,135 @@
+"""The side that makes load, in one process: who its users are, what they publish and receive, what goes wrong.
+
+There is one for each test in each process that has users: a worker, or Locust alone. Its users call it; whoever
+conducts the test takes what it counts and ends it (`conductor.py`).
+
+It knows gevent's clock and no Locust. All calls belong to the one thread of the process.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import Counter as Tally
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from broker_native.readings import PUBLISHERS_MAX
+from loadtest.histogram import Counter
+from loadtest.ledger import Account
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from loadtest.plan import Plan
+
+ERRORS_TOLD: Final = 50
+"""Different errors that are told by their words; further ones are counted together."""
+STEP_S: Final = 0.05
+
+
+class Side:
+    """The users of one process in one test.
+
+    Args:
+        plan: what is asked of them.
+        url: of the broker.
+        test: what tells the channels of this test from those of any other.
+        index: which of the processes with users this is.
+        processes: how many there are.
+    """
+
+    def __init__(self, plan: Plan, url: str, test: str, index: int, processes: int) -> None:
+        self.plan = plan
+        self.url = url
+        self.test = test
+        self.index = index
+        self.processes = processes
+        self.account = Account()
+        self.counter = Counter()
+        self.errors: Tally[str] = Tally()
+        self.closing = False
+        self._publishing = 0
+        self._free: dict[str, list[int]] = {}
+        self._seats: dict[str, int] = {}
+        self._cpu_s = time.process_time()
+
+    # -- users --------------------------------------------------------------------------------------------------------
+
+    def take_seat(self, kind: str) -> int:
+        """Return a number for a new user of a kind: dense over all processes, and no other living user has it.
+
+        A number that somebody left goes to the next who comes: roles and rooms follow from the number, and publishing
+        goes on where the one before ended.
+
+        Raises:
+            ValueError: There are more users of a kind than publishers can be told apart.
+        """
+        free = self._free.setdefault(kind, [])
+        if free:
+            return heapq.heappop(free)
+        seat = self._seats.get(kind, 0) * self.processes + self.index
+        if seat >= PUBLISHERS_MAX:
+            raise ValueError(f"users: got more than {PUBLISHERS_MAX:,} of {kind}")
+        self._seats[kind] = self._seats.get(kind, 0) + 1
+        return seat
+
+    def leave_seat(self, kind: str, seat: int) -> None:
+        """Give a number back."""
+        heapq.heappush(self._free.setdefault(kind, []), seat)
+
+    def stored(self, name: str) -> str:
+        """Return the name of a stored channel of this test."""
+        return f"{self.plan.stored_prefix}.{self.test}.{name}"
+
+    def ephemeral(self, name: str) -> str:
+        """Return the name of an ephemeral one."""
+        return f"{self.plan.ephemeral_prefix}.{self.test}.{name}"
+
+    def fail(self, what: str) -> None:
+        """Count an error."""
+        self.errors[what if what in self.errors or len(self.errors) < ERRORS_TOLD else "further errors"] += 1
+
+    @contextmanager
+    def publishing(self) -> Iterator[None]:
+        """What is sent within is waited for before the accounts are made."""
+        self._publishing += 1
+        try:
+            yield
+        finally:
+            self._publishing -= 1
+
+    # -- what is handed over ------------------------------------------------------------------------------------------
+
+    def report(self, *, all_of_it: bool = False) -> dict[str, Any]:
+        """Give away what was counted since the last time."""
+        errors, self.errors = dict(self.errors), Tally()
+        return {
+            "test": self.test,
+            "seconds": self.counter.hand_over(all_of_it=all_of_it),
+            "errors": errors,
+            "cpu_s": time.process_time() - self._cpu_s,
+        }
+
+    def finish_publishing(self, sleep: Callable[[float], object], patience_s: float) -> dict[str, int]:
+        """Let publishers end, wait until the broker has answered them, and return what was published to each channel."""
+        self.closing = True
+        deadline = time.monotonic() + patience_s
+        while self._publishing and time.monotonic() < deadline:
+            sleep(STEP_S)
+        if self._publishing:
+            self.fail(f"{self._publishing} publishers had no answer for {patience_s:g} s")
+        return dict(self.account.published)
+
+    def finish_reading(
+        self, published: Mapping[str, int], sleep: Callable[[float], object], patience_s: float
+    ) -> dict[str, Any]:
+        """Wait until readers have what they are due, or nothing comes any more, and return what came of everything."""
+        seen, deadline = -1, 0.0
+        while self.account.owed(published):
+            if seen != (seen := self.counter.delivered):
+                deadline = time.monotonic() + patience_s
+            elif time.monotonic() > deadline:
+                break
+            sleep(STEP_S)
+        return {**self.report(all_of_it=True), "faults": self.account.settle(published).as_list()}
