@@ -32,7 +32,6 @@ if TYPE_CHECKING:
         Until,
     )
     from broker.client.client import Client, connect
-    from broker.client.reconnect import BackoffPolicy
     from broker.embedded import Broker
     from broker.model.errors import (
         BrokerError,
@@ -55,6 +54,7 @@ if TYPE_CHECKING:
     )
     from broker.model.levels import Level
     from broker.model.positions import BusPosition, Position
+    from broker.remote.reconnect import BackoffPolicy
     from broker_native.messages import Batch, Message
     from broker_native.posting import Publication, Receipt
 
@@ -112,7 +112,7 @@ _HOMES = {
         "Until",
     ),
     "broker.client.client": ("Client", "connect"),
-    "broker.client.reconnect": ("BackoffPolicy",),
+    "broker.remote.reconnect": ("BackoffPolicy",),
     "broker.embedded": ("Broker",),
     "broker.model.levels": ("Level",),
     "broker.model.positions": ("BusPosition", "Position"),

@@ -10,8 +10,8 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from broker.client.address import TcpAddress, parse_url
 from broker.model.errors import error, from_wire
+from broker.remote.address import TcpAddress, parse_url
 from broker.wire import control
 from broker.wire.kinds import FRAME_HEADER_BYTES, Kind
 

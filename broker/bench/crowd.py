@@ -31,8 +31,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgpack
 
 from broker.bench.conversation import Conversation, channel_frames
-from broker.client.address import TcpAddress, parse_url
 from broker.model.errors import BrokerError, error, from_wire
+from broker.remote.address import TcpAddress, parse_url
 from broker.wire import control
 from broker.wire.kinds import PRODUCER_BYTES, Kind
 

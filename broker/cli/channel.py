@@ -24,7 +24,7 @@ _name = click.argument("name", shell_complete=complete_channel)
 
 def url_of(url: str | None) -> str:
     """Return the broker's address, the default one if none is given."""
-    from broker.client.address import URL_DEFAULT
+    from broker.remote.address import URL_DEFAULT
 
     return url or URL_DEFAULT
 

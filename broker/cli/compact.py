@@ -37,7 +37,7 @@ def command(source: str | None, quiet: bool) -> None:
     broker compact broker://127.0.0.1:4770
     broker compact /var/lib/broker
     """
-    from broker.client.address import URL_DEFAULT
+    from broker.remote.address import URL_DEFAULT
 
     source = source or URL_DEFAULT
     with watched("compacting", quiet=quiet) as tell:

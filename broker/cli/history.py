@@ -149,7 +149,7 @@ def command(
     broker history chat.acme.42 --reverse --limit 10
     broker history 'chat.>' --since 1d --json
     """
-    from broker.client.address import URL_DEFAULT
+    from broker.remote.address import URL_DEFAULT
 
     named = channel.endswith(">") or "*" in channel
     forms: dict[str | None, Form] = {"json": as_json, "raw": as_raw, "framed": as_framed}

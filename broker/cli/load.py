@@ -144,7 +144,7 @@ def command(path: Path, url: str | None, name: str, time_header: str | None, qui
     broker load all.jsonl --time-header published_us
     zcat acme.jsonl.gz | broker load - --as acme-2026-11
     """
-    from broker.client.address import URL_DEFAULT
+    from broker.remote.address import URL_DEFAULT
 
     standard = str(path) == "-"
     if standard and not name:

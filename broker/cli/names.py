@@ -17,8 +17,8 @@ def complete_channel(ctx: click.Context, parameter: click.Parameter, incomplete:
     """Return the names of stored channels that begin with what is typed; none if no broker answers."""
     import asyncio
 
-    from broker.client.address import URL_DEFAULT
     from broker.model.errors import BrokerError
+    from broker.remote.address import URL_DEFAULT
 
     async def ask() -> list[str]:
         from broker import connect

@@ -231,7 +231,7 @@ def command(
     """
     if text is not None and path is not None:
         raise click.UsageError("TEXT and --file are two messages; give one of them")
-    from broker.client.address import URL_DEFAULT
+    from broker.remote.address import URL_DEFAULT
 
     options: dict[str, object] = {"priority": priority, "expiry_s": expiry_s, "headers": parse_headers(headers)}
     if key is not None:

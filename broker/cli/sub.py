@@ -182,7 +182,7 @@ def command(
     broker sub 'chat.>' --json --start start | jq .payload
     broker sub 'orders.*' --count 10 --timeout 5
     """
-    from broker.client.address import URL_DEFAULT
+    from broker.remote.address import URL_DEFAULT
 
     named = len(filters) > 1 or filters[0].endswith(">") or "*" in filters[0]
     forms: dict[str | None, Form] = {"json": as_json, "raw": as_raw, "framed": as_framed}

@@ -1,41 +1,22 @@
-"""The client's side of a subscription: what is received and not yet read, its credit, and how it begins again.
-
-States: `waiting` for a connection, or for the application to read what is here already; `asked` of the server;
-`live`; `closed`. Each SUBSCRIBE has a number of its own, so what is still on its way for an older one is told apart.
-"""
+"""A subscription whose reader is a task of the loop. What it is and how it goes on: `broker.remote.subscription`."""
 
 from __future__ import annotations
 
 import asyncio
-import random
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from broker.bus import Subscription, SubscriptionEvent
-from broker.client.places import make_places
-from broker.client.reconnect import hinted_s
-from broker.model.errors import BrokerError, Remedy, error
-from broker.model.names import is_pattern
-from broker.wire import control
-from broker_native.messages import Cursor
+from broker.bus import Subscription
+from broker.remote.subscription import RemoteSubscription
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Generator, Mapping
+    from collections.abc import AsyncIterator, Callable, Generator
 
-    from broker.bus import Start
+    from broker.bus import Start, SubscriptionEvent
     from broker.client.client import Client
-    from broker.client.connection import Connection
-    from broker.model.positions import BusPosition, Position
-    from broker_native.messages import Batch, BatchStream, Message
-
-EVENTS_KEPT = 256
-CREDIT_BYTES_MIN = 64 * 1024
-CREDIT_REPORTS = 4
-"""Credit is granted anew when this part of it has been consumed: often enough that delivery never pauses for it."""
-RETRY_SECONDS = 0.2
+    from broker_native.messages import BatchStream, Message
 
 
-class ClientSubscription(Subscription):
+class ClientSubscription(RemoteSubscription, Subscription):
     """A subscription of a `Client`, which owns it.
 
     Args:
@@ -54,34 +35,10 @@ class ClientSubscription(Subscription):
         credit_bytes: int,
         on_event: Callable[[SubscriptionEvent], object] | None,
     ) -> None:
-        if credit_bytes < CREDIT_BYTES_MIN:
-            raise error(
-                "LIMIT",
-                f"credit: got {credit_bytes} bytes, expected at least {CREDIT_BYTES_MIN} bytes",
-                "Give the subscription more credit_bytes.",
-            )
-        self.filters = filters
-        self.events: deque[SubscriptionEvent] = deque(maxlen=EVENTS_KEPT)
-        self._client = client
-        self._places = make_places(filters, start)
-        self._literal = filters[0] if len(filters) == 1 and not is_pattern(filters[0].encode()) else None
-        self._credit_bytes = credit_bytes
-        self._on_event = on_event
+        super().__init__(client, filters, start, credit_bytes, on_event, client.loop)
         self._loop = client.loop
-        self._cursor = Cursor(self._loop, credit_bytes // CREDIT_REPORTS, self._on_consumed)
         self._messages = self._cursor.messages()
-        self._connection: Connection | None = None
-        self._number = 0  # of the SUBSCRIBE that the server has; 0 when it has none
-        self._started = False
-        self._failure: BrokerError | None = None
-        self._closed = False
         self._accepted: asyncio.Future[None] = self._loop.create_future()
-
-    def __repr__(self) -> str:
-        state = "closed" if self._closed else "waiting" if not self._number else "live"
-        return f"<Subscription {' '.join(self.filters)} {state}>"
-
-    # .. what the application does ..
 
     def __await__(self) -> Generator[Any, Any, ClientSubscription]:
         return self._accept().__await__()
@@ -102,164 +59,17 @@ class ClientSubscription(Subscription):
         self.begin()
         return self._cursor.batches()
 
-    @property
-    def bus_position(self) -> BusPosition | None:
-        return self._places.bus_position
-
-    @property
-    def positions(self) -> Mapping[str, Position]:
-        return dict(self._places.positions)
-
     async def close(self) -> None:
-        if self._closed:
-            return
-        if self._number and self._connection is not None:
-            self._connection.mute_route(self._number)
-            self._connection.send(control.encode_unsubscribe(self._number))
-        self.finish(None, at_once=True)
+        self.end()
 
-    # .. what the bus does ..
+    # .. how its callers wait ..
 
-    def begin(self) -> None:
-        """Ask the server for it, once."""
-        if not self._started:
-            self._started = True
-            self._client.add_subscription(self)
-
-    def attach_ahead(self, connection: Connection, bytes_max: int) -> int:
-        """There will be a connection to the journal of the last one: subscribe on it, if that takes few bytes.
-
-        Returns:
-            How many bytes it took.
-        """
-        self._places.connected(connection.journal)
-        self._connection = connection
-        sent = self._subscribe(bytes_max)
-        if not sent:
-            self._connection = None
-        return sent
-
-    def attach(self, connection: Connection) -> None:
-        """There is a connection: subscribe on it, now or when enough has been read, unless that was done ahead."""
-        if self._connection is connection:
-            return
-        self._connection = connection
-        for event in self._places.connected(connection.journal):
-            self._tell(event)
-        self._subscribe()
-
-    def detach(self) -> None:
-        """The connection is gone."""
-        self._connection = None
-        self._number = 0
-
-    def finish(self, failure: BrokerError | None, *, at_once: bool = False) -> None:
-        """End it for good; readers get what is here already, unless `at_once`, and then `failure` or the end."""
-        if self._closed:
-            return
-        self._closed = True
-        self._failure = failure
-        self._client.remove_subscription(self, self._number)
-        self.detach()
-        self._cursor.end(failure, at_once=at_once)
-        self._settle()
-
-    def on_batch(self, batch: Batch) -> None:
-        """Take a delivery."""
-        rest, event = self._places.accept(batch)
-        if event is not None:
-            self._tell(event)
-        if batch.has_gone:
-            for first, count, reason in batch.gone:
-                self._tell(SubscriptionEvent("gone", batch.channel, batch.epoch, first, count, reason))
-        if rest is not None:
-            self._cursor.push(rest)
-        else:
-            self._cursor.pass_over(batch)
-
-    def on_subscribed(self, answer: control.Subscribed) -> None:
-        """The server has accepted it."""
-        for event in self._places.subscribed(answer):
-            self._tell(event)
-        self._settle()
-
-    def on_refused(self, failure: BrokerError) -> None:
-        """The server refuses it, or has ended it."""
-        if self._connection is not None:
-            self._connection.mute_route(self._number)
-        self._client.forget_number(self._number)
-        self._number = 0
-        if failure.remedy is Remedy.RESUME:
-            self._tell(SubscriptionEvent("slow", "", 0, 0))
-            self._subscribe()
-        elif failure.remedy is Remedy.RETRY and self._accepted.done():
-            # It was accepted before: the server is short of something at the moment.
-            after_ms = failure.retry_after_ms
-            delay_s = RETRY_SECONDS if after_ms is None else hinted_s(after_ms, random.random())
-            self._loop.call_later(delay_s, self._subscribe)
-        else:
-            self.finish(failure)
-
-    def on_event(self, event: control.Event) -> None:
-        """The server tells of something that is no delivery."""
-        if event.event == "trimmed":
-            self._tell(self._places.trimmed(event.channel, control.take_int(event.more, "first")))
-        elif event.event == "dropped":
-            self._places.dropped()
-            self._tell(SubscriptionEvent("dropped", "", 0, 0))
-        elif event.event == "lagging":
-            self._tell(SubscriptionEvent("lagging", "", 0, control.take_int(event.more, "group")))
-        else:
-            epoch, at = event.more.get("epoch", 0), event.more.get("at", 0)
-            self._tell(SubscriptionEvent(event.event, event.channel, epoch, at))
-
-    # .. inside ..
-
-    def _settle(self) -> None:
+    def _wake(self) -> None:
         if not self._accepted.done():
             self._accepted.set_result(None)
 
-    def _tell(self, event: SubscriptionEvent) -> None:
-        self.events.append(event)
-        if self._on_event is not None:
-            self._loop.call_soon(self._on_event, event)
+    def _call(self, function: Callable[..., object], *args: object) -> None:
+        self._loop.call_soon(function, *args)
 
-    def _subscribe(self, bytes_max: int | None = None) -> int:
-        """Ask for it, if there is a connection and room for what will come, in `bytes_max` if that is given.
-
-        Returns:
-            How many bytes that took, 0 when it was not asked for.
-        """
-        if self._closed or self._number or self._connection is None:
-            return 0
-        room = self._credit_bytes - self._cursor.queued_bytes
-        if 2 * room < self._credit_bytes:
-            return 0  # `_on_consumed` comes back
-        number = self._client.next_number(self)
-        frame = control.encode_subscribe(control.Subscribe(number, self.filters, room, self._places.start()))
-        if bytes_max is not None and len(frame) > bytes_max:
-            self._client.forget_number(number)
-            return 0
-        self._cursor.unreported()
-        self._number = number
-        self._connection.add_route(number, self, self._literal)
-        if bytes_max is None and len(frame) > self._connection.frame_bytes_max:
-            # It would cost the whole connection.
-            self.finish(
-                error(
-                    "FRAME_TOO_LARGE",
-                    f"subscribe: got {len(frame)} bytes for {len(self.filters)} filters, "
-                    f"limit {self._connection.frame_bytes_max} bytes",
-                    "Use patterns, or several subscriptions.",
-                )
-            )
-            return 0
-        self._connection.send(frame)
-        return len(frame)
-
-    def _on_consumed(self, consumed_bytes: int) -> None:
-        """The application has read on: let as much more come."""
-        if self._number and self._connection is not None:
-            self._connection.send(control.encode_credit(self._number, consumed_bytes))
-        else:
-            self._subscribe()
+    def _later(self, delay_s: float, function: Callable[[], object]) -> None:
+        self._loop.call_later(delay_s, function)

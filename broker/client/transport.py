@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from broker.client.address import TcpAddress, UnixAddress
+    from broker.remote.address import TcpAddress, UnixAddress
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 

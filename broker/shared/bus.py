@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from broker.client.client import Client
-from broker.client.reconnect import BackoffPolicy, hinted_s
 from broker.client.transport import SocketProtocol, read_buffer
 from broker.events import emit
 from broker.model.errors import BrokerError, Remedy, error
+from broker.remote.reconnect import BackoffPolicy, hinted_s
 from broker.shared.place import Place, peer_of
 from broker.shared.settings import differs, read_server
 from broker.shared.starting import StartLock, described, start_server

@@ -643,7 +643,7 @@ cdef class Cursor:
     out once. What it works on counts as consumed when it asks for the next.
 
     Args:
-        loop: The event loop of all its readers.
+        loop: The event loop of all its readers; None when they are threads, which use `take_now` and `add_waiter`.
         report_bytes: Consumed bytes after which `on_consumed` is told.
         on_consumed: Called with the consumed bytes since the last call, inside the reader's `await` or a `push`.
     """
@@ -700,6 +700,20 @@ cdef class Cursor:
     def batches(self):
         """An asynchronous iterator over batches."""
         return BatchStream.__new__(BatchStream, self)
+
+    def take_now(self, bint whole):
+        """The next message, or batch if `whole`; None when there is none now. For readers that are threads.
+
+        They look after each other themselves: no two are in here at once.
+        """
+        return self.take(whole)
+
+    def add_waiter(self, waiter not None):
+        """Keep a waiter, with `done` and `set_result` like a future, that is woken by the next batch or the end."""
+        if len(self.waiters) >= WAITERS_PRUNED:
+            # Reads that timed out leave their cancelled waiters here.
+            self.waiters = [one for one in self.waiters if not one.done()]
+        self.waiters.append(waiter)
 
     def wake(self):
         cdef list waiters = self.waiters
@@ -778,10 +792,7 @@ cdef class Cursor:
     cdef object sleep(self):
         """The iterator of a future that ends when a batch arrives."""
         future = self.loop.create_future()
-        if len(self.waiters) >= WAITERS_PRUNED:
-            # Reads that timed out leave their cancelled futures here.
-            self.waiters = [waiter for waiter in self.waiters if not waiter.done()]
-        self.waiters.append(future)
+        self.add_waiter(future)
         return iter(future)
 
     cdef object raise_end(self):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 
-from broker.client.client import VERDICTS
 from broker.model.errors import error
 from broker.model.names import check_channel
+from broker.remote.bus import VERDICTS
 from broker.wire import control
 from broker.wire.kinds import Kind
 from broker_native.messages import FrameReader

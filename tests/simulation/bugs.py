@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from broker.client.client import FOR_GOOD, Client
+from broker.client.client import Client
 from broker.client.connection import Connection
-from broker.client.places import BusPlace, LiteralPlaces
 from broker.client.subscription import ClientSubscription
 from broker.core.lines import Lines
 from broker.core.recent import INDEX_END, Recent
@@ -23,6 +22,8 @@ from broker.node.catchup import CatchUp, Following
 from broker.node.commit import CommitThread, Work
 from broker.node.demotion import Undelivered
 from broker.node.node import Node
+from broker.remote.bus import FOR_GOOD
+from broker.remote.places import BusPlace, LiteralPlaces
 from broker.wire import control
 from broker_native.intake import Intake
 

@@ -136,8 +136,8 @@ def draw_policy(random: Random) -> Policy:
             ("broker.node.node", "TURN_BYTES_MAX", pick([300, 512 << 10])),
             ("broker.edge.native", "WRITE_BUFFER_BYTES_HIGH", pick([300, 8_000, 256 << 10])),
             ("broker.client.transport", "WRITE_BUFFER_BYTES_HIGH", pick([300, 8_000, 512 << 10])),
-            ("broker.client.client", "BLOCK_BYTES", pick([200, 4_000, 256 << 10])),
-            ("broker.client.subscription", "CREDIT_BYTES_MIN", 1),
+            ("broker.remote.bus", "BLOCK_BYTES", pick([200, 4_000, 256 << 10])),
+            ("broker.remote.subscription", "CREDIT_BYTES_MIN", 1),
         ],
     )
 

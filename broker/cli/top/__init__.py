@@ -65,7 +65,7 @@ def command(
     broker top --plain --count 60 >> top.log
     broker top --json | jq -c '[.time, .rates.records_in_per_s, .stats.commit_p99_us]'
     """
-    from broker.client.address import URL_DEFAULT
+    from broker.remote.address import URL_DEFAULT
 
     if once and looks not in (None, 1):
         raise click.UsageError(f"--once and --count {looks} are two ends: give one of them")

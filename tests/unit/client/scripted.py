@@ -6,7 +6,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from broker.client.reconnect import BackoffPolicy
+from broker.remote.reconnect import BackoffPolicy
 from broker.wire import control
 from broker.wire.kinds import Kind
 from tests.reference import frames as twin

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from broker import connect
-from broker.client.client import AHEAD_BYTES_MAX
 from broker.model.errors import error
+from broker.remote.bus import AHEAD_BYTES_MAX
 from broker.wire import control
 from tests.unit.client.scripted import AT_ONCE, JOURNAL, Scripted, chunk, deliver
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 import pytest
 
-from broker.client.places import BusPlace
 from broker.config import ServerConfig
 from broker.core import sequencer
 from broker.core.recent import INDEX_END
@@ -28,6 +27,7 @@ from broker.model.names import NAME_BYTES_MAX, TOKEN_BYTES_MAX, check_channel
 from broker.model.settings import settings_of
 from broker.node.history import ASKS_MAX
 from broker.node.stretch import SEQUENCES_MAX
+from broker.remote.places import BusPlace
 from broker.wire import control, kinds
 from broker.wire.kinds import Kind
 from broker_native.crc32c import crc32c_of

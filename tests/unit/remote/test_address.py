@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from broker.client.address import TcpAddress, UnixAddress, parse_url
 from broker.model.errors import ConfigError
+from broker.remote.address import TcpAddress, UnixAddress, parse_url
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.client.reconnect import Backoff, BackoffPolicy, LineKnowledge, hinted_s, is_final
 from broker.model.errors import ConfigError, error
+from broker.remote.reconnect import Backoff, BackoffPolicy, LineKnowledge, hinted_s, is_final
 from broker.wire.control import Limits, Welcome
 
 POLICY = BackoffPolicy(first_s=0.1, factor=2.0, longest_s=1.0, settled_s=5.0)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from broker.bus import Last, Since, Start, SubscriptionEvent
-from broker.client.places import FILTERS_MAX, BusPlace, LiteralPlaces, make_places
 from broker.model.errors import BrokerError
 from broker.model.positions import BusPosition, Position
+from broker.remote.places import FILTERS_MAX, BusPlace, LiteralPlaces, make_places
 from broker.wire import control
 
 JOURNAL = b"j" * 16

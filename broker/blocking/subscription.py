@@ -1,0 +1,216 @@
+"""A subscription whose readers are threads. What it is and how it goes on: `broker.remote.subscription`."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from broker.blocking.waiting import Deadline, Waiter
+from broker.model.errors import BrokerError, error
+from broker.remote.subscription import RemoteSubscription
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+    from typing import Self
+
+    from broker.blocking.client import Client
+    from broker.bus import Start, SubscriptionEvent
+    from broker_native.messages import Batch, Message
+
+TURN_ITEMS = 1024
+"""What one iteration hands out before others get a turn: a greenlet that always finds something would let nobody."""
+
+T = TypeVar("T")
+
+
+class Subscription(RemoteSubscription):
+    """A stream of messages, each delivered once and in its channel's order. Use `Client.subscribe`.
+
+    It survives reconnects by itself and resumes exactly. What is delivered waits in at most `credit_bytes` of memory; a
+    reader that is slower than that is caught up from the log. Leaving an iteration early loses nothing: the next one
+    goes on.
+
+    Any number of threads may read it, and close it, at once: each message goes to one of them, and order is kept within
+    each, not between them. Leaving its `with` block closes it.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        filters: tuple[str, ...],
+        start: Start,
+        credit_bytes: int,
+        on_event: Callable[[SubscriptionEvent], object] | None,
+    ) -> None:
+        super().__init__(client, filters, start, credit_bytes, on_event)
+        self._client = client
+        self._openers: list[Waiter] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def open(self, timeout_s: float | None = None) -> Self:
+        """Ask for it, and wait until the broker has accepted it; it is closed if that fails.
+
+        Raises:
+            BrokerError: It is refused: INVALID_PATTERN, DENIED, …; TIMEOUT.
+        """
+        deadline = Deadline(self._client.timeout_s if timeout_s is None else timeout_s)
+        waiter = Waiter()
+        try:
+            with self._client.lock:
+                self.begin()
+                self._openers.append(waiter)
+                if self._settled:
+                    waiter.set_result()
+            if not waiter.wait(deadline.left_s()):
+                raise deadline.passed("subscribe: no answer", "Subscribe again; it was closed.")
+            if self._failure is not None:
+                raise self._failure
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    # .. reading ..
+
+    def __iter__(self) -> Iterator[Message]:
+        """Iterate over messages. Ends when the subscription or the bus is closed.
+
+        Raises:
+            BrokerError: From the iteration: the subscription or the bus has failed for good.
+        """
+        return self.messages()
+
+    def messages(self, timeout_s: float | None = None) -> Iterator[Message]:
+        """The same, and it ends as well when no message has come for so long; None: never."""
+        return Stream(self._read_message, timeout_s)
+
+    def batches(self, timeout_s: float | None = None) -> Iterator[Batch]:
+        """Iterate over batches: runs of consecutive messages of one channel, the fastest way to read.
+
+        Args:
+            timeout_s: It ends as well when none has come for so long; None: never.
+        """
+        return Stream(self._read_batch, timeout_s)
+
+    def next(self, timeout_s: float | None = None) -> Message | None:
+        """Return the next message; None when none comes in time.
+
+        Args:
+            timeout_s: How long to wait, 0 for what is at hand; None for the bus' own timeout.
+
+        Raises:
+            BrokerError: CLOSED; the subscription or the bus is closed, or has failed for good.
+        """
+        return self._next(self._read_message, timeout_s)
+
+    def next_batch(self, timeout_s: float | None = None) -> Batch | None:
+        """Return the next batch; None when none comes in time. As `next` otherwise."""
+        return self._next(self._read_batch, timeout_s)
+
+    def next_batches(self, timeout_s: float | None = None) -> list[Batch]:
+        """Wait for a batch, and return all that are at hand; none when none comes in time. As `next` otherwise.
+
+        One lock and at most one wait for all that whole reads of the socket have brought.
+        """
+        first = self.next_batch(timeout_s)
+        if first is None:
+            return []
+        found = [first]
+        with self._client.lock:
+            while (batch := self._cursor.take_now(True)) is not None:
+                found.append(batch)
+        return found
+
+    def _next(self, read: Callable[[float | None], T | None], timeout_s: float | None) -> T | None:
+        try:
+            return read(self._client.timeout_s if timeout_s is None else timeout_s)
+        except StopIteration:
+            raise error("CLOSED", f"subscription of {' '.join(self.filters)}: closed") from None
+
+    def _read_message(self, timeout_s: float | None) -> Message | None:
+        return cast("Message | None", self._take(False, timeout_s))
+
+    def _read_batch(self, timeout_s: float | None) -> Batch | None:
+        return cast("Batch | None", self._take(True, timeout_s))
+
+    def _take(self, whole: bool, timeout_s: float | None) -> Any:
+        """Wait for a message or a batch; None when the time is over.
+
+        Raises:
+            StopIteration: There will be none.
+            BrokerError: There will be none, and this is why.
+        """
+        deadline = None
+        while True:
+            with self._client.lock:
+                found = self._cursor.take_now(whole)
+                if found is not None:
+                    return found
+                if self._closed:
+                    if self._failure is not None:
+                        raise self._failure
+                    raise StopIteration
+                waiter = Waiter()
+                self._cursor.add_waiter(waiter)
+            if deadline is None:
+                deadline = Deadline(timeout_s)
+            if not waiter.wait(deadline.left_s()):
+                return None
+
+    # .. the end ..
+
+    def close(self) -> None:
+        """Stop. What waits to be read is dropped, and iterations end. Calling it again does nothing."""
+        with self._client.lock:
+            self.end()
+
+    def on_forked(self, failure: BrokerError) -> None:
+        """This is a child process, and the subscription is its parent's."""
+        self._closed = True
+        self._failure = failure
+        self._connection = None
+
+    # .. how its callers wait ..
+
+    def _wake(self) -> None:
+        for waiter in self._openers:
+            waiter.set_result()
+        self._openers.clear()
+
+    def _call(self, function: Callable[..., object], *args: object) -> None:
+        self._client.call_outside(function, *args)
+
+    def _later(self, delay_s: float, function: Callable[[], object]) -> None:
+        self._client.call_later(delay_s, function)
+
+
+class Stream(Generic[T]):
+    """An iterator over what a subscription hands out."""
+
+    __slots__ = ("_left", "_read", "_timeout_s")
+
+    def __init__(self, read: Callable[[float | None], T | None], timeout_s: float | None) -> None:
+        self._read = read
+        self._timeout_s = timeout_s
+        self._left = TURN_ITEMS
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        self._left -= 1
+        if not self._left:
+            self._left = TURN_ITEMS
+            time.sleep(0)
+        found = self._read(self._timeout_s)
+        if found is None:
+            raise StopIteration
+        return found
