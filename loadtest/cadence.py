@@ -89,8 +89,8 @@ def _chat(users: int) -> float:
     for number in range(some):
         rooms = rooms_of(number)
         heard += sum(counts[room] for room in rooms) / len(rooms)
-    # Each window comes with two typing indicators: one before it, one behind it.
-    return heard * (CHAT.window + 2) / CHAT.interval_s * (users / some) ** 2 if some else 0.0
+    # Each window comes behind a typing indicator.
+    return heard * (CHAT.window + 1) / CHAT.interval_s * (users / some) ** 2 if some else 0.0
 
 
 def _readers(users: int, group: int) -> int:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 from locust import events
-from locust.runners import STATE_MISSING, STATE_RUNNING, STATE_SPAWNING, LocalRunner, MasterRunner, WorkerRunner
+from locust.runners import STATE_MISSING, LocalRunner, MasterRunner, WorkerRunner
 
 from broker.model.errors import BrokerError
 from loadtest.cadence import offered
@@ -117,10 +117,10 @@ class Conductor:
         parsed = self.environment.parsed_options
         return int(getattr(parsed, "num_users", None) or 1)
 
-    def complete(self) -> None:
-        """All users are there: from the next whole second on it counts."""
+    def complete(self, users: int) -> None:
+        """So many users are there, as many as were asked for at the moment."""
         if self.judge is not None:
-            self.judge.crowd_is_complete()
+            self.judge.crowd_is_complete(users)
 
     # -- what comes meanwhile -----------------------------------------------------------------------------------------
 
@@ -143,7 +143,7 @@ class Conductor:
                 judge.take("local", self.side.report())
             if isinstance(self.runner, MasterRunner):
                 self._look_for_workers(self.runner, judge)
-            judge.tick(self.runner.user_count, self.runner.state in (STATE_RUNNING, STATE_SPAWNING))
+            judge.tick(self.runner.user_count)
             gevent.sleep(1.0)
 
     def _look_for_workers(self, runner: MasterRunner, judge: Judge) -> None:
@@ -357,7 +357,7 @@ def listen(user_classes: dict[str, list[type[User]]]) -> None:
     @events.spawning_complete.add_listener
     def on_complete(user_count: int, **_: object) -> None:
         if (found := conductor()) is not None:
-            found.complete()
+            found.complete(user_count)
 
     @events.report_to_master.add_listener
     def on_report(client_id: str, data: dict[str, Any], **_: object) -> None:

@@ -18,6 +18,7 @@ from broker.model.errors import BrokerError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from broker.blocking import Client
     from loadtest.plan import Plan
 
 LOOK_TIMEOUT_S: Final = 5.0
@@ -98,7 +99,7 @@ def look_once(url: str, plan: Plan) -> None:
     Raises:
         BrokerError: Nobody listens there, or it is no broker, or it refuses us.
     """
-    with connect(url, token=plan.token or None, timeout_s=LOOK_TIMEOUT_S):
+    with connect(url, token=plan.token or None, timeout_s=LOOK_TIMEOUT_S, connect_timeout_s=LOOK_TIMEOUT_S):
         return
 
 
@@ -133,7 +134,7 @@ class Watch:
         while True:
             try:
                 # A connection that is made anew with each failure: what a client does by itself would hide it.
-                with connect(self._url, token=self._plan.token or None, timeout_s=self._timeout_s()) as client:
+                with self._connect() as client:
                     while True:
                         self._look(client)
                         answered_s = time.monotonic()
@@ -147,9 +148,10 @@ class Watch:
                     return
             gevent.sleep(min(INTERVAL_S, self._plan.patience / 4))
 
-    def _timeout_s(self) -> float:
-        return min(LOOK_TIMEOUT_S, self._plan.patience)
+    def _connect(self) -> Client:
+        wait_s = min(LOOK_TIMEOUT_S, self._plan.patience)
+        return connect(self._url, token=self._plan.token or None, timeout_s=wait_s, connect_timeout_s=wait_s)
 
-    def _look(self, client: Any) -> None:
-        stats = client.stats(timeout_s=self._timeout_s())
+    def _look(self, client: Client) -> None:
+        stats = client.stats()
         self._series.add(time.time(), stats)

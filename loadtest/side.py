@@ -11,7 +11,6 @@ from __future__ import annotations
 import heapq
 import time
 from collections import Counter as Tally
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from broker_native.readings import PUBLISHERS_MAX
@@ -19,7 +18,7 @@ from loadtest.histogram import Counter
 from loadtest.ledger import Account
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from loadtest.plan import Plan
 
@@ -49,7 +48,8 @@ class Side:
         self.counter = Counter()
         self.errors: Tally[str] = Tally()
         self.closing = False
-        self._publishing = 0
+        self.unanswered = 0
+        """Windows that were sent and whose answers nobody has taken."""
         self._free: dict[str, list[int]] = {}
         self._seats: dict[str, int] = {}
         self._cpu_s = time.process_time()
@@ -90,15 +90,6 @@ class Side:
         """Count an error."""
         self.errors[what if what in self.errors or len(self.errors) < ERRORS_TOLD else "further errors"] += 1
 
-    @contextmanager
-    def publishing(self) -> Iterator[None]:
-        """What is sent within is waited for before the accounts are made."""
-        self._publishing += 1
-        try:
-            yield
-        finally:
-            self._publishing -= 1
-
     # -- what is handed over ------------------------------------------------------------------------------------------
 
     def report(self, *, all_of_it: bool = False) -> dict[str, Any]:
@@ -115,10 +106,10 @@ class Side:
         """Let publishers end, wait until the broker has answered them, and return what was published to each channel."""
         self.closing = True
         deadline = time.monotonic() + patience_s
-        while self._publishing and time.monotonic() < deadline:
+        while self.unanswered and time.monotonic() < deadline:
             sleep(STEP_S)
-        if self._publishing:
-            self.fail(f"{self._publishing} publishers had no answer for {patience_s:g} s")
+        if self.unanswered:
+            self.fail(f"{self.unanswered} windows had no answer for {patience_s:g} s")
         return dict(self.account.published)
 
     def finish_reading(

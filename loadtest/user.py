@@ -10,7 +10,9 @@ of its own where the user publishes too.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Final
+import time
+from collections import deque
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 import gevent
 from locust import User, task
@@ -27,18 +29,30 @@ if TYPE_CHECKING:
 
     from locust.env import Environment
 
-    from broker.blocking import Client, Subscription
+    from broker.blocking import Client, Pending, Subscription
     from broker.bus import Start, SubscriptionEvent
+    from broker_native.posting import Receipt
     from loadtest.side import Side
 
-CONNECT_TIMEOUT_S: Final = 10.0
+TIMEOUT_S: Final = 10.0
 LOOK_S: Final = 0.5
 """How long a waiting publisher does not notice that the test is closing."""
 FOREVER_S: Final = 1e6
-UNKNOWN_OUTCOMES: Final = frozenset({"COMMIT_UNKNOWN", "CONNECTION_LOST"})
+UNANSWERED_MAX: Final = 64
+"""Windows that one user may have sent without an answer. One more waits, and then it is late."""
 
 HARMLESS: Final = frozenset({"resumed", "lagging", "live"})
 """Events of a subscription that take no message from anybody."""
+
+
+class Sent(NamedTuple):
+    """A window that was sent, until its answer was taken."""
+
+    pending: Pending[list[Receipt]]
+    what: str
+    due_ns: int
+    count: int
+    size_bytes: int
 
 
 class Reader:
@@ -74,22 +88,25 @@ class Reader:
             for name, payload_bytes in channels.items()
         }
         self._fresh = set(channels)
+        self._greenlet = gevent.spawn(self._read)
 
     def _subscribe(self, client: Client, start: Start) -> Subscription:
-        subscription = client.subscribe(*self._channels, start=start, on_event=self._on_event)
-        return subscription.__enter__()
+        return client.subscribe(*self._channels, start=start, on_event=self._on_event).open()
 
-    def run(self) -> None:
-        """Read until the subscription ends.
+    def _read(self) -> None:
+        """Read until it is halted."""
+        try:
+            self._read_batches()
+        except BrokerError as failure:
+            self._side.fail(f"reading: {failure}")
 
-        Raises:
-            BrokerError: It has failed for good.
-        """
+    def _read_batches(self) -> None:
         readings, fresh, take, since_ns = self.readings, self._fresh, self._side.counter.take, self._since_ns
-        for batch in self._subscription.batches():
-            if batch.channel in fresh:
-                self._begin(batch.channel, batch.first)
-            take(readings[batch.channel], batch, since_ns)
+        while True:
+            for batch in self._subscription.next_batches(FOREVER_S):
+                if batch.channel in fresh:
+                    self._begin(batch.channel, batch.first)
+                take(readings[batch.channel], batch, since_ns)
 
     def _begin(self, name: str, first: int) -> None:
         """Take the first batch of a channel: it may have come before anybody could ask where the channel stood.
@@ -113,9 +130,15 @@ class Reader:
             for name, reading in self.readings.items()
         }
         self._subscription = self._subscribe(client, start)
+        self._greenlet = gevent.spawn(self._read)
+
+    def halt(self) -> None:
+        """Read no more. What has come and was not looked at is forgotten."""
+        self._greenlet.kill()
 
     def retire(self) -> None:
         """End it before the test ends; what was still on its way was due to nobody."""
+        self.halt()
         for name, reading in self.readings.items():
             self._side.account.retire(name, reading)
         self._subscription.close()
@@ -138,7 +161,7 @@ class BrokerUser(User):
         self.number = -1
         self._client: Client | None = None
         self._readers: list[Reader] = []
-        self._greenlets: list[gevent.Greenlet] = []
+        self._sent: deque[Sent] = deque()
 
     def on_start(self) -> None:
         """Sit down and connect."""
@@ -147,7 +170,8 @@ class BrokerUser(User):
 
     def on_stop(self) -> None:
         """Stop reading and leave. What was read is checked already."""
-        gevent.killall(self._greenlets)
+        self.side.unanswered -= len(self._sent)
+        self._sent.clear()
         for reader in list(self._readers):
             self.leave(reader)
         if self._client is not None:
@@ -163,6 +187,7 @@ class BrokerUser(User):
         except BrokerError as failure:
             self.side.fail(f"{self.kind}: {failure}")
             raise StopUser from failure
+        self.settle()
         # Publishing is over. Who reads reads on until all that is due has come, and is ended with the test.
         gevent.sleep(FOREVER_S)
 
@@ -185,16 +210,25 @@ class BrokerUser(User):
         """
         begun_ns = now_ns()
         try:
-            return connect(self.side.url, token=self.side.plan.token or None, timeout_s=CONNECT_TIMEOUT_S)
+            return connect(self.side.url, token=self.side.plan.token or None, timeout_s=TIMEOUT_S, connect_timeout_s=TIMEOUT_S)
         except BrokerError as failure:
             self.side.fail(f"connect: {failure}")
             self.fire("connect", begun_ns, 0, failure)
             raise StopUser from failure
 
     def reconnect(self) -> None:
-        """Drop the connection and make another one; readers of the old one are over."""
+        """Drop the connection, make another one, and let readers go on behind what they have read.
+
+        Raises:
+            BrokerError: The broker refuses a subscription.
+            StopUser: There is no connection to be had.
+        """
+        for reader in self._readers:
+            reader.halt()
         self.client.close()
         self._client = self.open_client()
+        for reader in self._readers:
+            reader.resume(self.client)
 
     def read(self, channels: Mapping[str, int], *, start: Start = "new", since_ns: int = 0) -> Reader:
         """Subscribe, and read in a greenlet beside this one.
@@ -209,29 +243,12 @@ class BrokerUser(User):
         """
         reader = Reader(self.side, self.client, channels, start=start, since_ns=since_ns)
         self._readers.append(reader)
-        self._greenlets.append(gevent.spawn(self._read, reader))
         return reader
-
-    def read_on(self, reader: Reader) -> None:
-        """Let a reader go on over another connection, behind what it has read.
-
-        Raises:
-            BrokerError: The broker refuses the subscription.
-        """
-        reader.resume(self.client)
-        self._greenlets = [each for each in self._greenlets if not each.ready()]
-        self._greenlets.append(gevent.spawn(self._read, reader))
 
     def leave(self, reader: Reader) -> None:
         """End a reader before the test ends."""
         reader.retire()
         self._readers.remove(reader)
-
-    def _read(self, reader: Reader) -> None:
-        try:
-            reader.run()
-        except BrokerError as failure:
-            self.side.fail(f"{self.kind}: reading: {failure}")
 
     def windows(self, interval_s: float, *, phase: float = 0.0) -> Iterator[int]:
         """Yield when windows are due, each at its time, until the test is closing.
@@ -254,8 +271,8 @@ class BrokerUser(User):
             gevent.sleep(min(left_ns / 1e9, LOOK_S))
         return not self.side.closing
 
-    def publish(self, channel: str, count: int, due_ns: int, payload_bytes: int, what: str = "") -> None:
-        """Publish a window and wait for its answer: one request of Locust.
+    def publish(self, channel: str, count: int, due_ns: int, payload_bytes: int, what: str = "window") -> None:
+        """Send a window now. Its answer is waited for by nobody: `settle` takes it when it is there.
 
         Args:
             channel: its name.
@@ -264,20 +281,40 @@ class BrokerUser(User):
             payload_bytes: of each message.
             what: tells the windows of a scenario apart in Locust's statistics.
         """
-        side = self.side
-        with side.publishing():
-            payloads = side.account.window(channel, self.number, count, due_ns, payload_bytes)
-            failure: BrokerError | None = None
-            try:
-                self.client.publish_many(channel, payloads)
-            except BrokerError as caught:
-                failure = caught
-                side.fail(f"{self.kind}: publish: {failure}")
-            # One whose outcome nobody knows may have been taken: counting it has its loss seen rather than its gap.
-            if failure is None or failure.name in UNKNOWN_OUTCOMES:
-                side.account.sent(channel, self.number, count)
-                side.counter.publish(count)
-        self.fire(what or "window", due_ns, count * payload_bytes, failure)
+        account = self.side.account
+        payloads = account.window(channel, self.number, count, due_ns, payload_bytes)
+        try:
+            pending = self.client.submit_many(channel, payloads)
+        except BrokerError as failure:
+            self.side.fail(f"{self.kind}: publish: {failure}")
+            self.fire(what, due_ns, 0, failure)
+            return
+        account.sent(channel, self.number, count)
+        self.side.unanswered += 1
+        self._sent.append(Sent(pending, what, due_ns, count, count * payload_bytes))
+        self.settle(at_most=UNANSWERED_MAX)
+
+    def settle(self, at_most: int = 0) -> None:
+        """Take the answers that are there, and wait for others until so few are left: each is a request of Locust."""
+        while self._sent and (len(self._sent) > at_most or self._sent[0].pending.done()):
+            sent = self._sent[0]
+            failure = sent.pending.failure() if sent.pending.done() else self._wait_for(sent)
+            self._sent.popleft()
+            self.side.unanswered -= 1
+            if failure is None:
+                self.side.counter.publish(sent.count)
+            else:
+                self.side.fail(f"{self.kind}: publish: {failure}")
+            # How long ago its answer came, by the clock that it was taken with.
+            ago_ns = int((time.perf_counter() - sent.pending.answered_s) * 1e9) if sent.pending.answered_s else 0
+            self.fire(sent.what, sent.due_ns + ago_ns, sent.size_bytes, failure)
+
+    def _wait_for(self, sent: Sent) -> BaseException | None:
+        try:
+            sent.pending.result()
+        except BrokerError as failure:
+            return failure
+        return None
 
     def fire(self, what: str, since_ns: int, size_bytes: int, failure: BaseException | None = None) -> None:
         """Tell Locust of a request that began, or was due, at a time and has just ended."""

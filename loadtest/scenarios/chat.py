@@ -1,8 +1,8 @@
 """Rooms of 2 to 500 members by Zipf's law: everybody is in a few, and says something to one of them now and then.
 
 A member types first (an indicator on an ephemeral channel, which nobody stores), then says a burst of messages on the
-room's stored channel, then stops typing. Everybody in the room receives all of it, the one who spoke as well. When
-members speak is a Poisson process of their own, seeded by their number.
+room's stored channel. Everybody in the room receives all of it, the one who spoke as well. When members speak is a
+Poisson process of their own, seeded by their number.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class ChatUser(BrokerUser):
             self.speak(*chance.choice(rooms), due_ns)
 
     def speak(self, messages: str, typing: str, due_ns: int) -> None:
-        """Type, speak, and stop typing; what is begun is finished, though the test is closing."""
+        """Type, then speak; the answers are taken at once, as the next window may be far."""
         self.publish(typing, 1, due_ns, TYPING_BYTES, "typing")
         spoken_ns = due_ns + int(CHAT_THINKING_S * 1e9)
         if self.wait_until(spoken_ns):
             self.publish(messages, CHAT.window, spoken_ns, self.side.plan.payload, "messages")
-            self.publish(typing, 1, spoken_ns, TYPING_BYTES, "typing")
+        self.settle()

@@ -26,9 +26,8 @@ class ReconnectUser(BrokerUser):
             for due_ns in self.windows(RECONNECT.interval_s, phase=group * 0.618 % 1):
                 self.publish(channel, RECONNECT.window, due_ns, payload)
             return
-        reader = self.read({channel: payload})
+        self.read({channel: payload})
         # No phase: the schedule is of whole intervals since 1970, so it is the same moment for all.
         for due_ns in self.windows(RECONNECT_STORM_S):
             self.reconnect()
-            self.read_on(reader)
             self.fire("resume", due_ns, 0)
