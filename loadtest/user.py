@@ -10,6 +10,7 @@ of its own where the user publishes too.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
@@ -103,7 +104,7 @@ class Reader:
     def _read_batches(self) -> None:
         readings, fresh, take, since_ns = self.readings, self._fresh, self._side.counter.take, self._since_ns
         while True:
-            for batch in self._subscription.next_batches(FOREVER_S):
+            for batch in self._subscription.next_batches(math.inf):
                 if batch.channel in fresh:
                     self._begin(batch.channel, batch.first)
                 take(readings[batch.channel], batch, since_ns)
