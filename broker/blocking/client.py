@@ -80,18 +80,20 @@ class Client(RemoteBus[Connection]):
         self._context = contextvars.Context()
         self._soon: list[tuple[Callable[..., object], tuple[Any, ...], contextvars.Context | None]] = []
         self._outside: list[tuple[Callable[..., object], tuple[object, ...]]] = []
+        self._is_forked = False  # the parent's: nothing of it may be touched
         self._timers: list[tuple[float, int, Callable[[], object]]] = []
         self._counter = itertools.count(PING_FIRST)
         self._pings: dict[int, Waiter] = {}
         self._drainers: list[Waiter] = []
         self._waiting: list[Waiter] = []
-        self._stop = Waiter()
+        self._stop = threading.Lock()  # taken until the bus ends
+        self._stop.acquire()
         self._reader: threading.Thread | None = None
         self._writer: threading.Thread | None = None
         self._work = threading.Lock()  # taken while the writer has nothing to do
         self._work.acquire()
         self._is_woken = False  # the writer has been told
-        self._is_sending = False  # whoever has the lock sends what it posts
+        self._is_kicked = False  # there is something to send, and nobody has been told
         self._full: Connection | None = None  # has a backlog
         self._opening: Connection | None = None  # does not belong to the bus yet
         super().__init__(self, **options)
@@ -149,6 +151,9 @@ class Client(RemoteBus[Connection]):
         with self.lock:
             self._check_open()
             self._buffer.post(channel, payload, packed, key, priority, expiry_s)
+            if self._is_kicked:
+                self._is_kicked = False
+                self._wake_writer()
 
     def drain(self, *, timeout_s: float | None = None) -> None:
         """Wait until little enough is unanswered to go on posting. Costs next to nothing when that is so already.
@@ -235,12 +240,12 @@ class Client(RemoteBus[Connection]):
         """
         packed = control.pack_headers(headers) if headers else None
         with self.lock:
-            self._begin_sending()
+            self._check_open()
             try:
                 publication = self._buffer.publish(channel, payload, packed, key, priority, expiry_s)
                 return Pending(publication, self._context, self.timeout_s)
             finally:
-                self._end_sending()
+                self._send_now()
 
     def submit_many(
         self,
@@ -261,12 +266,12 @@ class Client(RemoteBus[Connection]):
         all_of_them = payloads if isinstance(payloads, list | tuple) else list(payloads)
         packed = control.pack_headers(headers) if headers else None
         with self.lock:
-            self._begin_sending()
+            self._check_open()
             try:
                 publication = self._buffer.publish_many(channel, all_of_them, packed, key, priority, expiry_s)
                 return Pending(publication, self._context, self.timeout_s)
             finally:
-                self._end_sending()
+                self._send_now()
 
     def post_window(
         self,
@@ -298,21 +303,18 @@ class Client(RemoteBus[Connection]):
         parts: dict[str, tuple[int, Pending[list[Receipt]]]] = {}
         posted_s = time.perf_counter()
         with self.lock:
-            self._begin_sending()
+            self._check_open()
             try:
                 for channel, payloads in grouped.items():
                     publication = self._buffer.publish_many(channel, payloads, packed, key, priority, expiry_s)
                     parts[channel] = len(payloads), Pending(publication, self._context, self.timeout_s)
             finally:
-                self._end_sending()
+                self._send_now()
         return Window(parts, self.timeout_s, posted_s)
 
-    def _begin_sending(self) -> None:
-        self._check_open()
-        self._is_sending = True
-
-    def _end_sending(self) -> None:
-        self._is_sending = False
+    def _send_now(self) -> None:
+        """Send what was just posted, by this thread: it is about to wait for the answer."""
+        self._is_kicked = False
         self._pump()
         self._run_soon()
 
@@ -332,7 +334,7 @@ class Client(RemoteBus[Connection]):
         """Send what there is, and wait for answers until there are enough, or one of them must be raised."""
         deadline = self._deadline(timeout_s)
         with self.lock:
-            if self._closed is None or self._closed.name != "FORKED":
+            if not self._is_forked:
                 self._pump()
             waiter = self._add_drainer(is_enough)
         while waiter is not None:
@@ -347,8 +349,8 @@ class Client(RemoteBus[Connection]):
 
     def _add_drainer(self, is_enough: Callable[[], bool]) -> Waiter | None:
         """Return who is woken by the next answers; None when there are enough, unless one must be raised."""
-        if self._closed is not None and self._closed.name == "FORKED":
-            raise self._closed
+        if self._is_forked:
+            self._check_open()
         if is_enough() or self._buffer.first_failure is not None:
             self._raise_failure()
             return None
@@ -559,7 +561,8 @@ class Client(RemoteBus[Connection]):
                 )
             return answer.fields()
         finally:
-            self._requests.pop(number, None)
+            with self.lock:
+                self._requests.pop(number, None)
 
     def ping(self, *, timeout_s: float | None = None) -> float:
         """Ask the server for a sign of life; return how long it took to come, in seconds.
@@ -580,11 +583,12 @@ class Client(RemoteBus[Connection]):
                 connection.send(control.encode_ping(token))
             if not waiter.wait(deadline.left_s()):
                 raise deadline.passed("ping: no answer")
-            if token in self._pings:
+            if token in self._pings:  # `on_pong` takes it out
                 raise error("CONNECTION_LOST", "ping: the connection was lost")
             return time.perf_counter() - began_s
         finally:
-            self._pings.pop(token, None)
+            with self.lock:
+                self._pings.pop(token, None)
 
     def on_pong(self, token: int) -> None:
         """A ping was answered."""
@@ -678,6 +682,8 @@ class Client(RemoteBus[Connection]):
                 if received is not None and not received:
                     reason = connection.finish(failure)
                     self._disconnected(reason)
+                if self._is_kicked:
+                    self._send_now()
                 self._run_soon()
                 outside, self._outside = self._outside, []
             for function, args in outside:
@@ -704,7 +710,7 @@ class Client(RemoteBus[Connection]):
                 break
             delay_s = self._backoff.delay_s(time.monotonic(), failure.retry_after_ms)
             emit("reconnecting", after_s=round(delay_s, 3), code=failure.name, detail=failure.detail)
-            if self._stop.wait(delay_s):
+            if self._stop.acquire(timeout=delay_s):
                 break
             try:
                 return self._connect()
@@ -759,8 +765,8 @@ class Client(RemoteBus[Connection]):
     # .. the writer ..
 
     def _schedule_pump(self) -> None:
-        if not self._is_sending:
-            self._wake_writer()
+        # Whoever has the lock looks at it before it gives it up.
+        self._is_kicked = True
 
     def on_full(self, connection: Connection) -> None:
         """The connection has a backlog."""
@@ -823,7 +829,7 @@ class Client(RemoteBus[Connection]):
                 connection.abort(failure)
         self._give_up(failure)
         self._run_soon()
-        self._stop.set_result()
+        self._stop.release()
         if self._writer is not None:
             self._wake_writer()
 
@@ -845,7 +851,7 @@ class Client(RemoteBus[Connection]):
         finally:
             self._end()
         with self.lock:
-            if self._closed is None or self._closed.name != "FORKED":
+            if not self._is_forked:
                 self._raise_failure()
 
     def _unanswered(self) -> Waiter | None:
@@ -875,13 +881,13 @@ class Client(RemoteBus[Connection]):
             The descriptor of the socket, if there is one.
         """
         self.lock = threading.Lock()
+        self._is_forked = True
         failure = error("FORKED", "the bus was opened in the parent of this process", "open it again in this process")
         connection, self._connection = self._connection or self._opening, None
         self._reader = self._writer = None
         for subscription in list(self._subscriptions):
             cast("Subscription", subscription).on_forked(failure)
-        if self._closed is None:
-            self._closed = failure
+        self._closed = self._closed or failure
         return [] if connection is None else connection.descriptors()
 
 

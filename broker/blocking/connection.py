@@ -29,7 +29,8 @@ QUIET_S_MAX = 3600.0
 """How long one call waits for bytes when the server asks for no pings."""
 READ_BYTES_MIN = 16 * 1024
 READ_BYTES_MAX = 256 * 1024
-"""A read buffer is as small at first, and grows while reads fill it: thousands of idle buses have one each."""
+"""A read buffer is as small at first and when nothing comes, and grows while reads fill it: thousands of idle buses
+have one each."""
 
 
 class Owner(conversation.Owner, Protocol):
@@ -114,6 +115,8 @@ class Connection(Conversation):
         try:
             size = self._reading.recv_into(self._buffer)
         except TimeoutError:
+            if len(self._buffer) > READ_BYTES_MIN:
+                self._buffer = memoryview(bytearray(READ_BYTES_MIN))
             return None
         received = self._buffer[:size]
         if size == len(self._buffer) and size < READ_BYTES_MAX:

@@ -150,12 +150,20 @@ class Pending(Generic[T]):
                 asking again, or `flush`, goes on waiting.
         """
         deadline = Deadline(self._timeout_s if timeout_s is None else timeout_s)
+        self.wait(deadline)
+        return self._publication.result()
+
+    def wait(self, deadline: Deadline) -> None:
+        """Wait until the outcome is known.
+
+        Raises:
+            CommitUnknown: The time is over.
+        """
         left_s = deadline.left_s()
         if not self._alarm.acquire(timeout=-1 if left_s is None else left_s):
             raise unknown(deadline)
         # Others may wait for it too.
         self._alarm.release()
-        return self._publication.result()
 
 
 def unknown(deadline: Deadline) -> BrokerError:
@@ -221,13 +229,9 @@ class Window:
         """
         deadline = Deadline(self._timeout_s if timeout_s is None else timeout_s)
         for _, pending in self._parts.values():
-            left_s = deadline.left_s()
-            try:
-                pending.result(LONGEST_WAIT_S + 1 if left_s is None else left_s)
-            except BrokerError:
-                if not pending.done():
-                    raise unknown(deadline) from None
-                raise
+            pending.wait(deadline)
+        for _, pending in self._parts.values():
+            pending.result()
         return self
 
     def receipts(self) -> dict[str, list[Receipt]]:

@@ -38,15 +38,15 @@ class ClientSubscription(RemoteSubscription, Subscription):
         super().__init__(client, filters, start, credit_bytes, on_event, client.loop)
         self._loop = client.loop
         self._messages = self._cursor.messages()
-        self._accepted: asyncio.Future[None] = self._loop.create_future()
+        self._opened: asyncio.Future[None] = self._loop.create_future()
 
     def __await__(self) -> Generator[Any, Any, ClientSubscription]:
-        return self._accept().__await__()
+        return self._open().__await__()
 
-    async def _accept(self) -> ClientSubscription:
+    async def _open(self) -> ClientSubscription:
         self.begin()
         # Shielded: others may wait for it too.
-        await asyncio.shield(self._accepted)
+        await asyncio.shield(self._opened)
         if self._failure is not None:
             raise self._failure
         return self
@@ -65,8 +65,8 @@ class ClientSubscription(RemoteSubscription, Subscription):
     # .. how its callers wait ..
 
     def _wake(self) -> None:
-        if not self._accepted.done():
-            self._accepted.set_result(None)
+        if not self._opened.done():
+            self._opened.set_result(None)
 
     def _call(self, function: Callable[..., object], *args: object) -> None:
         self._loop.call_soon(function, *args)

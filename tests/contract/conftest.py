@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-HOMES = ("embedded", "thread", "shared", "tcp", "unix")
+HOMES = ("embedded", "thread", "shared", "tcp", "unix", "blocking")
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +47,7 @@ def home(request: pytest.FixtureRequest, tmp_path: Path, evicts: bool) -> Home:
     if kind == "shared":
         shared: SharedFolder = request.getfixturevalue("shared_folder")
         return shared.home
-    server = request.getfixturevalue("shared_server") if kind in ("tcp", "unix") else None
+    server = request.getfixturevalue("shared_server") if kind in ("tcp", "unix", "blocking") else None
     return Home(kind, tmp_path, server, evicts=evicts)
 
 

@@ -20,6 +20,7 @@ from broker import Broker, connect
 from broker.model.levels import Level
 from broker.model.profiles import Profile
 from broker.shared import starting
+from tests.contract import threaded
 from tests.contract.evicting import evicting
 from tests.shared.processes import wait_until_dead
 
@@ -174,7 +175,7 @@ class Home:
     """Where the broker of one test lives.
 
     Args:
-        kind: `embedded`, `thread`, `shared`, `tcp` or `unix`.
+        kind: `embedded`, `thread`, `shared`, `tcp`, `unix`, or `blocking`, which is TCP by the blocking client.
         folder: For the data of those that have no server here.
         server: For the others.
         evicts: The embedded ones keep nothing in memory that they may evict.
@@ -206,7 +207,8 @@ class Home:
                 async with Broker.open(data, thread=self.kind == "thread", **settings) as embedded:
                     yield embedded
         else:
-            async with connect(self.url, **options) as remote:
+            way = threaded.connect if self.kind == "blocking" else connect
+            async with way(self.url, **options) as remote:
                 yield remote
 
 

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from broker import BackoffPolicy, BrokerError, connect
+import broker
+from broker import BackoffPolicy, BrokerError
+from tests.contract import threaded
 from tests.contract.homes import take
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.contract.homes import Server
+
+    Connect = Callable[..., Any]
 
 pytestmark = pytest.mark.usefixtures("loop_kind")
 
 QUICK = BackoffPolicy(first_s=0.01, longest_s=0.05)
 
 
-async def test_publishes_and_subscriptions_survive_a_killed_server(own_server: Server) -> None:
+@pytest.fixture(params=["asyncio client", "blocking client"])
+def connect(request: pytest.FixtureRequest) -> Connect:
+    """Each client in turn."""
+    return broker.connect if request.param == "asyncio client" else threaded.connect
+
+
+async def test_publishes_and_subscriptions_survive_a_killed_server(own_server: Server, connect: Connect) -> None:
     """Publishers go on through two kills; readers by position and by place see each message once, in order."""
     async with (
         connect(own_server.tcp_url, backoff=QUICK) as bus,
@@ -47,7 +59,7 @@ async def test_publishes_and_subscriptions_survive_a_killed_server(own_server: S
         assert {event.name for event in [*literal.events, *pattern.events]} <= {"resumed"}
 
 
-async def test_a_server_that_drains_is_followed_to_the_next(own_server: Server) -> None:
+async def test_a_server_that_drains_is_followed_to_the_next(own_server: Server, connect: Connect) -> None:
     """SIGTERM in the middle of publishing: what was sent is answered, the rest waits for the server to come back."""
     async with (
         connect(own_server.tcp_url, backoff=QUICK) as bus,
@@ -75,7 +87,9 @@ async def test_a_server_that_drains_is_followed_to_the_next(own_server: Server) 
         assert [message.payload for message in messages] == [b"%d" % number for number in range(len(receipts))]
 
 
-async def test_what_is_posted_while_the_server_is_gone_is_sent_when_it_is_back(own_server: Server) -> None:
+async def test_what_is_posted_while_the_server_is_gone_is_sent_when_it_is_back(
+    own_server: Server, connect: Connect
+) -> None:
     async with connect(own_server.tcp_url, backoff=QUICK) as bus:
         await bus.publish("s.one", b"0")
         own_server.kill()
@@ -88,7 +102,7 @@ async def test_what_is_posted_while_the_server_is_gone_is_sent_when_it_is_back(o
             assert (await bus.channel("s.one")).head == 50
 
 
-async def test_closing_while_the_server_is_gone_tells_what_is_not_known(own_server: Server) -> None:
+async def test_closing_while_the_server_is_gone_tells_what_is_not_known(own_server: Server, connect: Connect) -> None:
     bus = await connect(own_server.tcp_url, backoff=QUICK)
     await bus.publish("s.one", b"0")
     own_server.kill()
@@ -99,7 +113,7 @@ async def test_closing_while_the_server_is_gone_tells_what_is_not_known(own_serv
         await publication
 
 
-async def test_connecting_to_nobody_says_so(own_server: Server) -> None:
+async def test_connecting_to_nobody_says_so(own_server: Server, connect: Connect) -> None:
     own_server.kill()
     for url in (own_server.tcp_url, own_server.unix_url):
         with pytest.raises(BrokerError, match="CONNECTION_LOST") as raised:

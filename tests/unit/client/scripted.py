@@ -13,7 +13,10 @@ from tests.reference import frames as twin
 from tests.reference.groups import Chunk, build_chunk
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
+
+    Connect = Callable[..., Any]
+    """How a client connects: the tests are the same for several."""
 
 JOURNAL = b"j" * 16
 LIMITS = control.Limits(

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from broker import connect
 from broker.model.errors import error
 from broker.remote.bus import AHEAD_BYTES_MAX
 from broker.wire import control
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
     from broker.client.client import Client
     from broker.client.subscription import ClientSubscription
+    from tests.unit.client.scripted import Connect
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ async def live(server: Scripted, bus: Client, *channels: str) -> ClientSubscript
     """Subscribe on the first connection, with one message of each channel received; the connection is then lost."""
     peer = await server.peer()
     subscription = bus.subscribe(*channels)
-    accepted = asyncio.ensure_future(subscription._accept())
+    accepted = asyncio.ensure_future(subscription._open())
     wanted = await peer.subscribe()
     peer.accept(wanted, *(control.Outcome(name, "new", 1, 0) for name in channels))
     await accepted
@@ -51,7 +51,9 @@ async def live(server: Scripted, bus: Client, *channels: str) -> ClientSubscript
     return subscription
 
 
-async def test_subscriptions_are_asked_for_before_the_server_has_said_a_word(server: Scripted) -> None:
+async def test_subscriptions_are_asked_for_before_the_server_has_said_a_word(
+    server: Scripted, connect: Connect
+) -> None:
     async with connect(server.url, backoff=AT_ONCE) as bus:
         subscription = await live(server, bus, "s.x")
         server.welcome_waits = True
@@ -71,7 +73,7 @@ async def test_subscriptions_are_asked_for_before_the_server_has_said_a_word(ser
         assert found == [b"1", b"2", b"3"]
 
 
-async def test_answers_of_another_journal_are_not_looked_at(server: Scripted) -> None:
+async def test_answers_of_another_journal_are_not_looked_at(server: Scripted, connect: Connect) -> None:
     async with connect(server.url, backoff=AT_ONCE) as bus:
         subscription = await live(server, bus, "s.x")
         server.welcome["journal"] = b"k" * 16
@@ -88,7 +90,7 @@ async def test_answers_of_another_journal_are_not_looked_at(server: Scripted) ->
         assert subscription.positions["s.x"].sequence == 0
 
 
-async def test_no_more_is_asked_ahead_than_a_hello_may_have(server: Scripted) -> None:
+async def test_no_more_is_asked_ahead_than_a_hello_may_have(server: Scripted, connect: Connect) -> None:
     async with connect(server.url, backoff=AT_ONCE) as bus:
         names = [f"s.{number:0120}" for number in range(AHEAD_BYTES_MAX // 200)]
         await live(server, bus, *names)
@@ -102,7 +104,7 @@ async def test_no_more_is_asked_ahead_than_a_hello_may_have(server: Scripted) ->
 
 
 @pytest.mark.parametrize("way", ["refused", "going away"])
-async def test_a_server_that_says_when_is_obeyed(server: Scripted, way: str) -> None:
+async def test_a_server_that_says_when_is_obeyed(server: Scripted, way: str, connect: Connect) -> None:
     async with connect(server.url, backoff=AT_ONCE):
         peer = await server.peer()
         began = time.monotonic()
@@ -117,7 +119,7 @@ async def test_a_server_that_says_when_is_obeyed(server: Scripted, way: str) -> 
         assert time.monotonic() - began >= 0.2
 
 
-async def test_what_was_asked_ahead_is_asked_again_when_hello_is_refused(server: Scripted) -> None:
+async def test_what_was_asked_ahead_is_asked_again_when_hello_is_refused(server: Scripted, connect: Connect) -> None:
     async with connect(server.url, backoff=AT_ONCE) as bus:
         await live(server, bus, "s.x")
         server.refusal = control.encode_error(error("BUSY", "later", retry_after_ms=1))

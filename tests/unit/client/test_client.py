@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from broker import BrokerError, BusPosition, Position, connect
+from broker import BrokerError, BusPosition, Position
 from broker.model.errors import error
 from broker.wire import control
 from broker.wire.kinds import Kind
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from broker import Client
-    from tests.unit.client.scripted import Peer
+    from tests.unit.client.scripted import Connect, Peer
 
 pytestmark = pytest.mark.usefixtures("loop_kind")
 
@@ -33,7 +33,7 @@ async def server() -> AsyncIterator[Scripted]:
 
 
 @pytest.fixture
-async def bus(server: Scripted) -> AsyncIterator[Client]:
+async def bus(server: Scripted, connect: Connect) -> AsyncIterator[Client]:
     client = await connect(server.url, backoff=AT_ONCE)
     yield client
     await client.close(timeout_s=0.01)
@@ -60,7 +60,7 @@ async def answer_one(peer: Peer, bus: Client) -> None:
 # -- handshake ---------------------------------------------------------------------------------------------------------
 
 
-async def test_hello_names_one_producer_for_the_life_of_the_bus(server: Scripted) -> None:
+async def test_hello_names_one_producer_for_the_life_of_the_bus(server: Scripted, connect: Connect) -> None:
     async with connect(server.url, backoff=AT_ONCE, token="secret", name="me") as one, connect(server.url) as other:
         (await server.peer()).drop()
         await server.peer()
@@ -74,14 +74,14 @@ async def test_hello_names_one_producer_for_the_life_of_the_bus(server: Scripted
 
 
 @pytest.mark.parametrize("name", ["VERSION", "DENIED", "TOO_MANY_CONNECTIONS", "GOING_AWAY"])
-async def test_a_refused_hello_is_what_connecting_raises(server: Scripted, name: str) -> None:
+async def test_a_refused_hello_is_what_connecting_raises(server: Scripted, name: str, connect: Connect) -> None:
     server.refusal = control.encode_error(error(name, "because"))
     with pytest.raises(BrokerError, match="because") as raised:
         await connect(server.url)
     assert raised.value.name == name
 
 
-async def test_a_server_that_says_nothing_is_given_up(server: Scripted) -> None:
+async def test_a_server_that_says_nothing_is_given_up(server: Scripted, connect: Connect) -> None:
     server.is_silent = True
     with pytest.raises(BrokerError, match="TIMEOUT"):
         await connect(server.url, connect_timeout_s=0.05)
@@ -97,7 +97,7 @@ async def test_a_server_that_says_nothing_is_given_up(server: Scripted) -> None:
         control.frame(Kind.HELLO, b""),
     ],
 )
-async def test_what_is_no_welcome_is_refused(server: Scripted, first: bytes) -> None:
+async def test_what_is_no_welcome_is_refused(server: Scripted, first: bytes, connect: Connect) -> None:
     server.refusal = first
     with pytest.raises(BrokerError, match="CONNECTION_LOST"):
         await connect(server.url)
@@ -260,7 +260,7 @@ async def test_going_away_is_followed_when_all_is_answered(server: Scripted, bus
 async def test_every_split_of_a_conversation_reads_the_same(server: Scripted, bus: Client) -> None:
     peer = await server.peer()
     subscription = bus.subscribe("a.*")
-    opening = asyncio.ensure_future(subscription._accept())
+    opening = asyncio.ensure_future(subscription._open())
     wanted = await peer.subscribe()
     peer.accept(wanted)
     await opening
@@ -284,7 +284,7 @@ async def test_every_split_of_a_conversation_reads_the_same(server: Scripted, bu
 async def test_literals_resume_by_position_and_drop_what_comes_twice(server: Scripted, bus: Client) -> None:
     peer = await server.peer()
     subscription = bus.subscribe("a", "b", start="start")
-    opening = asyncio.ensure_future(subscription._accept())
+    opening = asyncio.ensure_future(subscription._open())
     wanted = await peer.subscribe()
     assert (wanted.filters, wanted.start) == (("a", "b"), control.FromStart())
     peer.accept(wanted, control.Outcome("a", "resumed", 1, 0), control.Outcome("b", "new", 4, 7))
@@ -321,7 +321,7 @@ async def test_literals_resume_by_position_and_drop_what_comes_twice(server: Scr
 async def test_patterns_resume_by_bus_position_and_follow_the_early_rule(server: Scripted, bus: Client) -> None:
     peer = await server.peer()
     subscription = bus.subscribe("a.>")
-    opening = asyncio.ensure_future(subscription._accept())
+    opening = asyncio.ensure_future(subscription._open())
     wanted = await peer.subscribe()
     assert wanted.start == control.FromNew()
     peer.accept(wanted, group=10, index=2)
@@ -360,7 +360,7 @@ async def test_credit_is_what_has_been_read_and_a_full_reader_waits_to_resume(se
     peer = await server.peer()
     credit = 64 * 1024
     subscription = bus.subscribe("a", credit_bytes=credit)
-    opening = asyncio.ensure_future(subscription._accept())
+    opening = asyncio.ensure_future(subscription._open())
     wanted = await peer.subscribe()
     assert wanted.credit == credit
     peer.accept(wanted, control.Outcome("a", "new", 1, 0))
@@ -387,7 +387,7 @@ async def test_credit_is_what_has_been_read_and_a_full_reader_waits_to_resume(se
 async def test_a_subscription_that_is_cut_begins_again_under_another_number(server: Scripted, bus: Client) -> None:
     peer = await server.peer()
     subscription = bus.subscribe("a")
-    opening = asyncio.ensure_future(subscription._accept())
+    opening = asyncio.ensure_future(subscription._open())
     first = await peer.subscribe()
     peer.accept(first, control.Outcome("a", "new", 1, 0))
     await opening
@@ -408,7 +408,7 @@ async def test_a_subscription_that_is_cut_begins_again_under_another_number(serv
 
 async def test_a_refused_subscription_says_why_to_who_waits_and_who_reads(server: Scripted, bus: Client) -> None:
     peer = await server.peer()
-    for ask in (lambda one: one._accept(), lambda one: read(one, 1)):
+    for ask in (lambda one: one._open(), lambda one: read(one, 1)):
         subscription = bus.subscribe("a")
         asking = asyncio.ensure_future(ask(subscription))
         wanted = await peer.subscribe()
@@ -420,7 +420,7 @@ async def test_a_refused_subscription_says_why_to_who_waits_and_who_reads(server
 async def test_what_was_stored_under_a_higher_limit_is_read(server: Scripted, bus: Client) -> None:
     peer = await server.peer()
     subscription = bus.subscribe("a", start="start")
-    opening = asyncio.ensure_future(subscription._accept())
+    opening = asyncio.ensure_future(subscription._open())
     wanted = await peer.subscribe()
     peer.accept(wanted, control.Outcome("a", "resumed", 1, 0))
     await opening
@@ -432,7 +432,7 @@ async def test_what_was_stored_under_a_higher_limit_is_read(server: Scripted, bu
 async def test_deliveries_after_unsubscribing_are_dropped(server: Scripted, bus: Client) -> None:
     peer = await server.peer()
     subscription = bus.subscribe("a")
-    opening = asyncio.ensure_future(subscription._accept())
+    opening = asyncio.ensure_future(subscription._open())
     wanted = await peer.subscribe()
     peer.accept(wanted, control.Outcome("a", "new", 1, 0))
     await opening
@@ -448,7 +448,7 @@ async def test_events_reach_the_subscription(server: Scripted, bus: Client) -> N
     heard: list[Any] = []
     peer = await server.peer()
     subscription = bus.subscribe("a", on_event=heard.append)
-    opening = asyncio.ensure_future(subscription._accept())
+    opening = asyncio.ensure_future(subscription._open())
     wanted = await peer.subscribe()
     peer.accept(wanted, control.Outcome("a", "new", 1, 0))
     await opening
@@ -466,7 +466,7 @@ async def test_events_reach_the_subscription(server: Scripted, bus: Client) -> N
 async def test_what_retention_took_is_told_once(server: Scripted, bus: Client, *, told: bool) -> None:
     peer = await server.peer()
     subscription = bus.subscribe("a")
-    opening = asyncio.ensure_future(subscription._accept())
+    opening = asyncio.ensure_future(subscription._open())
     wanted = await peer.subscribe()
     peer.accept(wanted, control.Outcome("a", "new", 1, 0))
     await opening
@@ -502,7 +502,7 @@ async def test_requests_are_answered_in_any_order_and_refused_one_by_one(server:
         await lost
 
 
-async def test_a_quiet_server_is_pinged_and_a_silent_one_is_left(server: Scripted) -> None:
+async def test_a_quiet_server_is_pinged_and_a_silent_one_is_left(server: Scripted, connect: Connect) -> None:
     server.welcome |= {"ping_s": 0.03}
     async with connect(server.url, backoff=AT_ONCE) as bus:
         peer = await server.peer()
@@ -514,7 +514,7 @@ async def test_a_quiet_server_is_pinged_and_a_silent_one_is_left(server: Scripte
         await answer_one(await server.peer(), bus)
 
 
-async def test_a_bus_that_is_closed_has_no_socket_left(server: Scripted) -> None:
+async def test_a_bus_that_is_closed_has_no_socket_left(server: Scripted, connect: Connect) -> None:
     """The server sees it leave at once, though the loop is never run again."""
     bus = await connect(server.url)
     await server.peer()
@@ -525,7 +525,7 @@ async def test_a_bus_that_is_closed_has_no_socket_left(server: Scripted) -> None
     assert connection.descriptors() == []
 
 
-async def test_a_child_has_neither_the_bus_nor_its_socket(server: Scripted) -> None:
+async def test_a_child_has_neither_the_bus_nor_its_socket(server: Scripted, connect: Connect) -> None:
     """Every call raises FORKED, and the number of the socket leads nowhere, so that nobody closes a stranger's file."""
     bus = await connect(server.url)
     peer = await server.peer()

@@ -1,0 +1,234 @@
+"""The blocking client as one more home: a `Bus` whose every call that waits waits in a thread.
+
+Nothing is made good here that the client should do. Where a task that waits may be cancelled, the thread that waits for
+it cannot be; so what a cancelled read was just about to return is kept for the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from broker import blocking
+from broker.bus import Bus, History, Subscription
+from broker.model.errors import BrokerError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
+
+    from broker import BusPosition, ChannelInfo, ListedChannel, Position, SubscriptionEvent
+
+THREADS = 64
+"""What waits at once in one test is less."""
+AT_ONCE_MAX = 64
+"""What one visit of a thread brings: a test that takes thousands would spend its time on waking threads."""
+POLL_S = 0.02
+"""How soon a read hears that nobody waits for it any more."""
+
+
+class connect:  # called, awaited and entered like the asyncio client's
+    """Connect with the blocking client."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        self._url = url
+        self._options = options
+        self._bus: ThreadedBus | None = None
+
+    def __await__(self) -> Generator[Any, Any, ThreadedBus]:
+        return self._open().__await__()
+
+    async def _open(self) -> ThreadedBus:
+        client = await asyncio.to_thread(blocking.connect, self._url, timeout_s=30, **self._options)
+        return ThreadedBus(client)
+
+    async def __aenter__(self) -> ThreadedBus:
+        self._bus = await self._open()
+        return self._bus
+
+    async def __aexit__(self, *raised: object) -> None:
+        assert self._bus is not None
+        await self._bus.close()
+
+
+class ThreadedBus(Bus):
+    """A bus over a blocking client."""
+
+    def __init__(self, client: blocking.Client) -> None:
+        self.client = client
+        self.loop = asyncio.get_running_loop()
+        self._pool = ThreadPoolExecutor(THREADS, "caller")
+
+    def in_thread(self, function: Callable[..., Any], *args: Any, **options: Any) -> asyncio.Future[Any]:
+        """Call a function that waits, in a thread."""
+        return self.loop.run_in_executor(self._pool, partial(function, *args, **options))
+
+    # .. publishing ..
+
+    def post(self, channel: str, payload: Any, **options: Any) -> None:
+        self.client.post(channel, payload, **options)
+
+    def drain(self) -> Awaitable[None]:
+        return self.in_thread(self.client.drain)
+
+    def flush(self) -> Awaitable[None]:
+        return self.in_thread(self.client.flush)
+
+    def publish(self, channel: str, payload: Any, **options: Any) -> Any:
+        return self.in_thread(self.client.submit(channel, payload, **options).result)
+
+    def publish_many(self, channel: str, payloads: Any, **options: Any) -> Any:
+        return self.in_thread(self.client.submit_many(channel, payloads, **options).result)
+
+    # .. reading ..
+
+    def subscribe(self, *filters: str, **options: Any) -> ThreadedSubscription:
+        return ThreadedSubscription(self, filters, **options)
+
+    def history(self, channel: str, **options: Any) -> ThreadedHistory:
+        return ThreadedHistory(self, self.client.history(channel, **options))
+
+    async def channels(
+        self, prefix: str = "", *, after: str = "", limit: int | None = None, details: bool = False
+    ) -> AsyncIterator[ListedChannel]:
+        listed = self.client.channels(prefix, after=after, limit=limit, details=details)
+        while (channel := await self.in_thread(next, listed, None)) is not None:
+            yield channel
+
+    # .. asking ..
+
+    async def ask(self, operation: str, arguments: Mapping[str, object]) -> dict[str, Any]:
+        return cast("dict[str, Any]", await self.in_thread(self.client.ask, operation, arguments))
+
+    async def stats(self) -> dict[str, Any]:
+        return cast("dict[str, Any]", await self.in_thread(self.client.stats))
+
+    async def channel(self, name: str) -> ChannelInfo:
+        return cast("ChannelInfo", await self.in_thread(self.client.channel, name))
+
+    async def trim(self, name: str, first: int) -> int:
+        return cast("int", await self.in_thread(self.client.trim, name, first))
+
+    async def remove(self, name: str) -> None:
+        await self.in_thread(self.client.remove, name)
+
+    async def backup(self, path: str, on_progress: Callable[[int, int], object] | None = None) -> str:
+        return cast("str", await self.in_thread(self.client.backup, path, self._called(on_progress)))
+
+    async def compact(self, on_progress: Callable[[int, int], object] | None = None) -> str:
+        return cast("str", await self.in_thread(self.client.compact, self._called(on_progress)))
+
+    def _called(self, function: Callable[..., object] | None) -> Callable[..., object] | None:
+        return None if function is None else partial(self.loop.call_soon_threadsafe, function)
+
+    async def close(self, timeout_s: float = 5.0) -> None:
+        await self.in_thread(self.client.close, timeout_s)
+
+
+class ThreadedSubscription(Subscription):
+    """A subscription that threads read."""
+
+    def __init__(
+        self,
+        bus: ThreadedBus,
+        filters: tuple[str, ...],
+        start: Any = "new",
+        credit_bytes: int = 4 * 1024 * 1024,
+        on_event: Callable[[SubscriptionEvent], object] | None = None,
+    ) -> None:
+        self._bus = bus
+        self._inner = blocking.Subscription(bus.client, filters, start, credit_bytes, bus._called(on_event))
+        self._opening: asyncio.Future[Any] | None = None
+        self._kept: deque[Any] = deque()
+        self.events = self._inner.events
+
+    def __await__(self) -> Generator[Any, Any, ThreadedSubscription]:
+        return self._open().__await__()
+
+    async def _open(self) -> ThreadedSubscription:
+        if self._opening is None:
+            self._opening = self._bus.in_thread(self._inner.open)
+        await asyncio.shield(self._opening)
+        return self
+
+    @property
+    def bus_position(self) -> BusPosition | None:
+        return self._inner.bus_position
+
+    @property
+    def positions(self) -> Mapping[str, Position]:
+        return self._inner.positions
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self._stream(self._inner.next)
+
+    def batches(self) -> AsyncIterator[Any]:
+        return self._stream(self._inner.next_batch)
+
+    async def _stream(self, read: Callable[[float], Any]) -> AsyncIterator[Any]:
+        await self._open()
+        while True:
+            if self._kept:
+                yield self._kept.popleft()
+                continue
+            gone: list[bool] = []
+            reading = self._bus.in_thread(self._read, read, gone)
+            try:
+                found = await asyncio.shield(reading)
+            except asyncio.CancelledError:
+                gone.append(True)
+                self._kept += await reading
+                raise
+            if not found:
+                return
+            self._kept += found
+
+    @staticmethod
+    def _read(read: Callable[[float], Any], gone: list[bool]) -> list[Any]:
+        """Read in short waits until there is something; nothing at the end, or when nobody waits any more."""
+        found: list[Any] = []
+        try:
+            while not gone and not found:
+                wait_s = POLL_S
+                while len(found) < AT_ONCE_MAX and (one := read(wait_s)) is not None:
+                    found.append(one)
+                    wait_s = 0
+        except BrokerError as failure:
+            if failure.name != "CLOSED":
+                raise
+        return found
+
+    async def close(self) -> None:
+        await self._bus.in_thread(self._inner.close)
+
+
+class ThreadedHistory(History):
+    """A read that threads make, one after the other."""
+
+    def __init__(self, bus: ThreadedBus, inner: blocking.History) -> None:
+        self._bus = bus
+        self._inner = inner
+        self.events = inner.events
+
+    @property
+    def info(self) -> ChannelInfo | None:  # type: ignore[override]
+        return self._inner.info
+
+    @property
+    def bus_position(self) -> BusPosition | None:
+        return self._inner.bus_position
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self._stream(iter(self._inner))
+
+    def batches(self) -> AsyncIterator[Any]:
+        return self._stream(self._inner.batches())
+
+    async def _stream(self, found: Iterator[Any]) -> AsyncIterator[Any]:
+        while (one := await self._bus.in_thread(next, found, None)) is not None:
+            yield one
+
+    async def messages(self) -> list[Any]:
+        return cast("list[Any]", await self._bus.in_thread(self._inner.messages))
