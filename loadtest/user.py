@@ -10,7 +10,6 @@ of its own where the user publishes too.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
@@ -32,13 +31,14 @@ if TYPE_CHECKING:
 
     from broker.blocking import Client, Pending, Subscription
     from broker.bus import Start, SubscriptionEvent
+    from broker_native.messages import Batch
     from broker_native.posting import Receipt
+    from broker_native.readings import Reading
     from loadtest.side import Side
 
 TIMEOUT_S: Final = 10.0
 LOOK_S: Final = 0.5
 """How long a waiting publisher does not notice that the test is closing."""
-FOREVER_S: Final = 1e6
 UNANSWERED_MAX: Final = 64
 """Windows that one user may have sent without an answer. One more waits, and then it is late."""
 
@@ -59,6 +59,9 @@ class Sent(NamedTuple):
 class Reader:
     """One subscription of a user, and the check of all that it brings.
 
+    Batches are looked at by the greenlet that reads the connection, as they come: one wake-up for each read of the
+    socket. What has come has therefore been checked.
+
     Args:
         side: where it is counted.
         client: the user's connection.
@@ -71,56 +74,43 @@ class Reader:
     """
 
     def __init__(
-        self,
-        side: Side,
-        client: Client,
-        channels: Mapping[str, int],
-        *,
-        start: Start = "new",
-        since_ns: int = 0,
+        self, side: Side, client: Client, channels: Mapping[str, int], *, start: Start = "new", since_ns: int = 0
     ) -> None:
         self._side = side
         self._channels = channels
         self._since_ns = since_ns
+        self.readings: dict[str, Reading] = {}
         self._subscription = self._subscribe(client, start)
-        positions = self._subscription.positions
-        self.readings = {
-            name: side.account.read(name, positions[name].sequence, payload_bytes)
-            for name, payload_bytes in channels.items()
-        }
-        self._fresh = set(channels)
-        self._greenlet = gevent.spawn(self._read)
+        for name, position in self._subscription.positions.items():
+            if name not in self.readings:
+                self.readings[name] = side.account.read(name, position.sequence, channels[name])
 
     def _subscribe(self, client: Client, start: Start) -> Subscription:
-        return client.subscribe(*self._channels, start=start, on_event=self._on_event).open()
+        return client.subscribe(*self._channels, start=start, on_event=self._on_event, on_batch=self._on_batch)
 
-    def _read(self) -> None:
-        """Read until it is halted."""
-        try:
-            self._read_batches()
-        except BrokerError as failure:
-            self._side.fail(f"reading: {failure}")
+    def _on_batch(self, batch: Batch) -> None:
+        reading = self.readings.get(batch.channel)
+        if reading is None:
+            # It came with the broker's answer, before anybody could ask where the channel stood. A gap before it would
+            # be an event.
+            reading = self._side.account.read(batch.channel, batch.first - 1, self._channels[batch.channel])
+            self.readings[batch.channel] = reading
+        self._side.counter.take(reading, batch, self._since_ns)
 
-    def _read_batches(self) -> None:
-        readings, fresh, take, since_ns = self.readings, self._fresh, self._side.counter.take, self._since_ns
-        while True:
-            for batch in self._subscription.next_batches(math.inf):
-                if batch.channel in fresh:
-                    self._begin(batch.channel, batch.first)
-                take(readings[batch.channel], batch, since_ns)
+    def _on_event(self, event: SubscriptionEvent) -> None:
+        if event.name not in HARMLESS:
+            self._side.fail(f"a subscription was told: {event.name}")
 
-    def _begin(self, name: str, first: int) -> None:
-        """Take the first batch of a channel: it may have come before anybody could ask where the channel stood.
+    def look(self) -> None:
+        """See that it still lasts.
 
-        A gap before it would have been an event.
+        Raises:
+            BrokerError: It has ended, and why.
         """
-        self._fresh.remove(name)
-        if first <= self.readings[name].after:
-            self._side.account.retire(name, self.readings[name])
-            self.readings[name] = self._side.account.read(name, first - 1, self._channels[name])
+        self._subscription.next_batch(0)
 
     def resume(self, client: Client) -> None:
-        """Subscribe again over another connection, behind what was read, which may be less than what had come.
+        """Subscribe again over another connection, behind what was read; the one before is closed.
 
         Raises:
             BrokerError: The broker refuses the subscription.
@@ -131,22 +121,12 @@ class Reader:
             for name, reading in self.readings.items()
         }
         self._subscription = self._subscribe(client, start)
-        self._greenlet = gevent.spawn(self._read)
-
-    def halt(self) -> None:
-        """Read no more. What has come and was not looked at is forgotten."""
-        self._greenlet.kill()
 
     def retire(self) -> None:
         """End it before the test ends; what was still on its way was due to nobody."""
-        self.halt()
+        self._subscription.close()
         for name, reading in self.readings.items():
             self._side.account.retire(name, reading)
-        self._subscription.close()
-
-    def _on_event(self, event: SubscriptionEvent) -> None:
-        if event.name not in HARMLESS:
-            self._side.fail(f"a subscription was told: {event.name}")
 
 
 class BrokerUser(User):
@@ -185,12 +165,15 @@ class BrokerUser(User):
         """Do what the scenario says, until the test or its shape ends this user."""
         try:
             self.live()
+            self.settle()
+            # Publishing is over. Who reads reads on, until all that is due has come, and is ended with the test.
+            while True:
+                for reader in self._readers:
+                    reader.look()
+                gevent.sleep(LOOK_S)
         except BrokerError as failure:
             self.side.fail(f"{self.kind}: {failure}")
             raise StopUser from failure
-        self.settle()
-        # Publishing is over. Who reads reads on until all that is due has come, and is ended with the test.
-        gevent.sleep(FOREVER_S)
 
     def live(self) -> None:
         """Publish and read; the scenario's. It returns when the test is closing."""
@@ -224,8 +207,6 @@ class BrokerUser(User):
             BrokerError: The broker refuses a subscription.
             StopUser: There is no connection to be had.
         """
-        for reader in self._readers:
-            reader.halt()
         self.client.close()
         self._client = self.open_client()
         for reader in self._readers:

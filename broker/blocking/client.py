@@ -366,6 +366,7 @@ class Client(RemoteBus[Connection]):
         start: Start = "new",
         credit_bytes: int = CREDIT_BYTES_DEFAULT,
         on_event: Callable[[SubscriptionEvent], object] | None = None,
+        on_batch: Callable[[Batch], object] | None = None,
         timeout_s: float | None = None,
     ) -> Subscription:
         """Read channels, from when the broker has accepted it. A message is delivered once, however many filters match.
@@ -375,6 +376,9 @@ class Client(RemoteBus[Connection]):
             start: Where to begin.
             credit_bytes: What may wait for the application, at least 64 KiB.
             on_event: Called with each event, on the bus' own thread: it must not wait for anything of this bus.
+            on_batch: Called with each batch in the same way, and there is nothing to iterate over. It saves a reader that
+                only looks at what comes a thread and a wake-up for each read of the socket; while it runs, nothing else
+                of the bus is read.
             timeout_s: How long to wait until it is accepted.
 
         Raises:
@@ -382,7 +386,7 @@ class Client(RemoteBus[Connection]):
             RequestError: INVALID_POSITION; `start` does not fit the filters.
             BrokerError: It is refused: DENIED, NO_PROFILE, …; TIMEOUT.
         """
-        return Subscription(self, filters, start, credit_bytes, on_event).open(timeout_s)
+        return Subscription(self, filters, start, credit_bytes, on_event, on_batch).open(timeout_s)
 
     # .. asking ..
 

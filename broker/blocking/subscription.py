@@ -42,9 +42,13 @@ class Subscription(RemoteSubscription):
         start: Start,
         credit_bytes: int,
         on_event: Callable[[SubscriptionEvent], object] | None,
+        on_batch: Callable[[Batch], object] | None = None,
     ) -> None:
         super().__init__(client, filters, start, credit_bytes, on_event)
         self._client = client
+        self._on_batch = on_batch
+        if on_batch is not None:
+            self._push = self._hand_out
         self._openers: list[Waiter] = []
 
     def __enter__(self) -> Self:
@@ -164,6 +168,13 @@ class Subscription(RemoteSubscription):
                 deadline = Deadline(timeout_s)
             if not waiter.wait(deadline.left_s()):
                 return None
+
+    def _hand_out(self, batch: Batch) -> None:
+        """Have the application called with a batch instead of keeping it; it is consumed when it is called."""
+        assert self._on_batch is not None
+        if len(batch):
+            self._client.call_outside(self._on_batch, batch)
+        self._cursor.pass_over(batch)
 
     # .. the end ..
 

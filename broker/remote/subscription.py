@@ -88,6 +88,7 @@ class RemoteSubscription(ABC):
         self._credit_bytes = credit_bytes
         self._on_event = on_event
         self._cursor = Cursor(loop, credit_bytes // CREDIT_REPORTS, self._on_consumed)
+        self._push: Callable[[Batch], object] = self._cursor.push
         self._connection: Conversation | None = None
         self._number = 0  # of the SUBSCRIBE that the server has; 0 when it has none
         self._started = False
@@ -187,7 +188,7 @@ class RemoteSubscription(ABC):
             for first, count, reason in batch.gone:
                 self._tell(SubscriptionEvent("gone", batch.channel, batch.epoch, first, count, reason))
         if rest is not None:
-            self._cursor.push(rest)
+            self._push(rest)
         else:
             self._cursor.pass_over(batch)
 

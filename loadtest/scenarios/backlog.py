@@ -51,10 +51,8 @@ class BacklogUser(BrokerUser):
         behind = info.head - max(0, info.head - BACKLOG_MESSAGES, info.first - 1)
         start = Position(info.epoch, info.head - behind) if info.epoch and info.head > behind else "start"
         reader = self.read({channel: self.side.plan.payload}, start=start, since_ns=due_ns)
-        reading = reader.readings[channel]
-        while reading.sequence < info.head and not self.side.closing:
+        while reader.readings[channel].sequence < info.head and not self.side.closing:
             gevent.sleep(LOOK_S)
-            reading = reader.readings[channel]
         self.fire("catch up", due_ns, behind * self.side.plan.payload)
         if self.wait_until(until_ns):
             self.leave(reader)
