@@ -16,10 +16,13 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
+from gevent.event import AsyncResult
 from locust import events
+from locust.exception import StopUser
 from locust.runners import STATE_MISSING, LocalRunner, MasterRunner, WorkerRunner
 
 from broker.model.errors import BrokerError
@@ -28,7 +31,7 @@ from loadtest.judge import Judge
 from loadtest.ledger import sum_published
 from loadtest.plan import USERS_DEFAULT, Plan, options, unreachable
 from loadtest.server import Watch, look_once
-from loadtest.side import Side
+from loadtest.side import Seats, Side
 
 if TYPE_CHECKING:
     from locust import User
@@ -42,6 +45,8 @@ EXIT_USAGE: Final = 2
 
 SPAWN_RATE: Final = 300.0
 CLOSE, PUBLISHED, DUE, FINAL = "loadtest_close", "loadtest_published", "loadtest_due", "loadtest_final"
+SEAT, SEATED = "loadtest_seat", "loadtest_seated"
+SEAT_TIMEOUT_S: Final = 30.0
 TEST_OPTION: Final = "loadtest_test"
 """What tells this test's channels from those of any other; the master chooses it, and Locust carries it to workers."""
 STEP_S: Final = 0.1
@@ -50,6 +55,36 @@ CLOSING_S_MAX: Final = 300.0
 """How long workers may read what is left: a backlog comes at the broker's speed."""
 
 log = logging.getLogger("locust.loadtest")
+
+
+class RemoteSeats:
+    """The master's `Seats`, asked by a worker's users; each waits for its own answer."""
+
+    def __init__(self, runner: WorkerRunner, waiting: dict[int, AsyncResult[int]]) -> None:
+        self._runner = runner
+        self._waiting = waiting
+        self._tickets = count()
+
+    def take(self, kind: str) -> int:
+        """Return a number for a new user.
+
+        Raises:
+            StopUser: The master does not answer, or has none left.
+        """
+        ticket = next(self._tickets)
+        answer = self._waiting[ticket] = AsyncResult()
+        self._runner.send_message(SEAT, {"kind": kind, "ticket": ticket})
+        try:
+            number: int = answer.get(timeout=SEAT_TIMEOUT_S)
+        except gevent.Timeout as late:
+            raise StopUser from late
+        finally:
+            del self._waiting[ticket]
+        return number
+
+    def leave(self, kind: str, number: int) -> None:
+        """Give a number back."""
+        self._runner.send_message(SEAT, {"kind": kind, "number": number})
 
 
 class Conductor:
@@ -68,6 +103,8 @@ class Conductor:
         self._watch: Watch | None = None
         self._answers: dict[str, dict[str, Any]] = {}
         self._expected: set[str] = set()
+        self._seats = Seats()
+        self._waiting: dict[int, AsyncResult[int]] = {}
 
     @property
     def runner(self) -> Runner:
@@ -91,21 +128,12 @@ class Conductor:
         self._expected = set()
         if isinstance(runner, MasterRunner):
             self._expected = set(runner.clients)
-            # Who sits where follows from how many there are, so all must know the same number.
-            parsed.expect_workers = max(int(parsed.expect_workers), runner.worker_index_max)
+            self._seats = Seats()
             return
         test = str(getattr(parsed, TEST_OPTION))
         self.plan = Plan.of(parsed)
-        index, processes = 0, 1
-        if isinstance(runner, WorkerRunner):
-            index, processes = runner.worker_index, int(parsed.expect_workers)
-            if index >= processes:
-                self._give_up(
-                    f"this is worker {index + 1} of a master that expects {processes}: start the master with "
-                    f"--expect-workers {index + 1}, or all of it anew"
-                )
-                return
-        self.side = Side(self.plan, self.url, test, index, processes)
+        usher = RemoteSeats(runner, self._waiting) if isinstance(runner, WorkerRunner) else Seats()
+        self.side = Side(self.plan, self.url, test, usher)
 
     @property
     def url(self) -> str:
@@ -247,6 +275,21 @@ class Conductor:
                 FINAL, self.side.finish_reading(message.data["published"], gevent.sleep, patience_s)
             )
 
+    def seat(self, message: Message) -> None:
+        """Take a number back from a worker's user, or give one."""
+        kind, runner = message.data["kind"], self.runner
+        if "number" in message.data:
+            self._seats.leave(kind, message.data["number"])
+            return
+        seated = {"ticket": message.data["ticket"], "number": self._seats.take(kind)}
+        runner.send_message(SEATED, seated, client_id=message.node_id)
+
+    def seated(self, message: Message) -> None:
+        """The master has a number for a user."""
+        waiting = self._waiting.get(message.data["ticket"])
+        if waiting is not None:
+            waiting.set(message.data["number"])
+
     def quitting(self) -> None:
         """Locust is about to end: what it ends with is the verdict of the last test."""
         if self.judge is None:
@@ -299,6 +342,7 @@ def prepare(environment: Environment, user_classes: dict[str, list[type[User]]])
     if isinstance(runner, WorkerRunner):
         runner.register_message(CLOSE, lambda environment, msg: conductor.finish_publishing(msg), concurrent=True)
         runner.register_message(DUE, lambda environment, msg: conductor.finish_reading(msg), concurrent=True)
+        runner.register_message(SEATED, lambda environment, msg: conductor.seated(msg))
         gevent.spawn(conductor.watch_master)
         return
     complaints = plan.complaints()
@@ -317,6 +361,7 @@ def prepare(environment: Environment, user_classes: dict[str, list[type[User]]])
     if isinstance(runner, MasterRunner):
         runner.register_message(PUBLISHED, lambda environment, msg: conductor.answered(msg))
         runner.register_message(FINAL, lambda environment, msg: conductor.answered(msg))
+        runner.register_message(SEAT, lambda environment, msg: conductor.seat(msg))
 
 
 def listen(user_classes: dict[str, list[type[User]]]) -> None:

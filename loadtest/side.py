@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections import Counter as Tally
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from broker_native.readings import PUBLISHERS_MAX
 from loadtest.histogram import Counter
@@ -27,6 +27,46 @@ ERRORS_TOLD: Final = 50
 STEP_S: Final = 0.05
 
 
+class Seats:
+    """The numbers of users: dense from 0 for each kind, and no two living users of a kind have the same.
+
+    A number that somebody left goes to the next who comes: roles and rooms follow from the number, and publishing goes
+    on where the one before ended. There is one of these for a test, whoever has the users.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[str, list[int]] = {}
+        self._taken: dict[str, int] = {}
+
+    def take(self, kind: str) -> int:
+        """Return a number for a new user.
+
+        Raises:
+            ValueError: There are more users of a kind than publishers can be told apart.
+        """
+        if free := self._free.get(kind):
+            return heapq.heappop(free)
+        number = self._taken.get(kind, 0)
+        if number >= PUBLISHERS_MAX:
+            raise ValueError(f"users: got more than {PUBLISHERS_MAX:,} of {kind}")
+        self._taken[kind] = number + 1
+        return number
+
+    def leave(self, kind: str, number: int) -> None:
+        """Give a number back."""
+        heapq.heappush(self._free.setdefault(kind, []), number)
+
+
+class Usher(Protocol):
+    """Who gives users their numbers: `Seats`, or the master's at the other end of a connection."""
+
+    def take(self, kind: str) -> int:
+        """Return a number for a new user of a kind."""
+
+    def leave(self, kind: str, number: int) -> None:
+        """Give a number back."""
+
+
 class Side:
     """The users of one process in one test.
 
@@ -34,49 +74,21 @@ class Side:
         plan: what is asked of them.
         url: of the broker.
         test: what tells the channels of this test from those of any other.
-        index: which of the processes with users this is.
-        processes: how many there are.
+        usher: gives users their numbers.
     """
 
-    def __init__(self, plan: Plan, url: str, test: str, index: int, processes: int) -> None:
+    def __init__(self, plan: Plan, url: str, test: str, usher: Usher) -> None:
         self.plan = plan
         self.url = url
         self.test = test
-        self.index = index
-        self.processes = processes
+        self.usher = usher
         self.account = Account()
         self.counter = Counter()
         self.errors: Tally[str] = Tally()
         self.closing = False
         self.unanswered = 0
         """Windows that were sent and whose answers nobody has taken."""
-        self._free: dict[str, list[int]] = {}
-        self._seats: dict[str, int] = {}
         self._cpu_s = time.process_time()
-
-    # -- users --------------------------------------------------------------------------------------------------------
-
-    def take_seat(self, kind: str) -> int:
-        """Return a number for a new user of a kind: dense over all processes, and no other living user has it.
-
-        A number that somebody left goes to the next who comes: roles and rooms follow from the number, and publishing
-        goes on where the one before ended.
-
-        Raises:
-            ValueError: There are more users of a kind than publishers can be told apart.
-        """
-        free = self._free.setdefault(kind, [])
-        if free:
-            return heapq.heappop(free)
-        seat = self._seats.get(kind, 0) * self.processes + self.index
-        if seat >= PUBLISHERS_MAX:
-            raise ValueError(f"users: got more than {PUBLISHERS_MAX:,} of {kind}")
-        self._seats[kind] = self._seats.get(kind, 0) + 1
-        return seat
-
-    def leave_seat(self, kind: str, seat: int) -> None:
-        """Give a number back."""
-        heapq.heappush(self._free.setdefault(kind, []), seat)
 
     def stored(self, name: str) -> str:
         """Return the name of a stored channel of this test."""

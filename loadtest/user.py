@@ -146,7 +146,7 @@ class BrokerUser(User):
 
     def on_start(self) -> None:
         """Sit down and connect."""
-        self.number = self.side.take_seat(self.kind)
+        self.number = self.side.usher.take(self.kind)
         self._client = self.open_client()
 
     def on_stop(self) -> None:
@@ -158,7 +158,7 @@ class BrokerUser(User):
         if self._client is not None:
             self._client.close()
         if self.number >= 0:
-            self.side.leave_seat(self.kind, self.number)
+            self.side.usher.leave(self.kind, self.number)
 
     @task
     def use(self) -> None:
