@@ -149,7 +149,16 @@ def bad_sizes(users: int, seconds: float, processes: int) -> list[str]:
 
 def command_of(plan: Plan, url: str, users: int, seconds: float, processes: int, locust_report: str) -> list[str]:
     """Return Locust's command line."""
-    command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--only-summary", "--skip-log-setup"]
+    command = [
+        sys.executable,
+        "-m",
+        "locust",
+        "-f",
+        str(LOCUSTFILE),
+        "--headless",
+        "--only-summary",
+        "--skip-log-setup",
+    ]
     command += ["--host", url, "--users", str(users), "--spawn-rate", str(USERS_A_SECOND * processes)]
     # Locust takes whole seconds only.
     command += ["--run-time", f"{round(seconds)}s"]

@@ -10,6 +10,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from loadtest.plan import Plan
 
 
@@ -110,7 +112,7 @@ def _backlog(users: int) -> float:
 
 def offered(plan: Plan, users: int) -> float:
     """Return the messages a second that so many users are due to receive together."""
-    alone = {
+    alone: dict[str, Callable[[int], float]] = {
         "chat": _chat,
         "fanout": lambda count: _readers(count, FANOUT_GROUP) * FANOUT.rate,
         "celebrity": _celebrity,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 WIDTH: Final = 640
-LEFT, RIGHT, TOP, BOTTOM = 64, 12, 10, 30
+LEFT, RIGHT, TOP, BOTTOM = 84, 14, 22, 42
 TICKS_WANTED: Final = 4
 
 
@@ -62,7 +62,9 @@ def logarithmic(low: float, high: float) -> Axis:
     """Return an axis over whole powers of ten around `low` and `high`, both above 0."""
     begin, end = math.floor(math.log10(low)), math.ceil(math.log10(high) + 1e-9)
     end = max(end, begin + 1)
-    return Axis(10.0**begin, 10.0**end, [(10.0**power, short(10.0**power)) for power in range(begin, end + 1)], math.log10)
+    return Axis(
+        10.0**begin, 10.0**end, [(10.0**power, short(10.0**power)) for power in range(begin, end + 1)], math.log10
+    )
 
 
 def percentile_axis(percent_max: float) -> Axis:
@@ -72,16 +74,17 @@ def percentile_axis(percent_max: float) -> Axis:
         percent_max: the last there is, below 100.
     """
     nines = max(1, math.ceil(-math.log10(1 - percent_max / 100) - 1e-9))
-    names = ["0", "90 %", "99 %", *(f"99.{'9' * more} %" for more in range(1, nines))]
+    names = ["0", "90", "99", *(f"99.{'9' * more}" for more in range(1, nines))]
     marks = [(100 - 100 * 10.0**-number, names[number]) for number in range(nines + 1)]
     return Axis(0.0, marks[-1][0], marks, lambda percent: -math.log10(1 - percent / 100))
 
 
 def time_axis(seconds: float) -> Axis:
-    """Return an axis of the time since the beginning."""
-    divisor, unit = next((d, u) for below, d, u in ((180, 1, "s"), (10_800, 60, "min"), (math.inf, 3600, "h")) if seconds <= below)
-    plain = linear(seconds / divisor)
-    return Axis(0.0, plain.high * divisor, [(at * divisor, f"{name} {unit}") for at, name in plain.marks])
+    """Return an axis of the time since the beginning, which ends with it."""
+    units = ((180.0, 1, "s"), (10_800.0, 60, "min"), (math.inf, 3600, "h"))
+    divisor, unit = next((divisor, unit) for below, divisor, unit in units if seconds <= below)
+    marks = [(at * divisor, f"{name} {unit}") for at, name in linear(seconds / divisor).marks]
+    return Axis(0.0, max(seconds, 1e-9), [mark for mark in marks if mark[0] <= seconds])
 
 
 def draw(title: str, lines: Sequence[Line], x: Axis, y: Axis, *, height: int = 260, limit: float | None = None) -> str:
@@ -99,22 +102,28 @@ def draw(title: str, lines: Sequence[Line], x: Axis, y: Axis, *, height: int = 2
     def at(value: float, over: float) -> tuple[float, float]:
         return LEFT + x.place(value) * (right - LEFT), bottom - y.place(over) * (bottom - TOP)
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>']
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>'
+    ]
     for value, name in y.marks:
         _, high = at(x.low, value)
         parts.append(f'<path class="grid" d="M{LEFT} {high:.1f}H{right}"/>')
-        parts.append(f'<text class="mark" x="{LEFT - 6}" y="{high + 4:.1f}" text-anchor="end">{escape(name)}</text>')
+        parts.append(f'<text class="mark" x="{LEFT - 6}" y="{high + 6:.1f}" text-anchor="end">{escape(name)}</text>')
     for value, name in x.marks:
         along, _ = at(value, y.low)
         anchor = "end" if along > right - 20 else "middle"
-        parts.append(f'<text class="mark" x="{along:.1f}" y="{height - 8}" text-anchor="{anchor}">{escape(name)}</text>')
+        parts.append(
+            f'<text class="mark" x="{along:.1f}" y="{height - 9}" text-anchor="{anchor}">{escape(name)}</text>'
+        )
     if limit is not None and y.low <= limit <= y.high:
         _, high = at(x.low, limit)
         parts.append(f'<path class="limit" d="M{LEFT} {high:.1f}H{right}"/>')
         parts.append(f'<text class="mark" x="{right}" y="{high - 5:.1f}" text-anchor="end">limit {short(limit)}</text>')
-    for line in lines:
-        parts.append(f'<path class="line c{line.colour}" d="{_path(line, at, y)}"><title>{escape(line.name)}</title></path>')
-    return "".join([*parts, "</svg>"])
+    drawn = (
+        f'<path class="line c{line.colour}" d="{_path(line, at, y)}"><title>{escape(line.name)}</title></path>'
+        for line in lines
+    )
+    return "".join([*parts, *drawn, "</svg>"])
 
 
 def _path(line: Line, at: Callable[[float, float], tuple[float, float]], y: Axis) -> str:

@@ -4,7 +4,7 @@ Locust runs alone, or as a master with workers; the users are where there is no 
 worker. The end is in three steps, and `test_stopping` waits for them, since Locust ends the users behind it:
 
 1. every process lets its publishers end, and says how much was published to each channel;
-2. the judge adds that up and tells everybody; readers read until they have what they are due, or nothing comes any more;
+2. the judge adds that up and tells all; readers read until they have what they are due, or nothing comes any more;
 3. every process says what was lost, duplicated, and so on, and the judge decides.
 
 A worker whose master falls silent ends by itself; so does a test whose server or one of whose workers falls silent.
@@ -374,7 +374,6 @@ def listen(user_classes: dict[str, list[type[User]]]) -> None:
     def conductor() -> Conductor | None:
         return next(iter(_conductors.values()), None)
 
-    @events.init_command_line_parser.add_listener
     def add_options(parser: LocustArgumentParser) -> None:
         group = parser.add_argument_group("load test of a broker", "What the users do, and what must come of it.")
         for each in options():
@@ -390,36 +389,41 @@ def listen(user_classes: dict[str, list[type[User]]]) -> None:
         group.add_argument(f"--{TEST_OPTION.replace('_', '-')}", default="", help="set by the master")
         parser.set_defaults(num_users=USERS_DEFAULT, spawn_rate=SPAWN_RATE)
 
-    @events.init.add_listener
     def on_init(environment: Environment, **_: object) -> None:
         prepare(environment, user_classes)
 
-    @events.test_start.add_listener
     def on_start(environment: Environment, **_: object) -> None:
         if (found := conductor()) is not None:
             found.begin()
 
-    @events.spawning_complete.add_listener
     def on_complete(user_count: int, **_: object) -> None:
         if (found := conductor()) is not None:
             found.complete(user_count)
 
-    @events.report_to_master.add_listener
     def on_report(client_id: str, data: dict[str, Any], **_: object) -> None:
         if (found := conductor()) is not None:
             found.report_to_master(data)
 
-    @events.worker_report.add_listener
     def on_worker(client_id: str, data: dict[str, Any], **_: object) -> None:
         if (found := conductor()) is not None:
             found.worker_reports(client_id, data)
 
-    @events.test_stopping.add_listener
     def on_stopping(environment: Environment, **_: object) -> None:
         if (found := conductor()) is not None:
             found.close()
 
-    @events.quitting.add_listener
     def on_quitting(environment: Environment, **_: object) -> None:
         if (found := conductor()) is not None:
             found.quitting()
+
+    for event, listener in (
+        (events.init_command_line_parser, add_options),
+        (events.init, on_init),
+        (events.test_start, on_start),
+        (events.spawning_complete, on_complete),
+        (events.report_to_master, on_report),
+        (events.worker_report, on_worker),
+        (events.test_stopping, on_stopping),
+        (events.quitting, on_quitting),
+    ):
+        event.add_listener(listener)

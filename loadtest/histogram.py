@@ -190,7 +190,7 @@ class Timeline:
         return sum(line.delivered for line in judged) / (ended_s - begun_s)
 
     def best_rate(self, seconds: int) -> float:
-        """Return the most messages delivered a second over any stretch of so many seconds, or over all if it is less."""
+        """Return the most messages delivered a second over any stretch of so many seconds, or over all of them."""
         if not self.lines:
             return 0.0
         begun_s, ended_s = self.lines[0].at_s, self.lines[-1].at_s + 1

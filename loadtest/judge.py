@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from loadtest.plan import Plan
 
 BEST_STRETCH_S: Final = 5
-AHEAD_TOLD: Final = "messages came before they were sent: the clocks of the machines differ, and so latencies mean nothing"
+AHEAD_TOLD: Final = (
+    "messages came before they were sent: the clocks of the machines differ, and so latencies mean nothing"
+)
 
 
 class Judge:

@@ -16,14 +16,12 @@ for folder in (ROOT / "ext", ROOT):
         sys.path.insert(0, str(folder))
 
 from loadtest.conductor import listen  # noqa: E402
-from loadtest.scenarios.mixed import (  # noqa: E402
-    BacklogUser,
-    CelebrityUser,
-    ChatUser,
-    FanoutUser,
-    ReconnectUser,
-    user_classes,
-)
+from loadtest.scenarios.backlog import BacklogUser  # noqa: E402
+from loadtest.scenarios.celebrity import CelebrityUser  # noqa: E402
+from loadtest.scenarios.chat import ChatUser  # noqa: E402
+from loadtest.scenarios.fanout import FanoutUser  # noqa: E402
+from loadtest.scenarios.mixed import user_classes  # noqa: E402
+from loadtest.scenarios.reconnect import ReconnectUser  # noqa: E402
 from loadtest.shapes import Shape  # noqa: E402
 
 __all__ = ["BacklogUser", "CelebrityUser", "ChatUser", "FanoutUser", "ReconnectUser", "Shape"]

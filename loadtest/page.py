@@ -34,7 +34,7 @@ section{background:var(--card);border:1px solid var(--rule);border-radius:.6rem;
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.35rem .5rem;text-align:left;border-bottom:1px solid var(--rule);vertical-align:top;
 overflow-wrap:anywhere}
-tr:last-child>*{border-bottom:0}th{font-weight:600}td.n,th.n{text-align:right}
+tr:last-child>*{border-bottom:0}th,.held{font-weight:600;white-space:nowrap;overflow-wrap:normal}td.n,th.n{text-align:right}
 svg{display:block;width:100%;height:auto}.mark{font-size:13px;fill:var(--soft)}
 .grid{stroke:var(--rule);fill:none}.limit{stroke:var(--bad);stroke-dasharray:5 4;fill:none}
 .line{fill:none;stroke-width:2;stroke-linejoin:round}.c1{stroke:var(--c1)}.c2{stroke:var(--c2)}.c3{stroke:var(--c3)}
@@ -42,7 +42,9 @@ svg{display:block;width:100%;height:auto}.mark{font-size:13px;fill:var(--soft)}
 .key i{display:inline-block;width:1.1em;height:.2em;margin-right:.4em;vertical-align:middle}
 .grids{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,17rem),1fr));gap:.5rem}
 .grids section{margin:0}h3{font-size:.95rem;margin:0 0 .25rem;font-weight:600}
-.grids .mark{font-size:22px}.grids .line{stroke-width:3}
+.grids .mark{font-size:26px}.grids .line{stroke-width:4}
+@media(max-width:40rem){.mark{font-size:25px}.line{stroke-width:3.5}th,td{padding:.35rem .3rem;font-size:.9rem}
+.wide{display:none}}
 """
 
 
@@ -70,13 +72,14 @@ def _head(record: Record) -> str:
     rows = "".join(
         f'<tr><th scope="row">{escape(each.name)}</th><td class="n">{escape(each.got)}</td>'
         f'<td class="soft">{escape(each.asked)}</td>'
-        f'<td class="{"good" if each.holds else "bad"}">{"✓ holds" if each.holds else "✗ missed"}</td></tr>'
+        f'<td class="held {"good" if each.holds else "bad"}">{"✓" if each.holds else "✗"}'
+        f'<span class="wide"> {"holds" if each.holds else "missed"}</span></td></tr>'
         for each in record.findings
     )
     ended = "".join(f'<p class="bad">Ended early: {escape(each)}</p>' for each in record.failures)
     return (
-        f'<h1><span class="{colour}">{record.verdict}</span>: {record.users:,} users of {escape(record.plan.scenario)}, '
-        f"{escape(record.plan.shape)}</h1>"
+        f'<h1><span class="{colour}">{record.verdict}</span>: {record.users:,} users of '
+        f"{escape(record.plan.scenario)}, {escape(record.plan.shape)}</h1>"
         f'<p class="soft">{escape(record.url)}, {when}</p>{ended}<section><table>{rows}</table></section>'
         f"<p>Processors: {escape(record.whose_processor_was_full())}.</p>"
     )
@@ -101,15 +104,16 @@ def _latency(record: Record) -> str:
     heads = "".join(f'<th class="n">{escape(name.replace("p999", "p99.9"))}</th>' for name in told)
     cells = "".join(f'<td class="n">{value:.2f}</td>' for value in told.values())
     return (
-        "<h2>Latency, ms</h2><p class='soft'>From when each message was due to be sent until a reader had it, of every "
-        f"message of the judged part. Each further nine takes as much room.</p><section>{picture}<table><tr>{heads}</tr>"
-        f"<tr>{cells}</tr></table></section>"
+        '<h2>Latency, ms</h2><p class="soft">By percentile: from when each message was due to be sent until a reader '
+        "had it, of every message of the judged part. Each further nine takes as much room.</p>"
+        f"<section>{picture}<table><tr>{heads}</tr><tr>{cells}</tr></table></section>"
     )
 
 
 def _key(*names: str) -> str:
     items = "".join(
-        f'<span><i style="background:var(--c{number})"></i>{escape(name)}</span>' for number, name in enumerate(names, 1)
+        f'<span><i style="background:var(--c{number})"></i>{escape(name)}</span>'
+        for number, name in enumerate(names, 1)
     )
     return f'<div class="key">{items}</div>'
 
@@ -157,7 +161,9 @@ def _server(record: Record) -> str:
         if not known:
             continue
         points = [(at_s - begun_s, value) for at_s, value in zip(server.times_s, server.values[name], strict=True)]
-        picture = draw(f"{title} over time", [Line(title, thinned(points, 200))], x, linear(max([*known, 1e-9])), height=220)
+        picture = draw(
+            f"{title} over time", [Line(title, thinned(points, 200))], x, linear(max([*known, 1e-9])), height=250
+        )
         told = f"mean {short(sum(known) / len(known))}, most {short(max(known))}"
         cards.append(f'<section><h3>{escape(title)}</h3><p class="soft">{escape(told)}</p>{picture}</section>')
     return f'<h2>The server, by its own account</h2><div class="grids">{"".join(cards)}</div>'
@@ -172,13 +178,17 @@ def _troubles(record: Record) -> str:
     return f"<h2>Errors</h2><section><table>{rows}</table></section>"
 
 
+def _shown(flag: str, value: object) -> str:
+    return SECRET if flag == "--token" and value else str(value) or "–"
+
+
 def _asked(record: Record) -> str:
     machine = ", ".join(f"{name} {value}" for name, value in describe_machine().items())
     values = [(each.flag, getattr(record.plan, each.name), each.explained) for each in options()]
     rows = "".join(
-        f'<tr><th scope="row">{flag}</th><td>{escape(SECRET if flag == "--token" and value else str(value) or "–")}</td>'
-        f'<td class="soft">{escape(explained)}</td></tr>'
-        for flag, value, explained in values
+        f'<tr><th scope="row">{flag}</th><td>{escape(_shown(flag, value))}</td>'
+        f'<td class="soft">{escape(told)}</td></tr>'
+        for flag, value, told in values
     )
     return (
         f"<h2>What was asked for</h2><section><table>{rows}</table></section>"

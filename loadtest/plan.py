@@ -55,7 +55,9 @@ class Plan:
     pace: float = option(1.0, "times as many windows a second as a scenario's own", "factor")
     payload: int = option(128, "of a message; typing indicators have 32", "bytes")
     stored_prefix: str = option("load.s", "where the stored channels of the test live")
-    ephemeral_prefix: str = option("load.e", "where typing indicators and live feeds live; a profile there is ephemeral")
+    ephemeral_prefix: str = option(
+        "load.e", "where typing indicators and live feeds live; a profile there is ephemeral"
+    )
     min_rate: float = option(100_000.0, "fail below so many delivered", "messages/s")
     max_p99_ms: float = option(100.0, "fail when the 99th percentile of the latency is not below", "ms")
     max_lost: int = option(0, "fail with more lost", "messages")
@@ -74,7 +76,9 @@ class Plan:
 
     def complaints(self) -> list[str]:
         """Say what is wrong with it, each in a line that names the option, what it got, and what it takes."""
-        return [complaint for check in (self._bad_words, self._bad_sizes, self._bad_thresholds) for complaint in check()]
+        return [
+            complaint for check in (self._bad_words, self._bad_sizes, self._bad_thresholds) for complaint in check()
+        ]
 
     def _bad_words(self) -> Iterator[str]:
         for name, known in (("scenario", SCENARIOS), ("shape", SHAPES)):

@@ -99,7 +99,14 @@ class Record:
             "faults": asdict(self.faults),
             "errors": dict(self.errors),
             "seconds": [
-                [line.at_s, line.published, line.delivered, round(line.p50_ms, 3), round(line.p99_ms, 3), round(line.max_ms, 3)]
+                [
+                    line.at_s,
+                    line.published,
+                    line.delivered,
+                    round(line.p50_ms, 3),
+                    round(line.p99_ms, 3),
+                    round(line.max_ms, 3),
+                ]
                 for line in timeline.lines
             ],
             "judged_from": timeline.since_s,

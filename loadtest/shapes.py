@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from locust import LoadTestShape
 
 from loadtest.stages import users_at
@@ -17,5 +19,7 @@ class Shape(LoadTestShape):
         assert self.runner is not None
         parsed = self.runner.environment.parsed_options
         assert parsed is not None
-        users = users_at(parsed.shape, self.get_run_time(), int(parsed.num_users or 1), parsed.run_time)
+        users = users_at(
+            parsed.shape, time.perf_counter() - self.start_time, int(parsed.num_users or 1), parsed.run_time
+        )
         return None if users is None else (users, float(parsed.spawn_rate or 1))

@@ -115,7 +115,7 @@ class Side:
         }
 
     def finish_publishing(self, sleep: Callable[[float], object], patience_s: float) -> dict[str, int]:
-        """Let publishers end, wait until the broker has answered them, and return what was published to each channel."""
+        """Let publishers end, wait until the broker has answered, and return what was published to each channel."""
         self.closing = True
         deadline = time.monotonic() + patience_s
         while self.unanswered and time.monotonic() < deadline:

@@ -52,7 +52,7 @@ class Sent(NamedTuple):
     pending: Pending[list[Receipt]]
     what: str
     due_ns: int
-    count: int
+    messages: int
     size_bytes: int
 
 
@@ -194,7 +194,9 @@ class BrokerUser(User):
         """
         begun_ns = now_ns()
         try:
-            return connect(self.side.url, token=self.side.plan.token or None, timeout_s=TIMEOUT_S, connect_timeout_s=TIMEOUT_S)
+            return connect(
+                self.side.url, token=self.side.plan.token or None, timeout_s=TIMEOUT_S, connect_timeout_s=TIMEOUT_S
+            )
         except BrokerError as failure:
             self.side.fail(f"connect: {failure}")
             self.fire("connect", begun_ns, 0, failure)
@@ -284,7 +286,7 @@ class BrokerUser(User):
             self._sent.popleft()
             self.side.unanswered -= 1
             if failure is None:
-                self.side.counter.publish(sent.count)
+                self.side.counter.publish(sent.messages)
             else:
                 self.side.fail(f"{self.kind}: publish: {failure}")
             # How long ago its answer came, by the clock that it was taken with.

@@ -7,6 +7,8 @@ when it came.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import gevent
 
 from broker.model.positions import Position
@@ -20,6 +22,9 @@ from loadtest.cadence import (
 )
 from loadtest.histogram import now_ns
 from loadtest.user import BrokerUser
+
+if TYPE_CHECKING:
+    from broker.bus import Start
 
 LOOK_S = 0.01
 
@@ -49,7 +54,7 @@ class BacklogUser(BrokerUser):
         """Read what is there and what comes, until a time; when the test is closing, until its end."""
         info = self.client.channel(channel)
         behind = info.head - max(0, info.head - BACKLOG_MESSAGES, info.first - 1)
-        start = Position(info.epoch, info.head - behind) if info.epoch and info.head > behind else "start"
+        start: Start = Position(info.epoch, info.head - behind) if info.epoch and info.head > behind else "start"
         reader = self.read({channel: self.side.plan.payload}, start=start, since_ns=due_ns)
         while reader.readings[channel].sequence < info.head and not self.side.closing:
             gevent.sleep(LOOK_S)
