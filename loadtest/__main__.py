@@ -23,6 +23,7 @@ from broker.bench.load import raise_descriptor_limit
 from broker.bench.server import ROOMS, running_server
 from broker.model.errors import BrokerError
 from broker.model.levels import Level
+from loadtest.address import complaint_of
 from loadtest.cadence import offered
 from loadtest.plan import SECONDS_DEFAULT, USERS_DEFAULT, Plan, options, unreachable
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 LOCUSTFILE: Final = Path(__file__).with_name("locustfile.py")
+PROCESSES_DEFAULT: Final = min(os.cpu_count() or 1, 8)
 USERS_A_SECOND: Final = 100
 """For each process; Locust warns of more."""
 CLOSING_S_MAX: Final = 60.0
@@ -84,7 +86,12 @@ def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--users", default=USERS_DEFAULT, show_default=True, help="How many users there are at most.")
 @click.option("--seconds", default=float(SECONDS_DEFAULT), show_default=True, help="How long they go on.")
-@click.option("--processes", default=1, show_default=True, help="Over how many processes the users are spread.")
+@click.option(
+    "--processes",
+    default=PROCESSES_DEFAULT,
+    show_default=True,
+    help="Over how many processes the users are spread, with one more to conduct them; 1 is all in one.",
+)
 @click.option("--locust-report", default="", help="Have Locust write its own report to this file.")
 @plan_options
 def main(
@@ -103,6 +110,7 @@ def main(
         if asked["ephemeral_prefix"] == defaults.ephemeral_prefix:
             asked["ephemeral_prefix"] = room[Level.EPHEMERAL.label]
     plan = Plan(**asked)
+    processes = min(processes, max(users, 1))
     complaints = [*plan.complaints(), *bad_sizes(users, seconds, processes)]
     if not complaints and (short := unreachable(plan, users, offered(plan, users))):
         complaints = [short]
@@ -110,10 +118,13 @@ def main(
         end(EXIT_USAGE, *complaints)
     if find_spec("locust") is None:
         end(EXIT_USAGE, "Locust is not installed: pip install 'broker-bus[load]', or `make build` in a checkout")
+    if url is not None and (complaint := complaint_of(url, plan)) is not None:
+        end(EXIT_FAILED, complaint)
     try:
         raise_descriptor_limit(2 * users)
-        with running_server(url) as target:
-            status = run_locust(command_of(plan, target.url, users, seconds, processes, locust_report))
+        with ExitStack() as stack:
+            where = url or stack.enter_context(running_server(None)).url
+            status = run_locust(command_of(plan, where, users, seconds, processes, locust_report))
     except BrokerError as failure:
         end(EXIT_FAILED, f"{failure}" + (f" ({failure.hint})" if failure.hint else ""))
     sys.exit(status)
@@ -142,8 +153,6 @@ def bad_sizes(users: int, seconds: float, processes: int) -> list[str]:
         for flag, got, least, most, unit in bounds
         if not least <= got <= most
     ]
-    if not found and processes > users:
-        found.append(f"--processes: got {processes}, and only {users} users to spread over them")
     return found
 
 

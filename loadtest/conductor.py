@@ -25,12 +25,12 @@ from locust import events
 from locust.exception import StopUser
 from locust.runners import STATE_MISSING, LocalRunner, MasterRunner, WorkerRunner
 
-from broker.model.errors import BrokerError
+from loadtest.address import complaint_of
 from loadtest.cadence import offered
 from loadtest.judge import Judge
 from loadtest.ledger import sum_published
 from loadtest.plan import USERS_DEFAULT, Plan, options, unreachable
-from loadtest.server import Watch, look_once
+from loadtest.server import Watch
 from loadtest.side import Seats, Side
 
 if TYPE_CHECKING:
@@ -314,6 +314,18 @@ def side_of(environment: Environment) -> Side:
     return conductor.side
 
 
+def speak_plainly() -> None:
+    """Have warnings of Locust, and ours, come as plain lines on stderr: there is a screen besides."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("locust")
+    logger.setLevel(logging.WARNING)
+    logger.addHandler(handler)
+    logger.propagate = False
+    # Its table of response times, which are rounded; the verdict has ours.
+    logging.getLogger("locust.stats_logger").setLevel(logging.ERROR)
+
+
 def refuse(complaints: list[str], code: int = EXIT_USAGE) -> None:
     """End Locust before it has begun, and say why.
 
@@ -333,6 +345,8 @@ def prepare(environment: Environment, user_classes: dict[str, list[type[User]]])
     """
     parsed = environment.parsed_options
     assert parsed is not None
+    if parsed.skip_log_setup:
+        speak_plainly()
     plan = Plan.of(parsed)
     conductor = _conductors[id(environment)] = Conductor(environment, plan)
     # Users that were named on the command line are as good as a scenario.
@@ -354,10 +368,8 @@ def prepare(environment: Environment, user_classes: dict[str, list[type[User]]])
         complaints += [] if short is None else [short]
     if complaints:
         refuse(complaints)
-    try:
-        look_once(conductor.url, plan)
-    except BrokerError as failure:
-        refuse([f"{conductor.url}: {failure}" + (f" ({failure.hint})" if failure.hint else "")], EXIT_FAILED)
+    if (complaint := complaint_of(conductor.url, plan)) is not None:
+        refuse([complaint], EXIT_FAILED)
     if isinstance(runner, MasterRunner):
         runner.register_message(PUBLISHED, lambda environment, msg: conductor.answered(msg))
         runner.register_message(FINAL, lambda environment, msg: conductor.answered(msg))

@@ -1,4 +1,4 @@
-"""What the server says of itself: looked at once before a test, and every second while it lasts.
+"""What the server says of itself, looked at every second while a test lasts.
 
 The same `stats` that `broker top` shows, over a connection of its own, as rates where they are counters. A server that
 does not tell them (they may be refused to whom we are) is loaded all the same; one that does not answer at all ends the
@@ -91,16 +91,6 @@ class Series:
         """How many processor cores it used on average."""
         known = [value for value in self.values["cpu_s"] if value is not None]
         return sum(known) / len(known) if known else 0.0
-
-
-def look_once(url: str, plan: Plan) -> None:
-    """Connect and leave again, so that a wrong address is told before anything is started.
-
-    Raises:
-        BrokerError: Nobody listens there, or it is no broker, or it refuses us.
-    """
-    with connect(url, token=plan.token or None, timeout_s=LOOK_TIMEOUT_S, connect_timeout_s=LOOK_TIMEOUT_S):
-        return
 
 
 class Watch:

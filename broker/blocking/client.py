@@ -377,9 +377,9 @@ class Client(RemoteBus[Connection]):
             start: Where to begin.
             credit_bytes: What may wait for the application, at least 64 KiB.
             on_event: Called with each event, on the bus' own thread: it must not wait for anything of this bus.
-            on_batch: Called with each batch in the same way, and there is nothing to iterate over. Who only looks at what
-                comes is saved a thread, and a wake-up for each read of the socket. It is consumed by the call, and
-                while that lasts nothing else of the bus is read.
+            on_batch: Called with each batch in the same way, and there is nothing to iterate over. Who only looks at
+                what comes is saved a thread, and a wake-up for each read of the socket. A batch is consumed by the call,
+                and while that lasts nothing else of the bus is read.
             timeout_s: How long to wait until it is accepted.
 
         Raises:
