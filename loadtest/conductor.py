@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import signal
 import time
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
@@ -359,6 +360,8 @@ def prepare(environment: Environment, user_classes: dict[str, list[type[User]]])
         runner.register_message(SEATED, lambda environment, msg: conductor.seated(msg))
         gevent.spawn(conductor.watch_master)
         return
+    # Locust hears of it only when a shape is over; workers end with their master.
+    gevent.signal_handler(signal.SIGTERM, lambda: gevent.spawn(runner.quit))
     complaints = plan.complaints()
     if not conductor.url:
         complaints.append("--host: got none; say where the broker is, such as --host broker://127.0.0.1:4770")

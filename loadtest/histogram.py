@@ -217,7 +217,7 @@ def curve(latency: Histogram) -> list[tuple[float, float]]:
     """Return points of (percentile, ms), the maximum last as percentile 100; none when nothing was recorded."""
     if not latency.count:
         return []
-    known = [percent for percent in CURVE if latency.count * (100 - percent) >= 100]
+    known = [percent for percent in CURVE if latency.count * (100 - percent) >= 100 - 1e-6]
     return [*((percent, latency.percentile(percent) / 1e6) for percent in known), (100.0, latency.max / 1e6)]
 
 
