@@ -15,6 +15,7 @@ from loadtest.__main__ import command_of, main
 from loadtest.address import complaint_of
 from loadtest.cadence import ROOM_MEMBERS_MAX, ROOM_MEMBERS_MIN, WEIGHTS, members, offered
 from loadtest.plan import SCENARIOS, SHAPES, Plan, options, unreachable
+from loadtest.ports import master_of, taken
 from loadtest.stages import users_at
 
 if TYPE_CHECKING:
@@ -59,7 +60,9 @@ def test_more_than_is_offered_is_told_before_anything_starts() -> None:
     begun = time.monotonic()
     result = CliRunner().invoke(main, ["--users", "10", "--scenario", "fanout"])
     assert result.exit_code == 2
-    assert "--min-rate: 100,000 messages/s cannot be reached: 10 users of fanout at pace 1 are due 18,000" in result.stderr
+    assert (
+        "--min-rate: 100,000 messages/s cannot be reached: 10 users of fanout at pace 1 are due 18,000" in result.stderr
+    )
     assert time.monotonic() - begun < 5
 
 
@@ -158,3 +161,27 @@ def test_an_address_of_another_kind_is_told() -> None:
     complaint = complaint_of("http://127.0.0.1:80", Plan())
     assert complaint is not None
     assert "expected broker://host:port" in complaint
+
+
+@pytest.mark.parametrize(
+    ("arguments", "place"),
+    [
+        (["-f", "x.py", "--headless"], None),
+        (["--worker", "--processes", "2"], None),
+        (["--master"], ("*", 5557)),
+        (["-u", "3", "--processes", "-1", "--master-bind-port=77"], ("*", 77)),
+        (["--processes=2", "--master-bind-host", "127.0.0.1", "--master-bind-port", "88"], ("127.0.0.1", 88)),
+    ],
+)
+def test_it_is_known_where_a_master_will_listen(arguments: list[str], place: tuple[str, int] | None) -> None:
+    assert master_of(arguments) == place
+
+
+def test_a_port_that_is_taken_is_told_before_there_are_workers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        complaint = taken("127.0.0.1", port)
+    assert complaint == (
+        f"127.0.0.1:{port}: the master cannot listen there: Address already in use; choose another --master-bind-port"
+    )
+    assert taken("127.0.0.1", port) is None
