@@ -8,8 +8,10 @@
             async for message in subscription:
                 print(message.channel, message.payload)
 
-The names below are the public API; everything else is inside. They are imported when they are first used, so that
-`import broker` itself costs nothing.
+Programs without a loop have the same from `broker.blocking`, in threads and under gevent.
+
+The names below are the public API, and those of `broker.blocking`; everything else is inside. They are imported when
+they are first used, so that `import broker` itself costs nothing.
 """
 
 from __future__ import annotations

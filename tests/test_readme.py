@@ -59,7 +59,7 @@ def test_command_has_the_options_it_is_shown_with(words: list[str]) -> None:
 
 def test_readme_shows_commands_and_programs() -> None:
     assert {words[1] for words in commands(README)} >= {"serve", "pub", "sub", "bench", "errors"}
-    assert len(PROGRAMS) == 5
+    assert len(PROGRAMS) == 6
 
 
 def run(program: list[str], folder: Path) -> str:
@@ -168,3 +168,10 @@ def test_reading_program_runs(tmp_path: Path, server_url: str) -> None:
     assert SERVER_URL in PROGRAMS[4]
     printed = run(["-c", PROGRAMS[4].replace(SERVER_URL, server_url)], tmp_path)
     assert printed == "['two', 'three', 'four']\n2 two\n1 one\n['chat.acme.44']\n"
+
+
+@pytest.mark.parametrize("before", ["", "from gevent import monkey\n\nmonkey.patch_all()\n"], ids=["threads", "gevent"])
+def test_blocking_program_runs(tmp_path: Path, server_url: str, before: str) -> None:
+    assert SERVER_URL in PROGRAMS[5]
+    printed = run(["-c", before + PROGRAMS[5].replace(SERVER_URL, server_url)], tmp_path)
+    assert printed == "['thread 0', 'thread 1', 'thread 2', 'thread 3']\n1000 1000\n"

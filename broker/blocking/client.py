@@ -54,6 +54,7 @@ TIMEOUT_S: Final = 10.0
 TURN_BYTES: Final = 256 * 1024
 """Received bytes after which others get a turn: a greenlet that always finds something to read would let nobody."""
 JOIN_S: Final = 1.0
+WAITERS_PRUNED: Final = 8
 PING_FIRST: Final = 1 << 63
 """Tokens from here on are of `ping`; those of the keep-alive are below."""
 
@@ -106,9 +107,22 @@ class Client(RemoteBus[Connection]):
             BrokerError: The server refuses us; CONNECTION_LOST when there is none; TIMEOUT.
         """
         connection = self._connect()
-        self._reader = threading.Thread(target=self._read, args=(connection,), name="broker reader", daemon=True)
+        self._reader = threading.Thread(
+            target=self._guarded, args=(self._read, connection), name="broker reader", daemon=True
+        )
         self._reader.start()
         return self
+
+    def _guarded(self, function: Callable[..., object], *args: object) -> None:
+        """Be a thread of the bus, and leave nobody waiting if that itself fails."""
+        try:
+            function(*args)
+        except BaseException as bug:
+            emit("client_failed", failure=bug)
+            with self.lock:
+                self._fail(error("CLOSED", f"the client failed: {bug!r}"))
+            if not isinstance(bug, Exception):
+                raise
 
     def __enter__(self) -> Self:
         return self
@@ -355,9 +369,7 @@ class Client(RemoteBus[Connection]):
         if is_enough() or self._buffer.first_failure is not None:
             self._raise_failure()
             return None
-        waiter = Waiter()
-        self._drainers.append(waiter)
-        return waiter
+        return add_waiter(self._drainers)
 
     # .. subscribing ..
 
@@ -378,8 +390,8 @@ class Client(RemoteBus[Connection]):
             credit_bytes: What may wait for the application, at least 64 KiB.
             on_event: Called with each event, on the bus' own thread: it must not wait for anything of this bus.
             on_batch: Called with each batch in the same way, and there is nothing to iterate over. Who only looks at
-                what comes is saved a thread, and a wake-up for each read of the socket. A batch is consumed by the call,
-                and while that lasts nothing else of the bus is read.
+                what comes is saved a thread, and a wake-up for each read of the socket. It is consumed by the call, and
+                while that lasts nothing else of the bus is read.
             timeout_s: How long to wait until it is accepted.
 
         Raises:
@@ -448,6 +460,9 @@ class Client(RemoteBus[Connection]):
             limit: At most so many, from 1.
             details: Say of each what it holds.
             timeout_s: How long to wait for each page.
+
+        Returns:
+            The names, for one thread.
 
         Raises:
             BrokerError: From the iteration: DENIED, a storage error; TIMEOUT.
@@ -518,7 +533,7 @@ class Client(RemoteBus[Connection]):
     ) -> str:
         """Begin long work and ask how far it is until it has ended."""
         deadline = Deadline(timeout_s)
-        begun = self.ask(operation, arguments)
+        begun = self.ask(operation, arguments, changes=True)
         pause_s = TASK_POLL_S_MIN
         while True:
             task = self.ask("task", {"id": begun["id"]})
@@ -548,7 +563,12 @@ class Client(RemoteBus[Connection]):
             timeout_s: How long to wait; None for the bus' own timeout.
             changes: It changes something, so that without an answer its outcome is unknown.
         """
-        deadline = self._deadline(timeout_s)
+        return self.ask_by(self._deadline(timeout_s), operation, arguments, changes=changes)
+
+    def ask_by(
+        self, deadline: Deadline, operation: str, arguments: Mapping[str, object], *, changes: bool = False
+    ) -> dict[str, Any]:
+        """The same, until a deadline that several requests may share."""
         self._wait_connected(deadline)
         answer = Answer()
         number = 0
@@ -610,8 +630,7 @@ class Client(RemoteBus[Connection]):
                 self._check_open()
                 if self._connection is not None:
                     return
-                waiter = Waiter()
-                self._waiting.append(waiter)
+                waiter = add_waiter(self._waiting)
             if not waiter.wait(deadline.left_s()):
                 raise deadline.passed("request: no connection", "The bus goes on trying: look at the broker.")
 
@@ -654,21 +673,22 @@ class Client(RemoteBus[Connection]):
     # .. the reader ..
 
     def _read(self, connection: Connection) -> None:
-        """Keep the bus connected, and leave nobody waiting if that itself fails."""
-        try:
-            following: Connection | None = connection
-            while following is not None:
-                following = self._reconnect(self._converse(following))
-        except BaseException as bug:
-            emit("client_failed", failure=bug)
-            with self.lock:
-                self._fail(error("CLOSED", f"the client failed: {bug!r}"))
-            if not isinstance(bug, Exception):
+        """Keep the bus connected."""
+        following: Connection | None = connection
+        while following is not None:
+            try:
+                failure = self._converse(following)
+            except BaseException as bug:
+                with self.lock:
+                    following.finish(bug)
                 raise
+            following = self._reconnect(failure)
 
     def _converse(self, connection: Connection) -> BrokerError:
         """Read until the connection ends; returns why."""
         turn = 0
+        # Coming back may have told subscriptions something already.
+        self._call_application()
         while True:
             failure = None
             try:
@@ -690,15 +710,20 @@ class Client(RemoteBus[Connection]):
                 if self._is_kicked:
                     self._send_now()
                 self._run_soon()
-                outside, self._outside = self._outside, []
-            for function, args in outside:
-                call_guarded(function, args)
+            if self._outside:
+                self._call_application()
             if reason is not None:
                 return reason
             turn += len(received) if received else 0
             if turn >= TURN_BYTES:
                 turn = 0
                 time.sleep(0)
+
+    def _call_application(self) -> None:
+        with self.lock:
+            outside, self._outside = self._outside, []
+        for function, args in outside:
+            call_guarded(function, args)
 
     def _run_timers(self, connection: Connection, now_s: float) -> None:
         while self._timers and self._timers[-1][0] <= now_s:
@@ -756,13 +781,18 @@ class Client(RemoteBus[Connection]):
             if left_s == 0:
                 raise TimeoutError
             connection.wait_at_most(left_s or QUIET_S_MAX)
-            received = connection.receive()
+            failure = None
+            try:
+                received = connection.receive()
+            except OSError as lost:
+                # Why, the server may have said before.
+                received, failure = memoryview(b""), lost
             if received is None:
                 continue
             with self.lock:
                 connection.feed(received, time.monotonic())
                 if connection.ended or not received:
-                    raise connection.finish(None)
+                    raise connection.finish(failure)
                 if connection.welcome is not None:
                     connection.wait_at_most(connection.welcome.ping_s or QUIET_S_MAX)
                     return connection.welcome
@@ -788,7 +818,9 @@ class Client(RemoteBus[Connection]):
         self._is_woken = True
         self._work.release()
         if self._writer is None:
-            self._writer = threading.Thread(target=self._write, name="broker writer", daemon=True)
+            self._writer = threading.Thread(
+                target=self._guarded, args=(self._write,), name="broker writer", daemon=True
+            )
             self._writer.start()
 
     def _write(self) -> None:
@@ -815,6 +847,10 @@ class Client(RemoteBus[Connection]):
                 sent = connection.send_piece(piece)
             except OSError as lost:
                 failure = lost
+            except BaseException as bug:
+                with self.lock:
+                    connection.sent_piece(0, bug)
+                raise
             with self.lock:
                 connection.sent_piece(sent, failure)
 
@@ -865,9 +901,7 @@ class Client(RemoteBus[Connection]):
             if self._closed is not None or not self._buffer.records_unanswered:
                 return None
             self._pump()
-            waiter = Waiter()
-            self._drainers.append(waiter)
-            return waiter
+            return add_waiter(self._drainers)
 
     def _end(self) -> None:
         with self.lock:
@@ -894,6 +928,15 @@ class Client(RemoteBus[Connection]):
             cast("Subscription", subscription).on_forked(failure)
         self._closed = self._closed or failure
         return [] if connection is None else connection.descriptors()
+
+
+def add_waiter(waiters: list[Waiter]) -> Waiter:
+    """Add one to a list, and forget those who wait no longer."""
+    if len(waiters) >= WAITERS_PRUNED:
+        waiters[:] = [one for one in waiters if not one.done()]
+    waiter = Waiter()
+    waiters.append(waiter)
+    return waiter
 
 
 def wake(waiters: list[Waiter]) -> None:

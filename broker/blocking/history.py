@@ -76,9 +76,8 @@ class History:
         """Ask for a page; again on the next connection if this one is lost."""
         deadline = Deadline(self._timeout_s)
         while True:
-            left_s = deadline.left_s()
             try:
-                return self._client.ask("history", arguments, self._timeout_s if left_s is None else left_s)
+                return self._client.ask_by(deadline, "history", arguments)
             except BrokerError as failure:
                 if failure.remedy is not Remedy.RESUME:
                     raise

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from broker.blocking.waiting import Deadline, Waiter
 from broker.model.errors import BrokerError, error
 from broker.remote.subscription import RemoteSubscription
+from broker_native.messages import Cursor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,7 +33,8 @@ class Subscription(RemoteSubscription):
     goes on.
 
     Any number of threads may read it, and close it, at once: each message goes to one of them, and order is kept within
-    each, not between them. Leaving its `with` block closes it.
+    each, not between them. Leaving its `with` block closes it. A call that a signal interrupts while it waits has taken
+    nothing; one that is interrupted as it returns may take what it was about to return with it.
     """
 
     def __init__(
@@ -184,7 +186,8 @@ class Subscription(RemoteSubscription):
             self.end()
 
     def on_forked(self, failure: BrokerError) -> None:
-        """This is a child process, and the subscription is its parent's."""
+        """This is a child process, and the subscription is its parent's, with all that it has received."""
+        self._cursor = Cursor(None, self._credit_bytes, self._on_consumed)
         self._closed = True
         self._failure = failure
         self._connection = None

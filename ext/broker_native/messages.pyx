@@ -9,8 +9,8 @@ making one costs no parsing, and its payload becomes an object on first use. A m
 awaitable and ends at once with the value. Every MESSAGES_PER_TURN messages it lets the loop take a turn, so that a long
 backlog starves nobody.
 
-All of it belongs to one loop's thread. Errors are built by the `error` that the reader is given, since nothing here
-imports the package above.
+All of it belongs to one loop's thread, or to whichever thread has the lock of its bus. Errors are built by the `error`
+that the reader is given, since nothing here imports the package above.
 """
 
 cimport cython

@@ -13,11 +13,10 @@ frames up to it are sent again as they were and answered as duplicates, the rest
 A `Publication` is a future of its own kind, one for each waiting call and made without the loop: cancelling one
 concerns nobody else, and all that one answer resolves are woken by one callback of the loop.
 
-All of it belongs to one loop's thread.
+All of it belongs to one loop's thread, or to whichever thread has the lock of its bus.
 """
 
 cimport cython
-from asyncio import CancelledError, InvalidStateError
 from contextvars import copy_context
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -205,11 +204,17 @@ cdef class Publication(Waiter):
             InvalidStateError: The outcome is not known yet.
             CancelledError: The waiting was cancelled.
         """
-        if not self.is_done:
-            raise InvalidStateError("the publish is not answered yet")
-        if self.is_cancelled:
-            raise CancelledError
+        if not self.is_done or self.is_cancelled:
+            raise self.no_outcome()
         return self.failure
+
+    cdef object no_outcome(self):
+        """Why there is none: an error of asyncio's, which who waits in other ways need not have imported."""
+        import asyncio
+
+        if self.is_done:
+            return asyncio.CancelledError()
+        return asyncio.InvalidStateError("the publish is not answered yet")
 
     def cancel(self, msg=None):
         """Stop waiting. The record is not taken back; answers whether there was a wait to stop."""
@@ -700,7 +705,7 @@ cdef class PublishBuffer:
         # One record is always taken, or a small bound would refuse a large one for ever.
         if kept and kept + size > self.bytes_max:
             raise self.error("BUSY", f"publishes that are not answered: {kept + size} bytes, "
-                                     f"limit {self.bytes_max} bytes; await drain() between posts")
+                                     f"limit {self.bytes_max} bytes; drain between posts")
         if frame.count and frame.size + size > FRAME_BYTES_CLOSE:
             self.close_frame(slot)
         frame_reserve(frame, <uint32_t>size)

@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("url")
     parser.add_argument("--greenlets", action="store_true", help="under gevent, with everything replaced")
     parser.add_argument("--size", type=int, default=100, help="how many, half of them readers")
-    parser.add_argument("--rounds", type=int, default=4, help="of each publisher")
+    parser.add_argument("--rounds", type=int, default=3, help="of each publisher")
     parser.add_argument("--pause", type=float, default=0.0, help="seconds between rounds")
     parser.add_argument("--plant", action="store_true", help="hold everybody up, as a call does that was not replaced")
     asked = parser.parse_args()

@@ -13,7 +13,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+BLOCKING = {"blocking", "blocking client"}
 HOMES = ("embedded", "thread", "shared", "tcp", "unix", "blocking")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run the blocking client beside one loop only (a hook of pytest): it has none, and is waited for in threads."""
+    gone = [
+        item
+        for item in items
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and "uvloop" in item.callspec.id
+        if BLOCKING & {value for value in item.callspec.params.values() if isinstance(value, str)}
+    ]
+    if gone:
+        config.hook.pytest_deselected(items=gone)
+        left_out = set(gone)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

@@ -544,6 +544,48 @@ async def test_waiting_readers_are_kept_when_those_who_gave_up_are_dropped(loop_
     assert sorted(payloads) == sorted(b"%d" % number for number in range(15))
 
 
+class Sleeper:
+    """One thread that waits, as a cursor sees it."""
+
+    def __init__(self) -> None:
+        self.is_done = False
+        self.woken = 0
+
+    def done(self) -> bool:
+        return self.is_done
+
+    def set_result(self, _: None) -> None:
+        self.woken += 1
+
+
+def test_a_cursor_of_threads_hands_out_what_is_at_hand_and_wakes_who_waits() -> None:
+    reported: list[int] = []
+    cursor = Cursor(None, 1, reported.append)
+    assert cursor.take_now(False) is None
+    assert cursor.take_now(True) is None
+    gave_up, waiting = [Sleeper() for _ in range(20)], Sleeper()
+    for sleeper in gave_up:
+        sleeper.is_done = True
+        cursor.add_waiter(sleeper)
+    cursor.add_waiter(waiting)
+    batch = batch_of([twin.Record(b"1"), twin.Record(b"2")])
+    cursor.push(batch)
+    assert waiting.woken == 1
+    assert not any(sleeper.woken for sleeper in gave_up)
+    assert cursor.take_now(False).payload == b"1"
+    assert cursor.take_now(True).payloads() == [b"2"]
+    assert reported == []
+    # It is consumed when the next is asked for.
+    assert cursor.take_now(True) is None
+    assert reported == [batch.size_bytes]
+    late = Sleeper()
+    cursor.add_waiter(late)
+    cursor.end()
+    assert late.woken == 1
+    with pytest.raises(TypeError):
+        cursor.add_waiter(None)
+
+
 async def test_a_read_that_starts_later_looks_again(loop_kind: str) -> None:
     """Something was at hand when it was asked for, and is gone when its task starts."""
     reading = Reading()
