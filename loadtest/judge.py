@@ -97,6 +97,9 @@ class Judge:
         """Publishers are about to end: what comes from now on is no part of the rate."""
         self.closing = True
         self.timeline.until_s = int(time.time())
+        if self.timeline.until_s <= self.timeline.since_s:
+            # Too short to leave the beginning out.
+            self.timeline.since_s, self.timeline.until_s = 0, self.timeline.until_s + 1
         self._screen.say("the users stop; reading what is left")
 
     def close(self, environment: Environment) -> None:
