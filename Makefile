@@ -20,7 +20,7 @@ BUILT := $(VENV)/.built
 # The caller's environment must not put other code before ours.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help build demo test quick run bench bench-compare instructions lint format check proofs debug sanitize checked fuzz coverage annotate clean stale
+.PHONY: help build demo test quick run bench bench-compare instructions loadtest lint format check proofs debug sanitize checked fuzz coverage annotate clean stale
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -50,6 +50,9 @@ bench-compare: build ## both revisions' benchmarks in turn, fails past 10 %: BAS
 
 instructions: build ## count the kernels' instructions (Linux, valgrind), within 3 %: ARGS='--record --reason "..."'
 	$(BIN)/python -m benchmarks.instructions $(ARGS)
+
+loadtest: build ## Locust users against a server of its own, 60 s, and a verdict: ARGS="--scenario chat --report r.html"
+	$(BIN)/python -m loadtest $(ARGS)
 
 # The linters say nothing when all is well, so each says its name first.
 lint: build ## all that judges the code without running it
@@ -99,7 +102,7 @@ annotate: build ## Cython's account of what each line costs, as HTML in build/an
 clean: ## remove all that was made
 	rm -rf $(VENV) build dist *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -f ext/broker_native/*.so
-	find broker ext tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find broker ext tests benchmarks loadtest -name __pycache__ -type d -prune -exec rm -rf {} +
 	-git worktree prune
 
 $(INSTALLED): requirements.txt pyproject.toml setup.py $(STALE)

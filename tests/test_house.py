@@ -349,6 +349,10 @@ PLANTED = [
     ("broker.client", "lmdb"),
     ("broker.bench", "broker.cli"),
     ("broker_native", "broker.model"),
+    ("broker.bench", "loadtest"),
+    ("broker.blocking", "gevent"),
+    ("loadtest", "broker.client"),
+    ("loadtest", "asyncio"),
 ]
 
 
@@ -368,7 +372,7 @@ def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
 def copied_house(tmp_path: Path) -> Path:
     """The Python code of this house, to break."""
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    for package in ("broker", "ext/broker_native"):
+    for package in ("broker", "ext/broker_native", "loadtest"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     return tmp_path
 

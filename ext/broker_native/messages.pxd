@@ -64,5 +64,8 @@ cdef class Cursor:
     cdef object raise_end(self)
 
 
+# Where the field of a flag begins, for flag 0 the payload; of a record that has been checked.
+cdef const uint8_t* record_field(const uint8_t* record, uint16_t wanted) noexcept nogil
+
 cdef object make_position(uint64_t epoch, uint64_t sequence)
 cdef object make_level(uint32_t level)

@@ -1,0 +1,1 @@
+"""What users do, one module a scenario. Importing one imports Locust."""
