@@ -22,7 +22,7 @@ from broker.bench.compare.outcome import FIGURES, OURS, Comparison, Row, Verdict
 from broker.model.errors import error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 FORM: Final = re.compile(
     r"(?P<work>[a-z0-9-]+?)(?:\.(?P<figure>[a-z0-9-]+))?\s*(?P<sign>>=|<=)\s*"
@@ -100,7 +100,7 @@ def refused(text: str, why: str) -> Exception:
     return error("INVALID_CONFIG", f"--require {text}: {why}", "see `broker bench compare --help` for what it takes")
 
 
-def parse_all(texts: Iterable[str], contenders: dict[str, Sequence[str]]) -> list[Demand]:
+def parse_all(texts: Iterable[str], contenders: Mapping[str, Sequence[str]]) -> list[Demand]:
     """Take demands, with commas between them or not.
 
     Args:
@@ -127,7 +127,7 @@ def parse_all(texts: Iterable[str], contenders: dict[str, Sequence[str]]) -> lis
     return demands
 
 
-def promised(contenders: dict[str, Sequence[str]]) -> list[Demand]:
+def promised(contenders: Mapping[str, Sequence[str]]) -> list[Demand]:
     """Return what this broker promises of itself, as far as the run is about it."""
     found = []
     for demand in map(parse, PROMISED):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -114,7 +115,7 @@ def test_json_can_be_read_back() -> None:
 
 @pytest.mark.parametrize("change", [{"format": 2}, {"rows": None}, {"rows": [{}]}, {"verdicts": [{"x": 1}]}])
 def test_json_of_another_kind_is_refused(change: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="format|what `broker bench compare"):
+    with pytest.raises(ValueError, match=r"format|what `broker bench compare"):
         comparison_of({**comparison().as_json(), **change})
     with pytest.raises(ValueError, match="broker bench compare"):
         comparison_of({})
@@ -283,7 +284,7 @@ def test_percentiles_stand_on_a_logarithmic_axis() -> None:
 def test_names_of_curves_do_not_hide_each_other() -> None:
     same = [Curve(name, 0, ((0.0, 10.0), (99.0, 100.0))) for name in "abcdef"]
     heights = sorted(float(y) for y in re.findall(r'y="([\d.]+)" text-anchor="start" class="name"', curves("x", same)))
-    assert all(after - before >= 14 for before, after in zip(heights, heights[1:], strict=False))
+    assert all(after - before >= 14 for before, after in pairwise(heights))
 
 
 def test_configurations_are_told_without_what_each_start_chooses() -> None:
