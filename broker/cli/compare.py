@@ -24,22 +24,16 @@ WORKS = (
 FILE = click.Path(dir_okay=False)
 
 
-def names(known: tuple[str, ...]) -> click.ParamType:
-    """Return the type of a list of names with commas between them, each of them known."""
-
-    class Names(click.ParamType):
-        name = "names"
-
-        def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-            if isinstance(value, tuple):
-                return value
-            given = tuple(dict.fromkeys(part.strip() for part in str(value).split(",") if part.strip()))
-            strange = [name for name in given if name not in known]
-            if strange or not given:
-                self.fail(f"got {', '.join(strange) or 'nothing'}, expected some of {', '.join(known)}", param, ctx)
-            return given
-
-    return Names()
+def names(_ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """Take names with commas between them, each of them known; each counts once."""
+    if value is None:
+        return None
+    known = WITH if param.name == "peers" else WORKS
+    given = tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+    strange = [name for name in given if name not in known]
+    if strange or not given:
+        raise click.BadParameter(f"got {', '.join(strange) or 'nothing'}, expected some of {', '.join(known)}")
+    return given
 
 
 def addresses(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, Address]:
@@ -59,9 +53,9 @@ def addresses(_ctx: click.Context, _param: click.Parameter, values: tuple[str, .
     epilog="The exit status is 1 if a message was lost, a peer failed or is missing, or a demand is not met.",
 )
 @click.option(
-    "--with", "peers", type=names(WITH), required=True, metavar="PEER[,PEER...]", help=f"Some of {', '.join(WITH)}."
+    "--with", "peers", callback=names, required=True, metavar="PEER[,PEER...]", help=f"Some of {', '.join(WITH)}."
 )
-@click.option("--works", type=names(WORKS), metavar="WORK[,...]", help="Which works.  [default: all of those peers]")
+@click.option("--works", callback=names, metavar="WORK[,...]", help="Which works.  [default: all of those peers]")
 @click.option("--rounds", type=click.IntRange(1, 99), default=3, show_default=True, metavar="N", help="A B, A B, ...")
 @click.option(
     "--seconds",
@@ -298,12 +292,15 @@ def write(comparison: Comparison, json_path: str | None, markdown_path: str | No
     from broker.bench.compare.markdown import markdown
     from broker.bench.compare.page import page
 
-    texts = {
-        json_path: lambda: json.dumps(comparison.as_json(), indent=1) + "\n",
-        markdown_path: lambda: markdown(comparison),
-        html_path: lambda: page(comparison),
-    }
-    for path, text in texts.items():
-        if path is not None:
-            with click.open_file(path, "w", encoding="utf-8") as file:
-                file.write(text())
+    if json_path is not None:
+        write_text(json_path, json.dumps(comparison.as_json(), indent=1) + "\n")
+    if markdown_path is not None:
+        write_text(markdown_path, markdown(comparison))
+    if html_path is not None:
+        write_text(html_path, page(comparison))
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a file; - is standard output."""
+    with click.open_file(path, "w", encoding="utf-8") as file:
+        file.write(text)

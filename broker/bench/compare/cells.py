@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from broker.bench.compare.outcome import OURS, Comparison, Row, Standing, spread
+from broker.bench.report import plural
 from broker.model.settings import MIB
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def about(comparison: Comparison) -> list[tuple[str, str]]:
         ("versions", versions),
         (
             "measured",
-            f"{settings.get('rounds')} rounds in turn, {settings.get('seconds'):g} s each, "
+            f"{plural(int(settings.get('rounds', 1)), 'round')} in turn, {settings.get('seconds', 0.0):g} s each, "
             f"{settings.get('payload')}-byte payloads, one a frame",
         ),
     ]

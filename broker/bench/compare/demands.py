@@ -22,12 +22,13 @@ from broker.bench.compare.outcome import FIGURES, OURS, Comparison, Row, Verdict
 from broker.model.errors import error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 FORM: Final = re.compile(
     r"(?P<work>[a-z0-9-]+?)(?:\.(?P<figure>[a-z0-9-]+))?\s*(?P<sign>>=|<=)\s*"
-    r"(?:(?P<number>[^*a-z\s]+)\s*)?(?:(?(number)\*\s*)(?P<peer>[a-z-]+))?"
+    r"(?:(?P<peer>[a-z-]+)|(?P<number>[-+.\w]+?)(?:\s*\*\s*(?P<of>[a-z-]+))?)"
 )
+"""A right side of letters alone is a peer."""
 
 PROMISED: Final = (
     "ephemeral>=2*nats", "ephemeral>=2*redis",
@@ -75,7 +76,7 @@ def parse(text: str) -> Demand:
         BrokerError: INVALID_CONFIG; it is none, or nothing can meet it.
     """
     found = FORM.fullmatch(text.strip())
-    if found is None or not (found["number"] or found["peer"]):
+    if found is None:
         raise refused(text, "expected WORK[.FIGURE]>=FACTOR*PEER or WORK[.FIGURE]>=NUMBER, with >= or <=")
     try:
         number = float(found["number"] or 1)
@@ -86,7 +87,9 @@ def parse(text: str) -> Demand:
         raise refused(text, f"got figure {figure!r}, expected one of {', '.join(FIGURES)}")
     if not math.isfinite(number) or number <= 0:
         raise refused(text, f"got {number:g}, expected a finite number above 0: every figure is one")
-    demand = Demand(text.strip(), found["work"], figure, found["sign"] == ">=", number, found["peer"] or "")
+    demand = Demand(
+        text.strip(), found["work"], figure, found["sign"] == ">=", number, found["peer"] or found["of"] or ""
+    )
     if not demand.peer and figure == "rate" and demand.at_least and number > RATE_MAX:
         raise refused(text, f"got {number:g} a second, limit {RATE_MAX:g}")
     return demand
@@ -97,7 +100,7 @@ def refused(text: str, why: str) -> Exception:
     return error("INVALID_CONFIG", f"--require {text}: {why}", "see `broker bench compare --help` for what it takes")
 
 
-def parse_all(texts: Iterable[str], contenders: dict[str, Sequence[str]]) -> list[Demand]:
+def parse_all(texts: Iterable[str], contenders: Mapping[str, Sequence[str]]) -> list[Demand]:
     """Take demands, with commas between them or not.
 
     Args:
@@ -124,7 +127,7 @@ def parse_all(texts: Iterable[str], contenders: dict[str, Sequence[str]]) -> lis
     return demands
 
 
-def promised(contenders: dict[str, Sequence[str]]) -> list[Demand]:
+def promised(contenders: Mapping[str, Sequence[str]]) -> list[Demand]:
     """Return what this broker promises of itself, as far as the run is about it."""
     found = []
     for demand in map(parse, PROMISED):

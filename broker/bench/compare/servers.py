@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from broker.bench.compare import guardian
 from broker.bench.server import START_SECONDS_MAX, STOP_SECONDS_MAX, kept_to, rss_anon_bytes
-from broker.model.errors import error
+from broker.model.errors import BrokerError, error
 from broker.wire import control
 from broker.wire.kinds import FRAME_HEADER_BYTES, Kind
 
@@ -260,20 +260,26 @@ class StartedServer:
             BrokerError: it ended, it does not answer, or somebody else does.
         """
         deadline = time.monotonic() + START_SECONDS_MAX
+        stranger: BrokerError | None = None
         while time.monotonic() < deadline:
             how = self.ended()
             if how is not None:
                 said = self._log().lower()
                 if any(words in said for words in TAKEN):
                     return how
-                raise error("UNAVAILABLE", how, "start it by hand with the configuration above, and read its log")
+                raise error("UNAVAILABLE", how, "start it by hand with the same configuration, and read its log")
             try:
                 recognise(self.address, self._protocol)
             except OSError:
                 time.sleep(POLL_S)
+            except BrokerError as failure:
+                # Somebody else has the port; the server finds that out itself and says so.
+                stranger = failure
+                time.sleep(POLL_S)
             else:
                 return ""
-        raise error("UNAVAILABLE", f"{self.name}: not ready after {START_SECONDS_MAX:g} s: {self._last_words()}")
+        why = str(stranger) if stranger is not None else self._last_words()
+        raise error("UNAVAILABLE", f"{self.name}: not ready after {START_SECONDS_MAX:g} s: {why}")
 
     def _stop(self) -> None:
         """End it and wait for it."""
