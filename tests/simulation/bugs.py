@@ -309,7 +309,7 @@ def read_groups_that_are_not_applied(patch: Patch) -> None:
 
     def greedy(self: CatchUp, key: Any, read: Any) -> None:
         core, step, waiting = self._core, self.step, self._reading[key]
-        self._core, self.step = Ahead(core), lambda following: None  # type: ignore[method-assign, assignment]
+        self._core, self.step = Ahead(core), lambda following, last=None: None  # type: ignore[method-assign, assignment]
         have(self, key, read)
         self._core, self.step = core, step  # type: ignore[method-assign]
         for following, _ in waiting:

@@ -468,8 +468,8 @@ async def test_what_is_kept_by_key_comes_from_the_log_alone(station: Station, mo
     station.core.reload(Profiles([Profile(b"s.kept", keep="latest_per_key"), Profile(b">")]))
     read_channel = station.log.read_channel
 
-    def compacted(*asked: int) -> list[tuple[int, int, bytes]]:
-        found = read_channel(*asked)
+    def compacted(channel: int, after: int, bytes_max: int, before: int = 0) -> list[tuple[int, int, bytes]]:
+        found = read_channel(channel, after, bytes_max, before)
         return [(group, at, chunk_conflate(chunk, keep_last=group == found[-1][0])) for group, at, chunk in found]
 
     station.log.read_channel = compacted  # type: ignore[method-assign]
