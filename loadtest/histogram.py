@@ -175,10 +175,15 @@ class Timeline:
         """Whether a second counts for the verdict."""
         return self.since_s <= at_s < self.until_s
 
-    def latest(self) -> Line | None:
-        """Return the newest second that all have probably reported: the one before the newest."""
-        known = sorted(self._seconds)
-        return line_of(known[-2], self._seconds[known[-2]]) if len(known) > 1 else None
+    def latest(self, lag_s: int) -> Line | None:
+        """Return the newest second that all have probably reported, or None.
+
+        Args:
+            lag_s: how much later one process may report than another.
+        """
+        newest = max(self._seconds, default=0)
+        known = max((at_s for at_s in self._seconds if at_s <= newest - lag_s), default=None)
+        return None if known is None else line_of(known, self._seconds[known])
 
     def rate(self) -> float:
         """Return the messages delivered a second in the judged seconds; those in which nothing came count too."""

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from loadtest.plan import Plan
 
 BEST_STRETCH_S: Final = 5
+ALONE_LAG_S: Final = 1
+WORKERS_LAG_S: Final = 4
+"""Locust's workers report every three seconds, each at its own time."""
 AHEAD_TOLD: Final = (
     "messages came before they were sent: the clocks of the machines differ, and so latencies mean nothing"
 )
@@ -89,7 +92,9 @@ class Judge:
 
     def tick(self, users: int) -> None:
         """A second has passed: show how it goes."""
-        self._screen.show(self.timeline, users, self.server, sum(self.errors.values()))
+        latest = self.timeline.latest(ALONE_LAG_S if len(self._cpu) < 2 else WORKERS_LAG_S)
+        if latest is not None:
+            self._screen.show(self.timeline.lines, latest, users, self.server, sum(self.errors.values()))
 
     # -- judging ------------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from loadtest.histogram import percentiles
 
 if TYPE_CHECKING:
-    from loadtest.histogram import Line, Timeline
+    from loadtest.histogram import Line
     from loadtest.plan import Plan
     from loadtest.record import Record
     from loadtest.server import Series
@@ -53,13 +53,18 @@ class Screen:
         self._console.print(what, markup=False, soft_wrap=True)
         sys.stdout.flush()
 
-    def show(self, timeline: Timeline, users: int, server: Series, errors: int) -> None:
-        """Show how it goes; every second."""
-        latest = timeline.latest()
-        if latest is None:
-            return
+    def show(self, lines: list[Line], latest: Line, users: int, server: Series, errors: int) -> None:
+        """Show how it goes; every second.
+
+        Args:
+            lines: the seconds that are over and settled.
+            latest: the newest one that is known.
+            users: how many there are now.
+            server: what it says of itself.
+            errors: how many there were.
+        """
         if self._live is not None:
-            self._live.update(self._view(timeline, latest, users, server, errors), refresh=True)
+            self._live.update(self._view(lines, latest, users, server, errors), refresh=True)
         elif time.monotonic() - self._said_s >= PLAIN_EVERY_S:
             self._said_s = time.monotonic()
             self.say(f"{self._elapsed_s():4.0f} s  {self._facts(latest, users, server, errors)}")
@@ -80,12 +85,12 @@ class Screen:
         ]
         return ", ".join(facts)
 
-    def _view(self, timeline: Timeline, latest: Line, users: int, server: Series, errors: int) -> Table:
+    def _view(self, lines: list[Line], latest: Line, users: int, server: Series, errors: int) -> Table:
         table = Table.grid(padding=(0, 2))
-        delivered = [line.delivered for line in timeline.lines[-BARS_SHOWN:]] + [latest.delivered]
+        shown = [*lines[-BARS_SHOWN:], latest]
         table.add_row(f"{self._elapsed_s():.0f} s", Text(self._facts(latest, users, server, errors)))
-        table.add_row("delivered/s", Text(bars([float(each) for each in delivered])))
-        table.add_row("p99", Text(bars([line.p99_ms for line in timeline.lines[-BARS_SHOWN:]] + [latest.p99_ms])))
+        table.add_row("delivered/s", Text(bars([float(line.delivered) for line in shown])))
+        table.add_row("p99", Text(bars([line.p99_ms for line in shown])))
         return table
 
     def conclude(self, record: Record) -> None:

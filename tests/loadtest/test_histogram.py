@@ -60,7 +60,13 @@ def test_of_nothing_there_is_no_rate() -> None:
     assert Timeline().rate() == Timeline().best_rate(5) == 0.0
     assert curve(Histogram()) == []
     assert percentiles(Histogram()) == {}
-    assert Timeline().latest() is None
+    assert Timeline().latest(1) is None
+
+
+def test_what_is_shown_is_a_second_that_all_have_reported() -> None:
+    timeline = Timeline()
+    timeline.add([second(at_s, at_s) for at_s in (100, 101, 102, 104)])
+    assert [getattr(timeline.latest(lag_s), "at_s", None) for lag_s in (0, 1, 2, 4, 5)] == [104, 102, 102, 100, None]
 
 
 def test_a_counter_gives_each_second_away_once() -> None:
