@@ -7,8 +7,11 @@ is only there, is named.
 The suites run in turn, A B A B, a process each, and of every benchmark the shortest time of all rounds counts. What
 disturbs a run can only make it longer, so the minimum is what all the noise leaves; a mean or a median of few rounds
 is not. Kernels are timed by the processor's time of their process, in which nothing is that others took from it; what
-goes over the loopback takes several processes, and is timed by the clock. Whoever is still more than the limit slower
-is run again, with few others, as often as it takes or `--again` allows, before it counts.
+goes over the loopback takes several processes, and is timed by the clock.
+
+A machine that is faster for a moment can still favour one side. So the rounds are looked at in pairs as well, each with
+the one that ran beside it: slower is what is slower by its shortest time and by the median of its pairs. It is run
+again, with few others, as often as it takes or `--again` allows, before it counts.
 
 The status is 0 when nothing is slower, 1 when something is, 2 when there is nothing to compare.
 """
@@ -21,6 +24,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
@@ -65,7 +69,8 @@ class Ratio:
     Attributes:
         name: its pytest id.
         base_s, head_s: the shortest times.
-        ratio: of head to base; above 1 is slower.
+        ratio: of the shortest times, head to base; above 1 is slower.
+        paired: the median of such ratios, each of two rounds that followed one another.
         noise: by how much the rounds of the base differ among themselves, as a share of the shortest.
     """
 
@@ -73,6 +78,7 @@ class Ratio:
     base_s: float
     head_s: float
     ratio: float
+    paired: float
     noise: float
 
 
@@ -98,8 +104,8 @@ class Report:
 
     @property
     def slower(self) -> list[Ratio]:
-        """What is past the limit."""
-        return [ratio for ratio in self.ratios if ratio.ratio > 1 + self.limit]
+        """What is past the limit, however it is looked at."""
+        return [ratio for ratio in self.ratios if min(ratio.ratio, ratio.paired) > 1 + self.limit]
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it; the keys are stable."""
@@ -327,8 +333,9 @@ def judge(base: Side, head: Side, own: Sequence[str], options: argparse.Namespac
     ratios = []
     for name in both:
         old, new = base.times[name], head.times[name]
-        ratios.append(Ratio(name, min(old), min(new), min(new) / min(old), max(old) / min(old) - 1))
-    ratios.sort(key=lambda ratio: -ratio.ratio)
+        paired = statistics.median(after / before for before, after in zip(old, new, strict=False))
+        ratios.append(Ratio(name, min(old), min(new), min(new) / min(old), paired, max(old) / min(old) - 1))
+    ratios.sort(key=lambda ratio: -min(ratio.ratio, ratio.paired))
     everything = not options.paths and not options.pytest
     gone = sorted(set(own) - set(collect(head.folder))) if everything else []
     return Report(
@@ -355,11 +362,11 @@ def seconds(value: float) -> str:
 def print_report(report: Report) -> None:
     """Print a line for each benchmark, and the verdict."""
     print(f"base {report.base}, head {report.head}; the shortest of {report.rounds} rounds each, run in turn")
-    print(f"{'base':>10}{'head':>12}{'ratio':>8}{'noise':>8}  benchmark")
+    print(f"{'base':>10}{'head':>12}{'ratio':>8}{'paired':>8}{'noise':>8}  benchmark")
     for ratio in report.ratios:
         note = "  < slower" if ratio in report.slower else ""
         times = f"{seconds(ratio.base_s):>10}{seconds(ratio.head_s):>12}"
-        print(f"{times}{ratio.ratio:>8.3f}{ratio.noise:>8.1%}  {ratio.name}{note}")
+        print(f"{times}{ratio.ratio:>8.3f}{ratio.paired:>8.3f}{ratio.noise:>8.0%}  {ratio.name}{note}")
     for name in report.only_base:
         print(f"only at {report.base}: {name}")
     for name in report.only_head:
