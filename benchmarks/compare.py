@@ -6,7 +6,12 @@ is only there, is named.
 
 The suites run in turn, A B A B, a process each, and of every benchmark the shortest time of all rounds counts. What
 disturbs a run can only make it longer, so the minimum is what all the noise leaves; a mean or a median of few rounds
-is not. Whoever is still more than the limit slower is run again, alone, before it counts.
+is not. Kernels are timed by the processor's time of their process, in which nothing is that others took from it; what
+goes over the loopback takes several processes, and is timed by the clock.
+
+A machine that is faster for a moment can still favour one side. So the rounds are looked at in pairs as well, each with
+the one that ran beside it: slower is what is slower by its shortest time and by the median of its pairs. It is run
+again, with few others, as often as it takes or `--again` allows, before it counts.
 
 The status is 0 when nothing is slower, 1 when something is, 2 when there is nothing to compare.
 """
@@ -19,6 +24,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
@@ -37,6 +43,8 @@ SHARED: Final = ("benchmarks", "tests/reference")
 CIMPORT: Final = re.compile(r"^\s*(?:from\s+broker_native\.(\w+)\s+cimport|cimport\s+broker_native\.(\w+))", re.M)
 MESSAGES: Final = "20000"
 """Of a macro round, unless BENCHMARK_MESSAGES says another number."""
+NONE_CHOSEN: Final = 5
+"""Pytest's status when `-k` leaves nothing of a suite."""
 BUILD_TIMEOUT_S: Final = 1800
 SUITE_TIMEOUT_S: Final = 1800
 
@@ -61,7 +69,8 @@ class Ratio:
     Attributes:
         name: its pytest id.
         base_s, head_s: the shortest times.
-        ratio: of head to base; above 1 is slower.
+        ratio: of the shortest times, head to base; above 1 is slower.
+        paired: the median of such ratios, each of two rounds that followed one another.
         noise: by how much the rounds of the base differ among themselves, as a share of the shortest.
     """
 
@@ -69,6 +78,7 @@ class Ratio:
     base_s: float
     head_s: float
     ratio: float
+    paired: float
     noise: float
 
 
@@ -94,8 +104,8 @@ class Report:
 
     @property
     def slower(self) -> list[Ratio]:
-        """What is past the limit."""
-        return [ratio for ratio in self.ratios if ratio.ratio > 1 + self.limit]
+        """What is past the limit, however it is looked at."""
+        return [ratio for ratio in self.ratios if min(ratio.ratio, ratio.paired) > 1 + self.limit]
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it; the keys are stable."""
@@ -252,8 +262,17 @@ def pytest_command(chosen: Sequence[str], options: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "pytest", *plain, *options, *chosen]
 
 
+def run_suites(side: Side, chosen: Sequence[str], options: Sequence[str], strict: bool) -> None:
+    """Run a side's benchmarks once: kernels by the processor's time, all else by the clock."""
+    kernels = [each for each in chosen if each.startswith(SUITES[0])]
+    others = [each for each in chosen if each not in kernels]
+    for those, timer in ((kernels, "time.process_time"), (others, "time.perf_counter")):
+        if those:
+            run_suite(side, those, [*options, f"--benchmark-timer={timer}"], strict)
+
+
 def run_suite(side: Side, chosen: Sequence[str], options: Sequence[str], strict: bool) -> None:
-    """Run a side's benchmarks once, and keep the shortest time of each.
+    """Run some benchmarks of a side once, and keep the shortest time of each.
 
     Args:
         side: where.
@@ -271,6 +290,8 @@ def run_suite(side: Side, chosen: Sequence[str], options: Sequence[str], strict:
         told = run(
             pytest_command(chosen, [*timing, *options]), side.folder, SUITE_TIMEOUT_S, BENCHMARK_MESSAGES=messages
         )
+        if told.returncode == NONE_CHOSEN:
+            return
         if (strict and told.returncode) or not json_path.exists() or not json_path.stat().st_size:
             raise Incomparable(f"{side.name}: the benchmarks fail\n{told.stdout[-4000:]}{told.stderr[-2000:]}")
         for each in json.loads(json_path.read_text(encoding="utf-8"))["benchmarks"]:
@@ -286,9 +307,8 @@ def compare(base: Side, head: Side, own: Sequence[str], options: argparse.Namesp
     chosen = options.paths or [suite for suite in SUITES if (head.folder / suite).exists()]
     for number in range(options.rounds):
         say(f"round {number + 1} of {options.rounds}")
-        # On both sides head is last: strictness is about it, and a failure there is told before all has been run.
         for side in (base, head):
-            run_suite(side, chosen, options.pytest, side is head)
+            run_suites(side, chosen, options.pytest, side is head)
     report = judge(base, head, own, options)
     for _ in range(options.again):
         doubtful = [ratio.name for ratio in report.slower]
@@ -296,7 +316,7 @@ def compare(base: Side, head: Side, own: Sequence[str], options: argparse.Namesp
             break
         say(f"again, {len(doubtful)} in doubt: {', '.join(doubtful)}")
         for side in (base, head) * 2:
-            run_suite(side, doubtful, options.pytest, side is head)
+            run_suites(side, doubtful, options.pytest, side is head)
         report = judge(base, head, own, options)
     return report
 
@@ -313,8 +333,9 @@ def judge(base: Side, head: Side, own: Sequence[str], options: argparse.Namespac
     ratios = []
     for name in both:
         old, new = base.times[name], head.times[name]
-        ratios.append(Ratio(name, min(old), min(new), min(new) / min(old), max(old) / min(old) - 1))
-    ratios.sort(key=lambda ratio: -ratio.ratio)
+        paired = statistics.median(after / before for before, after in zip(old, new, strict=False))
+        ratios.append(Ratio(name, min(old), min(new), min(new) / min(old), paired, max(old) / min(old) - 1))
+    ratios.sort(key=lambda ratio: -min(ratio.ratio, ratio.paired))
     everything = not options.paths and not options.pytest
     gone = sorted(set(own) - set(collect(head.folder))) if everything else []
     return Report(
@@ -341,11 +362,11 @@ def seconds(value: float) -> str:
 def print_report(report: Report) -> None:
     """Print a line for each benchmark, and the verdict."""
     print(f"base {report.base}, head {report.head}; the shortest of {report.rounds} rounds each, run in turn")
-    print(f"{'base':>10}{'head':>12}{'ratio':>8}{'noise':>8}  benchmark")
+    print(f"{'base':>10}{'head':>12}{'ratio':>8}{'paired':>8}{'noise':>8}  benchmark")
     for ratio in report.ratios:
         note = "  < slower" if ratio in report.slower else ""
         times = f"{seconds(ratio.base_s):>10}{seconds(ratio.head_s):>12}"
-        print(f"{times}{ratio.ratio:>8.3f}{ratio.noise:>8.1%}  {ratio.name}{note}")
+        print(f"{times}{ratio.ratio:>8.3f}{ratio.paired:>8.3f}{ratio.noise:>8.0%}  {ratio.name}{note}")
     for name in report.only_base:
         print(f"only at {report.base}: {name}")
     for name in report.only_head:
@@ -362,7 +383,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=(__doc__ or "").split("\n")[0])
     made.add_argument("--base", required=True, metavar="REV", help="the revision to compare with")
     made.add_argument("--rounds", type=int, default=4, help="of each side (default: %(default)s)")
-    made.add_argument("--again", type=int, default=3, help="how often doubtful ones are run again (%(default)s)")
+    made.add_argument("--again", type=int, default=8, help="how often doubtful ones are run again (%(default)s)")
     made.add_argument("--limit", type=float, default=0.10, help="share by which head may be slower (%(default)s)")
     made.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
     made.add_argument("-k", dest="keyword", metavar="EXPRESSION", help="benchmarks whose names match, as in pytest")

@@ -43,6 +43,15 @@ def test_what_was_disturbed_does_not_count() -> None:
     assert report.slower == []
 
 
+def test_a_lucky_moment_of_one_side_does_not_count() -> None:
+    """The base was twice as fast once; each pair of rounds says that nothing has changed."""
+    report = judged([2.0, 1.0, 2.0], [2.0, 2.0, 2.0])
+    (ratio,) = report.ratios
+    assert (ratio.ratio, ratio.paired) == (2.0, 1.0)
+    assert report.slower == []
+    assert judged([2.0, 1.0, 2.0], [3.0, 3.0, 3.0]).slower != []
+
+
 def test_what_only_one_side_has_is_named() -> None:
     base, head = side("base", {"x": [1.0], "gone": [1.0]}), side("head", {"x": [1.0], "new": [1.0]})
     report = judge(base, head, [], OPTIONS)
