@@ -145,6 +145,8 @@ def test_a_message_that_is_lost_fails_the_test(server: OwnServer) -> None:
             said_until(process, "load test of")
             time.sleep(2)
             process.terminate()
+            time.sleep(0.2)
+            process.terminate()  # somebody is impatient
             output = said(process)
     assert process.returncode == 1, output
     assert re.search(r"FAIL +lost +64 ", output)
