@@ -105,6 +105,7 @@ class Conductor:
         self._answers: dict[str, dict[str, Any]] = {}
         self._expected: set[str] = set()
         self._seats = Seats()
+        self._is_closing = False
         self._waiting: dict[int, AsyncResult[int]] = {}
 
     @property
@@ -122,6 +123,7 @@ class Conductor:
         runner = self.runner
         if not isinstance(runner, WorkerRunner):
             setattr(parsed, TEST_OPTION, secrets.token_hex(4))
+            self._is_closing = False
             self.judge = Judge(self.plan, self.url, self.users())
             self._watch = Watch(self.url, self.plan, self.judge.server, self._server_is_gone)
             self._watch.start()
@@ -215,8 +217,14 @@ class Conductor:
     def close(self) -> None:
         """The test is stopping, and the users are still there: bring it to its end, and wait for that."""
         judge = self.judge
-        if judge is None or judge.closed:
+        if judge is None:
             return
+        if self._is_closing:
+            # Asked twice, as by an impatient Ctrl-C: once is enough, but nobody may end the users before.
+            while not judge.closed:
+                gevent.sleep(STEP_S)
+            return
+        self._is_closing = True
         judge.begin_closing()
         # Of a server that is gone nothing comes any more.
         patience_s = self.plan.patience if not judge.failures else ABORTED_PATIENCE_S

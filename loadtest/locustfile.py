@@ -16,7 +16,7 @@ for folder in (ROOT / "ext", ROOT):
         sys.path.insert(0, str(folder))
 
 from loadtest.conductor import listen  # noqa: E402
-from loadtest.ports import master_of, taken  # noqa: E402
+from loadtest.ports import places_of, taken  # noqa: E402
 from loadtest.scenarios.backlog import BacklogUser  # noqa: E402
 from loadtest.scenarios.celebrity import CelebrityUser  # noqa: E402
 from loadtest.scenarios.chat import ChatUser  # noqa: E402
@@ -28,6 +28,6 @@ from loadtest.shapes import Shape  # noqa: E402
 __all__ = ["BacklogUser", "CelebrityUser", "ChatUser", "FanoutUser", "ReconnectUser", "Shape"]
 
 # Before there are workers, who would stay behind.
-if (place := master_of(sys.argv[1:])) is not None and (complaint := taken(*place)) is not None:
-    sys.exit(f"load test: {complaint}")
+if complaints := [complaint for place in places_of(sys.argv[1:]) if (complaint := taken(place)) is not None]:
+    sys.exit("\n".join(f"load test: {complaint}" for complaint in complaints))
 listen(user_classes())

@@ -2,8 +2,8 @@
 #
 # Flows are those of driver_ledger.h: a counter, dense from 0, for each publisher of the channel. Which publishers there
 # are is not known beforehand, so a flow gets its index when its first message comes, and begins with that message's
-# counter: what came before the reader was none of its own. Whether the reader got all that came after, the counters of a
-# flow cannot say of its first messages and of its last; sums can (`received` against what was published since `after`).
+# counter: what came before the reader was none of its own. Whether the first messages after that have come, and the
+# last, the counters of a flow cannot say; sums can (`received` against what was published since `after`).
 
 cimport cython
 
@@ -47,9 +47,9 @@ cdef class Reading:
     cdef uint64_t flow
     cdef readonly uint32_t channel
     cdef readonly uint32_t payload_bytes
-    cdef readonly uint64_t epoch    # of the newest batch; 0 before the first
-    cdef readonly uint64_t after    # the sequence after which everything is due
-    cdef readonly uint64_t sequence # of the newest message
+    cdef readonly uint64_t epoch     # of the newest batch; 0 before the first
+    cdef readonly uint64_t after     # the sequence after which everything is due
+    cdef readonly uint64_t sequence  # of the newest message
     cdef readonly uint64_t misplaced
     cdef readonly uint64_t ahead    # messages that came before they were due, by the clocks of the two sides
     cdef uint64_t nameless          # corrupt ones of which nobody can say what they should have been

@@ -10,6 +10,7 @@ PUBLISHERS_MAX: int
 def stamped(
     count: int, *, publisher: int, counter: int, time_ns: int, channel: int, payload_bytes: int
 ) -> list[bytes]: ...
+
 @final
 class Reading:
     def __init__(self, *, channel: int, payload_bytes: int, after: int = 0) -> None: ...

@@ -15,7 +15,7 @@ from loadtest.__main__ import command_of, main
 from loadtest.address import complaint_of
 from loadtest.cadence import ROOM_MEMBERS_MAX, ROOM_MEMBERS_MIN, WEIGHTS, members, offered
 from loadtest.plan import SCENARIOS, SHAPES, Plan, options, unreachable
-from loadtest.ports import master_of, taken
+from loadtest.ports import places_of, taken
 from loadtest.stages import users_at
 
 if TYPE_CHECKING:
@@ -163,25 +163,30 @@ def test_an_address_of_another_kind_is_told() -> None:
     assert "expected broker://host:port" in complaint
 
 
+MASTER, WEB = "the master", "the web interface"
+
+
 @pytest.mark.parametrize(
-    ("arguments", "place"),
+    ("arguments", "places"),
     [
-        (["-f", "x.py", "--headless"], None),
-        (["--worker", "--processes", "2"], None),
-        (["--master"], ("*", 5557)),
-        (["-u", "3", "--processes", "-1", "--master-bind-port=77"], ("*", 77)),
-        (["--processes=2", "--master-bind-host", "127.0.0.1", "--master-bind-port", "88"], ("127.0.0.1", 88)),
+        (["-f", "x.py", "--headless"], []),
+        (["-f", "x.py"], [(WEB, "*", 8089)]),
+        (["--worker", "--processes", "2"], []),
+        (["--master", "--headless"], [(MASTER, "*", 5557)]),
+        (["-u", "3", "--processes", "-1", "--master-bind-port=77", "-P", "78"], [(MASTER, "*", 77), (WEB, "*", 78)]),
+        (["--processes=2", "--headless", "--master-bind-host", "127.0.0.1"], [(MASTER, "127.0.0.1", 5557)]),
     ],
 )
-def test_it_is_known_where_a_master_will_listen(arguments: list[str], place: tuple[str, int] | None) -> None:
-    assert master_of(arguments) == place
+def test_it_is_known_where_locust_will_listen(arguments: list[str], places: list[tuple[str, str, int]]) -> None:
+    assert [place[:3] for place in places_of(arguments)] == places
 
 
 def test_a_port_that_is_taken_is_told_before_there_are_workers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-        complaint = taken("127.0.0.1", port)
+        [place] = places_of(["--master", "--headless", "--master-bind-host=127.0.0.1", f"--master-bind-port={port}"])
+        complaint = taken(place)
     assert complaint == (
         f"127.0.0.1:{port}: the master cannot listen there: Address already in use; choose another --master-bind-port"
     )
-    assert taken("127.0.0.1", port) is None
+    assert taken(place) is None

@@ -145,6 +145,8 @@ def test_a_message_that_is_lost_fails_the_test(server: OwnServer) -> None:
             said_until(process, "load test of")
             time.sleep(2)
             process.terminate()
+            time.sleep(0.2)
+            process.terminate()  # somebody is impatient
             output = said(process)
     assert process.returncode == 1, output
     assert re.search(r"FAIL +lost +64 ", output)
@@ -162,35 +164,35 @@ def test_a_server_that_dies_ends_the_test(server: OwnServer) -> None:
     assert re.search(r"the server at broker://127.0.0.1:\d+ has not answered for 1 s: (TIMEOUT|CONNECTION)", output)
 
 
-def test_a_worker_that_dies_ends_the_test_and_one_without_its_master_ends_itself(server: OwnServer) -> None:
-    options = ["--host", server.start().url, "--headless", "--scenario", "fanout", "-u", "4", "-r", "50", "-t", "60s"]
-    options += ["--patience", "2", "--only-summary", "--skip-log-setup"]
-    ports = free_ports(2)
-    with running(locust(*options, *ports[0], "--processes", "2")) as process:
+def test_a_worker_that_dies_ends_the_test(server: OwnServer) -> None:
+    options = ["--url", server.start().url, "--scenario", "fanout", "--users", "4", "--seconds", "60"]
+    with running(command(*options, *PREFIXES, "--patience", "2", "--processes", "2")) as process:
         said_until(process, "load test of")
         time.sleep(1.5)
-        psutil.Process(process.pid).children()[0].kill()
+        [master] = psutil.Process(process.pid).children()
+        master.children()[0].kill()
         output = said(process)
     assert process.returncode == 1, output
     assert "1 of 2 workers are gone" in output
-    with running(locust(*options, *ports[1], "--processes", "1")) as process:
+
+
+def test_a_worker_without_its_master_ends_itself(server: OwnServer) -> None:
+    """Master and worker are two commands, as on two machines."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+    both = ["--host", server.start().url, "--headless", "--scenario", "fanout", "--patience", "2", "--skip-log-setup"]
+    master = ["--master", "--expect-workers", "1", "--master-bind-host", "127.0.0.1", "--master-bind-port", port]
+    master += ["-u", "4", "-r", "50", "-t", "60s", "--only-summary"]
+    with (
+        running(locust(*both, "--worker", "--master-host", "127.0.0.1", "--master-port", port)) as worker,
+        running(locust(*both, *master)) as process,
+    ):
         said_until(process, "load test of")
         time.sleep(1)
-        [worker] = psutil.Process(process.pid).children()
         process.kill()
-        output = said(process)
-        assert "has not been heard of for 2 s: ending" in output
-        assert not is_alive(worker.pid)
-
-
-def free_ports(count: int) -> list[list[str]]:
-    """Return options for masters that do not meet."""
-    found = []
-    for _ in range(count):
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            port = str(taken.getsockname()[1])
-        found.append(["--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--master-port", port])
-    return found
+        output = said(worker)
+    assert worker.returncode == 1
+    assert f"the master at 127.0.0.1:{port} has not been heard of for 2 s: ending" in output
 
 
 # -- a relay that meddles ----------------------------------------------------------------------------------------------
