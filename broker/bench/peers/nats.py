@@ -43,20 +43,19 @@ class Conversation(Blocking):
             self.info: dict[str, Any] = json.loads(greeting[5:])
             options = {"verbose": False, "pedantic": False, "headers": True, "no_responders": True, "lang": "c"}
             options |= {"version": "1", "protocol": 1, "name": "broker bench"}
-            self.send(b"CONNECT %b\r\n" % json.dumps(options).encode())
-            self.settle()
+            self.tell(b"CONNECT %b\r\n" % json.dumps(options).encode())
         except BaseException:
             self._socket.close()
             raise
 
-    def settle(self) -> None:
-        """Wait until the server has done all that it was told.
+    def tell(self, lines: bytes) -> None:
+        """Say something that has no answer, and wait until the server has done it.
 
         Raises:
             BrokerError: it refuses.
         """
-        self.send(b"PING\r\n")
-        while (line := self.read_word()) != b"PONG":
+        self.send(lines + b"PING\r\n")
+        if (line := self.read_word()) != b"PONG":
             self.misunderstood(line)
 
     def read_word(self) -> bytes:
@@ -163,13 +162,11 @@ def open_subscriber(address: Address, work: PeerWork, audience: int = 0) -> sock
     """
     with Conversation(address) as conversation:
         if work.dialect == "nats":
-            # All channels under one number: the driver goes by their names.
-            conversation.send(b"".join(b"SUB %b 1\r\n" % each for each in work.filters(audience)))
-            conversation.settle()
+            filters = enumerate(work.filters(audience), 1)
+            conversation.tell(b"".join(b"SUB %b %d\r\n" % (each, number) for number, each in filters))
             return conversation.detach()
         inbox = f"_INBOX.{secrets.token_hex(8)}"
-        conversation.send(f"SUB {inbox} 1\r\n".encode())
-        conversation.settle()
+        conversation.tell(f"SUB {inbox} 1\r\n".encode())
         with Conversation(address) as control:
             request = {"stream_name": stream_of(work), "config": consumer_configuration(work, audience, inbox)}
             control.ask(f"$JS.API.CONSUMER.CREATE.{stream_of(work)}", request)
