@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from broker.bench.client import LIVE_MESSAGES_MAX, SLICE_MESSAGES, new_loop
 from broker.bench.compare.native import curve_of
 from broker.bench.compare.outcome import Measurement
+from broker.bench.compare.servers import ENDED_S
 from broker.bench.server import ROOMS
 from broker.model.errors import BrokerError, error
 from broker_native.driver import Verifier
@@ -279,7 +280,7 @@ def measure(
             if type(failure).__module__.split(".")[0] not in ("redis", "nats"):
                 raise
             measurement.errors.append(f"{type(failure).__name__}: {failure}")
-    how = server.ended()
+    how = server.ended(ENDED_S if measurement.errors else 0.0)
     if how is not None:
         measurement.errors = [how]
     return measurement
