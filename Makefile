@@ -20,7 +20,7 @@ BUILT := $(VENV)/.built
 # The caller's environment must not put other code before ours.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help build demo test quick run bench lint format check proofs debug sanitize checked fuzz coverage annotate clean stale
+.PHONY: help build demo test quick run bench results lint format check proofs debug sanitize checked fuzz coverage annotate clean stale
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -43,6 +43,11 @@ run: build ## a server on 127.0.0.1:4770: ARGS="--data DIR"
 
 bench: build ## measure: ARGS="pubsub --durability synced"
 	$(BIN)/broker bench $(if $(ARGS),$(ARGS),pubsub)
+
+# A peer that is not installed is named with the command that installs it.
+results: build ## compare with other brokers, and write benchmarks/RESULTS.md: ARGS="--seconds 2"
+	$(BIN)/broker bench compare --with redis,nats,mosquitto,embedded --promised --case \
+		--markdown benchmarks/RESULTS.md --json build/results.json --html build/results.html $(ARGS)
 
 # The linters say nothing when all is well, so each says its name first.
 lint: build ## all that judges the code without running it
