@@ -46,6 +46,7 @@ bench: build ## measure: ARGS="pubsub --durability synced"
 
 # A peer that is not installed is named with the command that installs it.
 results: build ## compare with other brokers, and write benchmarks/RESULTS.md: ARGS="--seconds 2"
+	@mkdir -p build
 	$(BIN)/broker bench compare --with redis,nats,mosquitto,embedded --promised --case \
 		--markdown benchmarks/RESULTS.md --json build/results.json --html build/results.html $(ARGS)
 
