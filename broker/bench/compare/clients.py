@@ -352,16 +352,20 @@ async def _finish(
 ) -> None:
     """Wait as long as it gets on; what waits for a message that is lost, or for a server that is gone, has no end."""
     seen = -1
-    while not work.done() and seen != (seen := course.verifier.taken + course.sent):
-        await asyncio.wait({work}, timeout=patience_s)
-        if server is not None:
-            measurement.memory_bytes = max(measurement.memory_bytes, server.memory_bytes())
-            if server.ended() is not None:
-                break
-    if work.done():
-        work.result()
-        return
-    work.cancel()
-    with suppress(asyncio.CancelledError):
-        await work
+    try:
+        while not work.done() and seen != (seen := course.verifier.taken + course.sent):
+            await asyncio.wait({work}, timeout=patience_s)
+            if server is not None:
+                measurement.memory_bytes = max(measurement.memory_bytes, server.memory_bytes())
+                if server.ended() is not None:
+                    break
+        if work.done():
+            work.result()
+            return
+    finally:
+        # Also when we are interrupted: whoever publishes would go on, and nobody would hear how it ended.
+        if not work.done():
+            work.cancel()
+            with suppress(asyncio.CancelledError):
+                await work
     raise error("TIMEOUT", f"nothing came for {patience_s:g} s, with {course.verifier.taken:,} of {course.sent:,} read")
