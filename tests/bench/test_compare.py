@@ -11,7 +11,7 @@ import pytest
 
 from broker.bench.compare.catalogue import BROKERS
 from broker.bench.compare.outcome import Comparison, Measurement, Row, Standing, comparison_of
-from broker.bench.compare.servers import HOST, StartedServer, free_port
+from broker.bench.compare.servers import HOST, StartedServer, Usage, free_port
 from broker.cli.main import main
 
 if TYPE_CHECKING:
@@ -97,16 +97,16 @@ def test_queues_inside_a_process_and_what_is_demanded_of_ours(
 def test_a_peer_that_dies_is_told_and_ends_with_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = StartedServer.memory_bytes
+    real = StartedServer.usage
 
-    def kill(server: StartedServer) -> int:
+    def kill(server: StartedServer) -> Usage:
         if server.name.startswith("redis"):
             os.kill(server.pid, signal.SIGKILL)
         return real(server)
 
-    # It is what the driver asks for meanwhile.
-    monkeypatch.setattr(StartedServer, "memory_bytes", kill)
-    status, told = compare(tmp_path, "--with", "redis", "--works", "ephemeral", "--rounds", "2", "--seconds", "0.4")
+    # It is what is asked for when everybody is connected, just before the driver runs.
+    monkeypatch.setattr(StartedServer, "usage", kill)
+    status, told = compare(tmp_path, "--with", "redis", "--works", "ephemeral", "--rounds", "2")
     assert status == 1
     redis = standings(told, "ephemeral")["redis"]
     assert "redis (memory): ended with signal SIGKILL" in redis["rounds"][0]["errors"][0]
