@@ -20,7 +20,7 @@ BUILT := $(VENV)/.built
 # The caller's environment must not put other code before ours.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help build demo test quick run bench bench-compare instructions loadtest lint format check proofs debug sanitize checked fuzz coverage annotate clean stale
+.PHONY: help build demo test quick run bench bench-compare instructions results loadtest lint format check proofs debug sanitize checked fuzz coverage annotate clean stale
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -53,6 +53,12 @@ instructions: build ## count the kernels' instructions (Linux, valgrind), within
 
 loadtest: build ## Locust users against a server of its own, 60 s, and a verdict: ARGS="--scenario chat --report r.html"
 	$(BIN)/python -m loadtest $(ARGS)
+
+# A peer that is not installed is named with the command that installs it.
+results: build ## compare with other brokers, and write benchmarks/RESULTS.md: ARGS="--seconds 2"
+	@mkdir -p build
+	$(BIN)/broker bench compare --with redis,nats,mosquitto,embedded --promised --case \
+		--markdown benchmarks/RESULTS.md --json build/results.json --html build/results.html $(ARGS)
 
 # The linters say nothing when all is well, so each says its name first.
 lint: build ## all that judges the code without running it

@@ -18,6 +18,7 @@ def count(value: float) -> str:
 
 
 def plural(number: int, word: str) -> str:
+    """Return a number with what it is of."""
     return f"{number:,} {word}" + ("" if number == 1 else "s")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from broker.bench.compare.catalogue import BROKERS
 from broker.bench.compare.outcome import Comparison, Measurement, Row, Standing, comparison_of
-from broker.bench.compare.servers import HOST, StartedServer, free_port
+from broker.bench.compare.servers import HOST, StartedServer, Usage, free_port
 from broker.cli.main import main
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ def standings(told: dict[str, Any], work: str) -> dict[str, dict[str, Any]]:
 @NEEDS["nats"]
 def test_the_same_work_on_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page, text = tmp_path / "page.html", tmp_path / "text.md"
-    arguments = ("--with", "redis,nats", "--works", "synced,python")
+    arguments = ("--with", "redis,nats", "--works", "everysec,python")
     status, told = compare(
-        tmp_path, *arguments, "--html", str(page), "--markdown", str(text), "--require", "synced>=0.001*each"
+        tmp_path, *arguments, "--html", str(page), "--markdown", str(text), "--require", "everysec>=0.001*each"
     )
     assert status == 0, [each["words"] for each in told["verdicts"]]
     for row in told["rows"]:
@@ -55,13 +55,13 @@ def test_the_same_work_on_each(tmp_path: Path, capsys: pytest.CaptureFixture[str
             for measurement in standing["rounds"]:
                 assert measurement["deliveries"] == measurement["messages"] > 0
                 assert measurement["memory_bytes"] > 0
-    assert "appendfsync always" in standings(told, "synced")["redis"]["configuration"]
-    assert "sync_interval: always" in standings(told, "synced")["nats"]["configuration"]
+    assert "appendfsync everysec" in standings(told, "everysec")["redis"]["configuration"]
+    assert "jetstream" in standings(told, "everysec")["nats"]["configuration"]
     assert {"broker", "redis", "nats", "nats-py (Python)"} <= told["versions"].keys()
     assert page.read_text().count("<svg") == 4
     assert text.read_text().count("\n### ") == 2
     said = capsys.readouterr()
-    assert "appendfsync always" in said.out
+    assert "appendfsync everysec" in said.out
     assert "[6/6] Python client, 1 → 1, ephemeral: nats, round 1" in said.err
     assert comparison_of(told).right
 
@@ -97,16 +97,16 @@ def test_queues_inside_a_process_and_what_is_demanded_of_ours(
 def test_a_peer_that_dies_is_told_and_ends_with_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = StartedServer.memory_bytes
+    real = StartedServer.usage
 
-    def kill(server: StartedServer) -> int:
+    def kill(server: StartedServer) -> Usage:
         if server.name.startswith("redis"):
             os.kill(server.pid, signal.SIGKILL)
         return real(server)
 
-    # It is what the driver asks for meanwhile.
-    monkeypatch.setattr(StartedServer, "memory_bytes", kill)
-    status, told = compare(tmp_path, "--with", "redis", "--works", "ephemeral", "--rounds", "2", "--seconds", "0.4")
+    # It is what is asked for when everybody is connected, just before the driver runs.
+    monkeypatch.setattr(StartedServer, "usage", kill)
+    status, told = compare(tmp_path, "--with", "redis", "--works", "ephemeral", "--rounds", "2")
     assert status == 1
     redis = standings(told, "ephemeral")["redis"]
     assert "redis (memory): ended with signal SIGKILL" in redis["rounds"][0]["errors"][0]

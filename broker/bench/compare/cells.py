@@ -38,6 +38,8 @@ def microseconds(value: float) -> str:
 
 def shown(figure: str, value: float) -> str:
     """Return a figure as it is told."""
+    if figure in ("memory", "resident"):
+        return f"{value / MIB:,.3g} MiB"
     return f"{quantity(value)}/s" if figure == "rate" else microseconds(value)
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from broker.bench.client import LIVE_MESSAGES_MAX, SLICE_MESSAGES, new_loop
 from broker.bench.compare.native import curve_of
 from broker.bench.compare.outcome import Measurement
+from broker.bench.compare.servers import ENDED_S
 from broker.bench.server import ROOMS
 from broker.model.errors import BrokerError, error
 from broker_native.driver import Verifier
@@ -279,7 +280,7 @@ def measure(
             if type(failure).__module__.split(".")[0] not in ("redis", "nats"):
                 raise
             measurement.errors.append(f"{type(failure).__name__}: {failure}")
-    how = server.ended()
+    how = server.ended(ENDED_S if measurement.errors else 0.0)
     if how is not None:
         measurement.errors = [how]
     return measurement
@@ -351,16 +352,20 @@ async def _finish(
 ) -> None:
     """Wait as long as it gets on; what waits for a message that is lost, or for a server that is gone, has no end."""
     seen = -1
-    while not work.done() and seen != (seen := course.verifier.taken + course.sent):
-        await asyncio.wait({work}, timeout=patience_s)
-        if server is not None:
-            measurement.memory_bytes = max(measurement.memory_bytes, server.memory_bytes())
-            if server.ended() is not None:
-                break
-    if work.done():
-        work.result()
-        return
-    work.cancel()
-    with suppress(asyncio.CancelledError):
-        await work
+    try:
+        while not work.done() and seen != (seen := course.verifier.taken + course.sent):
+            await asyncio.wait({work}, timeout=patience_s)
+            if server is not None:
+                measurement.memory_bytes = max(measurement.memory_bytes, server.memory_bytes())
+                if server.ended() is not None:
+                    break
+        if work.done():
+            work.result()
+            return
+    finally:
+        # Also when we are interrupted: whoever publishes would go on, and nobody would hear how it ended.
+        if not work.done():
+            work.cancel()
+            with suppress(asyncio.CancelledError):
+                await work
     raise error("TIMEOUT", f"nothing came for {patience_s:g} s, with {course.verifier.taken:,} of {course.sent:,} read")

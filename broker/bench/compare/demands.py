@@ -18,6 +18,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from broker.bench.compare.cells import shown
 from broker.bench.compare.outcome import FIGURES, OURS, Comparison, Row, Verdict
 from broker.model.errors import error
 
@@ -179,8 +180,8 @@ def bound(demand: Demand, row: Row) -> Verdict:
     if got is None:
         return Verdict(demand.text, False, f"there is no {demand.figure} of ours")
     met = got >= demand.number if demand.at_least else got <= demand.number
-    limit = f"{'at least' if demand.at_least else 'at most'} {demand.number:,.6g}"
-    return Verdict(demand.text, met, f"got {got:,.6g}, limit {limit}")
+    limit = f"{'at least' if demand.at_least else 'at most'} {shown(demand.figure, demand.number)}"
+    return Verdict(demand.text, met, f"got {shown(demand.figure, got)}, limit {limit}")
 
 
 def compare(demand: Demand, row: Row, peer: str) -> Verdict:
@@ -197,7 +198,8 @@ def compare(demand: Demand, row: Row, peer: str) -> Verdict:
     factor = got / known[best]
     met = factor >= demand.number if demand.at_least else factor <= demand.number
     limit = f"{'at least' if demand.at_least else 'at most'} {demand.number:g}"
-    words = f"got {factor:.3g} times {best}'s ({got:,.6g} and {known[best]:,.6g}), limit {limit}"
+    both = f"{shown(demand.figure, got)} and {shown(demand.figure, known[best])}"
+    words = f"got {factor:.3g} times {best}'s ({both}), limit {limit}"
     return Verdict(demand.text if peer == demand.peer else f"{demand.text} ({peer})", met, words)
 
 
@@ -239,8 +241,8 @@ def compare_with(earlier: Comparison, now: Comparison, slower_percent: float) ->
             slower = (1 - change if figure == "rate" else 1 - 1 / change) * 100
             by = f"{abs(slower):.1f} % {'worse' if slower > 0 else 'better'}"
             words = (
-                f"got {by} than {earlier.revision} ({ours:,.6g} and {then:,.6g}, the machine by its peers "
-                f"{machine:.2f} times), limit {slower_percent:g} % worse"
+                f"got {by} than {earlier.revision} ({shown(figure, ours)} and {shown(figure, then)}, "
+                f"the machine by its peers {machine:.2f} times), limit {slower_percent:g} % worse"
             )
             verdicts.append(Verdict(f"{row.work}.{figure} against the baseline", slower <= slower_percent, words))
     return verdicts

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from broker.bench import options as bench
 from broker.bench.compare.outcome import CURVE_PERCENTS, Measurement
+from broker.bench.compare.servers import ENDED_S
 from broker.bench.compare.works import REPLAY_MESSAGES, REPLAY_MESSAGES_A_SECOND, Mode, Work
 from broker.bench.load import Load, describe_failure, raise_descriptor_limit
 from broker.bench.peers import peer_of
@@ -139,7 +140,7 @@ def measure(work: Work, mode: Mode, server: Server, options: bench.Options) -> M
                 measurement.curve = curve_of(course.driver.latency)
     except BrokerError as failure:
         measurement.errors.append(str(failure))
-    how = server.ended()
+    how = server.ended(ENDED_S if measurement.errors else 0.0)
     if how is not None:
         # What its connections said follows from that.
         measurement.errors = [how]

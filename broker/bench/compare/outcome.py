@@ -143,7 +143,7 @@ class Standing:
         full = [who for who, share in (("driver", driver), ("server", server)) if share >= BUSY_SHARE]
         who = " and ".join(full) or ("machine" if server + driver >= BUSY_SHARE * cores else "neither")
         if self.offered:
-            who = "the rate offered"
+            who = "rate offered"
         return f"{who}: server {server:.0%}, driver {driver:.0%}" if server else f"{who}: {driver:.0%} of a core"
 
 

@@ -42,6 +42,9 @@ ANSWER_S: Final = 2.0
 TAKEN: Final = ("address already in use", "address in use", "eaddrinuse")
 """What servers say of a port that somebody else has."""
 
+ENDED_S: Final = 1.0
+"""How long it may take until a server whose connections are lost is seen to have ended."""
+
 MQTT_CONNECT: Final = b"\x10\x11\x00\x04MQTT\x04\x02\x00\x00\x00\x05probe"
 
 OPENINGS: Final[dict[str, tuple[bytes, tuple[bytes, ...]]]] = {
@@ -164,7 +167,7 @@ class StandingServer:
         """Return 0."""
         return 0
 
-    def ended(self) -> str | None:
+    def ended(self, patience_s: float = 0.0) -> str | None:
         """Return None: its connections tell when it has ended."""
         return None
 
@@ -227,10 +230,17 @@ class StartedServer:
         """Return the memory that its first process has now: cheap enough to be asked for during a measurement."""
         return rss_anon_bytes(Path(f"/proc/{self.pid}/status"))
 
-    def ended(self) -> str | None:
-        """Return how it has ended and what it said last, or None while it runs."""
+    def ended(self, patience_s: float = 0.0) -> str | None:
+        """Return how it has ended and what it said last, or None while it runs.
+
+        Args:
+            patience_s: how long to wait for it; a connection that is lost may be the first to know.
+        """
         assert self._guardian is not None
-        status = self._guardian.poll()
+        try:
+            status = self._guardian.wait(patience_s) if patience_s else self._guardian.poll()
+        except subprocess.TimeoutExpired:
+            status = None
         if status is None:
             return None
         how = f"signal {signal.Signals(status - 128).name}" if 128 < status < 160 else f"status {status}"

@@ -22,7 +22,7 @@ LATENCY_RATE: Final = 100_000
 REPLAY_MESSAGES: Final = 1_000_000
 """That are stored before they are read, at most; a shorter comparison has fewer."""
 
-REPLAY_MESSAGES_A_SECOND: Final = 200_000
+REPLAY_MESSAGES_A_SECOND: Final = 400_000
 """How many of them for each second of a measurement."""
 
 

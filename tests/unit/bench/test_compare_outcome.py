@@ -93,7 +93,7 @@ def test_a_failed_round_leaves_no_figure() -> None:
         (0.95, 0.95, False, "driver and server"),
         (0.5, 0.5, False, "neither"),
         (0.89, 0.89, False, "neither"),
-        (1.0, 0.0, True, "the rate offered"),
+        (1.0, 0.0, True, "rate offered"),
     ],
 )
 def test_who_was_full_is_said(server_s: float, driver_s: float, offered: bool, who: str) -> None:
