@@ -35,7 +35,7 @@ class Load:
         for each in self.ours:
             each.setblocking(False)
         options = {"batch": batch, "crc": True} if dialect == "broker" else {"dialect": dialect}
-        self.driver = Driver([NAME], publishers=1, payload_bytes=PAYLOAD_BYTES, **options)  # type: ignore[arg-type]
+        self.driver = Driver([NAME], publishers=1, payload_bytes=PAYLOAD_BYTES, **options)
         self.driver.add_publisher(self.ours[0].fileno())
         self.driver.add_subscriber(self.ours[1].fileno(), credit_bytes=1 << 30)
         # Nobody answers or delivers yet, so it ends without.
