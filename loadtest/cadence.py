@@ -29,14 +29,14 @@ class Cadence(NamedTuple):
 
 TYPING_BYTES: Final = 32
 
-CHAT: Final = Cadence(16, 40.0)
+CHAT: Final = Cadence(16, 60.0)
 """A member says so much to one of its rooms, about so often."""
 CHAT_THINKING_S: Final = 0.2
 """How long others see that somebody types before they see what."""
 ROOM_MEMBERS_MAX: Final = 500
 ROOM_MEMBERS_MIN: Final = 2
 
-FANOUT: Final = Cadence(64, 0.032)
+FANOUT: Final = Cadence(64, 0.028)
 FANOUT_GROUP: Final = 20
 """One publishes, the others read."""
 

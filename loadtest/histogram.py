@@ -35,20 +35,33 @@ def now_ns() -> int:
 
 
 class Second:
-    """What happened in one second."""
+    """What happened in one second; latencies are kept by scenario."""
 
-    __slots__ = ("delivered", "latency", "published")
+    __slots__ = ("delivered", "latencies", "published")
 
     def __init__(self) -> None:
         self.delivered = 0
         self.published = 0
-        self.latency = Histogram()
+        self.latencies: dict[str, Histogram] = {}
 
-    def merge(self, other: Second) -> None:
-        """Add what another process saw of it."""
-        self.delivered += other.delivered
-        self.published += other.published
-        self.latency.merge(other.latency)
+    def latency_of(self, kind: str) -> Histogram:
+        """Return the latencies of a scenario."""
+        found = self.latencies.get(kind)
+        if found is None:
+            found = self.latencies[kind] = Histogram()
+        return found
+
+    def whole(self) -> Histogram:
+        """Return the latencies of all scenarios together."""
+        return merged(self.latencies.values())
+
+
+def merged(histograms: Iterable[Histogram]) -> Histogram:
+    """Add histograms up in a new one."""
+    whole = Histogram()
+    for each in histograms:
+        whole.merge(each)
+    return whole
 
 
 class Line(NamedTuple):
@@ -64,7 +77,7 @@ class Line(NamedTuple):
 
 def line_of(at_s: int, second: Second) -> Line:
     """Put a second into figures."""
-    latency = second.latency
+    latency = second.whole()
     if not latency.count:
         return Line(at_s, second.published, second.delivered, 0.0, 0.0, 0.0)
     p50, p99 = latency.percentile(50), latency.percentile(99)
@@ -81,10 +94,11 @@ class Counter:
         self.delivered = 0
         self.published = 0
 
-    def take(self, reading: Reading, batch: Batch, since_ns: int = 0) -> None:
+    def take(self, kind: str, reading: Reading, batch: Batch, since_ns: int = 0) -> None:
         """Check a batch that has come, and count it.
 
         Args:
+            kind: the scenario of its reader.
             reading: of its channel, at its reader.
             batch: what has come.
             since_ns: messages that were due before are in no latency.
@@ -92,7 +106,7 @@ class Counter:
         at_ns = now_ns()
         if at_ns >= self._until_ns:
             self._turn(at_ns)
-        taken = reading.take(batch, at_ns, self._now.latency, since_ns)
+        taken = reading.take(batch, at_ns, self._now.latency_of(kind), since_ns)
         self._now.delivered += taken
         self.delivered += taken
 
@@ -120,7 +134,10 @@ class Counter:
         if all_of_it:
             self._until_ns = 0
         seconds = [(at_s, self._seconds.pop(at_s)) for at_s in over]
-        return [[at_s, each.published, each.delivered, each.latency.to_bytes()] for at_s, each in seconds]
+        return [
+            [at_s, each.published, each.delivered, {kind: one.to_bytes() for kind, one in each.latencies.items()}]
+            for at_s, each in seconds
+        ]
 
 
 class Timeline:
@@ -128,14 +145,14 @@ class Timeline:
 
     Attributes:
         lines: The seconds that nobody adds to any more, oldest first.
-        latency: Of the judged seconds among them.
+        latencies: Of the judged seconds among them, by scenario.
         delivered, published: Messages of all seconds.
         since_s, until_s: Seconds from the one and before the other are judged.
     """
 
     def __init__(self) -> None:
         self.lines: list[Line] = []
-        self.latency = Histogram()
+        self.latencies: dict[str, Histogram] = {}
         self.published = 0
         self.delivered = 0
         self.since_s = 0
@@ -149,15 +166,21 @@ class Timeline:
         Raises:
             ValueError: It is no such thing.
         """
-        for at_s, published, delivered, packed in seconds:
-            came = Second()
-            came.published, came.delivered = published, delivered
-            came.latency = Histogram.from_bytes(packed)
+        for at_s, published, delivered, latencies in seconds:
+            # One that comes after its line was made goes to the next that is open: no message is left out of a sum.
+            second = self._seconds.setdefault(max(at_s, self._settled_s), Second())
+            for kind, packed in latencies.items():
+                second.latency_of(kind).merge(Histogram.from_bytes(packed))
+            second.published += published
+            second.delivered += delivered
             self.published += published
             self.delivered += delivered
-            # One that comes after its line was made goes to the next that is open: no message is left out of a sum.
-            self._seconds.setdefault(max(at_s, self._settled_s), Second()).merge(came)
         self.settle()
+
+    @property
+    def latency(self) -> Histogram:
+        """The latencies of all scenarios together."""
+        return merged(self.latencies.values())
 
     def settle(self, *, all_of_them: bool = False) -> None:
         """Make lines of the seconds that nobody adds to any more."""
@@ -167,7 +190,8 @@ class Timeline:
                 break
             second = self._seconds.pop(at_s)
             if self.is_judged(at_s):
-                self.latency.merge(second.latency)
+                for kind, latency in second.latencies.items():
+                    self.latencies.setdefault(kind, Histogram()).merge(latency)
             self.lines.append(line_of(at_s, second))
             self._settled_s = at_s + 1
 

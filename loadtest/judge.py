@@ -17,6 +17,7 @@ from loadtest.page import page
 from loadtest.record import Finding, Record, write
 from loadtest.screen import Screen
 from loadtest.server import Series
+from loadtest.side import ERRORS_TOLD, FURTHER
 from loadtest.stages import is_level
 
 if TYPE_CHECKING:
@@ -77,7 +78,10 @@ class Judge:
             ValueError: It is no such thing.
         """
         self.timeline.add(report["seconds"])
-        self.errors.update(report["errors"])
+        for what, count in report["errors"].items():
+            # A test of days may meet as many different ones.
+            told = what in self.errors or len(self.errors) < ERRORS_TOLD
+            self.errors[what if told else FURTHER] += count
         self._cpu[process] = float(report["cpu_s"])
 
     def take_final(self, process: str, report: dict[str, Any]) -> None:

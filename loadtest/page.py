@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 STYLE: Final = """
 :root{color-scheme:light dark;--back:#fbfbfa;--card:#fff;--text:#1c1e21;--soft:#62676e;--rule:#dfe1e4;
---c1:#1f6feb;--c2:#c2570c;--c3:#7c3aed;--good:#14743c;--bad:#b42318}
+--c1:#1f6feb;--c2:#c2570c;--c3:#7c3aed;--c4:#0f766e;--c5:#be185d;--c6:#8a6d00;--good:#14743c;--bad:#b42318}
 @media(prefers-color-scheme:dark){:root{--back:#131518;--card:#1b1e22;--text:#e8eaed;--soft:#9aa1a9;--rule:#32373d;
---c1:#6cb0ff;--c2:#f5a262;--c3:#b79aff;--good:#5dd28e;--bad:#ff8a7d}}
+--c1:#6cb0ff;--c2:#f5a262;--c3:#b79aff;--c4:#4fd1c5;--c5:#ff8ac2;--c6:#e3c34b;--good:#5dd28e;--bad:#ff8a7d}}
 *{box-sizing:border-box}
 body{margin:0 auto;padding:1.5rem 1rem 4rem;max-width:60rem;background:var(--back);color:var(--text);
 font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
@@ -38,6 +38,7 @@ tr:last-child>*{border-bottom:0}th,.held{font-weight:600;white-space:nowrap;over
 svg{display:block;width:100%;height:auto}.mark{font-size:13px;fill:var(--soft)}
 .grid{stroke:var(--rule);fill:none}.limit{stroke:var(--bad);stroke-dasharray:5 4;fill:none}
 .line{fill:none;stroke-width:2;stroke-linejoin:round}.c1{stroke:var(--c1)}.c2{stroke:var(--c2)}.c3{stroke:var(--c3)}
+.c4{stroke:var(--c4)}.c5{stroke:var(--c5)}.c6{stroke:var(--c6)}
 .key{display:flex;flex-wrap:wrap;gap:.25rem 1rem;margin:0 0 .5rem;font-size:.9rem}
 .key i{display:inline-block;width:1.1em;height:.2em;margin-right:.4em;vertical-align:middle}
 .grids{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,17rem),1fr));gap:.5rem}
@@ -86,27 +87,33 @@ def _head(record: Record) -> str:
 
 
 def _latency(record: Record) -> str:
-    points = curve(record.timeline.latency)
-    if not points:
+    whole = record.timeline.latency
+    if not whole.count:
         return '<h2>Latency</h2><p class="soft">No message was timed.</p>'
-    shown = [(percent, ms) for percent, ms in points if percent < 100]
-    floor_ms = max(0.001, min(ms for _, ms in shown))
-    x = percentile_axis(max(90.0, shown[-1][0]))
-    y = logarithmic(floor_ms, max(points[-1][1], record.plan.max_p99_ms, floor_ms * 10))
-    picture = draw(
-        "Latency in milliseconds by percentile",
-        [Line("latency, ms", shown)],
-        x,
-        y,
-        limit=record.plan.max_p99_ms,
+    kinds = sorted(record.timeline.latencies.items())
+    named = [("all", whole), *(kinds if len(kinds) > 1 else [])]
+    lines = [
+        Line(name, [(percent, ms) for percent, ms in curve(latency) if percent < 100], number)
+        for number, (name, latency) in enumerate(named, 1)
+        if latency.count
+    ]
+    floor_ms = max(0.001, min(ms for line in lines for _, ms in line.points if ms))
+    x = percentile_axis(max(90.0, *(line.points[-1][0] for line in lines)))
+    y = logarithmic(floor_ms, max(whole.max / 1e6, record.plan.max_p99_ms, floor_ms * 10))
+    picture = draw("Latency in milliseconds by percentile", lines, x, y, height=320, limit=record.plan.max_p99_ms)
+    heads = "".join(f'<th class="n">{escape(name.replace("p999", "p99.9"))}</th>' for name in percentiles(whole))
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>'
+        + "".join(f'<td class="n">{value:.2f}</td>' for value in percentiles(latency).values())
+        + "</tr>"
+        for name, latency in named
+        if latency.count
     )
-    told = percentiles(record.timeline.latency)
-    heads = "".join(f'<th class="n">{escape(name.replace("p999", "p99.9"))}</th>' for name in told)
-    cells = "".join(f'<td class="n">{value:.2f}</td>' for value in told.values())
     return (
         '<h2>Latency, ms</h2><p class="soft">By percentile: from when each message was due to be sent until a reader '
         "had it, of every message of the judged part. Each further nine takes as much room.</p>"
-        f"<section>{picture}<table><tr>{heads}</tr><tr>{cells}</tr></table></section>"
+        f"<section>{_key(*(line.name for line in lines))}{picture}</section>"
+        f"<section><table><tr><td></td>{heads}</tr>{rows}</table></section>"
     )
 
 

@@ -95,6 +95,10 @@ class Record:
             "published": timeline.published,
             "delivered_per_s": round(timeline.rate(), 1),
             "latency_ms": {name: round(value, 4) for name, value in percentiles(timeline.latency).items()},
+            "latency_ms_by_scenario": {
+                kind: {name: round(value, 4) for name, value in percentiles(latency).items()}
+                for kind, latency in sorted(timeline.latencies.items())
+            },
             "latency_curve": [[round(percent, 4), round(ms, 4)] for percent, ms in curve(timeline.latency)],
             "faults": asdict(self.faults),
             "errors": dict(self.errors),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ERRORS_TOLD: Final = 50
 """Different errors that are told by their words; further ones are counted together."""
+FURTHER: Final = "further errors"
 STEP_S: Final = 0.05
 
 
@@ -100,7 +101,7 @@ class Side:
 
     def fail(self, what: str) -> None:
         """Count an error."""
-        self.errors[what if what in self.errors or len(self.errors) < ERRORS_TOLD else "further errors"] += 1
+        self.errors[what if what in self.errors or len(self.errors) < ERRORS_TOLD else FURTHER] += 1
 
     # -- what is handed over ------------------------------------------------------------------------------------------
 

@@ -64,6 +64,7 @@ class Reader:
 
     Args:
         side: where it is counted.
+        kind: the scenario that it is counted for.
         client: the user's connection.
         channels: payload bytes by name.
         start: where to begin.
@@ -74,9 +75,10 @@ class Reader:
     """
 
     def __init__(
-        self, side: Side, client: Client, channels: Mapping[str, int], *, start: Start = "new", since_ns: int = 0
+        self, side: Side, kind: str, client: Client, channels: Mapping[str, int], *, start: Start, since_ns: int
     ) -> None:
         self._side = side
+        self._kind = kind
         self._channels = channels
         self._since_ns = since_ns
         self.readings: dict[str, Reading] = {}
@@ -95,7 +97,7 @@ class Reader:
             # be an event.
             reading = self._side.account.read(batch.channel, batch.first - 1, self._channels[batch.channel])
             self.readings[batch.channel] = reading
-        self._side.counter.take(reading, batch, self._since_ns)
+        self._side.counter.take(self._kind, reading, batch, self._since_ns)
 
     def _on_event(self, event: SubscriptionEvent) -> None:
         if event.name not in HARMLESS:
@@ -225,7 +227,7 @@ class BrokerUser(User):
         Raises:
             BrokerError: The broker refuses the subscription.
         """
-        reader = Reader(self.side, self.client, channels, start=start, since_ns=since_ns)
+        reader = Reader(self.side, self.kind, self.client, channels, start=start, since_ns=since_ns)
         self._readers.append(reader)
         return reader
 

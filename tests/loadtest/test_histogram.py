@@ -15,7 +15,7 @@ def second(at_s: int, delivered: int, *latencies_ms: float) -> list[Any]:
     latency = Histogram()
     for each in latencies_ms:
         latency.record(int(each * 1e6))
-    return [at_s, delivered // 10, delivered, latency.to_bytes()]
+    return [at_s, delivered // 10, delivered, {"chat": latency.to_bytes()}]
 
 
 def test_the_clock_never_goes_back_and_is_the_time() -> None:
@@ -29,7 +29,7 @@ def test_equal_seconds_of_two_processes_are_one() -> None:
     timeline.add([second(100, 70, 3)])
     timeline.settle(all_of_them=True)
     assert [(line.at_s, line.delivered, line.published) for line in timeline.lines] == [(100, 100, 10), (101, 10, 1)]
-    assert timeline.latency.count == 4
+    assert timeline.latency.count == timeline.latencies["chat"].count == 4
     assert timeline.lines[0].max_ms == pytest.approx(3, rel=0.01)
 
 

@@ -39,7 +39,7 @@ class Channel:
     def deliver(self, reading: Reading, messages: Sequence[bytes], first: int) -> None:
         records = [struct.pack("<IHHI", 12 + len(each), 0, 0, 0) + each for each in messages]
         [batch] = FrameReader(error, 1 << 20).chunks(chunk(1, 1, first, records), NAME)
-        self.counter.take(reading, batch)
+        self.counter.take("chat", reading, batch)
 
     def settle(self) -> Faults:
         return self.reader.settle(sum_published([self.publisher.published, self.reader.published]))
@@ -137,7 +137,7 @@ def test_a_side_waits_for_what_is_due_as_long_as_something_comes() -> None:
         if left:
             records = [struct.pack("<IHHI", 12 + len(each), 0, 0, 0) + each for each in left.pop(0)]
             [batch] = FrameReader(error, 1 << 20).chunks(chunk(1, 1, reading.sequence + 1, records), NAME)
-            side.counter.take(reading, batch)
+            side.counter.take("chat", reading, batch)
 
     published = side.finish_publishing(sleep, 0.0)
     answer = side.finish_reading(published, sleep, 0.02)

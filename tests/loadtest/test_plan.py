@@ -61,7 +61,7 @@ def test_more_than_is_offered_is_told_before_anything_starts() -> None:
     result = CliRunner().invoke(main, ["--users", "10", "--scenario", "fanout"])
     assert result.exit_code == 2
     assert (
-        "--min-rate: 100,000 messages/s cannot be reached: 10 users of fanout at pace 1 are due 18,000" in result.stderr
+        "--min-rate: 100,000 messages/s cannot be reached: 10 users of fanout at pace 1 are due 20,571" in result.stderr
     )
     assert time.monotonic() - begun < 5
 

@@ -30,8 +30,9 @@ def report_of(delivered: int, faults: Faults | None = None, errors: dict[str, in
     latency = Histogram()
     for value in range(1, 11):
         latency.record(value * 1_000_000)
+    kinds = {"chat": latency.to_bytes(), "fanout": latency.to_bytes()}
     return {
-        "seconds": [[at_s, delivered // 10, delivered, latency.to_bytes()] for at_s in (100, 101, 102)],
+        "seconds": [[at_s, delivered // 10, delivered, kinds] for at_s in (100, 101, 102)],
         "errors": errors or {},
         "cpu_s": 0.5,
         "faults": (faults or Faults(taken=3 * delivered)).as_list(),
@@ -91,7 +92,7 @@ def test_without_a_message_nothing_is_good() -> None:
 
 
 def test_ramps_are_judged_by_their_best_stretch() -> None:
-    reports = [[at_s, 0, 10 * at_s, Histogram().to_bytes()] for at_s in range(100, 120)]
+    reports = [[at_s, 0, 10 * at_s, {}] for at_s in range(100, 120)]
     judge = Judge(Plan(shape="ramp", min_rate=1), "broker://x:1", 10)
     judge.take("worker", {"seconds": reports, "errors": {}, "cpu_s": 0})
     judge.timeline.settle(all_of_them=True)
