@@ -516,17 +516,21 @@ cdef class Driver:
         """Set what a dialect needs to know of channels and payloads. Returns what a record takes at most."""
         cdef Load* load = &self.load
         cdef list heads = []
+        cdef bytes head
+        cdef uint64_t head_bytes_max = 0
         load.dialect = self.dialect_of()
         if self.dialect == DIALECT_BROKER:
             load.frame_extra_bytes = driver_broker.extra_bytes()
             return driver_broker.record_bytes_max(payload_bytes)
         for name in names:
-            heads.append(self.head_of(name, payload_bytes))
+            head = self.head_of(name, payload_bytes)
+            heads.append(head)
+            if <uint64_t>len(head) > head_bytes_max:
+                head_bytes_max = len(head)
         self.size_text = driver_nats.size_text(payload_bytes)
         load.size = Text(<const uint8_t*>PyBytes_AS_STRING(self.size_text), <uint32_t>PyBytes_GET_SIZE(self.size_text))
         self.prepare_heads(tuple(heads))
-        return (<uint64_t>max(map(len, heads)) + INBOX_BYTES_MAX + NUMBER_BYTES_MAX + load.size.size + payload_bytes
-                + LINE_END_BYTES)
+        return head_bytes_max + INBOX_BYTES_MAX + NUMBER_BYTES_MAX + load.size.size + payload_bytes + LINE_END_BYTES
 
     cdef const Dialect* dialect_of(self) noexcept:
         if self.dialect == DIALECT_BROKER:

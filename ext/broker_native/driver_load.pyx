@@ -42,9 +42,7 @@ cdef void load_fail_body(Load* load, Connection* connection, int failure, const 
 
 cdef void load_refused(Load* load, Connection* connection, const char* detail, const uint8_t* said,
                        size_t size) noexcept nogil:
-    """Fail with what a server said; of much only the beginning is kept."""
-    if load.failure != FAILURE_NONE:
-        return
+    """Fail with what a server said; of much only the beginning is kept. Nothing is taken after a failure."""
     load_fail_body(load, connection, FAILURE_REFUSED, said,
                    <uint32_t>(size if size < SAID_BYTES_MAX else SAID_BYTES_MAX))
     load.failure_detail = detail
@@ -181,7 +179,7 @@ cdef size_t line_find(Load* load, Connection* connection, const uint8_t* data, s
         if size > LINE_BYTES_MAX:
             load_fail(load, connection, FAILURE_PROTOCOL, b"a line that does not end")
         return 0
-    if end == data or end[-1] != 13:
+    if end == data or (end - 1)[0] != 13:
         load_fail(load, connection, FAILURE_PROTOCOL, b"a line that does not end with CR LF")
         return 0
     return <size_t>(end - data) + 1

@@ -16,7 +16,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from broker_native.driver_load cimport (
-    Connection, Dialect, FAILURE_NONE, FAILURE_PROTOCOL, Load, Publisher, Run, Subscriber, Text, connection_flush,
+    Connection, Dialect, FAILURE_PROTOCOL, Load, Publisher, Run, Subscriber, Text, connection_flush,
     connection_reserve, load_fail, payload_take, payload_write, publisher_acked, publisher_wrote, run_end,
     subscriber_lane_named, subscriber_remember, subscriber_usual)
 from broker_native.histogram cimport Histogram
@@ -159,7 +159,7 @@ cdef size_t take_packets(Load* load, Connection* connection, const uint8_t* data
     cdef Packet packet
     cdef size_t at = 0
     cdef uint8_t kind
-    while load.failure == FAILURE_NONE and at < size:
+    while at < size:
         packet = packet_of(load, connection, data + at, size - at)
         if packet.taken == 0:
             break

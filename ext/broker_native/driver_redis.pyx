@@ -126,7 +126,7 @@ cdef size_t take_integers(Load* load, Connection* connection, const uint8_t* dat
     """Take replies to PUBLISH: how many it was delivered to."""
     cdef size_t at = 0, taken
     cdef uint64_t value = 0
-    while load.failure == FAILURE_NONE:
+    while True:
         taken = take_head(load, connection, data + at, size - at, INTEGER, &value)
         if taken == 0 or not answer_next(load, connection):
             break
@@ -138,7 +138,7 @@ cdef size_t take_ids(Load* load, Connection* connection, const uint8_t* data, si
     """Take replies to XADD: the new entry's id."""
     cdef size_t at = 0
     cdef Bulk id
-    while load.failure == FAILURE_NONE:
+    while True:
         id = take_bulk(load, connection, data + at, size - at)
         if id.taken == 0 or not answer_next(load, connection):
             break

@@ -398,6 +398,18 @@ def test_illegal_frames_end_the_run(what: str) -> None:
     assert not outcome.finished
 
 
+def test_channels_with_numbers_that_meet_are_told_apart() -> None:
+    """Two channels have four lanes, and their numbers lead to the same one."""
+
+    def answer(peer: Rig, records: list[bytes]) -> None:
+        peer.publisher.send(published(1, 2))
+        for number, record in enumerate(records):
+            peer.subscriber.send(deliver(chunk(1 + 4 * number, EPOCH, 1, [record])))
+
+    with rig(names=[b"a.0", b"a.1"]) as made:
+        assert good(made.play(2, answer, patience_s=2))
+
+
 def test_more_channels_than_asked_for_end_the_run() -> None:
     def answer(peer: Rig, records: list[bytes]) -> None:
         peer.publisher.send(published(1, 3))
@@ -871,6 +883,7 @@ def test_refuses_what_is_no_socket() -> None:
         {"audiences": 3},
         {"publishers": 65537},
         {"publishers": 3, "owned": True},
+        {"publishers": 0, "owned": True},
         {"batch": 1000, "payload_bytes": 1 << 20},
     ],
 )

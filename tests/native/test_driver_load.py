@@ -18,6 +18,7 @@ NAMES = {
     "that end with their index": [b"room.%d" % at for at in range(12)],
     "that end with another number": [b"room.%d" % (at * 7 % 12) for at in range(12)],
     "without a number": [b"room." + bytes([97 + at]) for at in range(12)],
+    "that end with a higher number than there are channels": [b"room.%d" % (50 + at) for at in range(12)],
     "that are a number": [b"%d" % at for at in range(12)],
     "with more digits than there are channels": [b"room.%d" % (10**9 + at) for at in range(12)],
 }

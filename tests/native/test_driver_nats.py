@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -86,6 +87,15 @@ def test_publishes_to_a_stream_name_an_inbox_and_their_number() -> None:
     published = [line for line in nats.lines(sent) if isinstance(line, nats.Published)]
     assert [line[:2] for line in published] == [(NAME, b"<inbox>%d" % number) for number in range(1, 13)]
     assert all(len(line.payload) == PAYLOAD_BYTES for line in published)
+
+
+def test_messages_are_stamped_with_the_time_at_which_they_were_due() -> None:
+    with peer_rig("nats", bounded=False) as rig:
+        rig.subscriber.send(b"".join(nats.message(NAME, payload(at)) for at in range(50)))
+        assert good(rig.run(50, rate=5_000, patience_s=2))
+        published = [line for line in nats.lines(received(rig.publisher)) if isinstance(line, nats.Published)]
+    stamps = [int.from_bytes(line.payload[8:16], "little") for line in published]
+    assert {later - earlier for earlier, later in pairwise(stamps)} == {200_000}
 
 
 def test_inboxes_differ() -> None:
@@ -269,6 +279,23 @@ def test_an_answer_that_is_no_duplicate_may_say_more() -> None:
     outcome, _ = stream([told(b"1", b'{"stream":"S","seq":1,"domain":"d"}')], nats.message(NAME, payload(0)), 1)
     assert good(outcome)
     assert outcome.acked_twice == 0
+
+
+def test_a_header_without_an_end_is_passed_over() -> None:
+    block = b"NATS/1.0 100 Idle Heartbeat\r\nNats-Consumer-Stalled: $JS.FC"
+    heartbeat = b"HMSG x 1 %d %d\r\n%b\r\n" % (len(block), len(block), block)
+    outcome, _, said = play("nats", 1, b"", heartbeat + nats.message(NAME, payload(0)))
+    assert good(outcome)
+    assert said == b""
+
+
+def test_who_cannot_be_answered_ends_the_run() -> None:
+    with peer_rig("nats", bounded=False) as rig:
+        rig.subscriber.send(b"PING\r\n" + nats.message(NAME, payload(0)))
+        rig.subscriber.close()
+        outcome = rig.run(3)
+    assert outcome.failure is not None
+    assert (outcome.failure.reason, outcome.deliveries) == ("socket", 0)
 
 
 def test_who_reads_nothing_says_that_he_lives() -> None:

@@ -168,6 +168,7 @@ PUBSUB_FAULTS: dict[str, tuple[bytes, bytes, str]] = {
     "a reply that ends otherwise": (b":1\n", b"", "protocol"),
     "a string of a negative size": (b"", b"*3\r\n$-1\r\n", "protocol"),
     "a confirmation": (b"", resp.array(resp.bulk(b"subscribe"), resp.bulk(NAME), b":1\r\n"), "protocol"),
+    "a word as long": (b"", resp.array(*map(resp.bulk, (b"massage", NAME, b"p"))), "protocol"),
     "message of four parts": (b"", resp.array(*map(resp.bulk, (b"message", b"a", NAME, b"p"))), "protocol"),
     "pmessage of three parts": (b"", resp.array(*map(resp.bulk, (b"pmessage", NAME, b"p"))), "protocol"),
     "another channel": (b"", resp.message(b"another", payload(0)), "protocol"),
@@ -188,6 +189,7 @@ STREAM_FAULTS: dict[str, tuple[bytes, bytes, str]] = {
     "more streams than asked for": (b"", b"*2\r\n", "protocol"),
     "another stream": (b"", read([payload(0)], name=b"another"), "protocol"),
     "no entries": (b"", resp.streams((NAME, [])), "protocol"),
+    "more entries than anybody asks for": (b"", b"*1\r\n*2\r\n" + resp.bulk(NAME) + b"*1048577\r\n", "protocol"),
     "an entry that is no pair": (b"", resp.streams((NAME, [b"*3\r\n" + bytes(99)])), "protocol"),
     "an entry with two fields": (
         b"",
@@ -233,6 +235,24 @@ def test_of_a_long_refusal_the_beginning_is_told() -> None:
     assert outcome.failure.body == b"-ERR " + b"x" * 1019
 
 
+def test_a_refusal_is_told_cut_anywhere() -> None:
+    refusal = b"-ERR no\r\n"
+    for place in range(len(refusal)):
+        outcome, _, _ = play("redis", 1, b"", refusal, [place])
+        assert outcome.failure is not None
+        assert outcome.failure.body == b"-ERR no"
+
+
+def test_a_reader_of_streams_that_cannot_ask_for_more_ends_the_run() -> None:
+    with peer_rig("redis-stream", bounded=False) as rig:
+        rig.publisher.send(ids(3))
+        rig.subscriber.send(read([payload(0)]) + read([payload(1)], first=1))
+        rig.subscriber.close()
+        outcome = rig.run(3)
+    assert outcome.failure is not None
+    assert (outcome.failure.reason, outcome.failure.connection) == ("socket", 1)
+
+
 def test_only_the_first_refusal_is_told() -> None:
     outcome, _, _ = play("redis", 1, b"-ERR one\r\n-ERR two\r\n", b"-ERR three\r\n")
     assert outcome.failure is not None
@@ -247,7 +267,7 @@ def test_a_peer_that_closes_ends_the_run() -> None:
     assert outcome.failure.reason == "closed"
 
 
-@pytest.mark.parametrize("options", [{"owned": True}, {"crc": True}, {"owned": True, "random": True}])
+@pytest.mark.parametrize("options", [{"owned": True}, {"crc": True}, {"random": True}])
 def test_what_only_the_broker_has_is_refused(options: dict[str, bool]) -> None:
     with pytest.raises(ValueError, match="mean nothing"):
         Driver([NAME], publishers=1, dialect="redis", **options)
