@@ -100,8 +100,9 @@ def test_a_peer_that_dies_is_told_and_ends_with_1(
     real = StartedServer.usage
 
     def kill(server: StartedServer) -> Usage:
-        if server.name.startswith("redis"):
+        if server.name.startswith("redis") and server.ended() is None:
             os.kill(server.pid, signal.SIGKILL)
+            assert server.ended(10.0) is not None
         return real(server)
 
     # It is what is asked for when everybody is connected, just before the driver runs.

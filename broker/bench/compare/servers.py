@@ -151,7 +151,11 @@ class StandingServer:
         try:
             recognise(address, protocol)
         except OSError as failure:
-            raise error("UNAVAILABLE", f"{address[0]}:{address[1]}: {failure.strerror or failure}") from failure
+            raise error(
+                "UNAVAILABLE",
+                f"{address[0]}:{address[1]}: got {failure.strerror or failure}, expected one that speaks {protocol}",
+                "start it, or give no address for it, and one is started for the occasion",
+            ) from failure
 
     def __enter__(self) -> Self:
         return self
