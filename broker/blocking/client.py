@@ -356,7 +356,8 @@ class Client(RemoteBus[Connection]):
             if not waiter.wait(deadline.left_s()):
                 count = self._buffer.records_unanswered
                 raise deadline.passed(
-                    f"publishes: {count} messages are not answered",
+                    "publishes",
+                    f"{count} messages are not answered",
                     "They are still under way: wait again, or look at what keeps the broker.",
                 )
             with self.lock:
@@ -544,7 +545,7 @@ class Client(RemoteBus[Connection]):
             if task["state"] != "running":
                 raise error("STORAGE_FAILED", f"{operation}: {task['detail']}")
             if deadline.left_s() == 0:
-                raise deadline.passed(f"{operation}: not done", "It goes on at the broker, which takes one at a time.")
+                raise deadline.passed(operation, "not done", "It goes on at the broker, which takes one at a time.")
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, TASK_POLL_S_MAX)
 
@@ -607,7 +608,7 @@ class Client(RemoteBus[Connection]):
                 self._pings[token] = waiter
                 connection.send(control.encode_ping(token))
             if not waiter.wait(deadline.left_s()):
-                raise deadline.passed("ping: no answer")
+                raise deadline.passed("ping", "no answer")
             if token in self._pings:  # `on_pong` takes it out
                 raise error("CONNECTION_LOST", "ping: the connection was lost")
             return time.perf_counter() - began_s
@@ -632,7 +633,7 @@ class Client(RemoteBus[Connection]):
                     return
                 waiter = add_waiter(self._waiting)
             if not waiter.wait(deadline.left_s()):
-                raise deadline.passed("request: no connection", "The bus goes on trying: look at the broker.")
+                raise deadline.passed("request", "no connection", "The bus goes on trying: look at the broker.")
 
     # .. how its callers wait ..
 

@@ -76,7 +76,7 @@ class Subscription(RemoteSubscription):
                 if self._settled:
                     waiter.set_result()
             if not waiter.wait(deadline.left_s()):
-                raise deadline.passed("subscribe: no answer", "Subscribe again; it was closed.")
+                raise deadline.passed("subscribe", "no answer", "Subscribe again; it was closed.")
             if self._failure is not None:
                 raise self._failure
         except BaseException:

@@ -68,9 +68,9 @@ class Deadline:
         """Return the seconds that are left, not below 0; None when there is no end."""
         return None if self._due_s is None else max(0.0, self._due_s - time.monotonic())
 
-    def passed(self, what: str, hint: str = "") -> BrokerError:
-        """Return the error of a wait whose time is over."""
-        return error("TIMEOUT", f"{what} within {self.timeout_s:g} s", hint)
+    def passed(self, about: str, what: str, hint: str = "") -> BrokerError:
+        """Return the error of a wait whose time is over: `about: what within 5 s`."""
+        return error("TIMEOUT", f"{about}: {what} within {self.timeout_s:g} s", hint)
 
 
 class Answer(Waiter):

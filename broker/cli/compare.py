@@ -243,7 +243,7 @@ def absent_peers(plan: Plan, *, allow_missing: bool) -> dict[str, str]:
             "UNAVAILABLE", f"not installed: {', '.join(absent)}", f"{told}; or leave them out by --allow-missing"
         )
     if not parties(plan, absent):
-        raise error("UNAVAILABLE", "nobody to compare with is installed", told)
+        raise error("UNAVAILABLE", "peers: none is installed", told)
     return absent
 
 

@@ -368,4 +368,5 @@ async def _finish(
             work.cancel()
             with suppress(asyncio.CancelledError):
                 await work
-    raise error("TIMEOUT", f"nothing came for {patience_s:g} s, with {course.verifier.taken:,} of {course.sent:,} read")
+    read = f"{course.verifier.taken:,} of {course.sent:,}"
+    raise error("TIMEOUT", f"reading: nothing came for {patience_s:g} s, with {read} read")

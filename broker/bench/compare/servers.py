@@ -219,7 +219,7 @@ class StartedServer:
             self._stop()
         raise error(
             "UNAVAILABLE",
-            f"{self.name}: got {PORTS_TRIED} ports that are taken, the last one {HOST}:{self.address[1]} ({taken})",
+            f"{self.name}: {PORTS_TRIED} ports were taken, the last one {HOST}:{self.address[1]} ({taken})",
             "see who listens there (`ss -ltnp`), and run it again: it asks the system for a free port each time",
         )
 

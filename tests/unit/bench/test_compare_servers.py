@@ -138,7 +138,7 @@ def test_a_port_that_is_taken_is_not_tried_for_ever(
         assert server.address[1] != port
     monkeypatch.setattr(servers, "free_port", lambda: port)
     with (
-        pytest.raises(BrokerError, match=rf"got 3 ports that are taken, the last one 127\.0\.0\.1:{port}") as failure,
+        pytest.raises(BrokerError, match=rf"3 ports were taken, the last one 127\.0\.0\.1:{port}") as failure,
         StartedServer("nats (fake)", "nats", fake(b"INFO {}\r\n")),
     ):
         pass
