@@ -308,16 +308,22 @@ class Conductor:
             self.environment.process_exit_code = EXIT_FAILED
 
 
-_conductors: dict[int, Conductor] = {}
+_conductors: list[Conductor] = []
+"""The one of this process, once Locust has read its options: there is one environment in each."""
 
 
-def side_of(environment: Environment) -> Side:
-    """Return the side that a user belongs to.
+def conductor_here() -> Conductor | None:
+    """Return the conductor of this process, or None while there is none."""
+    return _conductors[0] if _conductors else None
+
+
+def side_here() -> Side:
+    """Return the side that the users of this process belong to.
 
     Raises:
         RuntimeError: No test has begun.
     """
-    conductor = _conductors.get(id(environment))
+    conductor = conductor_here()
     if conductor is None or conductor.side is None:
         raise RuntimeError("load test: a user came before the test began")
     return conductor.side
@@ -357,7 +363,8 @@ def prepare(environment: Environment, user_classes: dict[str, list[type[User]]])
     if parsed.skip_log_setup:
         speak_plainly()
     plan = Plan.of(parsed)
-    conductor = _conductors[id(environment)] = Conductor(environment, plan)
+    conductor = Conductor(environment, plan)
+    _conductors.append(conductor)
     # Users that were named on the command line are as good as a scenario.
     if not parsed.user_classes:
         environment.user_classes = list(user_classes[plan.scenario])
@@ -394,9 +401,6 @@ def listen(user_classes: dict[str, list[type[User]]]) -> None:
         user_classes: whose users there are, by scenario.
     """
 
-    def conductor() -> Conductor | None:
-        return next(iter(_conductors.values()), None)
-
     def add_options(parser: LocustArgumentParser) -> None:
         group = parser.add_argument_group("load test of a broker", "What the users do, and what must come of it.")
         for each in options():
@@ -416,27 +420,27 @@ def listen(user_classes: dict[str, list[type[User]]]) -> None:
         prepare(environment, user_classes)
 
     def on_start(environment: Environment, **_: object) -> None:
-        if (found := conductor()) is not None:
+        if (found := conductor_here()) is not None:
             found.begin()
 
     def on_complete(user_count: int, **_: object) -> None:
-        if (found := conductor()) is not None:
+        if (found := conductor_here()) is not None:
             found.complete(user_count)
 
     def on_report(client_id: str, data: dict[str, Any], **_: object) -> None:
-        if (found := conductor()) is not None:
+        if (found := conductor_here()) is not None:
             found.report_to_master(data)
 
     def on_worker(client_id: str, data: dict[str, Any], **_: object) -> None:
-        if (found := conductor()) is not None:
+        if (found := conductor_here()) is not None:
             found.worker_reports(client_id, data)
 
     def on_stopping(environment: Environment, **_: object) -> None:
-        if (found := conductor()) is not None:
+        if (found := conductor_here()) is not None:
             found.close()
 
     def on_quitting(environment: Environment, **_: object) -> None:
-        if (found := conductor()) is not None:
+        if (found := conductor_here()) is not None:
             found.quitting()
 
     for event, listener in (

@@ -21,7 +21,7 @@ from locust.exception import StopUser
 from broker.blocking import connect
 from broker.model.errors import BrokerError
 from broker.model.positions import Position
-from loadtest.conductor import side_of
+from loadtest.conductor import side_here
 from loadtest.histogram import now_ns
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class BrokerUser(User):
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
-        self.side: Side = side_of(environment)
+        self.side: Side = side_here()
         self.number = -1
         self._client: Client | None = None
         self._readers: list[Reader] = []
