@@ -354,12 +354,14 @@ class Life:
     def _excused(self, anomaly: Anomaly) -> bool:
         """What the checker, which knows of crashes only, cannot know of failed commits.
 
-        They take accepted records that were acknowledged, as a crash does. And a reader who was told `diverged` while
-        the outcome was unknown gets again what a crash before the fence has brought back.
+        They take accepted records that were acknowledged, as a crash does. What they took was refused if its publisher
+        never got that answer, sends it again, and finds the journal still recovering; readers may have seen it. And a
+        reader who was told `diverged` while the outcome was unknown gets again what a crash before the fence has
+        brought back.
         """
         if LEVELS[anomaly.channel] > 2:
             return False
-        if anomaly.kind is Kind.LOST:
+        if anomaly.kind in (Kind.LOST, Kind.FROM_NOWHERE):
             return (anomaly.channel, anomaly.epoch, anomaly.sequence) in self.voided
         if anomaly.kind is Kind.DUPLICATE:
             told = self.recorder.diverged.get((anomaly.who, anomaly.channel))

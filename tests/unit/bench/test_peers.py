@@ -32,7 +32,7 @@ def answering(*answers: bytes, greeting: bytes = b"", wait: bool = True) -> Iter
     def serve() -> None:
         taken, _ = listener.accept()
         # Whoever understands nothing leaves at once.
-        with taken, suppress(ConnectionError):
+        with taken, suppress(OSError):
             taken.sendall(greeting)
             for answer in answers:
                 heard.append(taken.recv(1 << 16))
