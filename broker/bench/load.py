@@ -115,7 +115,7 @@ class Load:
         Args:
             from_start: from the start of their channels; else from new.
             steady: how many of the first of them are timed and waited for by publishers; None for all.
-            receive_bytes: what the kernel takes in for each before it is read; None for what the kernel finds right.
+            receive_bytes: what the kernel takes in for each of the others before it is read; None: what it finds right.
 
         Raises:
             BrokerError: the server refuses.
@@ -128,7 +128,7 @@ class Load:
                 filters = self.filters(number % self.options.audiences)
                 conversation.subscribe(filters, credit_bytes, from_start=from_start)
                 detached = self.stack.enter_context(conversation.detach())
-            if receive_bytes is not None:
+            if receive_bytes is not None and number >= steady:
                 detached.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
             # One literal needs no name with its chunks; anything else is told each channel's once.
             named = self.options.pattern or self.options.owned or len(filters) > 1

@@ -6,9 +6,9 @@
    server hears of them is that they are there. The others' latency is taken again.
 3. They read again while little is published, until nobody lags. Then everybody must have everything, once and in order.
 
-The driver reads for all of them; those who have stopped cost it nothing, and their latency is in no figure. A socket
-takes in little before it is read: with windows that the kernel has let grow to megabytes, to fill those of a thousand
-sockets is gigabytes of copying, and would be all that is looked at.
+The driver reads for all of them; those who have stopped cost it nothing, and their latency is in no figure. A socket of
+theirs takes in little before it is read: with windows that the kernel has let grow to megabytes, to fill nine hundred
+of them is gigabytes of copying, and would be all that is looked at.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ASK_S: Final = 1.0
 INTRODUCED_PER_S: Final = 2_000_000
 """Names a second that readers are told at first, all together."""
 RECEIVE_BYTES: Final = 128 * KIB
-"""What a subscriber's socket takes in before it is read."""
+"""What the socket of a subscriber that stops takes in before it is read."""
 
 
 class Watching:
@@ -154,7 +154,7 @@ def look_alone(options: Options, target: Target, probe: Probe) -> tuple[list[str
     with ExitStack() as stack:
         load = Load(alone, target, stack)
         load.add_publishers(settled=True)
-        load.add_subscribers(receive_bytes=RECEIVE_BYTES)
+        load.add_subscribers()
         found = [f"alone: {failure}" for failure in introduce(load)]
         outcome = load.run(probe)
         wrong = outcome.lost or outcome.duplicated or outcome.reordered or outcome.corrupt
