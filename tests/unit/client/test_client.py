@@ -446,8 +446,16 @@ async def test_deliveries_after_unsubscribing_are_dropped(server: Scripted, bus:
 
 async def test_events_reach_the_subscription(server: Scripted, bus: Client) -> None:
     heard: list[Any] = []
+    loop, all_heard = asyncio.get_running_loop(), asyncio.Event()
+
+    def hear(event: Any) -> None:
+        heard.append(event)
+        if len(heard) == 2:
+            # A bus with a thread of its own tells of events there, when it has let go of what it keeps.
+            loop.call_soon_threadsafe(all_heard.set)
+
     peer = await server.peer()
-    subscription = bus.subscribe("a", on_event=heard.append)
+    subscription = bus.subscribe("a", on_event=hear)
     opening = asyncio.ensure_future(subscription._open())
     wanted = await peer.subscribe()
     peer.accept(wanted, control.Outcome("a", "new", 1, 0))
@@ -458,6 +466,7 @@ async def test_events_reach_the_subscription(server: Scripted, bus: Client) -> N
     peer.send(control.encode_event(wanted.subscription, "later", "a", {"epoch": 1, "at": 9}))
     peer.send(deliver(wanted.subscription, mixed, group=1))
     assert await read(subscription, 1) == [b"x"]
+    await asyncio.wait_for(all_heard.wait(), 10)
     assert heard == list(subscription.events)
     assert heard == [("later", "a", 1, 9, 0, 0), ("gone", "a", 1, 1, 3, 2)]
 
