@@ -259,6 +259,8 @@ def collect(folder: Path) -> list[str]:
 def pytest_command(chosen: Sequence[str], options: Sequence[str]) -> list[str]:
     """Return the command that runs benchmarks."""
     plain = ["-q", "-p", "no:cacheprovider", "--continue-on-collection-errors", "--timeout", "600"]
+    # `-k` may choose none of a suite, which is no error.
+    plain += ["-W", "ignore:Not saving anything"]
     return [sys.executable, "-m", "pytest", *plain, *options, *chosen]
 
 

@@ -130,6 +130,12 @@ def test_steady(benchmark):
 '''
 
 
+INI = """[tool.pytest.ini_options]
+python_files = ["bench_*.py"]
+filterwarnings = ["error"]
+asyncio_default_fixture_loop_scope = "function"
+"""
+
 VERSIONED = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 
 
@@ -140,7 +146,7 @@ def repository(tmp_path: Path) -> Path:
     (root / "benchmarks" / "micro").mkdir(parents=True)
     (root / "broker").mkdir()
     (root / "broker" / "__init__.py").write_text('"""The broker."""\n')
-    (root / "pyproject.toml").write_text('[tool.pytest.ini_options]\npython_files = ["bench_*.py"]\n')
+    (root / "pyproject.toml").write_text(INI)
     (root / "setup.py").write_text('"""Builds nothing."""\n')
     (root / ".gitignore").write_text("/build/\n__pycache__/\n")
     git(root, "init", "--quiet")
@@ -199,3 +205,10 @@ def test_a_benchmark_that_fails_here_ends_the_comparison(repository: Path) -> No
         run_suite(here, ["benchmarks/micro"], [], strict=True)
     run_suite(here, ["benchmarks/micro"], [], strict=False)
     assert {name.rpartition("::")[2] for name in here.times} == {"test_good"}
+
+
+@VERSIONED
+def test_a_suite_of_which_nothing_is_chosen_is_passed_over(repository: Path) -> None:
+    here = Side("here", repository)
+    run_suite(here, ["benchmarks/micro"], ["-k", "none_of_them"], strict=True)
+    assert here.times == {}
