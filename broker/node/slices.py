@@ -33,7 +33,8 @@ class Slice:
         asked: What was committed when it was asked for: the next sequence, or the group.
         names: Of a slice by bus position: the channels' names, by id.
         firsts: And what they begin with, by id, as of `firsts_at`.
-        size_bytes: What the chunks hold.
+        size_bytes: What the chunks hold. The frames that `replay` keeps, of small chunks, are no more than that and the
+            prefixes and names that stand before them; they are counted while somebody has them queued.
         read_us: Broker time at which it was read.
         replay: Queues them to subscriptions.
     """

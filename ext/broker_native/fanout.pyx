@@ -3,8 +3,7 @@
 A chunk is framed by a small prefix of its own for each subscription; its bytes are shared by all of them. Small
 chunks are copied behind their prefixes instead, since a piece costs the kernel and the loop more than such a copy.
 Chunks in a row that the same subscriptions read are a run: its frames are made once for all who call the subscription
-by the same number and know the same names, as most do, so that to have a hundred thousand channels read by a pattern
-costs little more than to have one read.
+by the same number and know the same names, as most do, and each of them gets the run as one piece.
 Everything of a turn leaves in one `writelines` a connection, answers first. A connection whose transport asked for a
 pause keeps its bytes here, where they are counted.
 
@@ -479,6 +478,7 @@ cdef class Run:
         return 0
 
     cdef int make_frames(self, uint8_t flags) except -1:
+        """Make the frames for subscriptions of `number` that are told the names that `names` says."""
         cdef uint32_t prefix = FRAME_HEADER_BYTES + DELIVER_HEADER_BYTES
         cdef size_t size = self.size + <size_t>self.count * prefix
         cdef bytes frames
