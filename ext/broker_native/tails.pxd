@@ -176,13 +176,15 @@ cdef class Tails:
     cdef public uint64_t group_number   # the open group's
     cdef uint32_t epoch_counter         # ephemeral epochs drawn in this run
     cdef public uint64_t now_us
-    cdef public bint accepted_waits     # accepted records wait for their commit
+    cdef public uint64_t early_until_us # broker time after which accepted records wait for their commit
+    cdef public bint accepted_waits     # it was over when the last read began
     cdef public int refuse_code         # storage does not take records now: the code that says why, else 0
     cdef readonly uint64_t turn_bytes   # decided since the last turn's close
     cdef readonly uint64_t group_bytes  # decided for the open group
     cdef readonly uint64_t records
     cdef readonly uint64_t record_bytes
 
+    cpdef void begin_read(self, uint64_t now_us) noexcept
     cdef Channel* find(self, const char* name, size_t size) noexcept
     cdef Channel* find_here(self, bytes name) noexcept
     cdef Channel* by_channel_id(self, uint64_t id) noexcept
@@ -261,6 +263,7 @@ cdef class Publisher:
     cdef int append_records(self, Channel* channel, const uint8_t* at, uint32_t count) except -1
     cdef int reserve_answer(self, Channel* channel) except -1
     cdef void answer(self, Channel* channel, uint64_t number, uint32_t slot, uint64_t first, uint32_t count) noexcept
+    cdef int hold_answers(self) except -1
     cdef bytes split_turn_answers(self)
 
 

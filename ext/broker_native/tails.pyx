@@ -19,7 +19,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.ref cimport PyObject
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 
@@ -444,6 +444,7 @@ cdef class Tails:
         self.id_next = 1
         self.ephemeral_next = EPHEMERAL_ID
         self.group_number = 1
+        self.early_until_us = UINT64_MAX
         self.early = []
         self.lines_open = []
         self.lines_commit = []
@@ -553,6 +554,12 @@ cdef class Tails:
             if found[index] != NULL:
                 channel_prefetch(found[index])
         return at
+
+    cpdef void begin_read(self, uint64_t now_us) noexcept:
+        """Set the time before what was read is decided, and judge by it whether accepted records wait."""
+        self.now_us = now_us
+        if now_us > self.early_until_us:
+            self.accepted_waits = True
 
     cdef uint32_t now_s(self) noexcept:
         return <uint32_t>(self.now_us // 1000000)
@@ -853,6 +860,39 @@ cdef class Tails:
             memcpy(self.checksums.data + self.checksums.used, at + CHUNK_CRC, 4)
             self.checksums.used += 4
             at += load_u32(at)
+
+    def hold_early(self):
+        """Have the open early chunks, and the answers to what is in them, wait for the open group's commit after all.
+
+        What is in the group of a channel already was seen: else its next chunk would be none of the early ones.
+        """
+        cdef ChannelList* dirty = &self.dirty[CLASS_EARLY]
+        cdef ClosedChunks* closed = &self.closed[CLASS_EARLY]
+        cdef ClosedChunks* held = &self.closed[CLASS_GROUP]
+        cdef uint32_t held_count = held.count
+        cdef size_t held_bytes = held.bytes
+        cdef uint32_t index
+        cdef Publisher publisher
+        if not dirty.count:
+            return
+        try:
+            for index in range(closed.count):
+                closed_push(held, closed.items[index].bytes, closed.items[index].size, closed.items[index].capacity)
+        except MemoryError:
+            # A chunk has one owner, also when the turn is cut short.
+            held.count = held_count
+            held.bytes = held_bytes
+            raise
+        closed.count = 0
+        closed.bytes = 0
+        for index in range(dirty.count):
+            channels_push(&self.dirty[CLASS_GROUP], dirty.items[index])
+            dirty.items[index].chunk_class = CLASS_GROUP
+        dirty.count = 0
+        self.open_bytes[CLASS_GROUP] += self.open_bytes[CLASS_EARLY]
+        self.open_bytes[CLASS_EARLY] = 0
+        for publisher in self.publishers_turn:
+            publisher.hold_answers()
 
     def close_turn(self):
         """Take what is delivered at the end of a loop turn: (ephemeral value, early value), each bytes or None.
@@ -2143,6 +2183,17 @@ cdef class Publisher:
         store_u64(at + 32, 0)
         at[32] = channel.level
         answers.used += PUBLISHED_ENTRY_BYTES
+
+    cdef int hold_answers(self) except -1:
+        """Have the turn's answers of stored channels wait for the open group."""
+        cdef bytes answers = self.split_turn_answers()
+        if answers:
+            bytes_append(&self.group_answers, <const uint8_t*>PyBytes_AS_STRING(answers),
+                         <size_t>PyBytes_GET_SIZE(answers))
+            if not self.in_group:
+                self.tails.publishers_group.append(self)
+                self.in_group = True
+        return 0
 
     cdef bytes split_turn_answers(self):
         """Take the entries of stored channels out of the turn's answers."""
