@@ -10,7 +10,7 @@ reads no clock and does no I/O.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
@@ -68,6 +68,7 @@ cdef class Tails(Channels):
 
     def __cinit__(self, uint64_t run, uint64_t hash_seed):
         self.group_number = 1
+        self.early_until_us = UINT64_MAX
         self.early = []
         self.lines_open = []
         self.lines_commit = []
@@ -109,6 +110,12 @@ cdef class Tails(Channels):
             self.stored = stored
 
     # .. decide ..
+
+    cpdef void begin_read(self, uint64_t now_us) noexcept:
+        """Set the time before what was read is decided, and judge by it whether accepted records wait."""
+        self.now_us = now_us
+        if now_us > self.early_until_us:
+            self.accepted_waits = True
 
     cdef int prepare(self, Channel* channel) except -1:
         """Fix the class of the channel's next chunk; draw its id and epoch when it has none.
@@ -325,6 +332,7 @@ cdef class Tails(Channels):
             self.checksums.used += 4
             at += load_u32(at)
 
+    def hold_early(self) -> None: ...
     def close_turn(self):
         """Take what is delivered at the end of a loop turn: (ephemeral value, early value), each bytes or None.
 
