@@ -698,7 +698,7 @@ def test_early_chunks_that_are_held_wait_with_their_answers() -> None:
 
 
 def test_accepted_records_wait_from_the_first_read_after_their_time() -> None:
-    tails = native.Tails(1, 4770)
+    tails = Tails(1, 4770)
     tails.begin_read(1 << 63)
     assert not tails.accepted_waits, "nothing is uncommitted"
     tails.early_until_us = 100
