@@ -88,7 +88,7 @@ class SubscriptionEvent(NamedTuple):
         epoch: the channel's epoch, 0 when it does not apply.
         at: `resumed` and `diverged`: the last sequence that both sides know; `trimmed`: the first one there is; `gone`:
             the first of the run. For a bus position and with `lagging`, the group.
-        run: how many messages are `gone`, else 0.
+        run: how many messages are `gone`, or were `dropped` for want of a member of a live group with room; else 0.
         reason: why they are gone, as in the specification §2, else 0.
     """
 
@@ -323,6 +323,7 @@ class Bus(ABC):
         start: Start = "new",
         credit_bytes: int = CREDIT_BYTES_DEFAULT,
         on_event: Callable[[SubscriptionEvent], object] | None = None,
+        group: str | None = None,
     ) -> Subscription:
         """Read channels. A message is delivered once, however many of the filters select it.
 
@@ -331,13 +332,17 @@ class Bus(ABC):
             start: Where to begin.
             credit_bytes: What may wait for the application, at least 64 KiB.
             on_event: Called with each event, on the loop.
+            group: Be a member of a live group, by its name: of the members that read a channel each message goes to
+                one, in turn, and a member that lags is passed over. It has no place: it begins with what is published
+                from now on, after each reconnect too, and what no member has room for is lost to the group (`dropped`,
+                `run` says how many messages). A consumer is what loses nothing.
 
         Returns:
             The subscription, to be awaited, entered or iterated.
 
         Raises:
             InvalidPattern: A filter is none.
-            RequestError: INVALID_POSITION; `start` does not fit the filters.
+            RequestError: INVALID_POSITION; `start` does not fit the filters, or a live group.
         """
 
     @abstractmethod

@@ -381,6 +381,7 @@ class Client(RemoteBus[Connection]):
         credit_bytes: int = CREDIT_BYTES_DEFAULT,
         on_event: Callable[[SubscriptionEvent], object] | None = None,
         on_batch: Callable[[Batch], object] | None = None,
+        group: str | None = None,
         timeout_s: float | None = None,
     ) -> Subscription:
         """Read channels, from when the broker has accepted it. A message is delivered once, however many filters match.
@@ -393,6 +394,8 @@ class Client(RemoteBus[Connection]):
             on_batch: Called with each batch in the same way, and there is nothing to iterate over. Who only looks at
                 what comes is saved a thread, and a wake-up for each read of the socket. It is consumed by the call, and
                 while that lasts nothing else of the bus is read.
+            group: Be a member of a live group: of the members that read a channel each message goes to one, in turn,
+                and a member that lags is passed over. It begins with what is published from now on, each time.
             timeout_s: How long to wait until it is accepted.
 
         Raises:
@@ -400,7 +403,7 @@ class Client(RemoteBus[Connection]):
             RequestError: INVALID_POSITION; `start` does not fit the filters.
             BrokerError: It is refused: DENIED, NO_PROFILE, …; TIMEOUT.
         """
-        return Subscription(self, filters, start, credit_bytes, on_event, on_batch).open(timeout_s)
+        return Subscription(self, filters, start, credit_bytes, on_event, on_batch, group).open(timeout_s)
 
     # .. asking ..
 

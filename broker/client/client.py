@@ -162,8 +162,9 @@ class Client(RemoteBus[Connection], Bus):
         start: Start = "new",
         credit_bytes: int = CREDIT_BYTES_DEFAULT,
         on_event: Callable[[SubscriptionEvent], object] | None = None,
+        group: str | None = None,
     ) -> ClientSubscription:
-        return ClientSubscription(self, filters, start, credit_bytes, on_event)
+        return ClientSubscription(self, filters, start, credit_bytes, on_event, group)
 
     # .. asking ..
 

@@ -751,7 +751,10 @@ class Session(Intake):
             bool(patterns) or len(literals) > 1,
         )
         following = Following(subscription, literals, patterns)
-        outcomes = self._place(following, request.start)
+        if request.group is None:
+            outcomes = self._place(following, request.start)
+        else:
+            outcomes = self._place_member(following, request)
         self.subscriptions[request.subscription] = subscription
         self._filters_count += len(literals) + len(patterns)
         return following, outcomes, following.place or (self.node.core.applied_number, INDEX_END)
@@ -819,6 +822,18 @@ class Session(Intake):
                 return self._place_last(following, count)
         if following.patterns:
             self._follow_bus(following, self.node.core.applied_number, INDEX_END)
+        return [self._new(name) for name in following.literals]
+
+    def _place_member(self, following: Following, request: control.Subscribe) -> list[control.Outcome]:
+        """Let a subscription be a member of a live group, which stands nowhere."""
+        if not isinstance(request.start, control.FromNew):
+            raise error(
+                "INVALID_POSITION",
+                f"start: subscription {request.subscription} is a member of group {request.group!a:.64}, and a live "
+                "group begins with what is published from now on",
+                "Leave out the start, or use a consumer, which has a position.",
+            )
+        following.subscription.group = request.group
         return [self._new(name) for name in following.literals]
 
     def _follow_bus(self, following: Following, group: int, index: int) -> None:

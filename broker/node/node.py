@@ -664,6 +664,7 @@ class Node:
             "records_out": self.fanout.records_out,
             "chunks_out": self.fanout.chunks_out,
             "bytes_out": self.fanout.bytes_out,
+            "group_records_missed": self.fanout.records_missed,
             "groups": self.core.applied_number,
             "subscriptions": self.catchup.count,
             "subscriptions_lagging": len(self.catchup.lagging),

@@ -87,6 +87,9 @@ FLAT_BYTES_MAX: Final = 512
 HELLO_ITEMS_TOTAL_MAX: Final = 2 * ITEMS_MAX
 """Values in a HELLO, a stranger's: it may cost no more than the longest list of versions."""
 
+GROUP_NAME_BYTES_MAX: Final = 255
+"""Of a live group."""
+
 U32_MAX: Final = 2**32 - 1
 U64_MAX: Final = 2**64 - 1
 
@@ -419,6 +422,7 @@ class Subscribe:
     filters: tuple[str, ...]
     credit: int
     start: Start = FromNew()
+    group: str | None = None
 
 
 def encode_start(start: Start) -> dict[str, object] | None:
@@ -450,6 +454,7 @@ def encode_subscribe(subscribe: Subscribe) -> bytes:
             "filters": list(subscribe.filters),
             "credit": subscribe.credit,
             "start": encode_start(subscribe.start),
+            "group": subscribe.group,
         },
     )
 
@@ -504,7 +509,16 @@ def decode_subscribe(body: bytes | memoryview) -> Subscribe:
         filters=tuple(filters),
         credit=take_int(fields, "credit"),
         start=decode_start(fields["start"]) if "start" in fields else FromNew(),
+        group=take_group(fields) if "group" in fields else None,
     )
+
+
+def take_group(body: Mapping[str, Any]) -> str:
+    """Take the name of a live group."""
+    name = take_str(body, "group")
+    if not 0 < len(name.encode()) <= GROUP_NAME_BYTES_MAX:
+        raise wrong("group", f"1 to {GROUP_NAME_BYTES_MAX} bytes")
+    return name
 
 
 @dataclass(frozen=True, slots=True)

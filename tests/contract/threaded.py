@@ -137,9 +137,12 @@ class ThreadedSubscription(Subscription):
         start: Any = "new",
         credit_bytes: int = 4 * 1024 * 1024,
         on_event: Callable[[SubscriptionEvent], object] | None = None,
+        group: str | None = None,
     ) -> None:
         self._bus = bus
-        self._inner = blocking.Subscription(bus.client, filters, start, credit_bytes, bus._called(on_event))
+        self._inner = blocking.Subscription(
+            bus.client, filters, start, credit_bytes, bus._called(on_event), group=group
+        )
         self._opening: asyncio.Future[Any] | None = None
         self._kept: deque[Any] = deque()
         self.events = self._inner.events
