@@ -42,6 +42,7 @@ __all__ = [
 Payload: TypeAlias = bytes | bytearray | memoryview
 
 CREDIT_BYTES_DEFAULT = 4 * 1024 * 1024
+REQUEST_TIMEOUT_S = 5.0
 
 
 class Last(NamedTuple):
@@ -343,6 +344,52 @@ class Bus(ABC):
         Raises:
             InvalidPattern: A filter is none.
             RequestError: INVALID_POSITION; `start` does not fit the filters, or a live group.
+        """
+
+    @abstractmethod
+    async def request(
+        self,
+        channel: str,
+        payload: Payload,
+        *,
+        headers: Mapping[str, object] | None = None,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+    ) -> Message:
+        """Publish a message that asks for a reply, and wait for that.
+
+        Everybody who subscribes to the channel gets it, or one member of each live group, and whoever calls `respond`
+        with it replies. The first reply counts. It is published once: when the connection or the time ends, nobody
+        knows whether it was handled, and nothing repeats it.
+
+        On an ephemeral channel to which nobody subscribes it fails at once. On a stored one it is a stored message as
+        well, which somebody may yet read: then only the time ends the wait.
+
+        Args:
+            channel: As for `post`, and so on.
+            headers: `reply-to` among them is the request's own.
+            timeout_s: How long to wait, a connection included.
+
+        Returns:
+            The reply; its channel and position say nothing.
+
+        Raises:
+            Unavailable: NO_RESPONDERS; TIMEOUT; CONNECTION_LOST; BUSY.
+            BrokerError: As `post` does, and as the channel's refusal says: DENIED, NO_PROFILE, …
+        """
+
+    @abstractmethod
+    def respond(self, message: Message, payload: Payload, *, headers: Mapping[str, object] | None = None) -> None:
+        """Reply to a request, without waiting. A reply that finds nobody waiting is dropped, and counted.
+
+        Args:
+            message: What was received.
+            payload: The bytes; copied.
+            headers: What msgpack can hold.
+
+        Raises:
+            InvalidChannel: It is no request: nobody waits for a reply to it.
+            RequestError: PAYLOAD_TOO_LARGE, HEADERS_TOO_LARGE, INVALID_RECORD, or CLOSED.
+            Unavailable: BUSY; more is not sent than the bus may hold.
         """
 
     @abstractmethod

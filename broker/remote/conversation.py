@@ -196,7 +196,14 @@ class Conversation(ABC):
 
     def _on_error(self, body: bytes) -> None:
         refusal = control.decode_error(body)
-        concerns = (refusal.subscription, refusal.request, refusal.channel, refusal.number)
+        concerns = (
+            refusal.subscription,
+            refusal.request,
+            refusal.channel,
+            refusal.number,
+            refusal.asked,
+            refusal.replied,
+        )
         if any(one is not None for one in concerns):
             self._owner.on_refusal(refusal)
         else:

@@ -97,6 +97,9 @@ FRAME_HEADER: Final = Struct("<IBBH")
 TOKEN: Final = Struct("<Q")
 CHANNEL_NUMBER: Final = Struct("<I")
 CREDIT: Final = Struct("<IIQ")
+NAMED: Final = Struct("<IIQB")
+NUMBERED_MAX: Final = 2**63
+"""Numbers of requests are below."""
 
 
 # --- The walk -----------------------------------------------------------------------------------------------------
@@ -326,6 +329,7 @@ class Welcome:
     highest: int
     limits: Limits
     ping_s: float
+    reply: str = ""
 
 
 def encode_welcome(welcome: Welcome) -> bytes:
@@ -341,6 +345,7 @@ def encode_welcome(welcome: Welcome) -> bytes:
             "highest": welcome.highest,
             "limits": limits,
             "ping_s": welcome.ping_s,
+            "reply": welcome.reply or None,
         },
     )
 
@@ -365,6 +370,7 @@ def decode_welcome(body: bytes | memoryview) -> Welcome:
         highest=take_int(fields, "highest"),
         limits=Limits(**{name: take_int(limits, name) for name in Limits.__dataclass_fields__}),
         ping_s=take_number(fields, "ping_s"),
+        reply=take_optional_str(fields, "reply") or "",
     )
 
 
@@ -606,7 +612,7 @@ def decode_unsubscribe(body: bytes | memoryview) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An ERROR frame. What it refuses is the field among the last five that is not None; none: the connection."""
+    """An ERROR frame. What it refuses is the field behind the first that is not None; none: the connection."""
 
     failure: BrokerError
     subscription: int | None = None
@@ -614,6 +620,8 @@ class Refusal:
     channel: int | None = None
     number: int | None = None
     count: int | None = None
+    asked: int | None = None
+    replied: int | None = None
 
 
 def encode_error(
@@ -624,6 +632,8 @@ def encode_error(
     channel: int | None = None,
     number: int | None = None,
     count: int | None = None,
+    asked: int | None = None,
+    replied: int | None = None,
 ) -> bytes:
     """Encode ERROR.
 
@@ -633,9 +643,15 @@ def encode_error(
         request: The request that it answers.
         channel: The connection's number of the channel whose name is refused.
         number: The first producer's number of the PUBLISH that is refused.
-        count: How many numbers, with `number`.
+        count: How many numbers, with `number`, `asked` or `replied`.
+        asked: The number of the first request of those that are refused.
+        replied: The number of the first request whose reply is refused.
     """
     concerns = {"subscription": subscription, "request": request, "channel": channel, "number": number, "count": count}
+    if asked is not None:
+        concerns["asked"] = asked
+    if replied is not None:
+        concerns["replied"] = replied
     return encode(Kind.ERROR, {**to_wire(failure), **concerns})
 
 
@@ -655,6 +671,8 @@ def decode_error(body: bytes | memoryview) -> Refusal:
         channel=take_optional_int(fields, "channel", U32_MAX),
         number=take_optional_int(fields, "number"),
         count=take_optional_int(fields, "count", U32_MAX),
+        asked=take_optional_int(fields, "asked"),
+        replied=take_optional_int(fields, "replied"),
     )
 
 
@@ -792,6 +810,43 @@ def decode_channel(body: bytes | memoryview) -> tuple[int, bytes]:
         raise error("MALFORMED_FRAME", f"CHANNEL: got {len(body)} bytes, at least {CHANNEL_NUMBER.size} needed")
     data = bytes(body)
     return CHANNEL_NUMBER.unpack_from(data)[0], data[CHANNEL_NUMBER.size :]
+
+
+def encode_named(flag: int, name: bytes, number: int, count: int, records: bytes) -> bytes:
+    """Encode a PUBLISH that names where it goes: requests of a channel (ASK), or replies to a connection (REPLY).
+
+    Args:
+        flag: Of `PublishFlag`.
+        name: The channel's name, or a connection's name for replies; at most 255 bytes.
+        number: Of the first request that is asked or answered, from 1.
+        count: How many there are.
+        records: So many records, one after the other.
+    """
+    return frame(Kind.PUBLISH, NAMED.pack(0, count, number, len(name)) + name + records, flag)
+
+
+class Named(NamedTuple):
+    """A PUBLISH that names where it goes; `at` is where its records begin in the body."""
+
+    name: bytes
+    number: int
+    count: int
+    at: int
+
+
+def decode_named(body: bytes) -> Named:
+    """Decode the head of such a frame's body. Neither the name nor the records are checked here.
+
+    Raises:
+        MalformedFrame: It is too short, its reserved field is not zero, or its numbers are not from 1 to 2^63.
+    """
+    if len(body) < NAMED.size:
+        raise error("MALFORMED_FRAME", f"PUBLISH: got {len(body)} bytes, at least {NAMED.size} needed")
+    reserved, count, number, size = NAMED.unpack_from(body)
+    at = NAMED.size + size
+    if reserved or len(body) < at or not 0 < number <= NUMBERED_MAX - count:
+        raise error("MALFORMED_FRAME", f"PUBLISH: number {number}, a name of {size} bytes in a body of {len(body)}")
+    return Named(body[NAMED.size : at], number, count, at)
 
 
 def encode_credit(subscription: int, credit_bytes: int) -> bytes:

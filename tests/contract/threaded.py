@@ -19,7 +19,7 @@ from broker.model.errors import BrokerError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 
-    from broker import BusPosition, ChannelInfo, ListedChannel, Position, SubscriptionEvent
+    from broker import BusPosition, ChannelInfo, ListedChannel, Message, Position, SubscriptionEvent
 
 THREADS = 64
 """What waits at once in one test is less."""
@@ -96,6 +96,14 @@ class ThreadedBus(Bus):
         listed = self.client.channels(prefix, after=after, limit=limit, details=details)
         while (channel := await self.in_thread(next, listed, None)) is not None:
             yield channel
+
+    # .. requests and replies ..
+
+    async def request(self, channel: str, payload: Any, **options: Any) -> Message:
+        return cast("Message", await self.in_thread(self.client.request, channel, payload, **options))
+
+    def respond(self, message: Message, payload: Any, **options: Any) -> None:
+        self.client.respond(message, payload, **options)
 
     # .. asking ..
 
