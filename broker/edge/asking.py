@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final
 from broker.events import tally
 from broker.model.errors import BrokerError, error
 from broker.model.levels import Level
-from broker.model.names import display
 from broker.wire import control
 from broker_native.replies import reply_frame
 from broker_native.tails import Line, Publisher
@@ -73,7 +72,7 @@ class Asking:
         """
         if self._publisher.level_of(slot) == Level.EPHEMERAL and not self._node.fanout.listens(asked.name):
             self._node.replies.requests_unheard += asked.count
-            raise error("NO_RESPONDERS", f"request {asked.number}: nobody subscribes to {display(asked.name)}")
+            raise error("NO_RESPONDERS", f"request {asked.number}: nobody subscribes to {asked.name.decode()}")
         # A line of its own, which nobody else numbers and nobody resumes: the client's number is always next.
         self._line.next = asked.number
         code = self._publisher.publish_frame(PUBLISH_HEADER.pack(slot, asked.count, asked.number) + body[asked.at :])

@@ -677,14 +677,13 @@ class Session(Intake):
             3010: f"publish {number}: headers are over the limit, {limits.headers_bytes_max} bytes",
             3011: f"publish {number}: a record is not well formed",
             4001: f"publish {number}: a commit failed and whether it is stored is not known yet",
-            3019: f"publish {number}: its numbers begin below and end above the line's next, "
-            f"{expected}",
+            3019: f"publish {number}: its numbers begin below and end above the line's next, {expected}",
         }
         return error(code, details[code])
 
     # -- requests and replies ------------------------------------------------------------------------------------------
 
-    def _ask(self, body: bytes) -> None:
+    def _take_requests(self, body: bytes) -> None:
         """Publish requests to a channel; what comes of them is told by their replies."""
         asked = control.decode_named(body)
         asking = self._begin_asking()
@@ -700,7 +699,7 @@ class Session(Intake):
         except BrokerError as failure:
             asking.refuse(failure, asked.number, asked.count)
 
-    def _reply(self, body: bytes) -> None:
+    def _take_replies(self, body: bytes) -> None:
         """Hand replies to the connection that has asked. Who knows its name may: nobody else is told it."""
         replied = control.decode_named(body)
         asking = self._begin_asking()
@@ -872,8 +871,7 @@ class Session(Intake):
         if not isinstance(request.start, control.FromNew):
             raise error(
                 "INVALID_POSITION",
-                f"start: subscription {request.subscription} is a member of group {request.group!a:.64}, and a live "
-                "group begins with what is published from now on",
+                f"start: got one for a member of live group {request.group}, expected none: it begins with what comes",
                 "Leave out the start, or use a consumer, which has a position.",
             )
         following.subscription.group = request.group
@@ -1150,8 +1148,8 @@ _QUESTIONS: dict[str, Callable[[Session, control.Request], None]] = {
 }
 """Operations that answer by themselves, later."""
 _PUBLISHES: dict[int, Callable[[Session, bytes], None]] = {
-    PublishFlag.ASK: Session._ask,
-    PublishFlag.REPLY: Session._reply,
+    PublishFlag.ASK: Session._take_requests,
+    PublishFlag.REPLY: Session._take_replies,
 }
 """PUBLISH frames by their flags, as far as `Intake` leaves them to Python."""
 _HANDLERS: dict[int, Callable[[Session, bytes], None]] = {

@@ -74,7 +74,10 @@ class Connection(Protocol):
     """What a node needs of a connection's session."""
 
     heard_us: int
-    outbox: Outbox
+
+    @property
+    def outbox(self) -> Outbox:
+        """What leaves on it."""
 
     def refuse(self, failure: BrokerError, number: int, count: int) -> None:
         """Answer publishes that were not stored."""

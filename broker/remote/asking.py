@@ -102,7 +102,9 @@ class Unsent:
         """
         size = len(record)
         if self._bytes + size > UNSENT_BYTES_MAX:
-            raise error("BUSY", f"requests and replies not sent: got {self._bytes + size} bytes, limit {UNSENT_BYTES_MAX}")
+            raise error(
+                "BUSY", f"requests and replies not sent: got {self._bytes + size} bytes, limit {UNSENT_BYTES_MAX}"
+            )
         if not self._runs or not self._runs[-1].takes(name, number, size):
             self._runs.append(Run(self._flag, name, number))
         run = self._runs[-1]
@@ -194,9 +196,13 @@ class Asking:
     def _record(self, payload: bytes | bytearray | memoryview, headers: bytes) -> bytes:
         limits = self._limits
         if limits is not None and len(payload) > limits.payload_bytes_max:
-            raise error("PAYLOAD_TOO_LARGE", f"payload: got {len(payload)} bytes, limit {limits.payload_bytes_max} bytes")
+            raise error(
+                "PAYLOAD_TOO_LARGE", f"payload: got {len(payload)} bytes, limit {limits.payload_bytes_max} bytes"
+            )
         if limits is not None and len(headers) > limits.headers_bytes_max:
-            raise error("HEADERS_TOO_LARGE", f"headers: got {len(headers)} bytes, limit {limits.headers_bytes_max} bytes")
+            raise error(
+                "HEADERS_TOO_LARGE", f"headers: got {len(headers)} bytes, limit {limits.headers_bytes_max} bytes"
+            )
         return encode_record(payload, headers)
 
     def _check_channel(self, channel: str) -> bytes:
@@ -282,7 +288,13 @@ def read_reply_to(message: Message) -> tuple[bytes, int]:
     reply_to = message.headers.get(REPLY_TO)
     if isinstance(reply_to, str):
         name, _, digits = reply_to.rpartition(".")
-        if name.startswith("$reply.") and name.isascii() and digits.isdecimal() and digits.isascii() and len(digits) < 19:
+        if (
+            name.startswith("$reply.")
+            and name.isascii()
+            and digits.isdecimal()
+            and digits.isascii()
+            and len(digits) < 19
+        ):
             encoded = name.encode()
             if len(encoded) <= 255 and int(digits):
                 return encoded, int(digits)

@@ -102,8 +102,7 @@ class NoPlace:
         if not isinstance(start, control.FromNew):
             raise error(
                 "INVALID_POSITION",
-                f"start: got one for a member of group {group!a:.64}, and a live group begins with what is published "
-                "from now on",
+                f"start: got one for a member of live group {group[:64]!a}, expected none: it begins with what comes",
                 "Leave out the start, or use a consumer, which has a position.",
             )
 

@@ -98,8 +98,6 @@ TOKEN: Final = Struct("<Q")
 CHANNEL_NUMBER: Final = Struct("<I")
 CREDIT: Final = Struct("<IIQ")
 NAMED: Final = Struct("<IIQB")
-NUMBERED_MAX: Final = 2**63
-"""Numbers of requests are below."""
 
 
 # --- The walk -----------------------------------------------------------------------------------------------------
@@ -825,7 +823,8 @@ def encode_named(flag: int, name: bytes, number: int, count: int, records: bytes
     return frame(Kind.PUBLISH, NAMED.pack(0, count, number, len(name)) + name + records, flag)
 
 
-class Named(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Named:
     """A PUBLISH that names where it goes; `at` is where its records begin in the body."""
 
     name: bytes
@@ -838,13 +837,13 @@ def decode_named(body: bytes) -> Named:
     """Decode the head of such a frame's body. Neither the name nor the records are checked here.
 
     Raises:
-        MalformedFrame: It is too short, its reserved field is not zero, or its numbers are not from 1 to 2^63.
+        MalformedFrame: It is too short, its reserved field is not zero, or its numbers are no u64 from 1.
     """
     if len(body) < NAMED.size:
         raise error("MALFORMED_FRAME", f"PUBLISH: got {len(body)} bytes, at least {NAMED.size} needed")
     reserved, count, number, size = NAMED.unpack_from(body)
     at = NAMED.size + size
-    if reserved or len(body) < at or not 0 < number <= NUMBERED_MAX - count:
+    if reserved or len(body) < at or not 0 < number <= U64_MAX - count:
         raise error("MALFORMED_FRAME", f"PUBLISH: number {number}, a name of {size} bytes in a body of {len(body)}")
     return Named(body[NAMED.size : at], number, count, at)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from broker import BrokerError
-from tests.contract.homes import take
+from tests.contract.homes import happens, take
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -82,11 +82,14 @@ async def test_members_of_a_group_share_requests(home: Home, room: str) -> None:
 async def test_of_several_replies_the_first_counts(home: Home, room: str) -> None:
     channel = f"e.{room}"
     async with home.bus() as bus, responding(bus, channel) as one, responding(bus, channel) as other:
+        before = (await bus.stats())["replies_out"]
         for number in range(10):
             assert (await bus.request(channel, b"%d" % number)).payload == b"r%d" % number
-        async with asyncio.timeout(5):
-            while (await bus.stats())["replies_out"] < 20:
-                await asyncio.sleep(0.01)
+
+        async def all_replied() -> bool:
+            return bool((await bus.stats())["replies_out"] == before + 20)
+
+        assert await happens(all_replied)
         assert len(one) == len(other) == 10
 
 
@@ -139,9 +142,9 @@ async def test_what_was_asked_by_another_bus_is_replied_to(home: Home, room: str
     channel = f"e.{room}"
     async with home.bus() as asks:
         # An embedded broker has one bus.
-        async with home.bus() if home.kind not in ("embedded", "thread") else nullcontext(asks) as replies:
-            async with responding(replies, channel):
-                assert (await asks.request(channel, b"1")).payload == b"r1"
+        other = home.bus() if home.kind not in ("embedded", "thread") else nullcontext(asks)
+        async with other as replies, responding(replies, channel):
+            assert (await asks.request(channel, b"1")).payload == b"r1"
 
 
 async def test_a_message_that_asks_nothing_cannot_be_replied_to(home: Home, room: str) -> None:
@@ -165,9 +168,11 @@ async def test_a_reply_to_who_has_gone_or_never_was_is_counted(home: Home, room:
         await bus.publish(channel, b"", headers={"reply-to": "$reply." + "0" * 32 + ".1"})
         (message,) = await take(subscription, 1)
         bus.respond(message, b"")
-        async with asyncio.timeout(5):
-            while (await bus.stats())["replies_unheard"] < before + 1:
-                await asyncio.sleep(0.01)
+
+        async def counted() -> bool:
+            return bool((await bus.stats())["replies_unheard"] == before + 1)
+
+        assert await happens(counted)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import pytest
@@ -64,7 +64,8 @@ class Reader:
 
 
 def take_from(transport: Transport) -> list[bytes]:
-    payloads, ends = [], {}
+    payloads: list[bytes] = []
+    ends: dict[int, int] = {}
     for frame in frames_of(transport.take()):
         assert frame.kind == DELIVER
         chunk = delivery_of(frame).chunk
@@ -102,7 +103,7 @@ def test_each_message_goes_to_one_member_and_shares_are_even(members: int, count
         publish(house, b"b", numbered(count))
         house.fanout.flush()
         taken = [reader.take() for reader in readers]
-        assert sorted(sum(taken, [])) == sorted(numbered(count))
+        assert sorted(chain.from_iterable(taken)) == sorted(numbered(count))
         assert witness.take() == numbered(count)
         shares.update({index: len(got) for index, got in enumerate(taken)})
         assert max(shares.values()) - min(shares[index] for index in range(members)) <= 1
@@ -225,7 +226,7 @@ def test_large_runs_are_a_piece_of_their_own_and_counted_while_they_wait() -> No
     assert house.fanout.shared_bytes > 20_000
     house.fanout.flush()
     assert house.fanout.shared_bytes == 0
-    assert sum((reader.take() for reader in readers), []) == numbered(6, 4_000)
+    assert list(chain.from_iterable(reader.take() for reader in readers)) == numbered(6, 4_000)
 
 
 def test_whether_anybody_listens() -> None:
@@ -308,7 +309,7 @@ def check_publish(house: House, readers: list[Reader], name: bytes, payloads: li
     missed = 0
     for group in ("red", "blue"):
         members = [reader for reader in readers if reader.group == group and reader.reads(name)]
-        got = sorted(sum((queued[member] for member in members), []))
+        got = sorted(chain.from_iterable(queued[member] for member in members))
         assert all(one != other for one, other in pairwise(got)), "no message goes to two members"
         if members:
             missed += len(payloads) - len(got)
