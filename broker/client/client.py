@@ -343,6 +343,8 @@ class Client(RemoteBus[Connection], Bus):
         if self._closed is not None:
             self._raise_failure()
             return
+        # Replies are not answered, so nothing below would wait until they have left.
+        self._pump()
         try:
             async with asyncio.timeout(timeout_s):
                 while self._buffer.records_unanswered and self._closed is None:

@@ -209,6 +209,19 @@ async def test_requests_and_publishes_side_by_side(home: Home, room: str) -> Non
             assert (await receipt).sequence == number + 1
 
 
+async def test_what_was_replied_before_closing_arrives(home: Home, room: str) -> None:
+    if home.kind in ("embedded", "thread"):
+        return  # the bus that closes is the only one
+    channel = f"e.{room}"
+    async with home.bus() as asks:
+        async with home.bus() as replies:
+            subscription = await replies.subscribe(channel)
+            answer = asyncio.ensure_future(asks.request(channel, b"1"))
+            (message,) = await take(subscription, 1)
+            replies.respond(message, b"at the last moment")
+        assert (await answer).payload == b"at the last moment"
+
+
 async def test_closing_ends_what_waits(home: Home, room: str) -> None:
     channel = f"e.{room}"
     async with home.bus() as bus:
