@@ -27,6 +27,9 @@ class Owner:
     def __init__(self) -> None:
         self.told: list[tuple[str, dict[str, object]]] = []
 
+    def on_exhausted(self) -> None:
+        self.told.append(("exhausted", {}))
+
     def tell(self, subscription: Subscription, event: str, more: dict[str, object]) -> None:
         self.told.append((event, more))
 
@@ -227,6 +230,39 @@ def test_large_runs_are_a_piece_of_their_own_and_counted_while_they_wait() -> No
     house.fanout.flush()
     assert house.fanout.shared_bytes == 0
     assert list(chain.from_iterable(reader.take() for reader in readers)) == numbered(6, 4_000)
+
+
+@pytest.mark.parametrize("payload_bytes", [10, 5_000])
+def test_whoever_there_is_no_memory_for_ends_and_another_gets_its_share(payload_bytes: int) -> None:
+    fault = pytest.importorskip("_testcapi", reason="this Python came without its test module, which fails allocations")
+    ended = 0
+    for allocation in range(60):
+        house = House(*NAMES)
+        readers = [Reader(house, "red") for _ in range(3)]
+        for reader in readers:
+            reader.join(b"b")
+        publish(house, b"b", numbered(1))
+        house.fanout.flush()
+        for reader in readers:
+            reader.take()
+        records = [build_record(Record(payload)) for payload in numbered(9, payload_bytes)]
+        assert house.publisher.publish_frame(publish_body(house.slots[b"b"], 2, records)) == 0
+        value, _ = house.tails.close_turn()
+        assert value is not None
+        fault.set_nomemory(allocation, allocation + 1)
+        try:
+            house.fanout.deliver(value, 0, 0, 0, 0)
+        except MemoryError:
+            continue
+        finally:
+            fault.remove_mem_hooks()
+        house.fanout.flush()
+        exhausted = [reader for reader in readers if reader.owner.told]
+        ended += len(exhausted)
+        taken = sorted(chain.from_iterable(reader.take() for reader in readers if reader not in exhausted))
+        assert len(exhausted) <= 1
+        assert taken == sorted(numbered(9, payload_bytes))
+    assert ended
 
 
 def test_whether_anybody_listens() -> None:
