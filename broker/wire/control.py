@@ -621,6 +621,12 @@ class Refusal:
     asked: int | None = None
     replied: int | None = None
 
+    @property
+    def ends_connection(self) -> bool:
+        """Whether it refuses nothing less than the connection."""
+        concerns = (self.subscription, self.request, self.channel, self.number, self.asked, self.replied)
+        return all(one is None for one in concerns)
+
 
 def encode_error(
     failure: BrokerError,
