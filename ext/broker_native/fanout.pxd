@@ -165,14 +165,14 @@ cdef class Fanout:
     cdef readonly uint64_t chunks_out
     cdef readonly uint64_t records_out
     cdef readonly uint64_t bytes_out
-    cdef uint64_t grouped               # how often a member of a live group is attached
+    cdef int64_t grouped                # how often a member of a live group is attached
     cdef dict dealers                   # by a group's name and members
     cdef public size_t crowded_bytes_max    # what a connection whose transport takes nothing may have from its groups
     cdef readonly uint64_t records_missed   # that nobody of a group had room for
 
     cdef Channel* channel(self, bytes name) except NULL
     cdef void forget_readers(self, Channel* channel) noexcept
-    cdef int forget_member(self, Subscription subscription) except -1
+    cdef int count_member(self, int more) except -1
     cdef list readers(self, Channel* channel)
     cdef list same_readers(self, list found)
     cdef list with_dealers(self, list found)

@@ -654,7 +654,7 @@ cdef class Fanout:
         (<list>channel.exact).append(subscription)
         channel.readers_version = 0
         if subscription.group is not None:
-            self.grouped += 1
+            self.count_member(1)
 
     def detach(self, Subscription subscription not None, bytes name):
         """The reverse of `attach`; answers whether it was attached."""
@@ -667,14 +667,14 @@ cdef class Fanout:
             Py_DECREF(<object>channel.exact)
             channel.exact = NULL
         self.forget_readers(channel)
-        self.forget_member(subscription)
+        if subscription.group is not None:
+            self.count_member(-1)
         return True
 
-    cdef int forget_member(self, Subscription subscription) except -1:
-        """It is attached once less: dealers that have it among their members end with the lists that they are in."""
-        if subscription.group is not None:
-            self.grouped -= 1
-            self.dealers.clear()
+    cdef int count_member(self, int more) except -1:
+        """It is attached once more or less: dealers to other members end with the lists of readers that have them."""
+        self.grouped += more
+        self.dealers.clear()
         return 0
 
     def attach_pattern(self, Subscription subscription not None, bytes pattern):
@@ -683,7 +683,7 @@ cdef class Fanout:
         self.version += 1
         self.grown = self.version
         if subscription.group is not None:
-            self.grouped += 1
+            self.count_member(1)
 
     def detach_pattern(self, Subscription subscription not None, bytes pattern):
         """The reverse of `attach_pattern`; answers whether it was attached."""
@@ -691,7 +691,8 @@ cdef class Fanout:
         self.latest = None
         if not self.trie.remove(pattern, subscription):
             return False
-        self.forget_member(subscription)
+        if subscription.group is not None:
+            self.count_member(-1)
         return True
 
     def listens(self, bytes name):
