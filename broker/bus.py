@@ -42,6 +42,7 @@ __all__ = [
 Payload: TypeAlias = bytes | bytearray | memoryview
 
 CREDIT_BYTES_DEFAULT = 4 * 1024 * 1024
+REQUEST_TIMEOUT_S = 5.0
 
 
 class Last(NamedTuple):
@@ -88,7 +89,7 @@ class SubscriptionEvent(NamedTuple):
         epoch: the channel's epoch, 0 when it does not apply.
         at: `resumed` and `diverged`: the last sequence that both sides know; `trimmed`: the first one there is; `gone`:
             the first of the run. For a bus position and with `lagging`, the group.
-        run: how many messages are `gone`, else 0.
+        run: how many messages are `gone`, or were `dropped` for want of a member of a live group with room; else 0.
         reason: why they are gone, as in the specification §2, else 0.
     """
 
@@ -323,6 +324,7 @@ class Bus(ABC):
         start: Start = "new",
         credit_bytes: int = CREDIT_BYTES_DEFAULT,
         on_event: Callable[[SubscriptionEvent], object] | None = None,
+        group: str | None = None,
     ) -> Subscription:
         """Read channels. A message is delivered once, however many of the filters select it.
 
@@ -331,13 +333,63 @@ class Bus(ABC):
             start: Where to begin.
             credit_bytes: What may wait for the application, at least 64 KiB.
             on_event: Called with each event, on the loop.
+            group: Be a member of a live group, by its name: of the members that read a channel each message goes to
+                one, in turn, and a member that lags is passed over. It has no place: it begins with what is published
+                from now on, after each reconnect too, and what no member has room for is lost to the group (`dropped`,
+                `run` says how many messages). A consumer is what loses nothing.
 
         Returns:
             The subscription, to be awaited, entered or iterated.
 
         Raises:
             InvalidPattern: A filter is none.
-            RequestError: INVALID_POSITION; `start` does not fit the filters.
+            RequestError: INVALID_POSITION; `start` does not fit the filters, or a live group.
+        """
+
+    @abstractmethod
+    async def request(
+        self,
+        channel: str,
+        payload: Payload,
+        *,
+        headers: Mapping[str, object] | None = None,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+    ) -> Message:
+        """Publish a message that asks for a reply, and wait for that.
+
+        Everybody who subscribes to the channel gets it, or one member of each live group, and whoever calls `respond`
+        with it replies. The first reply counts. It is published once: when the connection or the time ends, nobody
+        knows whether it was handled, and nothing repeats it.
+
+        On an ephemeral channel to which nobody subscribes it fails at once. On a stored one it is a stored message as
+        well, which somebody may yet read: then only the time ends the wait.
+
+        Args:
+            channel: As for `post`, and so on.
+            headers: `reply-to` among them is the request's own.
+            timeout_s: How long to wait, a connection included.
+
+        Returns:
+            The reply; its channel and position say nothing.
+
+        Raises:
+            Unavailable: NO_RESPONDERS; TIMEOUT; CONNECTION_LOST; BUSY.
+            BrokerError: As `post` does, and as the channel's refusal says: DENIED, NO_PROFILE, …
+        """
+
+    @abstractmethod
+    def respond(self, message: Message, payload: Payload, *, headers: Mapping[str, object] | None = None) -> None:
+        """Reply to a request, without waiting. A reply that finds nobody waiting is dropped, and counted.
+
+        Args:
+            message: What was received.
+            payload: The bytes; copied.
+            headers: What msgpack can hold.
+
+        Raises:
+            InvalidChannel: It is no request: nobody waits for a reply to it.
+            RequestError: PAYLOAD_TOO_LARGE, HEADERS_TOO_LARGE, INVALID_RECORD, or CLOSED.
+            Unavailable: BUSY; more is not sent than the bus may hold.
         """
 
     @abstractmethod

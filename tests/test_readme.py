@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-PROGRAMS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+PROGRAMS: list[str] = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 SERVER_URL = "broker://127.0.0.1:4770"
 PATIENCE_S = 30
 
@@ -61,7 +61,7 @@ def test_command_has_the_options_it_is_shown_with(words: list[str]) -> None:
 
 def test_readme_shows_commands_and_programs() -> None:
     assert {words[1] for words in commands(README)} >= {"serve", "pub", "sub", "bench", "errors"}
-    assert len(PROGRAMS) == 6
+    assert len(PROGRAMS) == 9
 
 
 def run(program: list[str], folder: Path) -> str:
@@ -102,6 +102,23 @@ def server_url() -> Iterator[str]:
             finally:
                 server.terminate()
             assert server.wait(PATIENCE_S) == 0
+
+
+def program(words: str) -> str:
+    """Return the program with these words in it."""
+    (found,) = [text for text in PROGRAMS if words in text]
+    return found
+
+
+def test_asking_program_runs(tmp_path: Path) -> None:
+    assert run(["-c", program("bus.request(")], tmp_path) == "['1', '2', '3', '4']\nNO_RESPONDERS\n"
+
+
+def test_application_and_its_tests_run(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(program("app:make"), encoding="utf-8")
+    (tmp_path / "test_app.py").write_text(program("import app"), encoding="utf-8")
+    scope = "asyncio_default_fixture_loop_scope=function"
+    assert "2 passed" in run(["-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", scope, "test_app.py"], tmp_path)
 
 
 def test_embedded_program_runs(tmp_path: Path) -> None:

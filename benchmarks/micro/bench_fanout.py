@@ -51,7 +51,9 @@ def value_of(tails: Tails, channels: int, payload_bytes: int) -> bytes:
 class Hall:
     """Subscribers of some channels, and the chunks of one turn for them."""
 
-    def __init__(self, channels: int, subscribers: int, payload_bytes: int, by_pattern: bool) -> None:
+    def __init__(
+        self, channels: int, subscribers: int, payload_bytes: int, by_pattern: bool, group: str | None = None
+    ) -> None:
         tails = Tails(1, 4770)
         self.fanout = Fanout(tails)
         self.value = value_of(tails, channels, payload_bytes)
@@ -60,6 +62,7 @@ class Hall:
             outbox = Outbox(self.fanout, None)
             outbox.transport = sink
             subscription = Subscription(outbox, 1, PLENTY, 0, by_pattern)
+            subscription.group = group
             if by_pattern:
                 self.fanout.attach_pattern(subscription, b"room.*")
             else:
@@ -73,8 +76,8 @@ class Hall:
         return sum(sink.pieces for sink in self.sinks)
 
 
-def counted(channels: int, subscribers: int, payload_bytes: int, by_pattern: bool) -> Run:
-    hall = Hall(channels, subscribers, payload_bytes, by_pattern)
+def counted(channels: int, subscribers: int, payload_bytes: int, by_pattern: bool, group: str | None = None) -> Run:
+    hall = Hall(channels, subscribers, payload_bytes, by_pattern, group)
 
     def run() -> int:
         before = hall.fanout.chunks_out
@@ -102,6 +105,12 @@ def patterns() -> Run:
 @WORKS.work(TURNS * 100, TURNS * 100, bytes_per_operation=16_384)
 def large_payloads() -> Run:
     return counted(1, 100, 16_384, False)
+
+
+@WORKS.work(TURNS * 200, TURNS * 200, bytes_per_operation=128)
+def dealt() -> Run:
+    """One record each of many channels, to the members of a live group."""
+    return counted(200, 10, 128, True, group="workers")
 
 
 @pytest.mark.parametrize("payload_bytes", [128, 16_384])

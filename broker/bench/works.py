@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from broker.bench.archived import archive_all, storage_for
+from broker.bench.asking import run_requests
 from broker.bench.catchup import run_catchup
 from broker.bench.channels import run_channels, run_cold
 from broker.bench.client import run_client, run_embedded
@@ -35,7 +36,7 @@ def run_work(
 
     Args:
         options: options without a complaint.
-        connect: gives the client for a URL; `client` and `shared` need it.
+        connect: gives the client for a URL; `client`, `requests` and `shared` need it.
         open_embedded: gives the embedded broker for a directory; `client` with `embedded` needs it.
         open_shared: gives the bus of a shared directory; `shared` needs it.
 
@@ -77,6 +78,9 @@ def _run_with_server(options: Options, connect: Opener | None) -> list[Result]:
         if options.work is Work.CLIENT:
             assert connect is not None
             return run_client(options, target, connect)
+        if options.work is Work.REQUESTS:
+            assert connect is not None
+            return run_requests(options, target, connect)
         if options.archived:
             return [run_replay(options, target, archive_all)]
         return [(OTHERS.get(options.work) or RUNNERS.get(options.work, run_live))(options, target)]

@@ -21,13 +21,14 @@ from broker.blocking.connection import QUIET_S_MAX, Connection, dial
 from broker.blocking.history import History
 from broker.blocking.subscription import Subscription
 from broker.blocking.waiting import Answer, Deadline, Pending, Waiter, Window
-from broker.bus import CREDIT_BYTES_DEFAULT, ChannelInfo
+from broker.bus import CREDIT_BYTES_DEFAULT, REQUEST_TIMEOUT_S, ChannelInfo
 from broker.events import emit
 from broker.model.errors import BrokerError, error
 from broker.model.history import Trim
 from broker.model.levels import Level
 from broker.model.names import check_channel
 from broker.remote.address import parse_url
+from broker.remote.asking import late
 from broker.remote.bus import (
     DRAIN_BYTES_HIGH,
     DRAIN_BYTES_LOW,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
     from broker.bus import HistorySince, HistoryUntil, ListedChannel, Payload, Start, SubscriptionEvent
     from broker.remote.address import TcpAddress, UnixAddress
-    from broker_native.messages import Batch
+    from broker_native.messages import Batch, Message
     from broker_native.posting import Receipt
 
 TIMEOUT_S: Final = 10.0
@@ -381,6 +382,7 @@ class Client(RemoteBus[Connection]):
         credit_bytes: int = CREDIT_BYTES_DEFAULT,
         on_event: Callable[[SubscriptionEvent], object] | None = None,
         on_batch: Callable[[Batch], object] | None = None,
+        group: str | None = None,
         timeout_s: float | None = None,
     ) -> Subscription:
         """Read channels, from when the broker has accepted it. A message is delivered once, however many filters match.
@@ -393,6 +395,8 @@ class Client(RemoteBus[Connection]):
             on_batch: Called with each batch in the same way, and there is nothing to iterate over. Who only looks at
                 what comes is saved a thread, and a wake-up for each read of the socket. It is consumed by the call, and
                 while that lasts nothing else of the bus is read.
+            group: Be a member of a live group: of the members that read a channel each message goes to one, in turn,
+                and a member that lags is passed over. It begins with what is published from now on, each time.
             timeout_s: How long to wait until it is accepted.
 
         Raises:
@@ -400,7 +404,71 @@ class Client(RemoteBus[Connection]):
             RequestError: INVALID_POSITION; `start` does not fit the filters.
             BrokerError: It is refused: DENIED, NO_PROFILE, …; TIMEOUT.
         """
-        return Subscription(self, filters, start, credit_bytes, on_event, on_batch).open(timeout_s)
+        return Subscription(self, filters, start, credit_bytes, on_event, on_batch, group).open(timeout_s)
+
+    # .. requests and replies ..
+
+    def request(
+        self,
+        channel: str,
+        payload: Payload,
+        *,
+        headers: Mapping[str, object] | None = None,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+    ) -> Message:
+        """Publish a message that asks for a reply, and wait for that.
+
+        Everybody who subscribes to the channel gets it, or one member of each live group, and whoever calls `respond`
+        with it replies. The first reply counts. It is published once: when the connection or the time ends, nobody
+        knows whether it was handled, and nothing repeats it.
+
+        On an ephemeral channel to which nobody subscribes it fails at once. On a stored one it is a stored message as
+        well, which somebody may yet read: then only the time ends the wait.
+
+        Args:
+            channel: As for `post`, and so on.
+            headers: `reply-to` among them is the request's own.
+            timeout_s: How long to wait, a connection included.
+
+        Raises:
+            Unavailable: NO_RESPONDERS; TIMEOUT; CONNECTION_LOST; BUSY.
+            BrokerError: As `post` does, and as the channel's refusal says: DENIED, NO_PROFILE, …
+        """
+        deadline = Deadline(timeout_s)
+        self._wait_connected(deadline)
+        answer = Answer()
+        number = 0
+        try:
+            with self.lock:
+                self._check_open()
+                if self._connection is None:
+                    raise error("CONNECTION_LOST", "request: the connection was lost")
+                number = self._asking.ask(channel, payload, headers, answer)
+                self._send_now()
+            if not answer.wait(deadline.left_s()):
+                raise late(channel, timeout_s)
+            return cast("Message", answer.fields())
+        finally:
+            with self.lock:
+                self._asking.forget(number)
+
+    def respond(self, message: Message, payload: Payload, *, headers: Mapping[str, object] | None = None) -> None:
+        """Reply to a request, without waiting. A reply that finds nobody waiting is dropped, and counted.
+
+        Args:
+            message: What was received.
+            payload: The bytes; copied.
+            headers: What msgpack can hold.
+
+        Raises:
+            InvalidChannel: It is no request: nobody waits for a reply to it.
+            RequestError: PAYLOAD_TOO_LARGE, HEADERS_TOO_LARGE, INVALID_RECORD, or CLOSED.
+            Unavailable: BUSY; more is not sent than the bus may hold.
+        """
+        with self.lock:
+            self._check_open()
+            self._asking.reply(message, payload, headers)
+            self._send_now()
 
     # .. asking ..
 
@@ -585,7 +653,7 @@ class Client(RemoteBus[Connection]):
                     f"{operation}: no answer within {deadline.timeout_s:g} s",
                     "Look at what became of it before repeating it." if changes else "",
                 )
-            return answer.fields()
+            return cast("dict[str, Any]", answer.fields())
         finally:
             with self.lock:
                 self._requests.pop(number, None)

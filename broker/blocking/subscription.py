@@ -45,8 +45,9 @@ class Subscription(RemoteSubscription):
         credit_bytes: int,
         on_event: Callable[[SubscriptionEvent], object] | None,
         on_batch: Callable[[Batch], object] | None = None,
+        group: str | None = None,
     ) -> None:
-        super().__init__(client, filters, start, credit_bytes, on_event)
+        super().__init__(client, filters, start, credit_bytes, on_event, group=group)
         self._client = client
         self._on_batch = on_batch
         if on_batch is not None:

@@ -80,7 +80,7 @@ class Answer(Waiter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._fields: dict[str, Any] = {}
+        self._fields: Any = {}
         self._failure: BrokerError | None = None
 
     def set_result(self, fields: Any = None) -> None:
@@ -95,7 +95,7 @@ class Answer(Waiter):
             self._failure = failure
             super().set_result()
 
-    def fields(self) -> dict[str, Any]:
+    def fields(self) -> Any:
         """Return the answer that was waited for.
 
         Raises:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 WORKS = (
     "pubsub", "fanout", "many", "latency", "replay", "client", "idle", "channels", "cold", "restart", "storm", "shared",
-    "slow", "catchup",
+    "slow", "catchup", "requests",
 )  # fmt: skip
 
 
@@ -118,6 +118,7 @@ def command(
     shared   8 processes (--publishers), each publishing and reading: a server, then a shared directory, killed at last
     slow     --slow of the --subscribers stop reading, then read it all; the latency is that of the others
     catchup  --subscribers read --messages from the start; the latency is that of others, who are live at --rate
+    requests one task that asks, then 1,000; --subscribers respond; --durability ephemeral is what requests are for
 
     `broker bench compare` does works on other brokers as well, and tells who is how much better; its options are its
     own: `broker bench compare --help`.
@@ -137,7 +138,7 @@ def command(
 
     results: list[Result] = []
     for options in options_of(work, subscribers, channels, given):
-        found = run_work(options, **(homes() if work in ("client", "shared") else {}))
+        found = run_work(options, **(homes() if work in ("client", "requests", "shared") else {}))
         results += found
         if json_path != "-":
             print_results(found, sys.stdout)

@@ -29,6 +29,8 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "serve": "Run the server on TCP and a Unix socket.",
         "pub": "Publish lines, a file or length-prefixed bytes.",
         "sub": "Print what arrives on channels.",
+        "request": "Ask a channel, and print the reply.",
+        "reply": "Answer what is asked of channels.",
         "history": "Print what is stored of a channel.",
         "channel": "List channels, trim or remove one.",
         "top": "Watch a running server, and who is behind.",

@@ -154,6 +154,11 @@ def ignore_progress(done: int, messages: int) -> None:
 
 
 def parse_headers(pairs: tuple[str, ...]) -> dict[str, object] | None:
+    """Return the headers that `KEY=VALUE` texts name, None for none.
+
+    Raises:
+        BadParameter: One is not of that form.
+    """
     headers: dict[str, object] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")

@@ -126,11 +126,16 @@ class Printer:
     def is_done(self) -> bool:
         return self._count is not None and self.printed >= self._count
 
-    async def run(self, url: str, filters: tuple[str, ...], start: Start, timeout_s: float | None) -> None:
+    async def run(
+        self, url: str, filters: tuple[str, ...], start: Start, timeout_s: float | None, group: str | None
+    ) -> None:
         """Print what arrives, until it is enough, or nothing has come for `timeout_s`."""
         from broker import connect
 
-        async with connect(url) as bus, bus.subscribe(*filters, start=start, on_event=tell_event) as subscription:
+        async with (
+            connect(url) as bus,
+            bus.subscribe(*filters, start=start, on_event=tell_event, group=group) as subscription,
+        ):
             batches = subscription.batches()
             while not self.is_done:
                 try:
@@ -160,6 +165,7 @@ class Printer:
 @click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many messages.")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(0, min_open=True), metavar="SECONDS",
               help="End when nothing has come for so long; with --count that is a failure.")  # fmt: skip
+@click.option("--group", metavar="NAME", help="Share what comes with the other members of a live group.")
 @click.option("--json", "form", flag_value="json", help="An object a line.")
 @click.option("--raw", "form", flag_value="raw", help="The payloads' bytes and nothing else.")
 @click.option("--framed", "form", flag_value="framed", help="Each payload behind its length, as `pub --as framed`.")
@@ -169,6 +175,7 @@ def command(
     start: str,
     count: int | None,
     timeout_s: float | None,
+    group: str | None,
     form: str | None,
     url: str | None,
 ) -> None:
@@ -187,7 +194,7 @@ def command(
     named = len(filters) > 1 or filters[0].endswith(">") or "*" in filters[0]
     forms: dict[str | None, Form] = {"json": as_json, "raw": as_raw, "framed": as_framed}
     printer = Printer(forms.get(form) or as_text(named, sys.stdout.isatty()), count)
-    asyncio.run(printer.run(url or URL_DEFAULT, filters, parse_start(start), timeout_s))
+    asyncio.run(printer.run(url or URL_DEFAULT, filters, parse_start(start), timeout_s, group))
     if count is not None and not printer.is_done:
         raise error(
             "TIMEOUT",

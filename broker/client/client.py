@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-from broker.bus import CREDIT_BYTES_DEFAULT, Bus, ChannelInfo
+from broker.bus import CREDIT_BYTES_DEFAULT, REQUEST_TIMEOUT_S, Bus, ChannelInfo
 from broker.client.connection import Connection
 from broker.client.history import ClientHistory
 from broker.client.subscription import ClientSubscription
@@ -20,6 +20,7 @@ from broker.model.history import Trim
 from broker.model.levels import Level
 from broker.model.names import check_channel
 from broker.remote.address import UnixAddress, parse_url
+from broker.remote.asking import late
 from broker.remote.bus import (
     DRAIN_BYTES_HIGH,
     DRAIN_BYTES_LOW,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from broker.bus import History, HistorySince, HistoryUntil, ListedChannel, Payload, Start, SubscriptionEvent
     from broker.client.transport import Connector
+    from broker_native.messages import Message
     from broker_native.posting import Publication, Receipt
 
 
@@ -162,8 +164,47 @@ class Client(RemoteBus[Connection], Bus):
         start: Start = "new",
         credit_bytes: int = CREDIT_BYTES_DEFAULT,
         on_event: Callable[[SubscriptionEvent], object] | None = None,
+        group: str | None = None,
     ) -> ClientSubscription:
-        return ClientSubscription(self, filters, start, credit_bytes, on_event)
+        return ClientSubscription(self, filters, start, credit_bytes, on_event, group)
+
+    # .. requests and replies ..
+
+    async def request(
+        self,
+        channel: str,
+        payload: Payload,
+        *,
+        headers: Mapping[str, object] | None = None,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+    ) -> Message:
+        answer: asyncio.Future[Message] = self.loop.create_future()
+        timer = self.loop.call_later(timeout_s, give_up, answer, channel, timeout_s)
+        number = 0
+        try:
+            while self._connection is None:
+                await self._wait_connected_until(answer)
+            number = self._asking.ask(channel, payload, headers, answer)
+            return await answer
+        finally:
+            timer.cancel()
+            self._asking.forget(number)
+
+    async def _wait_connected_until(self, answer: asyncio.Future[Any]) -> None:
+        """Wait for a connection, until somebody has given the answer up."""
+        if self._closed is not None:
+            raise self._closed
+        waiter = self.loop.create_future()
+        self._waiting.append(waiter)
+        await asyncio.wait((waiter, answer), return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            waiter.cancel()
+            answer.result()
+
+    def respond(self, message: Message, payload: Payload, *, headers: Mapping[str, object] | None = None) -> None:
+        if self._closed is not None:
+            raise self._closed
+        self._asking.reply(message, payload, headers)
 
     # .. asking ..
 
@@ -302,6 +343,8 @@ class Client(RemoteBus[Connection], Bus):
         if self._closed is not None:
             self._raise_failure()
             return
+        # Replies are not answered, so nothing below would wait until they have left.
+        self._pump()
         try:
             async with asyncio.timeout(timeout_s):
                 while self._buffer.records_unanswered and self._closed is None:
@@ -352,6 +395,12 @@ class Client(RemoteBus[Connection], Bus):
         self._disconnected(failure)
         if not self._lost.done():
             self._lost.set_result(failure)
+
+
+def give_up(answer: asyncio.Future[Message], channel: str, timeout_s: float) -> None:
+    """The time of a request is over."""
+    if not answer.done():
+        answer.set_exception(late(channel, timeout_s))
 
 
 def wake(waiters: list[asyncio.Future[None]]) -> None:

@@ -25,6 +25,7 @@ class ClientSubscription(RemoteSubscription, Subscription):
         start: Where to begin.
         credit_bytes: What may wait to be read.
         on_event: Called with each event in a loop turn of its own.
+        group: The live group that it is a member of.
     """
 
     def __init__(
@@ -34,8 +35,9 @@ class ClientSubscription(RemoteSubscription, Subscription):
         start: Start,
         credit_bytes: int,
         on_event: Callable[[SubscriptionEvent], object] | None,
+        group: str | None = None,
     ) -> None:
-        super().__init__(client, filters, start, credit_bytes, on_event, client.loop)
+        super().__init__(client, filters, start, credit_bytes, on_event, client.loop, group)
         self._loop = client.loop
         self._messages = self._cursor.messages()
         self._opened: asyncio.Future[None] = self._loop.create_future()

@@ -19,6 +19,7 @@ from broker._version import __version__
 from broker.access.gate import Identity, Verb
 from broker.core.group import Duplicate
 from broker.edge.admission import leave_ms
+from broker.edge.asking import Asking
 from broker.events import emit, tally
 from broker.model.errors import BrokerError, StorageError, error
 from broker.model.history import HistoryQuery
@@ -28,7 +29,7 @@ from broker.node.catchup import INDEX_END, Following, Wanted
 from broker.node.history import ASKS_MAX
 from broker.node.listing import NamesScan
 from broker.wire import control, requests
-from broker.wire.kinds import Kind
+from broker.wire.kinds import Kind, PublishFlag
 from broker_native.fanout import Subscription
 from broker_native.intake import Intake
 from broker_native.lines import Line
@@ -110,6 +111,7 @@ class Session(Intake):
     """
 
     __slots__ = (
+        "_asking",
         "_channels_named",
         "_ended_us",
         "_filters_count",
@@ -122,6 +124,7 @@ class Session(Intake):
         "_number",
         "_pinged_us",
         "_producer",
+        "_reply_name",
         "_sender",
         "_waiting",
         "identity",
@@ -145,6 +148,8 @@ class Session(Intake):
         self._name = ""
         self._number = 0
         self._producer: bytes | None = None
+        self._reply_name = b""
+        self._asking: Asking | None = None
         self._pinged_us = 0
         self._sender: Sender | None = None
         self._waiting: tuple[Callable[[], None], _NotLoaded] | None = None
@@ -187,6 +192,9 @@ class Session(Intake):
             if subscription.state is not None:
                 self.node.catchup.leave(subscription.state)
         self.subscriptions = None
+        self.node.replies.remove(self._reply_name)
+        if self._asking is not None:
+            self._asking.leave()
         if self.publisher is not None:
             self.publisher.leave()
         if self.publisher is not None and self.publisher.line.holder is self:
@@ -217,14 +225,14 @@ class Session(Intake):
 
     def on_frame(self, kind: int, flags: int, body: bytes) -> None:
         try:
-            if flags:
+            if flags and not (kind == Kind.PUBLISH and flags in _PUBLISHES):
                 raise error("MALFORMED_FRAME", f"frame of kind {kind}: got flags {flags:#x}, expected 0")
             if not self.opened:
                 if kind != Kind.HELLO:
                     raise error("BAD_STATE", f"the first frame: got kind {kind}, expected HELLO ({int(Kind.HELLO)})")
             elif kind == Kind.HELLO:
                 raise error("BAD_STATE", "HELLO: got a second one, expected one at the beginning")
-            handler = _HANDLERS.get(kind)
+            handler = _PUBLISHES[flags] if flags else _HANDLERS.get(kind)
             if handler is None:
                 raise error("MALFORMED_FRAME", f"frame: got kind {kind}, which no client sends")
         except BrokerError as failure:
@@ -252,7 +260,7 @@ class Session(Intake):
             self.end(failure)
 
     def on_refused(self, code: int, slot: int, number: int, count: int) -> None:
-        self.refuse(self._publish_error(code, slot, number), number, count)
+        self.refuse(self.publish_error(code, slot, number), number, count)
 
     def on_duplicate(self, slot: int, number: int, count: int) -> None:
         assert self.publisher is not None
@@ -474,7 +482,7 @@ class Session(Intake):
 
     @property
     def publishes(self) -> bool:
-        return self.publisher is not None
+        return self.publisher is not None or self._asking is not None
 
     def hold_for_memory(self) -> None:
         self._read_no_more(HELD_BY_MEMORY)
@@ -539,6 +547,7 @@ class Session(Intake):
         if hello.producer is not None:
             self._take_line(self.node.core.lines.known(hello.producer))
         highest = self.node.core.lines.highest(hello.producer) if hello.producer is not None else 0
+        self._reply_name = self.node.replies.add(self)
         self.outbox.frame(
             control.encode_welcome(
                 control.Welcome(
@@ -554,6 +563,7 @@ class Session(Intake):
                         subscriptions_max=limits.subscriptions_per_connection_max,
                     ),
                     ping_s=limits.ping_interval_s,
+                    reply=self._reply_name.decode(),
                 )
             )
         )
@@ -652,14 +662,15 @@ class Session(Intake):
             self.publisher = Publisher(self.node.tails, line, self, self.node.limits.headers_bytes_max)
         return self.publisher
 
-    def _publish_error(self, code: int, slot: int, number: int) -> BrokerError:
+    def publish_error(self, code: int, slot: int, number: int) -> BrokerError:
+        """Say why a publish is refused with one of the native codes."""
         limits = self.node.limits
-        assert self.publisher is not None
+        expected = self.publisher.line.next if self.publisher is not None else 1
         if code == _BUSY:
             return self.node.refuse_for_memory(number)
         details = {
             1002: "journal: the disk has no room; reads go on, publishing recovers by itself",
-            1003: f"publish {number}: the line's next number is {self.publisher.line.next}",
+            1003: f"publish {number}: the line's next number is {expected}",
             1008: "journal: recovering from a failed commit",
             3005: f"publish {number}: channel number {slot} has no channel",
             3009: f"publish {number}: a payload is over the channel's limit (server limit "
@@ -667,10 +678,41 @@ class Session(Intake):
             3010: f"publish {number}: headers are over the limit, {limits.headers_bytes_max} bytes",
             3011: f"publish {number}: a record is not well formed",
             4001: f"publish {number}: a commit failed and whether it is stored is not known yet",
-            3019: f"publish {number}: its numbers begin below and end above the line's next, "
-            f"{self.publisher.line.next}",
+            3019: f"publish {number}: its numbers begin below and end above the line's next, {expected}",
         }
         return error(code, details[code])
+
+    # -- requests and replies ------------------------------------------------------------------------------------------
+
+    def _take_requests(self, body: bytes) -> None:
+        """Publish requests to a channel; what comes of them is told by their replies."""
+        asked = control.decode_named(body)
+        asking = self._begin_asking()
+        try:
+            slot = asking.slot_of(asked.name)
+            if slot is None:
+                self.node.gate.check(self.identity, Verb.PUBLISH, asked.name)
+                name = check_channel(asked.name)
+                self._need([name])
+                self.node.core.load(name)
+                slot = asking.bind(name)
+            asking.ask(asked, slot, body)
+        except BrokerError as failure:
+            asking.refuse(failure, asked.number, asked.count)
+
+    def _take_replies(self, body: bytes) -> None:
+        """Hand replies to the connection that has asked. Who knows its name may: nobody else is told it."""
+        replied = control.decode_named(body)
+        asking = self._begin_asking()
+        try:
+            asking.reply(replied, body)
+        except BrokerError as failure:
+            self.outbox.frame(control.encode_error(failure, replied=replied.number, count=replied.count))
+
+    def _begin_asking(self) -> Asking:
+        if self._asking is None:
+            self._asking = Asking(self, self.node)
+        return self._asking
 
     # -- subscriptions -------------------------------------------------------------------------------------------------
 
@@ -752,7 +794,10 @@ class Session(Intake):
             bool(patterns) or len(literals) > 1,
         )
         following = Following(subscription, literals, patterns)
-        outcomes = self._place(following, request.start)
+        if request.group is None:
+            outcomes = self._place(following, request.start)
+        else:
+            outcomes = self._place_member(following, request)
         self.subscriptions[request.subscription] = subscription
         self._filters_count += len(literals) + len(patterns)
         return following, outcomes, following.place or (self.node.core.applied_number, INDEX_END)
@@ -820,6 +865,17 @@ class Session(Intake):
                 return self._place_last(following, count)
         if following.patterns:
             self._follow_bus(following, self.node.core.applied_number, INDEX_END)
+        return [self._new(name) for name in following.literals]
+
+    def _place_member(self, following: Following, request: control.Subscribe) -> list[control.Outcome]:
+        """Let a subscription be a member of a live group, which stands nowhere."""
+        if not isinstance(request.start, control.FromNew):
+            raise error(
+                "INVALID_POSITION",
+                f"start: got one for a member of live group {request.group}, expected none: it begins with what comes",
+                "Leave out the start, or use a consumer, which has a position.",
+            )
+        following.subscription.group = request.group
         return [self._new(name) for name in following.literals]
 
     def _follow_bus(self, following: Following, group: int, index: int) -> None:
@@ -1092,6 +1148,11 @@ _QUESTIONS: dict[str, Callable[[Session, control.Request], None]] = {
     "trim": Session._trim,
 }
 """Operations that answer by themselves, later."""
+_PUBLISHES: dict[int, Callable[[Session, bytes], None]] = {
+    PublishFlag.ASK: Session._take_requests,
+    PublishFlag.REPLY: Session._take_replies,
+}
+"""PUBLISH frames by their flags, as far as `Intake` leaves them to Python."""
 _HANDLERS: dict[int, Callable[[Session, bytes], None]] = {
     Kind.HELLO: Session._hello,
     Kind.PING: Session._ping,

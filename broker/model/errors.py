@@ -287,6 +287,14 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         Scope.REQUEST,
     ),
     ErrorCode(
+        1009,
+        "NO_RESPONDERS",
+        "nobody listens to what was asked, or waits for what was replied",
+        "Start a subscriber of the channel that responds, or ask again when there is one.",
+        Unavailable,
+        Scope.REQUEST,
+    ),
+    ErrorCode(
         2001,
         "GOING_AWAY",
         "the server drains and will close the connection",

@@ -383,11 +383,23 @@ class CatchUp:
         self.count += 1
         for name in following.literals:
             self._core.tails.hold(name)
+        if following.subscription.group is not None:
+            self._follow_group(following)
+            return
         if following.place is None:
             for name in following.literals:
                 if name not in following.after:
                     self._fanout.attach(following.subscription, name)
         self.step(following)
+
+    def _follow_group(self, following: Following) -> None:
+        """Let a member of a live group have its share; it has no place to catch up from, and is passed over instead."""
+        for name in following.literals:
+            self._fanout.attach(following.subscription, name)
+        for pattern in following.patterns:
+            self._fanout.attach_pattern(following.subscription, pattern)
+        following.subscription.behind = False
+        following.live = True
 
     def leave(self, following: Following) -> None:
         """Stop delivering to the subscription, live or not.
@@ -464,7 +476,9 @@ class CatchUp:
         undelivered = Undelivered(self._core)
         for subscription in subscriptions:
             following = subscription.state
-            if following is not None and not subscription.slow and following.attached:
+            if following is None or subscription.group is not None:
+                continue
+            if not subscription.slow and following.attached:
                 self._demote(following, undelivered, None)
 
     def _policy(self, name: bytes | None, policy: str) -> bool:

@@ -34,6 +34,7 @@ from broker.node.housekeeping import Housekeeping
 from broker.node.listing import Listing
 from broker.node.loader import Loader
 from broker.node.pace import Pace
+from broker.node.replies import Replies
 from broker.node.retained import RetainedBroker
 from broker.node.retention import Retention
 from broker.node.states import StateStore
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from broker.core.group import Duplicate, Group
     from broker.model.limits import Limits
     from broker.model.profiles import Profiles
-    from broker_native.fanout import Subscription
+    from broker_native.fanout import Outbox, Subscription
 
 __all__ = ["Connection", "Node"]
 
@@ -62,6 +63,8 @@ ANSWERS_BYTES_MAX = 64 << 10
 not read until it takes them: what it asks costs more to answer than to send."""
 DUPLICATES_MAX = 65_536
 """Repeated publishes that wait for the commit of what they repeat."""
+CROWDED_SHARE = 16
+"""The part of what ends a connection that its live groups may fill while its transport takes nothing."""
 STORAGE_FAILURES_PER_MIN_MAX = 3
 COUNTED_AT_ONCE = 4_096
 WATCH_TURNS = 8
@@ -72,6 +75,10 @@ class Connection(Protocol):
     """What a node needs of a connection's session."""
 
     heard_us: int
+
+    @property
+    def outbox(self) -> Outbox:
+        """What leaves on it."""
 
     def refuse(self, failure: BrokerError, number: int, count: int) -> None:
         """Answer publishes that were not stored."""
@@ -126,6 +133,7 @@ class Node:
         clock: Broker time.
         buffer: The loop's read buffer.
         unsent: What transports hold that have asked for a pause.
+        replies: Who is sent the replies to what it has asked.
         run: Number of this run.
         fatal: Called with the error when the broker cannot go on.
         left_s: When the last connection that has gone went, by the loop's clock; else when the node began.
@@ -136,6 +144,7 @@ class Node:
         self.fanout = core.fanout
         self.tails = core.tails
         self.limits: Limits = core.limits
+        self._bound_groups()
         self.gate = Gate()
         self.loop = loop
         self.clock = broker_time.clock
@@ -160,6 +169,7 @@ class Node:
         self._turns_unwatched = 0
         self._cut = 0
         self._connections_made = 0
+        self.replies = Replies()
         self._pace = Pace(self.clock)
         self._eviction = Eviction(core, log, self.clock, loop)
         self.history = HistoryReader(core, log, self.catchup.submit, self.kick)
@@ -545,11 +555,16 @@ class Node:
     def reload(self, profiles: Profiles, limits: Limits) -> None:
         """Take new profiles and limits; channels in memory change between two groups."""
         self.limits = self.core.limits = limits
+        self._bound_groups()
         self.buffer.early.bytes_max = limits.early_partial_bytes_max
         self.buffer.partial.bytes_max = self.buffer.backlog.bytes_max = limits.partial_bytes_max
         self._reload = profiles
         if self.core.idle:
             self._take_profiles()
+
+    def _bound_groups(self) -> None:
+        """Say how much of a live group's messages a connection may hold whose transport takes nothing."""
+        self.fanout.crowded_bytes_max = self.limits.connection_bytes_max // CROWDED_SHARE
 
     def _take_profiles(self) -> None:
         assert self._reload is not None
@@ -656,6 +671,8 @@ class Node:
             "records_out": self.fanout.records_out,
             "chunks_out": self.fanout.chunks_out,
             "bytes_out": self.fanout.bytes_out,
+            "group_records_missed": self.fanout.records_missed,
+            **self.replies.stats(),
             "groups": self.core.applied_number,
             "subscriptions": self.catchup.count,
             "subscriptions_lagging": len(self.catchup.lagging),

@@ -22,6 +22,7 @@ from broker.model.levels import Level
 from broker.model.names import check_channel
 from broker.model.positions import BusPosition, Position
 from broker.remote import forked
+from broker.remote.asking import Asking
 from broker.remote.conversation import Conversation
 from broker.remote.reconnect import Backoff, BackoffPolicy, LineKnowledge
 from broker.wire import control
@@ -71,7 +72,7 @@ class Answer(Protocol):
     def done(self) -> bool:
         """Whether there is an answer already, or nobody waits any more."""
 
-    def set_result(self, fields: dict[str, Any], /) -> None:
+    def set_result(self, fields: Any, /) -> None:
         """This is the answer."""
 
     def set_exception(self, failure: BrokerError, /) -> None:
@@ -124,6 +125,7 @@ class RemoteBus(ABC, Generic[ConversationT]):
         self._subscriptions: dict[RemoteSubscription, None] = {}
         self._numbers: dict[int, RemoteSubscription] = {}
         self._last_number = 0
+        self._asking = Asking(self._schedule_pump)
         self._requests: dict[int, Answer] = {}
         self._last_request = 0
         forked.watch(self)
@@ -167,6 +169,7 @@ class RemoteBus(ABC, Generic[ConversationT]):
         connection = self._connection
         if connection is None or self._leaving is not None:
             return
+        self._asking.pump(connection)
         while connection.writable:
             block = self._buffer.take(BLOCK_BYTES)
             if block is None:
@@ -271,6 +274,7 @@ class RemoteBus(ABC, Generic[ConversationT]):
             known = LineKnowledge(previous.journal, buffer.synced_highest)
             unknown = known.unknown(welcome)
         self._welcome = welcome
+        self._asking.connected(connection, welcome)
         for subscription in list(self._subscriptions):
             subscription.attach(connection)
         buffer.resume(welcome.highest, unknown)
@@ -287,6 +291,7 @@ class RemoteBus(ABC, Generic[ConversationT]):
         for request in self._requests.values():
             if not request.done():
                 request.set_exception(error("CONNECTION_LOST", f"request: {failure}"))
+        self._asking.lost(error("CONNECTION_LOST", f"request: {failure}"))
 
     def _give_up(self, failure: BrokerError) -> None:
         """End for good: everybody who waits, and who will, is told why."""
@@ -299,6 +304,7 @@ class RemoteBus(ABC, Generic[ConversationT]):
         for request in self._requests.values():
             if not request.done():
                 request.set_exception(failure)
+        self._asking.lost(failure)
         self._wake_drainers()
         self._wake_connected()
 
@@ -323,6 +329,10 @@ class RemoteBus(ABC, Generic[ConversationT]):
         failure = refusal.failure
         if refusal.number is not None:
             self._on_publish_refused(refusal.number, refusal.count or 1, failure)
+        elif refusal.asked is not None:
+            self._asking.on_refused(refusal.asked, refusal.count or 1, failure)
+        elif refusal.replied is not None:
+            self._asking.on_reply_refused(refusal.count or 1)
         elif refusal.channel is not None:
             self._buffer.refuse_channel(refusal.channel, failure)
         elif refusal.subscription is not None:

@@ -196,12 +196,11 @@ class Conversation(ABC):
 
     def _on_error(self, body: bytes) -> None:
         refusal = control.decode_error(body)
-        concerns = (refusal.subscription, refusal.request, refusal.channel, refusal.number)
-        if any(one is not None for one in concerns):
-            self._owner.on_refusal(refusal)
-        else:
+        if refusal.ends_connection:
             # The server closes the connection; until then this is why.
             self._failure = refusal.failure
+        else:
+            self._owner.on_refusal(refusal)
 
     def _on_ping(self, body: bytes) -> None:
         self.send(control.encode_pong(control.decode_token(body)))

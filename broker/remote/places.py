@@ -29,8 +29,8 @@ FILTERS_MAX = 1000
 """What fits into one SUBSCRIBE, with a position for each."""
 
 
-def make_places(filters: tuple[str, ...], start: Start) -> LiteralPlaces | BusPlace:
-    """Check filters and a start, and choose the way to stand.
+def make_places(filters: tuple[str, ...], start: Start, group: str | None = None) -> LiteralPlaces | BusPlace | NoPlace:
+    """Check filters and a start, and choose the way to stand; the members of a live group stand nowhere.
 
     Raises:
         InvalidPattern: A filter is none.
@@ -42,6 +42,8 @@ def make_places(filters: tuple[str, ...], start: Start) -> LiteralPlaces | BusPl
         raise error("TOO_MANY_SUBSCRIPTIONS", f"subscribe: got {len(filters)} filters, limit {FILTERS_MAX} filters")
     patterns = [item for item in filters if is_pattern(check_pattern(item))]
     wanted = wire_start(filters, start)
+    if group is not None:
+        return NoPlace(group, wanted)
     if patterns and isinstance(wanted, control.FromPositions | control.FromLast):
         raise error("INVALID_POSITION", f"start: {patterns[0]} is a pattern, and only channels have positions")
     if patterns or isinstance(wanted, control.FromBus | control.FromTime):
@@ -84,6 +86,51 @@ def bad_start(start: object) -> BrokerError:
         f"start: got {str(start)[:64]!a}, expected a place to start at",
         "use 'new', 'start', a Position for one channel, a dict of them, a BusPosition, Last or Since",
     )
+
+
+class NoPlace:
+    """A member of a live group: what it misses is somebody else's, so it begins anew each time."""
+
+    def __init__(self, group: str, start: control.Start) -> None:
+        size = len(group.encode())
+        if not 0 < size <= control.GROUP_NAME_BYTES_MAX:
+            raise error(
+                "INVALID_PATTERN",
+                f"group: got a name of {size} bytes, expected 1 to {control.GROUP_NAME_BYTES_MAX} bytes",
+                "Give the group another name.",
+            )
+        if not isinstance(start, control.FromNew):
+            raise error(
+                "INVALID_POSITION",
+                f"start: got one for a member of live group {group[:64]!a}, expected none: it begins with what comes",
+                "Leave out the start, or use a consumer, which has a position.",
+            )
+
+    positions: Mapping[str, Position] = {}
+    bus_position: BusPosition | None = None
+
+    def connected(self, journal: bytes) -> list[SubscriptionEvent]:
+        """Take the journal of a new connection, which means nothing."""
+        return []
+
+    def start(self) -> control.Start:
+        """Return where to begin: with what comes."""
+        return control.FromNew()
+
+    def subscribed(self, answer: control.Subscribed) -> list[SubscriptionEvent]:
+        """Take the server's answer; there is nothing to tell."""
+        return []
+
+    def accept(self, batch: Batch) -> tuple[Batch | None, SubscriptionEvent | None]:
+        """Take a batch: all of it is new, and gaps before it are other members' messages."""
+        return batch, None
+
+    def dropped(self) -> None:
+        """Take the server's word that nobody of the group got some messages."""
+
+    def trimmed(self, channel: str, first: int) -> SubscriptionEvent:
+        """Take the server's word that a channel goes on with `first`; it says so to no member."""
+        return SubscriptionEvent("trimmed", channel, 0, first)
 
 
 class LiteralPlaces:

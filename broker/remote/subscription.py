@@ -63,6 +63,7 @@ class RemoteSubscription(ABC):
         credit_bytes: What may wait to be read.
         on_event: Called with each event, when and where `_call` says.
         loop: Of those who wait for what the cursor has; None when they are threads.
+        group: The live group that it is a member of.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class RemoteSubscription(ABC):
         credit_bytes: int,
         on_event: Callable[[SubscriptionEvent], object] | None,
         loop: Any = None,
+        group: str | None = None,
     ) -> None:
         if credit_bytes < CREDIT_BYTES_MIN:
             raise error(
@@ -83,7 +85,8 @@ class RemoteSubscription(ABC):
         self.filters = filters
         self.events: deque[SubscriptionEvent] = deque(maxlen=EVENTS_KEPT)
         self._keeper = keeper
-        self._places = make_places(filters, start)
+        self._places = make_places(filters, start, group)
+        self._group = group
         self._literal = filters[0] if len(filters) == 1 and not is_pattern(filters[0].encode()) else None
         self._credit_bytes = credit_bytes
         self._on_event = on_event
@@ -221,7 +224,7 @@ class RemoteSubscription(ABC):
             self._tell(self._places.trimmed(event.channel, control.take_int(event.more, "first")))
         elif event.event == "dropped":
             self._places.dropped()
-            self._tell(SubscriptionEvent("dropped", "", 0, 0))
+            self._tell(SubscriptionEvent("dropped", "", 0, 0, event.more.get("count", 0)))
         elif event.event == "lagging":
             self._tell(SubscriptionEvent("lagging", "", 0, control.take_int(event.more, "group")))
         else:
@@ -252,7 +255,8 @@ class RemoteSubscription(ABC):
         if 2 * room < self._credit_bytes:
             return 0  # `_on_consumed` comes back
         number = self._keeper.next_number(self)
-        frame = control.encode_subscribe(control.Subscribe(number, self.filters, room, self._places.start()))
+        wanted = control.Subscribe(number, self.filters, room, self._places.start(), self._group)
+        frame = control.encode_subscribe(wanted)
         if bytes_max is not None and len(frame) > bytes_max:
             self._keeper.forget_number(number)
             return 0

@@ -87,6 +87,9 @@ FLAT_BYTES_MAX: Final = 512
 HELLO_ITEMS_TOTAL_MAX: Final = 2 * ITEMS_MAX
 """Values in a HELLO, a stranger's: it may cost no more than the longest list of versions."""
 
+GROUP_NAME_BYTES_MAX: Final = 255
+"""Of a live group."""
+
 U32_MAX: Final = 2**32 - 1
 U64_MAX: Final = 2**64 - 1
 
@@ -94,6 +97,7 @@ FRAME_HEADER: Final = Struct("<IBBH")
 TOKEN: Final = Struct("<Q")
 CHANNEL_NUMBER: Final = Struct("<I")
 CREDIT: Final = Struct("<IIQ")
+NAMED: Final = Struct("<IIQB")
 
 
 # --- The walk -----------------------------------------------------------------------------------------------------
@@ -323,6 +327,7 @@ class Welcome:
     highest: int
     limits: Limits
     ping_s: float
+    reply: str = ""
 
 
 def encode_welcome(welcome: Welcome) -> bytes:
@@ -338,6 +343,7 @@ def encode_welcome(welcome: Welcome) -> bytes:
             "highest": welcome.highest,
             "limits": limits,
             "ping_s": welcome.ping_s,
+            "reply": welcome.reply or None,
         },
     )
 
@@ -362,6 +368,7 @@ def decode_welcome(body: bytes | memoryview) -> Welcome:
         highest=take_int(fields, "highest"),
         limits=Limits(**{name: take_int(limits, name) for name in Limits.__dataclass_fields__}),
         ping_s=take_number(fields, "ping_s"),
+        reply=take_optional_str(fields, "reply") or "",
     )
 
 
@@ -419,6 +426,7 @@ class Subscribe:
     filters: tuple[str, ...]
     credit: int
     start: Start = FromNew()
+    group: str | None = None
 
 
 def encode_start(start: Start) -> dict[str, object] | None:
@@ -450,6 +458,7 @@ def encode_subscribe(subscribe: Subscribe) -> bytes:
             "filters": list(subscribe.filters),
             "credit": subscribe.credit,
             "start": encode_start(subscribe.start),
+            "group": subscribe.group,
         },
     )
 
@@ -504,7 +513,16 @@ def decode_subscribe(body: bytes | memoryview) -> Subscribe:
         filters=tuple(filters),
         credit=take_int(fields, "credit"),
         start=decode_start(fields["start"]) if "start" in fields else FromNew(),
+        group=take_group(fields) if "group" in fields else None,
     )
+
+
+def take_group(body: Mapping[str, Any]) -> str:
+    """Take the name of a live group."""
+    name = take_str(body, "group")
+    if not 0 < len(name.encode()) <= GROUP_NAME_BYTES_MAX:
+        raise wrong("group", f"1 to {GROUP_NAME_BYTES_MAX} bytes")
+    return name
 
 
 @dataclass(frozen=True, slots=True)
@@ -592,7 +610,7 @@ def decode_unsubscribe(body: bytes | memoryview) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An ERROR frame. What it refuses is the field among the last five that is not None; none: the connection."""
+    """An ERROR frame. What it refuses is the field behind the first that is not None; none: the connection."""
 
     failure: BrokerError
     subscription: int | None = None
@@ -600,6 +618,14 @@ class Refusal:
     channel: int | None = None
     number: int | None = None
     count: int | None = None
+    asked: int | None = None
+    replied: int | None = None
+
+    @property
+    def ends_connection(self) -> bool:
+        """Whether it refuses nothing less than the connection."""
+        concerns = (self.subscription, self.request, self.channel, self.number, self.asked, self.replied)
+        return all(one is None for one in concerns)
 
 
 def encode_error(
@@ -610,6 +636,8 @@ def encode_error(
     channel: int | None = None,
     number: int | None = None,
     count: int | None = None,
+    asked: int | None = None,
+    replied: int | None = None,
 ) -> bytes:
     """Encode ERROR.
 
@@ -619,9 +647,15 @@ def encode_error(
         request: The request that it answers.
         channel: The connection's number of the channel whose name is refused.
         number: The first producer's number of the PUBLISH that is refused.
-        count: How many numbers, with `number`.
+        count: How many numbers, with `number`, `asked` or `replied`.
+        asked: The number of the first request of those that are refused.
+        replied: The number of the first request whose reply is refused.
     """
     concerns = {"subscription": subscription, "request": request, "channel": channel, "number": number, "count": count}
+    if asked is not None:
+        concerns["asked"] = asked
+    if replied is not None:
+        concerns["replied"] = replied
     return encode(Kind.ERROR, {**to_wire(failure), **concerns})
 
 
@@ -641,6 +675,8 @@ def decode_error(body: bytes | memoryview) -> Refusal:
         channel=take_optional_int(fields, "channel", U32_MAX),
         number=take_optional_int(fields, "number"),
         count=take_optional_int(fields, "count", U32_MAX),
+        asked=take_optional_int(fields, "asked"),
+        replied=take_optional_int(fields, "replied"),
     )
 
 
@@ -778,6 +814,44 @@ def decode_channel(body: bytes | memoryview) -> tuple[int, bytes]:
         raise error("MALFORMED_FRAME", f"CHANNEL: got {len(body)} bytes, at least {CHANNEL_NUMBER.size} needed")
     data = bytes(body)
     return CHANNEL_NUMBER.unpack_from(data)[0], data[CHANNEL_NUMBER.size :]
+
+
+def encode_named(flag: int, name: bytes, number: int, count: int, records: bytes) -> bytes:
+    """Encode a PUBLISH that names where it goes: requests of a channel (ASK), or replies to a connection (REPLY).
+
+    Args:
+        flag: Of `PublishFlag`.
+        name: The channel's name, or a connection's name for replies; at most 255 bytes.
+        number: Of the first request that is asked or answered, from 1.
+        count: How many there are.
+        records: So many records, one after the other.
+    """
+    return frame(Kind.PUBLISH, NAMED.pack(0, count, number, len(name)) + name + records, flag)
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A PUBLISH that names where it goes; `at` is where its records begin in the body."""
+
+    name: bytes
+    number: int
+    count: int
+    at: int
+
+
+def decode_named(body: bytes) -> Named:
+    """Decode the head of such a frame's body. Neither the name nor the records are checked here.
+
+    Raises:
+        MalformedFrame: It is too short, its reserved field is not zero, or its numbers are no u64 from 1.
+    """
+    if len(body) < NAMED.size:
+        raise error("MALFORMED_FRAME", f"PUBLISH: got {len(body)} bytes, at least {NAMED.size} needed")
+    reserved, count, number, size = NAMED.unpack_from(body)
+    at = NAMED.size + size
+    if reserved or len(body) < at or not 0 < number <= U64_MAX - count:
+        raise error("MALFORMED_FRAME", f"PUBLISH: number {number}, a name of {size} bytes in a body of {len(body)}")
+    return Named(body[NAMED.size : at], number, count, at)
 
 
 def encode_credit(subscription: int, credit_bytes: int) -> bytes:

@@ -64,6 +64,13 @@ class Kind(IntEnum):
     CREDIT = 20
 
 
+class PublishFlag(IntFlag):
+    """Flags in the header of a PUBLISH frame."""
+
+    ASK = 4
+    REPLY = 8
+
+
 class DeliverFlag(IntFlag):
     """Flags in the header of a DELIVER frame."""
 

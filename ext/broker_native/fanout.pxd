@@ -66,6 +66,9 @@ cdef class Subscription:
     cdef uint64_t refused_turn
     cdef readonly uint64_t refused_channel
     cdef public bint behind             # it catches up: whoever drives it wants to hear of credit
+    cdef public object group            # the name of the live group that it is a member of, or None
+    cdef bint deals                     # it is a Dealer, which stands for a group among a channel's readers
+    cdef uint64_t missed                # records that nobody of its group had room for, and that it was not told of
     cdef Told* told                     # hash set of channel ids whose names were told; told_mask + 1 slots
     cdef uint32_t told_mask
     cdef uint32_t told_count
@@ -77,6 +80,14 @@ cdef class Subscription:
     cdef int push_frames(self, bytes frames, size_t size, Pin pin) except -1
     cdef int push(self, uint64_t id, const char* name, uint8_t name_bytes, const uint8_t* chunk, uint32_t size,
                   object shared, Pin pin, uint64_t group, uint32_t index, uint8_t flags) except -1
+
+
+@cython.final
+cdef class Dealer(Subscription):        # always `slow`, so that nobody takes it for a reader of its own
+    cdef list members                   # the subscriptions of one live group that read the same channels
+    cdef Py_ssize_t next                # whose turn it is
+
+    cdef Py_ssize_t room(self, Subscription member, bint crowded) noexcept
 
 cdef enum:
     RUN_CHUNKS_MAX = 1024
@@ -156,11 +167,18 @@ cdef class Fanout:
     cdef readonly uint64_t chunks_out
     cdef readonly uint64_t records_out
     cdef readonly uint64_t bytes_out
+    cdef int64_t grouped                # how often a member of a live group is attached
+    cdef dict dealers                   # by a group's name and members
+    cdef public size_t crowded_bytes_max    # what a connection whose transport takes nothing may have from its groups
+    cdef readonly uint64_t records_missed   # that nobody of a group had room for
 
     cdef Channel* channel(self, bytes name) except NULL
     cdef void forget_readers(self, Channel* channel) noexcept
+    cdef int count_member(self, int more) except -1
     cdef list readers(self, Channel* channel)
     cdef list same_readers(self, list found)
+    cdef list with_dealers(self, list found)
+    cdef Dealer dealer_of(self, list members)
     cdef int deliver_next(self, Channel* channel, bytes value, const uint8_t* chunk, uint32_t index) except -1
     cdef int deliver_chunk(self, list readers, Channel* channel, bytes value, const uint8_t* chunk, uint32_t size,
                            uint32_t index) except -1
@@ -168,6 +186,11 @@ cdef class Fanout:
                         object shared, uint32_t index) except -1
     cdef bint offer(self, Subscription subscription, Channel* channel, const uint8_t* chunk, uint32_t size,
                     object shared, uint32_t index) except -1
+    cdef int deal(self, Dealer dealer, Channel* channel, const uint8_t* chunk, uint32_t size, object shared,
+                  uint32_t index) except -1
+    cdef Py_ssize_t deal_run(self, Subscription member, Channel* channel, const uint8_t* chunk, uint32_t size,
+                             object shared, uint32_t index, const uint8_t* at, uint32_t before, uint32_t share,
+                             Py_ssize_t room, uint32_t* taken) except -1
     cdef int end_run(self) except -1
     cdef bint push_run_from(self, Py_ssize_t* reader, list readers) except -1
     cdef int push_run_singly(self, Subscription subscription) except -1

@@ -7,6 +7,9 @@ by the same number and know the same names, as most do, and each of them gets th
 Everything of a turn leaves in one `writelines` a connection, answers first. A connection whose transport asked for a
 pause keeps its bytes here, where they are counted.
 
+The members of a live group are one reader to everybody else: a dealer, which gives each message to one of them. It is
+marked slow, as one that gets nothing, and only who looks at a slow reader sees that it is one.
+
 All of it belongs to the loop's thread.
 """
 
@@ -23,6 +26,7 @@ from libc.string cimport memcmp, memcpy, memset
 from broker_native.channel cimport Channel, channel_name, channel_prefetch_rare
 from broker_native.channels cimport BATCH
 from broker_native.growing cimport bytes_append, bytes_release, bytes_reserve, bytes_take
+from broker_native.groups cimport chunk_part
 from broker_native.layout cimport *
 from broker_native.slots cimport SEGMENT_SLOTS, Segment, table_after, table_segment
 from broker_native.tails cimport Tails
@@ -36,6 +40,7 @@ cdef enum:
     RUN_READERS_MIN = 4                 # for fewer, making a run's frames costs more than it saves
     RUN_BYTES_MAX = 256 * 1024          # of a run's chunks: who lacks credit for all of it gets them one by one
     READER_BYTES = 1024                 # a copy of so many costs what a reader's two pieces cost more than one
+    CROWDED_BYTES_MAX = 1 << 20
 
 
 # -- one connection's way out ------------------------------------------------------------------------------------------
@@ -406,6 +411,21 @@ cdef class Subscription:
         return 0
 
 
+@cython.final
+cdef class Dealer(Subscription):
+    """The members of a live group that read the same channels, in the place of one reader."""
+
+    cdef Py_ssize_t room(self, Subscription member, bint crowded) noexcept:
+        """How large a chunk a member may be given now; nothing while its transport takes no bytes, unless `crowded`."""
+        cdef Outbox outbox = member.outbox
+        cdef int64_t room = member.credit + member.overdraft
+        if member.slow or outbox.lost or (outbox.paused and not crowded):
+            return 0
+        if outbox.paused:
+            room = min(room, <int64_t>outbox.fanout.crowded_bytes_max - <int64_t>outbox.queued)
+        return room
+
+
 # -- a run -------------------------------------------------------------------------------------------------------------
 
 
@@ -610,6 +630,8 @@ cdef class Fanout:
         self.version = 1
         self.dirty = []
         self.slow = []
+        self.dealers = {}
+        self.crowded_bytes_max = CROWDED_BYTES_MAX
         self.run = self.new_run()
 
     # .. who reads what ..
@@ -624,6 +646,8 @@ cdef class Fanout:
             channel.exact = <void*>exact
         (<list>channel.exact).append(subscription)
         channel.readers_version = 0
+        if subscription.group is not None:
+            self.count_member(1)
 
     def detach(self, Subscription subscription not None, bytes name):
         """The reverse of `attach`; answers whether it was attached."""
@@ -636,19 +660,48 @@ cdef class Fanout:
             Py_DECREF(<object>channel.exact)
             channel.exact = NULL
         self.forget_readers(channel)
+        if subscription.group is not None:
+            self.count_member(-1)
         return True
+
+    cdef int count_member(self, int more) except -1:
+        """It is attached once more or less: dealers to other members end with the lists of readers that have them."""
+        self.grouped += more
+        self.dealers.clear()
+        return 0
 
     def attach_pattern(self, Subscription subscription not None, bytes pattern):
         """Let the subscription read every channel that the pattern matches, from the next delivery on."""
         self.trie.insert(pattern, subscription)
         self.version += 1
         self.grown = self.version
+        if subscription.group is not None:
+            self.count_member(1)
 
     def detach_pattern(self, Subscription subscription not None, bytes pattern):
         """The reverse of `attach_pattern`; answers whether it was attached."""
         self.version += 1
         self.latest = None
-        return self.trie.remove(pattern, subscription)
+        if not self.trie.remove(pattern, subscription):
+            return False
+        if subscription.group is not None:
+            self.count_member(-1)
+        return True
+
+    def listens(self, bytes name):
+        """Whether a message of a channel that is in memory would reach a reader now, or one that only lacks room."""
+        cdef list readers = self.readers(self.channel(name))
+        cdef Subscription reader, member
+        if readers is None:
+            return False
+        for reader in readers:
+            if not reader.slow:
+                return True
+            if reader.deals:
+                for member in (<Dealer>reader).members:
+                    if not member.slow:
+                        return True
+        return False
 
     def close(self):
         """Forget every reader, at the end: what a channel knows of them no garbage collector sees."""
@@ -657,6 +710,7 @@ cdef class Fanout:
         cdef uint64_t key = 0
         cdef uint32_t slot
         self.latest = None
+        self.dealers.clear()
         while True:
             segment = table_segment(&self.tails.by_name, key)
             for slot in range(<uint32_t>SEGMENT_SLOTS):
@@ -698,6 +752,8 @@ cdef class Fanout:
         channel.readers_version = self.version << 1 | (READERS_TOLD if told else 0)
         if not found:
             return None
+        if self.grouped:
+            found = self.with_dealers(found)
         found = self.same_readers(found)
         Py_INCREF(found)
         channel.readers = <void*>found
@@ -715,6 +771,34 @@ cdef class Fanout:
                 return self.latest
         self.latest = found
         return found
+
+    cdef list with_dealers(self, list found):
+        """Return the readers with a dealer in the place of each live group's members."""
+        cdef Subscription reader
+        cdef list readers = []
+        cdef dict groups = {}
+        for reader in found:
+            if reader.group is None:
+                readers.append(reader)
+            else:
+                groups.setdefault(reader.group, []).append(reader)
+        for members in groups.values():
+            readers.append(self.dealer_of(members))
+        return readers
+
+    cdef Dealer dealer_of(self, list members):
+        """Return the one that deals to these, of one group: the same for all channels that they have in common, or the
+        first of them would get the first message of each."""
+        cdef Subscription first = <Subscription>members[0]
+        cdef tuple key = (first.group, *members)
+        cdef Dealer dealer = self.dealers.get(key)
+        if dealer is None:
+            dealer = Dealer(first.outbox, 0, 0, 0, False)
+            dealer.slow = dealer.deals = True
+            dealer.members = members
+            dealer.next = <Py_ssize_t>(self.records_out % <uint64_t>PyList_GET_SIZE(members))
+            self.dealers[key] = dealer
+        return dealer
 
     # .. deliver ..
 
@@ -806,6 +890,8 @@ cdef class Fanout:
             subscription = <Subscription>PyList_GET_ITEM(readers, reader[0])
             if subscription.slow:
                 all_of_them = False
+                if subscription.deals:
+                    self.push_run_singly(subscription)
             elif subscription.credit - <int64_t>run.size < -subscription.overdraft:
                 self.push_run_singly(subscription)
                 all_of_them = False
@@ -815,12 +901,14 @@ cdef class Fanout:
         return all_of_them
 
     cdef int push_run_singly(self, Subscription subscription) except -1:
-        """Queue the run's chunks to one that lacks credit for all of them, up to the first that it is refused."""
+        """Queue the run's chunks to one that lacks credit for all of them, up to the first that it is refused; or deal
+        them all."""
         cdef uint32_t at
         cdef RunChunk* item
         for at in range(self.run.count):
             item = &self.run.chunks[at]
-            if not self.offer(subscription, item.channel, item.chunk, item.size, None, item.index):
+            if (not self.offer(subscription, item.channel, item.chunk, item.size, None, item.index)
+                    and not subscription.deals):
                 break
         return 0
 
@@ -865,6 +953,8 @@ cdef class Fanout:
                     object shared, uint32_t index) except -1:
         """Queue one chunk to one reader, unless it is slow or becomes so; answers whether it got it."""
         if subscription.slow:
+            if subscription.deals:
+                self.deal(<Dealer>subscription, channel, chunk, size, shared, index)
             return False
         if subscription.credit - <int64_t>size < -subscription.overdraft:
             self.slow.append(subscription)
@@ -876,6 +966,85 @@ cdef class Fanout:
         self.bytes_out += size
         self.records_out += load_u32(chunk + CHUNK_COUNT)
         return True
+
+    cdef int deal(self, Dealer dealer, Channel* channel, const uint8_t* chunk, uint32_t size, object shared,
+                  uint32_t index) except -1:
+        """Queue each record of a chunk to one member of a live group, in runs as even as they can be.
+
+        Who has no room is passed over. What nobody has room for is counted, and each of them is told with the next
+        that it gets. What is delivered when it is published has no GONE runs: a record is a sequence.
+        """
+        cdef list members = dealer.members
+        cdef Py_ssize_t count = PyList_GET_SIZE(members), left_of_round = 0, passed = 0, begin = dealer.next, used
+        cdef uint32_t records = load_u32(chunk + CHUNK_COUNT), before = 0, taken
+        cdef const uint8_t* at = chunk + CHUNK_HEADER_BYTES
+        cdef Subscription member
+        # First those whose transport takes bytes, then all.
+        while before < records and passed < 2 * count:
+            member = <Subscription>PyList_GET_ITEM(members, dealer.next)
+            dealer.next += 1
+            if dealer.next == count:
+                dealer.next = 0
+            if not left_of_round:
+                left_of_round = count
+            used = self.deal_run(member, channel, chunk, size, shared, index, at, before,
+                                 <uint32_t>((records - before + left_of_round - 1) // left_of_round),
+                                 dealer.room(member, passed >= count), &taken)
+            left_of_round -= 1
+            if used:
+                passed = 0
+                at += used
+                before += taken
+            else:
+                passed += 1
+        if before < records:
+            self.records_missed += records - before
+            for member in members:
+                member.missed += records - before
+        else:
+            # Whoever is next is the first who got less than others, if nobody was passed over.
+            dealer.next = (begin + <Py_ssize_t>records) % count
+        return 0
+
+    cdef Py_ssize_t deal_run(self, Subscription member, Channel* channel, const uint8_t* chunk, uint32_t size,
+                             object shared, uint32_t index, const uint8_t* at, uint32_t before, uint32_t share,
+                             Py_ssize_t room, uint32_t* taken) except -1:
+        """Queue up to `share` records of a chunk to a member, from the one at `at` on, which `before` others precede.
+
+        Answers how many bytes they were; 0 when there is no room for the first of them.
+        """
+        cdef Py_ssize_t used = 0
+        cdef uint64_t group = self.group
+        cdef bytes part
+        cdef bint whole
+        taken[0] = 0
+        while taken[0] < share and CHUNK_HEADER_BYTES + used + <Py_ssize_t>load_u32(at + used) <= room:
+            used += load_u32(at + used)
+            taken[0] += 1
+        if not used:
+            return 0
+        whole = CHUNK_HEADER_BYTES + used == size
+        try:
+            if member.missed:
+                member.outbox.owner.tell(member, "dropped", {"count": member.missed})
+                member.missed = 0
+            if whole:
+                member.push(channel.id, channel_name(channel), channel.name_size, chunk, size, shared, self.pin, group,
+                            index, self.flags)
+            else:
+                part = chunk_part(chunk, at, <uint32_t>used, before, taken[0])
+                size = <uint32_t>PyBytes_GET_SIZE(part)
+                member.push(channel.id, channel_name(channel), channel.name_size,
+                            <const uint8_t*>PyBytes_AS_STRING(part), size, part if size > COPY_BYTES_MAX else None,
+                            self.new_pin(size) if size > COPY_BYTES_MAX else None, group, index, self.flags)
+        except MemoryError:
+            # Somebody else gets them.
+            member.outbox.lose()
+            return 0
+        self.chunks_out += 1
+        self.bytes_out += size
+        self.records_out += taken[0]
+        return used
 
     cdef Run new_run(self):
         cdef Run run = Run.__new__(Run)

@@ -153,6 +153,18 @@ def chunk_cut(bytes chunk, uint64_t after):
     return cut
 
 
+cdef bytes chunk_part(const uint8_t* chunk, const uint8_t* at, uint32_t size, uint32_t before, uint32_t count):
+    """Copy records of a chunk into one of their own. It expires when the whole does: at the earliest, never late."""
+    cdef bytes part = PyBytes_FromStringAndSize(NULL, CHUNK_HEADER_BYTES + size)
+    cdef uint8_t* to = <uint8_t*>PyBytes_AS_STRING(part)
+    memcpy(to, chunk, CHUNK_HEADER_BYTES)
+    memcpy(to + CHUNK_HEADER_BYTES, at, size)
+    store_u64(to + CHUNK_FIRST, load_u64(chunk + CHUNK_FIRST) + before)
+    store_u32(to + CHUNK_COUNT, count)
+    seal_chunk(to, CHUNK_HEADER_BYTES + size)
+    return part
+
+
 def chunk_gone(uint64_t channel, uint64_t epoch, uint64_t first, uint32_t count, uint64_t time_us, uint8_t reason):
     """A chunk that is one GONE run."""
     cdef bytes made = PyBytes_FromStringAndSize(NULL, CHUNK_HEADER_BYTES + GONE_RECORD_BYTES)

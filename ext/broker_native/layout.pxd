@@ -38,6 +38,8 @@ cdef enum:
 
     PUBLISH_HEADER_BYTES = 16     # u32 channel, u32 count, u64 number
     PUBLISH_COUNT_MAX = 65535
+    PUBLISH_FLAG_ASK = 4
+    PUBLISH_FLAG_REPLY = 8
     PUBLISHED_ENTRY_BYTES = 40    # u64 number, u64 epoch, u64 first, u32 count, u32 channel, u8 level, u8 flags, 6 zero
     PUBLISHED_FLAG_DUPLICATE = 1
     DELIVER_HEADER_BYTES = 16     # u32 subscription, u32 index, u64 group

@@ -94,6 +94,16 @@ def test_shared_directory(tmp_path: Path) -> None:
         assert main(["bench", "shared", "--publishers", "1", "--durability", durability]) == 2
 
 
+@pytest.mark.parametrize("durability", ["ephemeral", "synced"])
+def test_requests(tmp_path: Path, durability: str) -> None:
+    one, many = run(tmp_path, "requests", "--messages", "400", "--subscribers", "2", "--durability", durability)
+    assert [one["work"], many["work"]] == ["requests:one", "requests:many"]
+    assert [one["extra"]["deliveries"], many["extra"]["deliveries"]] == [20, 400]
+    for result in (one, many):
+        assert result["latency_us"]["p50"] > 0
+        assert result["server_cpu_s"] > 0
+
+
 @pytest.mark.parametrize("durability", ["ephemeral", "accepted", "synced"])
 def test_python_client(tmp_path: Path, durability: str) -> None:
     results = run(tmp_path, "client", "--messages", "8000", "--durability", durability)

@@ -25,7 +25,7 @@ from tests.contract.evicting import evicting
 from tests.shared.processes import wait_until_dead
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from typing import Self
 
     from broker import Bus
@@ -223,6 +223,16 @@ async def take(stream: Any, count: int, timeout_s: float = 10.0) -> list[Any]:
                 if len(taken) == count:
                     break
     return taken
+
+
+async def happens(condition: Callable[[], Awaitable[bool]], timeout_s: float = 10.0) -> bool:
+    """Whether something comes about in time."""
+    deadline_s = time.monotonic() + timeout_s
+    while not await condition():
+        if time.monotonic() > deadline_s:
+            return False
+        await asyncio.sleep(0.005)
+    return True
 
 
 async def nothing_comes(stream: Any, seconds: float = 0.05) -> bool:

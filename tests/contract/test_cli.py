@@ -120,6 +120,53 @@ def test_lines_of_a_pipe_are_published_as_they_come(program: Program, room: str)
         reader.terminate()
 
 
+def replying(program: Program, *arguments: str) -> subprocess.Popen[bytes]:
+    """Start `broker reply`, and wait until it listens."""
+    responder = program.start("reply", *arguments)
+    assert responder.stderr is not None
+    assert responder.stderr.readline() == b"ready\n"
+    return responder
+
+
+def test_requests_are_replied_to(program: Program, room: str) -> None:
+    channel = f"e.{room}"
+    complaint = program.run("request", channel, "hello?", status=ExitCode.RETRY)
+    assert b"NO_RESPONDERS" in complaint
+    with replying(program, channel, "--text", "pong", "--count", "1") as responder:
+        assert program.run("request", channel, "ping") == b"pong\n"
+        assert responder.wait(10) == 0
+    with replying(program, channel, "--count", "2") as responder:
+        assert program.run("request", channel, "--raw", given=b"\xff\0") == b"\xff\0"
+        program.run("pub", channel, "this asks nothing")
+        assert json.loads(program.run("request", channel, "x", "--json"))["payload"] == "x"
+        assert responder.wait(10) == 0
+    with replying(program, f"{channel}.*", "--command", "tr a-z A-Z", "--count", "1") as responder:
+        assert program.run("request", f"{channel}.shout", "hello", "--header", "a=1") == b"HELLO\n"
+        assert responder.wait(10) == 0
+    complaint = program.run("reply", channel, "--command", "  ", status=ExitCode.STOP)
+    assert b"got no words" in complaint
+    assert b"two answers" in program.run("reply", channel, "--command", "x", "--text", "y", status=2)
+
+
+def test_a_request_that_nobody_answers_ends_in_time(program: Program, room: str) -> None:
+    channel = f"s.{room}"
+    complaint = program.run("request", channel, "hello?", "--timeout", "0.2", status=ExitCode.RETRY)
+    assert b"TIMEOUT" in complaint
+
+
+def test_members_of_a_group_share_what_comes(program: Program, room: str) -> None:
+    channel = f"e.{room}"
+    with (
+        replying(program, channel, "--group", "g", "--count", "2") as one,
+        replying(program, channel, "--group", "g", "--count", "2") as other,
+    ):
+        for number in range(4):
+            assert program.run("request", channel, f"{number}") == b"%d\n" % number
+        assert (one.wait(10), other.wait(10)) == (0, 0)
+    complaint = program.run("sub", channel, "--group", "g", "--start", "start", status=ExitCode.STOP)
+    assert b"INVALID_POSITION" in complaint
+
+
 def test_a_reader_that_leaves_is_no_error_of_anybody(program: Program, room: str) -> None:
     channel = f"s.{room}"
     with program.start("sub", channel, "--start", "start") as reader:

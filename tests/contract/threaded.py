@@ -19,7 +19,7 @@ from broker.model.errors import BrokerError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 
-    from broker import BusPosition, ChannelInfo, ListedChannel, Position, SubscriptionEvent
+    from broker import BusPosition, ChannelInfo, ListedChannel, Message, Position, SubscriptionEvent
 
 THREADS = 64
 """What waits at once in one test is less."""
@@ -97,6 +97,14 @@ class ThreadedBus(Bus):
         while (channel := await self.in_thread(next, listed, None)) is not None:
             yield channel
 
+    # .. requests and replies ..
+
+    async def request(self, channel: str, payload: Any, **options: Any) -> Message:
+        return cast("Message", await self.in_thread(self.client.request, channel, payload, **options))
+
+    def respond(self, message: Message, payload: Any, **options: Any) -> None:
+        self.client.respond(message, payload, **options)
+
     # .. asking ..
 
     async def ask(self, operation: str, arguments: Mapping[str, object]) -> dict[str, Any]:
@@ -137,9 +145,12 @@ class ThreadedSubscription(Subscription):
         start: Any = "new",
         credit_bytes: int = 4 * 1024 * 1024,
         on_event: Callable[[SubscriptionEvent], object] | None = None,
+        group: str | None = None,
     ) -> None:
         self._bus = bus
-        self._inner = blocking.Subscription(bus.client, filters, start, credit_bytes, bus._called(on_event))
+        self._inner = blocking.Subscription(
+            bus.client, filters, start, credit_bytes, bus._called(on_event), group=group
+        )
         self._opening: asyncio.Future[Any] | None = None
         self._kept: deque[Any] = deque()
         self.events = self._inner.events

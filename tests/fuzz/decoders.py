@@ -89,8 +89,7 @@ def judge(seen: Seen, answers: bytes, closed: bool) -> None:
         seen.text(chr(ord("a") + frame.kind))
         if frame.kind == ERROR:
             refusal = control.decode_error(frame.body)
-            concerns = (refusal.subscription, refusal.request, refusal.channel, refusal.number)
-            farewells += all(number is None for number in concerns)
+            farewells += refusal.ends_connection
             seen.text(refusal.failure.name, refusal.failure.detail)
     if farewells != closed:
         raise AssertionError(f"the conversation is {'' if closed else 'not '}over, and {farewells} errors say so")
@@ -146,6 +145,8 @@ DECODERS: list[Decoder] = [
             channel=value.channel,
             number=value.number,
             count=value.count,
+            asked=value.asked,
+            replied=value.replied,
         ),
     ),
     (
@@ -160,6 +161,10 @@ DECODERS: list[Decoder] = [
     (control.decode_credit, lambda value: control.encode_credit(*value)),
     *(question(decode) for decode in QUESTIONS),
     *(answer(decode) for decode in ANSWERS),
+    (
+        lambda body: (control.decode_named(body), body[control.decode_named(body).at :]),
+        lambda value: control.encode_named(4, value[0].name, value[0].number, value[0].count, value[1]),
+    ),
 ]
 
 
@@ -203,7 +208,7 @@ def body_seeds() -> list[bytes]:
     frames = [
         control.encode_hello("me", seeds.PRODUCER, "token"),
         control.encode_welcome(
-            control.Welcome("us", 1, seeds.JOURNAL, 9, control.Limits(65536, 1000, 1000, 10, 10), 15.0)
+            control.Welcome("us", 1, seeds.JOURNAL, 9, control.Limits(65536, 1000, 1000, 10, 10), 15.0, "$reply.x")
         ),
         control.encode_subscribe(control.Subscribe(1, ("a.>",), 9, control.FromPositions((("a.x", 1, 2),)))),
         control.encode_subscribed(
@@ -220,6 +225,7 @@ def body_seeds() -> list[bytes]:
         control.encode_credit(1, 100),
         *(control.encode_request(1, "ask", requests.pack_query(query)) for query in queries),
         *(requests.encode_part(1, part) for part in parts),
+        seeds.ASKS[0],
     ]
     return [seeds.plan(state=index) + frame[FRAME_HEADER.size :] for index, frame in enumerate(frames)]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 
 from broker.wire import control
+from broker.wire.kinds import PublishFlag
 from broker_native.index import SegmentIndex
 from tests.reference import groups
 from tests.reference.frames import (
@@ -48,6 +49,21 @@ PUBLISHES = [
     publish(1, 2, Record(b"two", priority=1), Record(b"three", expiry_s=7)),
     publish(2, 4, Record(b"four", key=b"k", headers=HEADERS, priority=0, expiry_s=1)),
     publish(0, 5, *[Record(bytes([index])) for index in range(12)]),
+]
+
+
+def named(flag: int, name: bytes, number: int, *records: Record) -> bytes:
+    """Return a PUBLISH frame of requests or replies."""
+    return control.encode_named(flag, name, number, len(records), b"".join(map(build_record, records)))
+
+
+OWN_NAME = b"$reply." + b"0" * 32
+"""The first connection's for replies, of a node that draws by counting."""
+ASKS = [
+    named(PublishFlag.ASK, b"s.x", 1, Record(b"one"), Record(b"two", key=b"k", headers=HEADERS, expiry_s=9)),
+    named(PublishFlag.ASK, b"e.x", 3, Record(b"three")),
+    named(PublishFlag.REPLY, OWN_NAME, 1, Record(b"one"), Record(b"two", priority=3, expiry_s=9)),
+    named(PublishFlag.REPLY, b"$reply.x", 1, Record(b"nobody")),
 ]
 
 
@@ -116,6 +132,8 @@ def session() -> list[bytes]:
         control.encode_pong(1),
         control.encode_unsubscribe(1),
         control.encode_credit(1, 100),
+        *ASKS,
+        control.encode_subscribe(control.Subscribe(9, ("e.x", "*.x"), 1 << 20, group="g")) + ASKS[1] + ASKS[0],
     ]
     whole = [
         hello,

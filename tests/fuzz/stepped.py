@@ -243,6 +243,9 @@ class SteppedNode:
             clock.manual_us = self.loop.now_us
             time = BrokerTime(BEGIN_US, lambda: self.loop.now_us, clock)
             self.node = node.Node(core, self.journal, time, self.loop)  # type: ignore[arg-type]
+        # Names that nobody could guess are told by counting, so that an input can hold them.
+        tokens = itertools.count()
+        self.node.replies.draw = lambda: next(tokens).to_bytes(16, "big")
         self.commits: Commits = self.node._commit  # type: ignore[assignment]
         self.core = core
 

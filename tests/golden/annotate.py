@@ -20,6 +20,7 @@ KINDS = {
     9: "SUBSCRIBED", 10: "UNSUBSCRIBE", 11: "UNSUBSCRIBED", 12: "EVENT", 13: "REQUEST", 14: "REPLY", 16: "PUBLISH",
     17: "PUBLISHED", 18: "DELIVER", 20: "CREDIT",
 }  # fmt: skip
+FLAGS = {"DELIVER": ((1, "NAME"), (2, "EARLY")), "PUBLISH": ((4, "ASK"), (8, "REPLY"))}
 LEVELS = {1: "ephemeral", 2: "accepted", 3: "synced", 4: "replicated"}
 REASONS = {1: "expired", 2: "compacted", 3: "revoked", 4: "erased", 5: "dropped"}
 RECORD_FIELDS = (
@@ -195,10 +196,15 @@ def chunk_fields(source: Bytes) -> Iterator[Field]:
 # -- frames ----------------------------------------------------------------------------------------------------------
 
 
-def publish_fields(body: Bytes) -> Iterator[Field]:
-    yield number(body, 4, "channel")
+def publish_fields(body: Bytes, flags: int) -> Iterator[Field]:
+    yield number(body, 4, "reserved" if flags else "channel")
     yield number(body, 4, "count")
     yield number(body, 8, "number")
+    if flags:
+        length = body.take(1)
+        yield length, f"name: length {length[0]}"
+        name = body.take(length[0])
+        yield name, f"  {text_of(name)}"
     while body.left:
         yield from record_fields(body, "record")
 
@@ -262,7 +268,7 @@ def frame_fields(source: Bytes) -> Iterator[Field]:
     name = KINDS.get(kind[0], "unknown")
     yield kind, f"kind {kind[0]} {name}"
     flags = source.take(1)
-    shown = [word for bit, word in ((1, "NAME"), (2, "EARLY")) if flags[0] & bit and name == "DELIVER"]
+    shown = [word for bit, word in FLAGS.get(name, ()) if flags[0] & bit]
     yield flags, f"flags {' '.join(shown) or flags[0]}"
     yield number(source, 2, "reserved")
     body = Bytes(source.take(size))
@@ -282,7 +288,7 @@ def body_fields(body: Bytes, name: str, flags: int) -> Iterator[Field]:
         case "CREDIT":
             return credit_fields(body)
         case "PUBLISH":
-            return publish_fields(body)
+            return publish_fields(body, flags)
         case "PUBLISHED":
             return published_fields(body)
         case "DELIVER":

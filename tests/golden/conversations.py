@@ -19,7 +19,7 @@ from broker.wire.control import (
     encode_subscribe,
     encode_unsubscribe,
 )
-from broker.wire.kinds import Kind
+from broker.wire.kinds import Kind, PublishFlag
 from tests.golden.publishing import BufferClient
 from tests.golden.script import Script
 from tests.golden.stage import JOURNAL, TIME_US
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tests.golden.script import Trace
 
 PRODUCER = bytes(range(16))
+ASK, REPLY = PublishFlag.ASK, PublishFlag.REPLY
 INDEX_END = (1 << 32) - 1
 EPOCH = 1 << 40 | 2
 """Of the first channel that is published to in the first run: its first group has the number 2."""
@@ -41,6 +42,13 @@ def publish(channel: int, number: int, *records: bytes | Record, count: int | No
     packed = b"".join(build_record(item if isinstance(item, Record) else Record(item)) for item in records)
     header = struct.pack("<IIQ", channel, len(records) if count is None else count, number)
     return control.frame(Kind.PUBLISH, header + packed)
+
+
+def named(flag: PublishFlag, name: bytes, number: int, *records: bytes | Record, count: int | None = None) -> bytes:
+    """Build a PUBLISH frame of requests or replies."""
+    packed = b"".join(build_record(item if isinstance(item, Record) else Record(item)) for item in records)
+    header = struct.pack("<IIQB", 0, len(records) if count is None else count, number, len(name))
+    return control.frame(Kind.PUBLISH, header + name + packed, flag)
 
 
 def specification() -> Trace:
@@ -731,11 +739,88 @@ def publishing() -> Trace:
     return script.trace
 
 
+def groups() -> Trace:
+    """Live groups: who gets what, who is passed over, and what is lost to all of them."""
+    script = Script("Live groups", "narrow")
+    note, send = script.note, script.send
+    opened(script)
+    send("client", encode_channel(0, b"e.x"), encode_channel(1, b"s.x"))
+    for name in ("one", "two", "witness"):
+        opened(script, name)
+    note("Two members on two connections, and one that is in no group.")
+    send("one", encode_subscribe(Subscribe(1, ("e.x", "s.x"), 65_536, group="workers")))
+    send("two", encode_subscribe(Subscribe(1, ("e.*", "s.*"), 65_536, group="workers")))
+    send("witness", encode_subscribe(Subscribe(1, ("e.x",), 65_536)))
+    note("A frame of three records: two and one, each a chunk of its own. The witness gets all.")
+    send("client", publish(0, 1, b"1", b"2", b"3"))
+    note("The next goes to who got less.")
+    send("client", publish(0, 4, b"4"))
+    note("Of a stored channel it is the same, once the records are stored.")
+    send("client", publish(1, 5, b"5", b"6"))
+    note("One leaves. The other gets everything.")
+    send("one", encode_unsubscribe(1))
+    send("client", publish(0, 7, b"7", b"8"))
+    note("A group of one, without credit: the overdraft of this server is 100, so one of three records has room.")
+    opened(script, "poor")
+    send("poor", encode_subscribe(Subscribe(1, ("e.x",), 0, group="poor")))
+    send("client", publish(0, 9, bytes(20), bytes(20), bytes(20)))
+    note("It is told of the others before the next that it gets.")
+    send("poor", encode_credit(1, 1000))
+    send("client", publish(0, 12, b"9"))
+    note("A member begins with what comes, and its group has a name.")
+    send("two", encode_subscribe(Subscribe(2, ("s.x",), 65_536, FromStart(), group="workers")))
+    send("two", control.encode(Kind.SUBSCRIBE, {"subscription": 3, "filters": ["s.x"], "credit": 1, "group": ""}))
+    return script.trace
+
+
+def asking() -> Trace:
+    """Requests and replies."""
+    script = Script("Requests and replies")
+    note, act, send = script.note, script.act, script.send
+    opened(script)
+    opened(script, "responder")
+    asks = b"$reply." + b"token 0000000001".hex().encode()
+    note("Nobody listens. The number is the request's own: the producer's line is not touched.")
+    send("client", named(ASK, b"e.add", 1, b"1 2"))
+    send("responder", encode_subscribe(Subscribe(1, ("e.add",), 65_536)))
+    note("Now somebody does, and replies to both at once, in one frame.")
+    send("client", named(ASK, b"e.add", 2, b"1 2", b"3 4"))
+    send("responder", named(REPLY, asks, 2, b"3", Record(b"7", key=b"sum")))
+    note("A reply that nobody waits for any more comes all the same; the client passes over it.")
+    send("responder", named(REPLY, asks, 2, b"late"))
+    note("Replies to nobody: a name that was never told, and one whose connection is gone.")
+    send("responder", named(REPLY, b"$reply.00000000000000000000000000000000", 1, b"?"))
+    act("disconnect client")
+    send("responder", named(REPLY, asks, 3, b"7", b"8"))
+    note("Requests of a stored channel are stored, and nobody says that nobody listens.")
+    opened(script)
+    send("client", named(ASK, b"s.add", 4, b"5 6"))
+    send("responder", encode_subscribe(Subscribe(2, ("s.add",), 65_536, FromStart())))
+    note("What is refused: a name that is none, one that is reserved, records, payloads and headers.")
+    send("client", named(ASK, b"no..name", 5, b"?"), named(ASK, b"$reply.x", 6, b"?"))
+    send("client", named(ASK, b"e.add", 7), named(ASK, b"e.add", 8, b"?", count=2))
+    send(
+        "client",
+        named(ASK, b"e.add", 9, bytes(101)),
+        named(ASK, b"e.add", 10, Record(b"", headers=msgpack.packb({"x": "y" * 30}))),
+    )
+    send("responder", named(REPLY, asks, 5, bytes(101)), named(REPLY, asks, 6, b"?", count=2))
+    note("A frame that is cut short, and one without a number, are no frames.")
+    send("client", control.frame(Kind.PUBLISH, struct.pack("<IIQB", 0, 1, 11, 9) + b"e.add", ASK))
+    opened(script)
+    send("client", named(ASK, b"e.add", 0, b"?"))
+    note("Nor is one with both flags, or before HELLO.")
+    send("responder", named(PublishFlag(12), b"e.add", 1, b"?"))
+    act("connect early")
+    send("early", named(ASK, b"e.add", 1, b"?"))
+    return script.trace
+
+
 CONVERSATIONS: dict[str, Callable[[], Trace]] = {
     build.__name__: build
     for build in (
         specification, handshake, durability, line, refusals, starts, patterns, early, failures, taken_back, credit,
         slow, subscriptions, requests, history, resuming, drain, closing,
-        publishing,
+        publishing, groups, asking,
     )
 }  # fmt: skip

@@ -14,10 +14,10 @@ import msgpack
 
 from broker.model.errors import error
 from broker.wire import control
-from broker.wire.kinds import Kind
+from broker.wire.kinds import Kind, PublishFlag
 from broker_native.crc32c import crc32c_of
 from tests.golden.annotate import Bytes, annotate, chunk_fields, frames, render
-from tests.golden.conversations import CONVERSATIONS, EPOCH, PRODUCER, publish
+from tests.golden.conversations import CONVERSATIONS, EPOCH, PRODUCER, named, publish
 from tests.golden.stage import JOURNAL, TIME_US
 from tests.reference.frames import Record, build_record
 from tests.reference.server import deliver
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 BLOCK = re.compile(r"^```(?:chunk|hex(?: client| server)?)\n.*?^```$", re.M | re.S)
 
 
-def chunk(first: int, time_us: int, *records: Record, expiry_s: int = 0) -> bytes:
+def chunk(first: int, time_us: int, *records: Record, expiry_s: int = 0, channel: int = 1, epoch: int = EPOCH) -> bytes:
     """Build a chunk, its CRC included."""
     count = sum(record.run for record in records)
     body = b"".join(build_record(record) for record in records)
-    tail = struct.pack("<QQQIIQQ", 1, EPOCH, first, count, 0, time_us, expiry_s) + body
+    tail = struct.pack("<QQQIIQQ", channel, epoch, first, count, 0, time_us, expiry_s) + body
     return struct.pack("<II", 8 + len(tail), crc32c_of(tail)) + tail
 
 
@@ -53,7 +53,9 @@ WELCOME = control.Welcome(
     highest=0,
     limits=control.Limits(1_130_496, 1_048_576, 16_384, 65_536, 4_096),
     ping_s=15.0,
+    reply="$reply.746f6b656e2030303030303030303031",
 )
+REPLY_TO = msgpack.packb({"reply-to": f"{WELCOME.reply}.2"})
 PUBLISHED = control.frame(
     Kind.PUBLISHED,
     struct.pack("<QQQIIBB6x", 1, EPOCH, 1, 2, 0, 3, 0) + struct.pack("<QQQIIBB6x", 3, 0, 0, 1, 1, 1, 1),
@@ -66,6 +68,9 @@ EXAMPLES: dict[str, bytes] = {
     "ERROR, when to come back": control.encode_error(
         error("TOO_MANY_CONNECTIONS", "connections: got 101, limit 100", retry_after_ms=2_000)
     ),
+    "ERROR, nobody listens": control.encode_error(
+        error("NO_RESPONDERS", "request 2: nobody subscribes to e.add"), asked=2, count=1
+    ),
     "PING": control.encode_ping(7),
     "PONG": control.encode_pong(7),
     "GOING_AWAY": control.encode_going_away(10.0),
@@ -76,6 +81,9 @@ EXAMPLES: dict[str, bytes] = {
     "SUBSCRIBE, by bus position": control.encode_subscribe(
         control.Subscribe(2, ("s.*", "e.>"), 65_536, control.FromBus(JOURNAL, 3, (1 << 32) - 1))
     ),
+    "SUBSCRIBE, a member of a live group": control.encode_subscribe(
+        control.Subscribe(3, ("e.add",), 65_536, group="adders")
+    ),
     "SUBSCRIBED": control.encode_subscribed(
         control.Subscribed(1, OUTCOMES, control.FromBus(JOURNAL, 5, (1 << 32) - 1))
     ),
@@ -85,11 +93,14 @@ EXAMPLES: dict[str, bytes] = {
     "REQUEST": control.encode_request(1, "channel", {"name": "s.chat"}),
     "REPLY": control.encode_reply(1, {"epoch": EPOCH, "first": 1, "head": 4, "level": 3}),
     "PUBLISH": publish(0, 1, b"hello", Record(b"fine", priority=1, key=b"mood")),
+    "PUBLISH, a request": named(PublishFlag.ASK, b"e.add", 2, Record(b"1 2", headers=REPLY_TO)),
+    "PUBLISH, a reply": named(PublishFlag.REPLY, WELCOME.reply.encode(), 2, Record(b"3")),
     "PUBLISHED": PUBLISHED,
     "DELIVER": deliver(chunk(1, TIME_US, Record(b"hello")), group=2, index=0),
     "DELIVER, with NAME and EARLY": deliver(
         chunk(1, TIME_US, Record(b"hello")), group=2, index=0, name=b"a.chat", flags=2
     ),
+    "DELIVER, a reply": deliver(chunk(2, TIME_US, Record(b"3"), channel=0, epoch=0), group=0, index=0, subscription=0),
     "CREDIT": control.encode_credit(1, 65_536),
 }
 

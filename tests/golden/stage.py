@@ -198,6 +198,7 @@ class Stage:
         self.loop = Loop()
         self.clients: dict[str, Client] = {}
         self.run = 0
+        self.tokens = 0
         self.holding = False
         self.start()
 
@@ -230,12 +231,18 @@ class Stage:
         self.commits = Commits(self.journal, self.node._done)
         self.node._commit = self.commits  # type: ignore[assignment]
         self.node.catchup._pool = Pool()  # type: ignore[assignment]
+        self.node.replies.draw = self.draw_token
         self.node._every_second()
 
     def set_clock(self) -> None:
         """Make the stage's time the broker's, and the one by which it measures silence."""
         self.clock.floor_us = self.now_us
         self.clock.manual_us = self.now_us
+
+    def draw_token(self) -> bytes:
+        """Draw what nobody else could guess: by counting."""
+        self.tokens += 1
+        return b"token %010d" % self.tokens
 
     def connect(self, name: str) -> None:
         self.clients[name] = Client(self.node)

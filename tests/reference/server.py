@@ -44,9 +44,17 @@ def chunk(channel: int, epoch: int, first: int, records: list[bytes], *, count: 
     return struct.pack("<II", len(tail) + 8, crc32c_of(tail)) + tail
 
 
-def deliver(chunk_bytes: bytes, *, group: int = 0, index: int = 0, name: bytes | None = None, flags: int = 0) -> bytes:
-    """Build a DELIVER frame of subscription 1."""
-    body = struct.pack("<IIQ", 1, index, group)
+def deliver(
+    chunk_bytes: bytes,
+    *,
+    group: int = 0,
+    index: int = 0,
+    name: bytes | None = None,
+    flags: int = 0,
+    subscription: int = 1,
+) -> bytes:
+    """Build a DELIVER frame."""
+    body = struct.pack("<IIQ", subscription, index, group)
     if name is not None:
         flags |= 1
         body += bytes([len(name)]) + name

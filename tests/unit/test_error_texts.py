@@ -25,6 +25,7 @@ from broker.cli import sub
 from broker.config import Config, check_listen_address
 from broker.edge.native import NativeListener
 from broker.model.errors import BY_NAME, BrokerError, error, from_wire
+from broker.model.levels import Level
 from broker.model.limits import Limits
 from broker.model.positions import Position
 from broker.model.profiles import Profile, Profiles
@@ -140,6 +141,7 @@ PROFILES = (
     Profile(b"few.>", channels_max=1),
     Profile(b"slow.>", new_channels_per_s=1),
     Profile(b"s.>"),
+    Profile(b"live.>", durability=Level.EPHEMERAL),
 )
 LIMITS = Limits(payload_bytes_max=1024, headers_bytes_max=128, connections_max=8, hello_timeout_s=0.2)
 
@@ -295,6 +297,7 @@ MET: list[tuple[str, Callable[[World], Awaitable[object]]]] = [
     ("TOO_MANY_CHANNELS", lambda world: publish_two(world, "few.{}")),
     ("LIMIT", lambda world: publish_two(world, "slow.{}")),
     ("BUSY", more_than_it_holds),
+    ("NO_RESPONDERS", lambda world: world.bus.request("live.x", b"")),
     ("CLOSED", after_closing),
     ("FORKED", in_a_child),
     ("CONNECTION_LOST", nobody_there),

@@ -29,7 +29,7 @@ from broker.node.history import ASKS_MAX
 from broker.node.stretch import SEQUENCES_MAX
 from broker.remote.places import BusPlace
 from broker.wire import control, kinds
-from broker.wire.kinds import Kind
+from broker.wire.kinds import Kind, PublishFlag
 from broker_native.crc32c import crc32c_of
 from broker_native.lines import Line
 from broker_native.messages import FrameReader
@@ -37,7 +37,7 @@ from broker_native.posting import PublishBuffer
 from broker_native.publisher import CODES, Publisher
 from broker_native.tails import Tails
 from tests.golden.annotate import Bytes, annotate, bytes_of, chunk_fields, frames, render
-from tests.golden.conversations import publish
+from tests.golden.conversations import named, publish
 from tests.golden.conversations import specification as conversation
 from tests.golden.document import CHUNK, EXAMPLES
 from tests.golden.stage import Stage
@@ -252,11 +252,13 @@ def check_polynomial(prose: str) -> None:
 
 
 def check_hot_bodies(document: Document) -> None:
-    channel, publish, published = document.drawings(7)
+    channel, publish, published, named = document.drawings(7)
     deliver, credit = document.drawings(10)
     [token] = document.drawings(13)
-    for drawing in (channel, publish, published, deliver, credit, token):
+    for drawing in (channel, publish, published, named, deliver, credit, token):
         drawing.fields()
+    assert named.sizes == struct_sizes(control.NAMED)[:-1]
+    assert named.rest[0] == "u8 length, name"
     assert channel.sizes == struct_sizes(control.CHANNEL_NUMBER)
     assert token.sizes == struct_sizes(control.TOKEN)
     assert credit.sizes == struct_sizes(control.CREDIT) == layout_types("CREDIT_BYTES")
@@ -285,6 +287,11 @@ def check_hot_bodies(document: Document) -> None:
     )
     assert f"`size` is the rest of the body, at least {layout()['CHUNK_HEADER_BYTES']};" in document.prose(10)
     assert f"each record's `size` is at least {layout()['RECORD_HEADER_BYTES']} and" in document.prose(10)
+
+
+def check_publish_flags(document: Document) -> None:
+    rows = document.table(7, "| flag | name")
+    assert {name: int(bit) for bit, name, _ in rows} == {flag.name: int(flag) for flag in kinds.PublishFlag}
 
 
 def check_deliver_flags(document: Document) -> None:
@@ -408,6 +415,7 @@ def check_fixed_limits(document: Document) -> None:
         "body of a server's frame before and with WELCOME, bytes": kinds.FRAME_BYTES_BEFORE_WELCOME_MAX,
         "channel name or filter, bytes": NAME_BYTES_MAX,
         "token of a name, bytes": TOKEN_BYTES_MAX,
+        "name of a live group, bytes": control.GROUP_NAME_BYTES_MAX,
         "`count` of PUBLISH, records": kinds.PUBLISH_COUNT_MAX,
         "key of a record, bytes": 255,
         "numbers of a line whose positions are known": kinds.LINE_WINDOW,
@@ -475,12 +483,13 @@ WHOLE: dict[str, tuple[int, dict[str, Any], Callable[[bytes], object]]] = {
         {
             "version": 1, "server": "s", "run": 1, "journal": bytes(16), "highest": 0,
             "limits": dict.fromkeys(control.Limits.__dataclass_fields__, 1), "ping_s": 1.5,
+            "reply": "$reply.x",
         },
         control.decode_welcome,
     ),
     "SUBSCRIBE": (
         9,
-        {"subscription": 1, "filters": ["a"], "credit": 1, "start": {"from": "new"}},
+        {"subscription": 1, "filters": ["a"], "credit": 1, "start": {"from": "new"}, "group": "g"},
         control.decode_subscribe,
     ),
     "SUBSCRIBED": (
@@ -491,7 +500,7 @@ WHOLE: dict[str, tuple[int, dict[str, Any], Callable[[bytes], object]]] = {
     "ERROR": (
         14,
         {"code": 1001, "name": "BUSY", "detail": "d", "hint": "h", "retry_after_ms": 1, "subscription": 1, "request": 1,
-         "channel": 1, "number": 1, "count": 1},
+         "channel": 1, "number": 1, "count": 1, "asked": 1, "replied": 1},
         control.decode_error,
     ),
 }  # fmt: skip
@@ -597,6 +606,8 @@ def recode_error(body: bytes) -> bytes:
         channel=refusal.channel,
         number=refusal.number,
         count=refusal.count,
+        asked=refusal.asked,
+        replied=refusal.replied,
     )
 
 
@@ -693,6 +704,12 @@ def recode_publish(frame: bytes) -> bytes:
     return frames(bytes(block))[1]
 
 
+def recode_named(frame: bytes) -> bytes:
+    """Read a PUBLISH of requests or replies as the server does, and send it as a client does."""
+    asked = control.decode_named(frame[8:])
+    return control.encode_named(frame[5], asked.name, asked.number, asked.count, frame[8 + asked.at :])
+
+
 def is_legal(frame: bytes) -> bool:
     """Whether a server takes a PUBLISH of the conversation; one of it is wrong on purpose."""
     return b"bad" not in frame
@@ -707,6 +724,8 @@ def check_hex_block(block: str) -> bytes:
         kind = Kind(frame[4])
         if kind is Kind.DELIVER:
             assert recode_deliver(frame) == frame
+        elif kind is Kind.PUBLISH and frame[5]:
+            assert recode_named(frame) == frame
         elif kind is Kind.PUBLISH:
             assert not is_legal(frame) or recode_publish(frame) == frame
         else:
@@ -749,6 +768,11 @@ LEGAL = {
     "HELLO": (EXAMPLES["HELLO"], b""),
     "CHANNEL": (control.encode_channel(0, b"s.x"), control.encode_channel(0, b"$x")),
     "PUBLISH": (control.encode_channel(0, b"s.x") + publish(0, 1, b"x"), publish(7, 1, b"x")),
+    "PUBLISH with ASK": (named(PublishFlag.ASK, b"s.x", 1, b"x"), named(PublishFlag.ASK, b"e.x", 1, b"x")),
+    "PUBLISH with REPLY": (
+        named(PublishFlag.REPLY, b"$reply." + b"token 0000000001".hex().encode(), 1, b"x"),
+        named(PublishFlag.REPLY, b"$reply.x", 1, b"x"),
+    ),
     "SUBSCRIBE": (
         control.encode_subscribe(control.Subscribe(1, ("s.x",), 1)),
         control.encode_subscribe(control.Subscribe(1, ("..",), 1)),
@@ -789,7 +813,9 @@ def answer(stage: Stage, frame: bytes) -> str:
         return Kind(last[4]).name
     refusal = control.decode_error(last[8:])
     keys = [
-        key for key in ("subscription", "request", "channel", "number", "count") if getattr(refusal, key) is not None
+        key
+        for key in ("subscription", "request", "channel", "number", "asked", "replied", "count")
+        if getattr(refusal, key) is not None
     ]
     assert client.closed == (not keys)
     return "ERROR with " + " and ".join(f"`{key}`" for key in keys) if keys else f"`{refusal.failure.name}`, end"
@@ -797,6 +823,8 @@ def answer(stage: Stage, frame: bytes) -> str:
 
 def fresh(*, is_open: bool) -> Stage:
     stage = Stage()
+    stage.connect("asker")
+    stage.feed("asker", control.encode_hello("asker"))
     stage.connect("client")
     if is_open:
         assert answer(stage, EXAMPLES["HELLO"]) == "WELCOME"
@@ -926,7 +954,7 @@ CLAIMS = [
     (4, "in seconds since 1970,"),
     (1, "A **sequence** numbers the records of a channel, dense, from 1."),
     (1, "compared for equality only, and 0 means none"),
-    (2, "`flags` is 0 in every kind but DELIVER"),
+    (2, "`flags` is 0 in every kind but PUBLISH and DELIVER"),
     (3, f"its {kinds.RECORD_HEADER_BYTES}-byte header included"),
     (3, "In a PUBLISH it is sent as 0 and not looked at"),
     (3, "It stands for `run` sequences, from 1,"),
@@ -944,6 +972,8 @@ CLAIMS = [
     (7, "The client chooses the numbers, dense from 0:"),
     (7, "the numbers `number` to `number + count − 1` have the sequences `first` to `first + count − 1`"),
     (7, "A duplicate with epoch 0 and first 0 was"),
+    (7, "`number` from 1, and the last number is a u64 as well"),
+    (7, "an ASK are the requests `number` to `number + count − 1`"),
     (7, "(A PUBLISH whose `count` was 0 is refused with `count` 0.)"),
     (8, "The line is dense: 1, 2, 3, …"),
     (8, "the answer may say epoch 0 and first 0."),
