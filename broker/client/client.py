@@ -97,8 +97,9 @@ class Client(RemoteBus[Connection], Bus):
         key: bytes | None = None,
         priority: int = 2,
         expiry_s: int | None = None,
+        id: str | bytes | None = None,
     ) -> None:
-        self._buffer.post(channel, payload, headers, key, priority, expiry_s)
+        self._buffer.post(channel, payload, headers, key, priority, expiry_s, id)
 
     def publish(
         self,
@@ -109,8 +110,9 @@ class Client(RemoteBus[Connection], Bus):
         key: bytes | None = None,
         priority: int = 2,
         expiry_s: int | None = None,
+        id: str | bytes | None = None,
     ) -> Publication[Receipt]:
-        return self._buffer.publish(channel, payload, headers, key, priority, expiry_s)
+        return self._buffer.publish(channel, payload, headers, key, priority, expiry_s, id)
 
     def publish_many(
         self,
@@ -121,8 +123,9 @@ class Client(RemoteBus[Connection], Bus):
         key: bytes | None = None,
         priority: int = 2,
         expiry_s: int | None = None,
+        ids: Iterable[str | bytes | None] | None = None,
     ) -> Publication[list[Receipt]]:
-        return self._buffer.publish_many(channel, payloads, headers, key, priority, expiry_s)
+        return self._buffer.publish_many(channel, payloads, headers, key, priority, expiry_s, ids)
 
     def drain(self) -> Awaitable[None]:
         buffer = self._buffer

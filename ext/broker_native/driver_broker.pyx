@@ -21,8 +21,8 @@ from broker_native.layout cimport (
     DELIVER_FLAG_EARLY, DELIVER_FLAG_NAME, DELIVER_HEADER_BYTES, FRAME_HEADER_BYTES, GONE_RECORD_BYTES, KIND_CREDIT,
     KIND_DELIVER, KIND_ERROR, KIND_EVENT, KIND_GOING_AWAY, KIND_PING, KIND_PONG, KIND_PUBLISHED,
     PUBLISHED_ENTRY_BYTES, PUBLISHED_FLAG_DUPLICATE, PUBLISH_HEADER_BYTES, RECORD_EXPIRY, RECORD_FLAGS_KNOWN,
-    RECORD_GONE, RECORD_HEADERS, RECORD_HEADER_BYTES, RECORD_KEY, RECORD_NUMBER, RECORD_PRIORITY, RECORD_PUBLISHER,
-    load_u16, load_u32, load_u64, store_u32, store_u64)
+    RECORD_GONE, RECORD_HEADERS, RECORD_HEADER_BYTES, RECORD_ID, RECORD_KEY, RECORD_NUMBER, RECORD_PRIORITY,
+    RECORD_PUBLISHER, load_u16, load_u32, load_u64, store_u32, store_u64)
 
 cdef enum:
     SUBSCRIPTION = 1               # the number of a subscriber's only subscription
@@ -240,6 +240,9 @@ cdef uint32_t record_fields_bytes(const uint8_t* record, uint32_t size) noexcept
     if flags & RECORD_HEADERS:
         at += 2
         at += load_u16(record + at - 2) if at <= size else <uint16_t>0
+    if flags & RECORD_ID:
+        at += 1
+        at += record[at - 1] if at <= size else <uint8_t>0
     return at
 
 

@@ -4,6 +4,7 @@ What is decided at once is answered at the end of the loop's turn; what waits fo
 follow one another in their line and in their channel share an entry.
 """
 
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
@@ -25,14 +26,25 @@ cdef class PublishedEntries:
 
         Room for it has been made.
         """
-        put_entry(&self.group_answers if channel.chunk_class == CLASS_GROUP else &self.turn_answers, channel,
-                  number, slot, channel.epoch, first, count, channel.level)
+        put_entry(&self.group_answers if channel.chunk_class == CLASS_GROUP else &self.turn_answers, number, slot,
+                  channel.epoch, first, count, channel.level)
 
     cdef void answer_repeated(self, Channel* channel, uint64_t number, uint32_t slot, uint64_t first, uint32_t count,
                               bint in_group) noexcept:
         """The same for records that are there already, from a sequence on, under their ids."""
-        put_entry(&self.group_answers if in_group else &self.turn_answers, channel, number, slot,
-                  epoch_of(channel, first), first, count, channel.level | PUBLISHED_FLAG_DUPLICATE << 8)
+        put_entry(&self.group_answers if in_group else &self.turn_answers, number, slot, epoch_of(channel, first),
+                  first, count, <uint16_t>(channel.level | PUBLISHED_FLAG_DUPLICATE << 8))
+
+    cdef int hold_answers(self, list waiting) except -1:
+        """Have the turn's answers of stored channels wait for the open group, among those who wait for it."""
+        cdef bytes answers = self.split_turn_answers()
+        if answers:
+            bytes_append(&self.group_answers, <const uint8_t*>PyBytes_AS_STRING(answers),
+                         <size_t>PyBytes_GET_SIZE(answers))
+            if not self.in_group:
+                waiting.append(self)
+                self.in_group = True
+        return 0
 
     cdef bytes split_turn_answers(self):
         """Take the entries of stored channels out of the turn's answers."""
@@ -54,8 +66,8 @@ cdef class PublishedEntries:
         return stored
 
 
-cdef inline void put_entry(Bytes* answers, const Channel* channel, uint64_t number, uint32_t slot, uint64_t epoch,
-                           uint64_t first, uint32_t count, uint16_t level_and_flags) noexcept nogil:
+cdef inline void put_entry(Bytes* answers, uint64_t number, uint32_t slot, uint64_t epoch, uint64_t first,
+                           uint32_t count, uint16_t level_and_flags) noexcept nogil:
     cdef uint8_t* at
     if answers.used:
         at = answers.data + answers.used - PUBLISHED_ENTRY_BYTES

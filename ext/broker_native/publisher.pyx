@@ -6,12 +6,20 @@ of the turn or of the group.
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
-from broker_native.channel cimport CLASS_EARLY, CLASS_EPHEMERAL, CLASS_GROUP, CLASS_NONE, STATE_LEAVING, Channel
+from broker_native.channel cimport (
+    CLASS_EARLY,
+    CLASS_EPHEMERAL,
+    CLASS_GROUP,
+    CLASS_NONE,
+    STATE_LEAVING,
+    Channel,
+    channel_name,
+)
 from broker_native.growing cimport bytes_reserve
 from broker_native.ids cimport IdEntry, IdHash, IdTable, id_hash, ids_add, ids_find, ids_take_back, record_id
 from broker_native.layout cimport *
@@ -437,6 +445,12 @@ cdef class Publisher(PublishedEntries):
     def publish_frame(self, bytes body):
         """Decide the body of one PUBLISH frame: `publish` for Python."""
         return self.publish(<const uint8_t*>PyBytes_AS_STRING(body), <uint32_t>PyBytes_GET_SIZE(body))
+
+    def name_of(self, uint32_t number):
+        """The name of the channel under a number, None when it has none."""
+        if number >= self.slots_count or self.slots[number] == NULL:
+            return None
+        return PyBytes_FromStringAndSize(channel_name(self.slots[number]), self.slots[number].name_size)
 
     def level_of(self, uint32_t number):
         """The level of the channel under a number, 0 when it has none."""
