@@ -1,8 +1,8 @@
 """How much memory the broker's queues hold, against one bound for all of them.
 
 What waits to be sent, what has arrived in part, what is pending, what is kept of the newest groups and the ids of the
-newest records: each keeper counts what it adds and takes away, and this adds the counters up, at the end of every turn. A value that many
-connections have queued counts once, and one that many of their transports hold once more.
+newest records: each keeper counts what it adds and takes away, and this adds the counters up, at the end of every turn.
+A value that many connections have queued counts once, and one that many of their transports hold once more.
 
 - Connections whose transport takes nothing share half of the bound, or less; one that has more reads on from the log.
   So they cannot keep the publishers waiting for long, however many they are.

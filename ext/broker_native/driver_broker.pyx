@@ -286,7 +286,7 @@ cdef size_t take_records(Load* load, Connection* connection, const uint8_t* data
     while limit - at >= RECORD_HEADER_BYTES:
         if load_u64(data + at) == load.record_head:
             record_bytes = load.record_bytes
-            payload = data + at + RECORD_HEADER_BYTES
+            payload = data + at + RECORD_HEADER_BYTES + load.fields_bytes
             sequences = 1
             if limit - at < record_bytes:
                 break
@@ -418,6 +418,6 @@ def extra_bytes():
     return FRAME_HEADER_BYTES + PUBLISH_HEADER_BYTES
 
 
-def record_bytes_max(uint64_t payload_bytes):
+def record_bytes_max(uint64_t payload_bytes, bint ids=False):
     """Return what a record takes: all of them take the same."""
-    return RECORD_HEADER_BYTES + payload_bytes
+    return RECORD_HEADER_BYTES + (DRIVER_ID_BYTES if ids else 0) + payload_bytes
