@@ -235,6 +235,7 @@ class Bus(ABC):
         key: bytes | None = None,
         priority: int = 2,
         expiry_s: int | None = None,
+        id: str | bytes | None = None,
     ) -> None:
         """Publish without waiting: the message leaves with all others of this turn of the loop.
 
@@ -249,10 +250,13 @@ class Bus(ABC):
             key: 1 to 255 bytes, what the message is about.
             priority: 0 critical, 1 high, 2 normal, 3 low.
             expiry_s: Seconds after which it is no longer delivered, at least 1.
+            id: 1 to 64 bytes, or text of as many in UTF-8, that names the message. While the channel remembers it
+                (`ids_window_s` and `ids_max` of its profile) another message with this id is not stored: it is answered
+                with the position of the first, whoever published that. Only for channels that are stored.
 
         Raises:
             InvalidChannel: The name can be no channel's.
-            RequestError: PAYLOAD_TOO_LARGE, HEADERS_TOO_LARGE, INVALID_RECORD, or CLOSED.
+            RequestError: PAYLOAD_TOO_LARGE, HEADERS_TOO_LARGE, INVALID_ID, INVALID_RECORD, or CLOSED.
             Unavailable: BUSY; more is unanswered than the bus may hold.
         """
 
@@ -282,6 +286,7 @@ class Bus(ABC):
         key: bytes | None = None,
         priority: int = 2,
         expiry_s: int | None = None,
+        id: str | bytes | None = None,
     ) -> Publication[Receipt]:
         """Publish, and answer where the message was stored and how safely.
 
@@ -291,7 +296,8 @@ class Bus(ABC):
             channel: As for `post`, and so on.
 
         Returns:
-            An awaitable of the `Receipt`, which is a future to asyncio.
+            An awaitable of the `Receipt`, which is a future to asyncio; its `duplicate` says that the message was there
+            already, under its id or as the same publish repeated.
 
         Raises:
             BrokerError: At once as `post` does; from the awaitable when it is refused, or COMMIT_UNKNOWN.
@@ -307,14 +313,20 @@ class Bus(ABC):
         key: bytes | None = None,
         priority: int = 2,
         expiry_s: int | None = None,
+        ids: Iterable[str | bytes | None] | None = None,
     ) -> Publication[list[Receipt]]:
         """Publish many messages to one channel, and answer where they were stored.
+
+        Args:
+            channel, payloads: As for `post`, and so on.
+            ids: One for each payload, None for one without.
 
         Returns:
             An awaitable of receipts in the order of the payloads; messages with consecutive sequences share one.
 
         Raises:
             BrokerError: As for `publish`. When one is refused, others of them may be stored.
+            ValueError: There are more payloads than ids, or fewer.
         """
 
     @abstractmethod

@@ -74,6 +74,7 @@ class Load:
             window=options.window_records,
             frame_bytes_max=FRAME_BYTES_MAX + options.payload,
             crc=options.crc,
+            ids=options.ids,
             owned=options.owned,
             random=options.work is Work.CHANNELS,
         )

@@ -80,6 +80,7 @@ class Options:
         url: a running server, or None to start one.
         pattern: subscribe by one pattern instead of by the channels' names.
         crc: check every chunk's CRC as well.
+        ids: give every message an id of its own.
         pin: keep the server and the driver on cores of their own (Linux).
         embedded: `client` only: the embedded home instead of a server.
         window: records on their way to the slowest subscriber; 0 takes what credit and memory allow.
@@ -105,6 +106,7 @@ class Options:
     url: str | None = None
     pattern: bool = False
     crc: bool = False
+    ids: bool = False
     pin: bool = False
     embedded: bool = False
     window: int = 0
@@ -208,6 +210,8 @@ def complaint(options: Options) -> str | None:
         (work is Work.MANY and options.channels < options.subscribers, "many: each subscriber needs a channel"),
         (work is Work.REPLAY and options.durability is Level.EPHEMERAL, "replay: ephemeral messages are not stored"),
         (work is Work.LATENCY and not options.rate, "latency: needs a --rate"),
+        (options.ids and options.durability is Level.EPHEMERAL, "--ids: ephemeral channels remember none"),
+        (options.ids and work in (Work.IDLE, Work.CLIENT, Work.SHARED), f"--ids: {work} publishes otherwise"),
         (
             work not in (Work.IDLE, Work.RESTART) and not options.seconds and not options.messages,
             "one of --seconds and --messages must end it",

@@ -27,6 +27,8 @@ def title(result: Result) -> str:
     options = result.options
     who = [plural(options.publishers, "publisher"), plural(options.subscribers, "subscriber")]
     who += [plural(options.channels, "channel"), f"{options.payload:,}-byte payloads", f"batch {options.batch:,}"]
+    if options.ids:
+        who.append("message ids")
     if options.rate:
         who.append(f"{options.rate:,} messages/s offered")
     return f"{result.work} {options.durability.label}: {', '.join(who)}"

@@ -85,6 +85,7 @@ class Result:
             "channels": options.channels,
             "payload": options.payload,
             "batch": options.batch,
+            "ids": options.ids,
             "messages": self.messages,
             "seconds": round(self.seconds, 6),
             "messages_per_s": round(self.a_second(self.messages), 1),

@@ -33,11 +33,13 @@ STOP_SECONDS_MAX: Final = 30.0
 
 ROOMS: Final = {Level.EPHEMERAL: "bench.e", Level.ACCEPTED: "bench.a", Level.SYNCED: "bench.s"}
 """Where the channels of each durability live."""
+IDS_MAX: Final = 1_000_000
+"""Among how many of a channel's newest messages its ids are remembered."""
 
 
 def bench_profiles() -> list[Profile]:
     """Return the profiles that a broker of our own has: a room for each durability."""
-    return [Profile(f"{room}.>".encode(), durability=level) for level, room in ROOMS.items()]
+    return [Profile(f"{room}.>".encode(), durability=level, ids_max=IDS_MAX) for level, room in ROOMS.items()]
 
 
 def bench_configuration(channels: int = 0, storage: Mapping[str, int] | None = None) -> str:
@@ -51,7 +53,8 @@ def bench_configuration(channels: int = 0, storage: Mapping[str, int] | None = N
     limits = f"[limits]\nchannels_max = {Limits().channels_max + channels}\nchannels_per_connection_max = {named}\n\n"
     section = "".join(f"{name} = {value}\n" for name, value in (storage or {}).items())
     return f"{limits}[storage]\n{section}\n" + "".join(
-        f'[[profiles]]\npattern = "{profile.pattern.decode()}"\ndurability = "{profile.durability.label}"\n\n'
+        f'[[profiles]]\npattern = "{profile.pattern.decode()}"\ndurability = "{profile.durability.label}"\n'
+        f"ids_max = {profile.ids_max}\n\n"
         for profile in bench_profiles()
     )
 

@@ -144,6 +144,7 @@ class Client(RemoteBus[Connection]):
         key: bytes | None = None,
         priority: int = 2,
         expiry_s: int | None = None,
+        id: str | bytes | None = None,
     ) -> None:
         """Publish without waiting: the message leaves with all others that are posted until the writer has its turn.
 
@@ -157,16 +158,19 @@ class Client(RemoteBus[Connection]):
             key: 1 to 255 bytes, what the message is about.
             priority: 0 critical, 1 high, 2 normal, 3 low.
             expiry_s: Seconds after which it is no longer delivered, at least 1.
+            id: 1 to 64 bytes, or text of as many in UTF-8, that names the message. While the channel remembers it
+                (`ids_window_s` and `ids_max` of its profile) another message with this id is not stored: it is answered
+                with the position of the first, whoever published that. Only for channels that are stored.
 
         Raises:
             InvalidChannel: The name can be no channel's.
-            RequestError: PAYLOAD_TOO_LARGE, HEADERS_TOO_LARGE, INVALID_RECORD, or CLOSED.
+            RequestError: PAYLOAD_TOO_LARGE, HEADERS_TOO_LARGE, INVALID_ID, INVALID_RECORD, or CLOSED.
             Unavailable: BUSY; more is unanswered than the bus may hold.
         """
         packed = control.pack_headers(headers) if headers else None
         with self.lock:
             self._check_open()
-            self._buffer.post(channel, payload, packed, key, priority, expiry_s)
+            self._buffer.post(channel, payload, packed, key, priority, expiry_s, id)
             if self._is_kicked:
                 self._is_kicked = False
                 self._wake_writer()
@@ -203,6 +207,7 @@ class Client(RemoteBus[Connection]):
         key: bytes | None = None,
         priority: int = 2,
         expiry_s: int | None = None,
+        id: str | bytes | None = None,
         timeout_s: float | None = None,
     ) -> Receipt:
         """Publish, and answer where the message was stored and how safely.
@@ -214,7 +219,7 @@ class Client(RemoteBus[Connection]):
         Raises:
             BrokerError: As `post` does; it is refused; or COMMIT_UNKNOWN, as when the time is over (`Pending.result`).
         """
-        pending = self.submit(channel, payload, headers=headers, key=key, priority=priority, expiry_s=expiry_s)
+        pending = self.submit(channel, payload, headers=headers, key=key, priority=priority, expiry_s=expiry_s, id=id)
         return pending.result(timeout_s)
 
     def publish_many(
@@ -226,17 +231,25 @@ class Client(RemoteBus[Connection]):
         key: bytes | None = None,
         priority: int = 2,
         expiry_s: int | None = None,
+        ids: Iterable[str | bytes | None] | None = None,
         timeout_s: float | None = None,
     ) -> list[Receipt]:
         """Publish many messages to one channel, and answer where they were stored.
+
+        Args:
+            channel, payloads: As for `post`, and so on.
+            ids: One for each payload, None for one without.
 
         Returns:
             Receipts in the order of the payloads; messages with consecutive sequences share one.
 
         Raises:
             BrokerError: As for `publish`. When one is refused, others of them may be stored.
+            ValueError: There are more payloads than ids, or fewer.
         """
-        pending = self.submit_many(channel, payloads, headers=headers, key=key, priority=priority, expiry_s=expiry_s)
+        pending = self.submit_many(
+            channel, payloads, headers=headers, key=key, priority=priority, expiry_s=expiry_s, ids=ids
+        )
         return pending.result(timeout_s)
 
     def submit(
@@ -248,6 +261,7 @@ class Client(RemoteBus[Connection]):
         key: bytes | None = None,
         priority: int = 2,
         expiry_s: int | None = None,
+        id: str | bytes | None = None,
     ) -> Pending[Receipt]:
         """Send a message now, and wait for its receipt later: `submit(…).result()` is `publish`.
 
@@ -258,7 +272,7 @@ class Client(RemoteBus[Connection]):
         with self.lock:
             self._check_open()
             try:
-                publication = self._buffer.publish(channel, payload, packed, key, priority, expiry_s)
+                publication = self._buffer.publish(channel, payload, packed, key, priority, expiry_s, id)
                 return Pending(publication, self._context, self.timeout_s)
             finally:
                 self._send_now()
@@ -272,6 +286,7 @@ class Client(RemoteBus[Connection]):
         key: bytes | None = None,
         priority: int = 2,
         expiry_s: int | None = None,
+        ids: Iterable[str | bytes | None] | None = None,
     ) -> Pending[list[Receipt]]:
         """Send many messages now, and wait for their receipts later: `submit_many(…).result()` is `publish_many`.
 
@@ -280,11 +295,12 @@ class Client(RemoteBus[Connection]):
         """
         # An iterator is the caller's code: it runs before the lock is taken.
         all_of_them = payloads if isinstance(payloads, list | tuple) else list(payloads)
+        all_ids = ids if ids is None or isinstance(ids, list | tuple) else list(ids)
         packed = control.pack_headers(headers) if headers else None
         with self.lock:
             self._check_open()
             try:
-                publication = self._buffer.publish_many(channel, all_of_them, packed, key, priority, expiry_s)
+                publication = self._buffer.publish_many(channel, all_of_them, packed, key, priority, expiry_s, all_ids)
                 return Pending(publication, self._context, self.timeout_s)
             finally:
                 self._send_now()

@@ -79,6 +79,7 @@ class BenchCommand(click.Command):
 )
 @click.option("--pattern", is_flag=True, help="Subscribe by one pattern instead of by names.")
 @click.option("--crc", is_flag=True, help="Check every chunk's CRC-32C as well.")
+@click.option("--ids", is_flag=True, help="Publish by message id; the window is 1,000,000 messages of a channel.")
 @click.option("--pin", is_flag=True, help="Keep server and driver on cores of their own (Linux).")
 @click.option("--embedded", is_flag=True, help="`client`: the broker in this process instead of a server.")
 @click.option("--archived", is_flag=True, help="`replay`: read when all of it is in the archive.")

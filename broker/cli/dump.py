@@ -22,8 +22,8 @@ def command(path: Path, patterns: tuple[str, ...], quiet: bool) -> int:
     is written to it. What is damaged is left out and counted on stderr: `broker verify` names it. What the broker keeps
     for itself (consumers, delayed messages) is in backups only.
 
-    A line has channel, sequence, epoch, time_us and payload, and where the message has them key, headers, publisher,
-    priority and expiry_s. Bytes that are not UTF-8 stand in base64 under the name with _base64 behind it.
+    A line has channel, sequence, epoch, time_us and payload, and where the message has them key, id, headers,
+    publisher, priority and expiry_s. Bytes that are not UTF-8 stand in base64 under the name with _base64 behind it.
 
     \b
     broker dump /var/lib/broker > all.jsonl

@@ -80,6 +80,8 @@ def as_json(message: Message) -> bytes:
         body["payload_base64"] = base64.b64encode(message.payload).decode()
     if message.key is not None:
         body["key"] = message.key.decode("utf-8", "backslashreplace")
+    if message.id is not None:
+        body["id"] = message.id.decode("utf-8", "backslashreplace")
     if message.publisher is not None:
         body["publisher"] = message.publisher
     try:

@@ -99,8 +99,9 @@ class Client(RemoteBus[Connection], Bus):
         key: bytes | None = None,
         priority: int = 2,
         expiry_s: int | None = None,
+        id: str | bytes | None = None,
     ) -> None:
-        self._buffer.post(channel, payload, headers, key, priority, expiry_s)
+        self._buffer.post(channel, payload, headers, key, priority, expiry_s, id)
 
     def publish(
         self,
@@ -111,8 +112,9 @@ class Client(RemoteBus[Connection], Bus):
         key: bytes | None = None,
         priority: int = 2,
         expiry_s: int | None = None,
+        id: str | bytes | None = None,
     ) -> Publication[Receipt]:
-        return self._buffer.publish(channel, payload, headers, key, priority, expiry_s)
+        return self._buffer.publish(channel, payload, headers, key, priority, expiry_s, id)
 
     def publish_many(
         self,
@@ -123,8 +125,9 @@ class Client(RemoteBus[Connection], Bus):
         key: bytes | None = None,
         priority: int = 2,
         expiry_s: int | None = None,
+        ids: Iterable[str | bytes | None] | None = None,
     ) -> Publication[list[Receipt]]:
-        return self._buffer.publish_many(channel, payloads, headers, key, priority, expiry_s)
+        return self._buffer.publish_many(channel, payloads, headers, key, priority, expiry_s, ids)
 
     def drain(self) -> Awaitable[None]:
         buffer = self._buffer

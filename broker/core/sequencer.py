@@ -61,6 +61,8 @@ RECENT_BYTES = 8 << 20
 PASSING_BYTES = 1 << 20
 MEMORY_SHARE = 8
 """Nor more than this part of what all queues may hold."""
+IDS_MEMORY_SHARE = 4
+"""The same for message ids."""
 LATE_US = 500_000
 """A group that took this long to commit may hold records that have expired meanwhile: they last a second at least."""
 
@@ -83,6 +85,7 @@ class Sequencer:
         self.limits = limits
         self.journal = journal
         self.tails = Tails(1, hash_seed)
+        self.take_limits(limits)
         self.fanout = Fanout(self.tails)
         self.lines = Lines()
         self.own = OwnPublisher(self.tails, limits.headers_bytes_max)
@@ -249,6 +252,11 @@ class Sequencer:
 
     # -- channels ------------------------------------------------------------------------------------------------------
 
+    def take_limits(self, limits: Limits) -> None:
+        """Take new bounds."""
+        self.limits = limits
+        self.tails.ids_bytes_max = min(limits.ids_bytes_max, limits.memory_bytes_max // IDS_MEMORY_SHARE)
+
     def load(self, name: bytes) -> None:
         """Have a channel in memory under its profile.
 
@@ -311,9 +319,14 @@ class Sequencer:
         self.tails.load(name, profile.durability, profile.shard_tokens, limit, index)
 
     def _profile_index(self, profile: Profile) -> int:
-        """Where the profile's channels are counted: 1 and on; past 65,535 patterns in one run nobody counts."""
+        """Where the profile's channels are counted: 1 and on; past 65,535 patterns in one run nobody counts.
+
+        What is said there of their ids is that of the newest profile with this pattern, or beyond that of the last one.
+        """
         index = self._profile_indexes.setdefault(profile.pattern, len(self._profile_indexes) + 1)
-        return index if index < 1 << 16 else 0
+        index = index if index < 1 << 16 else 0
+        self.tails.set_ids(index, profile.ids_window_s, profile.ids_max)
+        return index
 
     def _count_profiles(self) -> None:
         """Count the channels that were applied at start under their profiles, if any profile asks."""

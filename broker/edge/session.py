@@ -24,7 +24,7 @@ from broker.events import emit, tally
 from broker.model.errors import BrokerError, StorageError, error
 from broker.model.history import HistoryQuery
 from broker.model.levels import Level
-from broker.model.names import check_channel, check_pattern, display, is_pattern
+from broker.model.names import ID_BYTES_MAX, check_channel, check_pattern, display, is_pattern
 from broker.node.catchup import INDEX_END, Following, Wanted
 from broker.node.history import ASKS_MAX
 from broker.node.listing import NamesScan
@@ -33,7 +33,7 @@ from broker.wire.kinds import Kind, PublishFlag
 from broker_native.fanout import Subscription
 from broker_native.intake import Intake
 from broker_native.lines import Line
-from broker_native.publisher import Publisher
+from broker_native.publisher import CODES, Publisher
 from broker_native.unsent import Sender
 
 if TYPE_CHECKING:
@@ -70,12 +70,14 @@ class _NotLoaded(Exception):
     Attributes:
         names: The channels that it needs.
         producer: The line that it needs.
+        ids: The channel whose ids it needs.
     """
 
-    def __init__(self, names: list[bytes], producer: bytes | None = None) -> None:
+    def __init__(self, names: list[bytes], producer: bytes | None = None, ids: bytes | None = None) -> None:
         super().__init__()
         self.names = names
         self.producer = producer
+        self.ids = ids
 
 
 class _Naming:
@@ -182,6 +184,7 @@ class Session(Intake):
             self._hello_timer = None
         self._waiting = None
         self.node.loader.leave(self)
+        self.node.ids.leave(self)
         self.node.remove(self)
         self.node.history.leave(self)
         self.outbox.close()
@@ -269,6 +272,9 @@ class Session(Intake):
         except BrokerError as failure:
             # A refusal would leave numbers behind that are taken. The client comes back and goes by `highest`.
             self.end(failure)
+
+    def on_ids_absent(self, body: bytes) -> None:
+        self._handle(partial(self._publish_with_ids, body))
 
     def on_malformed(self, code: int, size: int) -> None:
         if code == _FRAME_TOO_LARGE:
@@ -369,6 +375,8 @@ class Session(Intake):
         try:
             if needed.producer is not None:
                 loader.need_line(needed.producer, self._loaded, self)
+            elif needed.ids is not None:
+                self.node.ids.need(needed.ids, self._loaded, self)
             else:
                 loader.need(needed.names, self._loaded, self, self.names_ahead(NAMES_AHEAD_MAX))
         except BrokerError as refusal:
@@ -662,6 +670,26 @@ class Session(Intake):
             self.publisher = Publisher(self.node.tails, line, self, self.node.limits.headers_bytes_max)
         return self.publisher
 
+    def _publish_with_ids(self, body: bytes) -> None:
+        """Decide a PUBLISH whose records' ids could not be looked up: now, or when the channel's ids are there.
+
+        Raises:
+            StorageError: They cannot be read.
+            Unavailable: BUSY, too many wait.
+        """
+        failure, self._load_failure = self._load_failure, None
+        if failure is not None:
+            raise failure
+        assert self.publisher is not None
+        slot, count, number = struct.unpack_from("<IIQ", body)
+        code = self.publisher.publish_frame(body)
+        if code == _IDS_ABSENT:
+            raise _NotLoaded([], ids=self.publisher.name_of(slot))
+        if code == _DUPLICATE:
+            self.on_duplicate(slot, number, count)
+        elif code:
+            self.on_refused(code, slot, number, count)
+
     def publish_error(self, code: int, slot: int, number: int) -> BrokerError:
         """Say why a publish is refused with one of the native codes."""
         limits = self.node.limits
@@ -671,12 +699,16 @@ class Session(Intake):
         details = {
             1002: "journal: the disk has no room; reads go on, publishing recovers by itself",
             1003: f"publish {number}: the line's next number is {expected}",
+            1006: f"publish {number}: memory for message ids: got {self.tails.ids_bytes} bytes, "
+            f"limit {self.tails.ids_bytes_max} bytes",
             1008: "journal: recovering from a failed commit",
             3005: f"publish {number}: channel number {slot} has no channel",
             3009: f"publish {number}: a payload is over the channel's limit (server limit "
             f"{limits.payload_bytes_max} bytes)",
             3010: f"publish {number}: headers are over the limit, {limits.headers_bytes_max} bytes",
             3011: f"publish {number}: a record is not well formed",
+            3025: f"publish {number}: it has message ids, and the channel is ephemeral",
+            3034: f"publish {number}: a message id has no byte, or more than {ID_BYTES_MAX}",
             4001: f"publish {number}: a commit failed and whether it is stored is not known yet",
             3019: f"publish {number}: its numbers begin below and end above the line's next, {expected}",
         }
@@ -1140,6 +1172,7 @@ class Session(Intake):
 _EXHAUSTED = error("LIMIT", "memory: none is left for what this connection sends or is sent", "reconnect and resume")
 _EXHAUSTED_FRAME = control.encode_error(_EXHAUSTED)
 _BUSY = error("BUSY", "").code
+_DUPLICATE, _IDS_ABSENT = CODES["DUPLICATE"], CODES["IDS_ABSENT"]
 _FRAME_TOO_LARGE = error("FRAME_TOO_LARGE", "").code
 _QUESTIONS: dict[str, Callable[[Session, control.Request], None]] = {
     "channels": Session._channels,

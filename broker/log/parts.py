@@ -106,10 +106,11 @@ class Record(NamedTuple):
     expiry_s: int | None
     key: bytes | None
     headers: bytes | None
+    id: bytes | None = None
 
 
 _RECORD_HEADER = struct.Struct("<IHHI")
-_PUBLISHER, _NUMBER, _PRIORITY, _EXPIRY, _KEY, _HEADERS = 1, 2, 4, 8, 16, 32
+_PUBLISHER, _NUMBER, _PRIORITY, _EXPIRY, _KEY, _HEADERS, _ID = 1, 2, 4, 8, 16, 32, 64
 PRIORITY_DEFAULT = 2
 
 
@@ -137,7 +138,8 @@ def _record(body: bytes, flags: int, sequence: int, time_us: int) -> Record:
     expiry_s = fields.number(4) if flags & _EXPIRY else None
     key = fields.take(fields.number(2)) if flags & _KEY else None
     headers = fields.take(fields.number(2)) if flags & _HEADERS else None
-    return Record(sequence, time_us, fields.rest(), publisher, priority, expiry_s, key, headers)
+    message_id = fields.take(fields.number(1)) if flags & _ID else None
+    return Record(sequence, time_us, fields.rest(), publisher, priority, expiry_s, key, headers, message_id)
 
 
 class _Fields:

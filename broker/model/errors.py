@@ -519,6 +519,22 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         Scope.REQUEST,
     ),
     ErrorCode(
+        3025,
+        "NOT_STORED",
+        "the operation needs a channel whose messages are stored, and this one is ephemeral",
+        "Use a channel whose profile stores its messages.",
+        RequestError,
+        Scope.REQUEST,
+    ),
+    ErrorCode(
+        3034,
+        "INVALID_ID",
+        "a message id is empty or longer than 64 bytes",
+        "Use 1 to 64 bytes, or as many of UTF-8, that are the same each time the message is published.",
+        RequestError,
+        Scope.REQUEST,
+    ),
+    ErrorCode(
         4001,
         "COMMIT_UNKNOWN",
         "the commit failed after it was handed to the disk; the records may or may not be stored",

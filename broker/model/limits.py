@@ -198,6 +198,18 @@ class Limits:
             reloadable=True,
         ),
     )
+    ids_bytes_max: int = field(
+        default=256 * MIB,
+        metadata=setting(
+            "What remembered message ids may take of memory_bytes_max, of which they never take more than a quarter. "
+            "Beyond it those of other channels are given up, and read back when they are needed; when none can be, a "
+            "PUBLISH with ids is answered LIMIT.",
+            unit="bytes",
+            low=1 * MIB,
+            high=1 << 40,
+            reloadable=True,
+        ),
+    )
     partial_bytes_max: int = field(
         default=32 * MIB,
         metadata=setting(
@@ -292,6 +304,7 @@ class Limits:
             subscription_bytes_max=4 * KIB,
             connection_bytes_max=128 * KIB,
             memory_bytes_max=16 * MIB,
+            ids_bytes_max=1 * MIB,
             partial_bytes_max=128 * KIB,
             early_partial_bytes_max=32 * KIB,
             group_bytes_max=64 * KIB,

@@ -16,6 +16,7 @@ from broker.model.errors import BrokerError, error
 
 NAME_BYTES_MAX = 255
 TOKEN_BYTES_MAX = 128
+ID_BYTES_MAX = 64
 TOKENS_MAX = 128
 """Follows from the other two: 128 tokens of one byte and 127 dots are 255 bytes."""
 

@@ -138,6 +138,27 @@ class Profile:
             reloadable=True,
         ),
     )
+    ids_window_s: int = field(
+        default=120,
+        metadata=setting(
+            "How long a message's id is remembered: another message with that id is not stored again, and is answered "
+            "with the position of the first. 0 remembers none. Ephemeral channels refuse ids.",
+            unit="seconds",
+            low=0,
+            high=_DAY_S,
+            reloadable=True,
+        ),
+    )
+    ids_max: int = field(
+        default=100_000,
+        metadata=setting(
+            "Among how many of a channel's newest messages an id is remembered; each takes up to 64 bytes of memory.",
+            unit="messages",
+            low=1,
+            high=100_000_000,
+            reloadable=True,
+        ),
+    )
     slow: str = field(
         default=SLOW_CATCHUP,
         metadata=setting(

@@ -1,8 +1,8 @@
 """How much memory the broker's queues hold, against one bound for all of them.
 
-What waits to be sent, what has arrived in part, what is pending and what is kept of the newest groups: each keeper
-counts what it adds and takes away, and this adds the counters up, at the end of every turn. A value that many
-connections have queued counts once, and one that many of their transports hold once more.
+What waits to be sent, what has arrived in part, what is pending, what is kept of the newest groups and the ids of the
+newest records: each keeper counts what it adds and takes away, and this adds the counters up, at the end of every turn.
+A value that many connections have queued counts once, and one that many of their transports hold once more.
 
 - Connections whose transport takes nothing share half of the bound, or less; one that has more reads on from the log.
   So they cannot keep the publishers waiting for long, however many they are.
@@ -81,7 +81,7 @@ class Budget:
         self.pending_bytes = pending = core.tails.group_bytes + (len(in_commit.value) if in_commit is not None else 0)
         self.arriving_bytes = arriving = buffer.early.bytes + buffer.partial.bytes + buffer.backlog.bytes
         self.kept_bytes = kept = core.recent.size_bytes + core.passing.size_bytes + self._catchup.slices_bytes
-        self.used_bytes = used = self.queued_bytes + pending + arriving + kept
+        self.used_bytes = used = self.queued_bytes + pending + arriving + kept + core.tails.ids_bytes
         limit = self.limit_bytes
         self.holds = used * 100 >= limit * (RELEASE_PERCENT if self.holds else HOLD_PERCENT)
         self.refuses = used * 100 >= limit * REFUSE_PERCENT

@@ -31,6 +31,7 @@ from broker.node.commit import CommitThread, handed_over
 from broker.node.eviction import Eviction
 from broker.node.history import HistoryReader
 from broker.node.housekeeping import Housekeeping
+from broker.node.ids import IdsLoader
 from broker.node.listing import Listing
 from broker.node.loader import Loader
 from broker.node.pace import Pace
@@ -129,6 +130,7 @@ class Node:
         gate: Who may do what.
         limits: Bounds.
         loader: What is stored and not in memory.
+        ids: The ids of channels' newest records.
         states: What the broker remembers beside messages.
         clock: Broker time.
         buffer: The loop's read buffer.
@@ -162,6 +164,7 @@ class Node:
         self._commit = CommitThread(log, loop, self._done)
         self.catchup = CatchUp(core, log, loop, self.kick, self._send, self.clock.steady_us, self._lost)
         self.loader = Loader(core, log, self.clock, loop)
+        self.ids = IdsLoader(core, log, self.catchup.submit, loop)
         self.unsent = Unsent()
         self.budget = Budget(core, self.buffer, self.catchup, self.unsent)
         self._short_of_memory: dict[Connection, None] = {}
@@ -554,7 +557,8 @@ class Node:
 
     def reload(self, profiles: Profiles, limits: Limits) -> None:
         """Take new profiles and limits; channels in memory change between two groups."""
-        self.limits = self.core.limits = limits
+        self.limits = limits
+        self.core.take_limits(limits)
         self._bound_groups()
         self.buffer.early.bytes_max = limits.early_partial_bytes_max
         self.buffer.partial.bytes_max = self.buffer.backlog.bytes_max = limits.partial_bytes_max
@@ -589,6 +593,7 @@ class Node:
         self._seconds += 1
         self._time.steer()
         self._eviction.sweep()
+        self.ids.sweep()
         self._retention.tick()
         self.catchup.tick(self.clock.now_us())
         now_us = self.clock.steady_us()
@@ -629,6 +634,7 @@ class Node:
             await self._idle
         self._closed = True
         self.loader.stop()
+        self.ids.stop()
         self._eviction.stop()
         self.catchup.stop()
         if self._second_timer is not None:
@@ -668,6 +674,9 @@ class Node:
             "producers": len(self.core.lines),
             "records_in": self.tails.records,
             "record_bytes_in": self.tails.record_bytes,
+            "records_repeated": self.tails.repeated,
+            "ids_bytes": self.tails.ids_bytes,
+            "ids_loaded": self.ids.loaded,
             "records_out": self.fanout.records_out,
             "chunks_out": self.fanout.chunks_out,
             "bytes_out": self.fanout.bytes_out,

@@ -61,6 +61,8 @@ VERDICTS: Final = {
     "PAYLOAD_TOO_LARGE": FOR_ONE_RECORD,
     "HEADERS_TOO_LARGE": FOR_ONE_RECORD,
     "INVALID_RECORD": FOR_ONE_RECORD,
+    "INVALID_ID": FOR_ONE_RECORD,
+    "NOT_STORED": FOR_ONE_RECORD,
 }
 
 set_types(position=Position, bus_position=BusPosition, level=Level)

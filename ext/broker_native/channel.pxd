@@ -57,7 +57,7 @@ cdef struct Channel:
     uint32_t holders            # publishers' numbers that are bound to it, and `Channels.hold`
     uint16_t profile            # index of its profile's counts
     uint8_t state               # STATE_*
-    uint8_t reserved
+    uint8_t ids                 # IDS_*: what memory knows of the ids of its newest records
 
 cdef enum:
     STATE_HERE = 0
@@ -68,6 +68,10 @@ cdef enum:
     STALE_UNCLEAN = 1           # a crash may have taken records that readers saw; loading it again finds that out again
     STALE_LOST = 2              # this run took them, and only the channel itself knows
 
+    IDS_UNKNOWN = 0             # they have to be read back first
+    IDS_NONE = 1                # no record has one
+    IDS_HERE = 2                # in `Channels.ids`
+
 cdef enum:
     CLASS_NONE = 0
     CLASS_EPHEMERAL = 1         # delivered at the end of the turn, never journaled
@@ -77,6 +81,8 @@ cdef enum:
 cdef struct ProfileCounts:
     uint64_t stored
     uint64_t unborn
+    uint32_t ids_window_s       # how long an id of a record is found again, seconds; 0: not at all
+    uint32_t ids_max            # and among how many of a channel's newest records
 
 cdef struct ChannelList:
     Channel** items

@@ -3,6 +3,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from broker_native.channel cimport Channel, GroupChunks, ProfileCounts
+from broker_native.ids cimport IdKey, IdTable
 from broker_native.open_chunks cimport ChunkPool
 from broker_native.slabs cimport SlabHeap
 from broker_native.slots cimport SlotTable
@@ -30,6 +31,11 @@ cdef class Channels:
     cdef uint64_t applying              # number of the group that is being applied, 0 for entries alone
     cdef uint64_t applied_group         # number of the last one that was
     cdef GroupChunks applied            # its chunks that were open when it was closed, until one's channel is freed
+    cdef SlotTable ids                  # the ids of channels in IDS_HERE, under `ids_slot_key`
+    cdef IdKey ids_key
+    cdef readonly size_t ids_bytes      # what they take
+    cdef public size_t ids_bytes_max    # past it ids that can be read back are given up
+    cdef uint64_t ids_sweep_key         # where the search for them goes on
     cdef readonly uint64_t run
     cdef public uint64_t now_us
 
@@ -63,3 +69,9 @@ cdef class Channels:
     cdef void adopt(self, Channel* channel, uint8_t level, uint8_t shard_tokens, uint32_t payload_bytes_max,
                   uint16_t profile) noexcept
     cdef void change_home(self, Channel* channel) noexcept
+    # The ids of the channel, in a table that is made if there is none; NULL when they have to be read back first.
+    cdef IdTable* ids_of(self, Channel* channel) except? NULL
+    cdef int keep_ids(self, Channel* channel, IdTable* table) except -1
+    cdef void forget_ids(self, Channel* channel) noexcept
+    cdef bint make_room_for_ids(self, const Channel* user) noexcept
+    cdef void expire_ids(self, Channel* channel, IdTable* table) noexcept

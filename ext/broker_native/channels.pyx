@@ -15,12 +15,15 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, realloc
+from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memset
 
 from broker_native.channel cimport (
     AHEAD,
     CLASS_NONE,
+    IDS_HERE,
+    IDS_NONE,
+    IDS_UNKNOWN,
     RUN_SHIFT,
     STALE_LOST,
     STALE_NOT,
@@ -40,6 +43,7 @@ from broker_native.channel cimport (
     name_compare,
     name_hash,
 )
+from broker_native.ids cimport IdTable, Ids, ids_close, ids_expire, ids_key, ids_open
 from broker_native.layout cimport *
 from broker_native.lines cimport Line
 from broker_native.open_chunks cimport chunk_drop, pool_release
@@ -78,8 +82,10 @@ cdef class Channels:
             raise ValueError(f"run: got {run}, range 1 to {(1 << 24) - 1}")
         self.run = run
         self.hash_seed = hash_seed
-        if table_open(&self.by_name) or table_open(&self.by_id):
+        if table_open(&self.by_name) or table_open(&self.by_id) or table_open(&self.ids):
             raise MemoryError
+        self.ids_key = ids_key(hash_seed)
+        self.ids_bytes_max = <size_t>-1
         self.id_next = 1
         self.ephemeral_next = EPHEMERAL_ID
 
@@ -98,6 +104,7 @@ cdef class Channels:
                     break
         table_close(&self.by_name)
         table_close(&self.by_id)
+        table_close(&self.ids)
         free(self.applied.channels.items)
         free(self.counts)
         pool_release(&self.pool)
@@ -198,6 +205,7 @@ cdef class Channels:
         self.applied.channels.count = 0
         chunk_drop(&self.pool, channel)
         epochs_release(channel)
+        self.forget_ids(channel)
         Py_XDECREF(<PyObject*>channel.exact)
         Py_XDECREF(<PyObject*>channel.readers)
         slabs_give(&self.channels, channel)
@@ -418,6 +426,7 @@ cdef class Channels:
             if self.counts[channel.profile].stored:
                 self.counts[channel.profile].stored -= 1
         epochs_release(channel)
+        self.forget_ids(channel)
         Py_XDECREF(<PyObject*>channel.readers)
         channel.readers = NULL
         channel.readers_version = 0
@@ -575,12 +584,158 @@ cdef class Channels:
 
     @property
     def memory_bytes(self):
-        """What channels, their tables and chunk buffers that wait for the next chunk take, bytes."""
+        """What channels, their tables, ids and chunk buffers that wait for the next chunk take, bytes."""
         return (
             self.channels.mapped + (<size_t>self.by_name.segments + self.by_id.segments) * sizeof(Segment)
             + ((<size_t>1 << self.by_name.depth) + (<size_t>1 << self.by_id.depth)) * sizeof(Segment*)
-            + self.pool.idle_bytes
+            + self.pool.idle_bytes + self.ids_bytes
         )
+
+    # .. the ids of their newest records ..
+
+    cdef IdTable* ids_of(self, Channel* channel) except? NULL:
+        cdef IdTable* table
+        if channel.ids == IDS_HERE:
+            return <IdTable*>table_find(&self.ids, ids_slot_key(channel))
+        if channel.ids == IDS_UNKNOWN and channel.next != 1:
+            return NULL
+        table = <IdTable*>malloc(sizeof(IdTable))
+        if table == NULL:
+            raise MemoryError
+        ids_open(table)
+        self.keep_ids(channel, table)
+        return table
+
+    cdef int keep_ids(self, Channel* channel, IdTable* table) except -1:
+        """Have a table, which belongs to the channel from now on; there is none, or it is freed."""
+        if table_insert(&self.ids, ids_slot_key(channel), table):
+            ids_close(table)
+            free(table)
+            raise MemoryError
+        table.owner = channel
+        channel.ids = IDS_HERE
+        self.ids_bytes += table.bytes
+        return 0
+
+    cdef void forget_ids(self, Channel* channel) noexcept:
+        """Memory knows nothing of the channel's ids any more."""
+        cdef IdTable* table
+        cdef uint64_t key = ids_slot_key(channel)
+        if channel.ids == IDS_HERE:
+            table = <IdTable*>table_find(&self.ids, key)
+            table_remove(&self.ids, key, table)
+            table_merge(&self.ids, key)
+            self.ids_bytes -= table.bytes
+            ids_close(table)
+            free(table)
+        channel.ids = IDS_UNKNOWN
+
+    cdef void expire_ids(self, Channel* channel, IdTable* table) noexcept:
+        """Forget those that have left the channel's window."""
+        cdef const ProfileCounts* policy = &self.counts[channel.profile]
+        cdef uint32_t now_s = self.now_s()
+        cdef uint64_t first = channel.next - policy.ids_max if channel.next > policy.ids_max else 0
+        self.ids_bytes -= table.bytes
+        ids_expire(table, now_s - policy.ids_window_s if now_s > policy.ids_window_s else 0, first)
+        self.ids_bytes += table.bytes
+
+    cdef bint make_room_for_ids(self, const Channel* user) noexcept:
+        """Give up ids that can be read back until what is kept is within its bound; answers whether it is.
+
+        Args:
+            user: The channel that is published to, whose ids stay.
+        """
+        cdef uint64_t key = self.ids_sweep_key
+        cdef uint32_t segments = self.ids.segments + 1
+        cdef uint32_t slot
+        cdef Segment* segment
+        cdef Channel* channel
+        while self.ids_bytes > self.ids_bytes_max and segments:
+            segments -= 1
+            segment = table_segment(&self.ids, key)
+            slot = 0
+            while slot < SEGMENT_SLOTS and self.ids_bytes > self.ids_bytes_max:
+                channel = <Channel*>(<IdTable*>segment.slots[slot].item).owner if segment.slots[slot].item else NULL
+                if channel == NULL or channel == user or channel.group > self.applied_group or channel.touched:
+                    slot += 1
+                    continue
+                # The slot may hold another one now; it is looked at next.
+                ids_release(self, segment, slot, channel)
+            key = table_after(&self.ids, key)
+        self.ids_sweep_key = key
+        return self.ids_bytes <= self.ids_bytes_max
+
+    def sweep_ids(self, uint32_t segments_max):
+        """Forget ids that have left their windows, of channels that nobody publishes to: a part of them a call.
+
+        Args:
+            segments_max: Of how many segments of the table, each of about 600 channels.
+        """
+        cdef uint32_t slot
+        cdef Segment* segment
+        cdef IdTable* table
+        cdef Channel* channel
+        while segments_max and self.ids.count:
+            segments_max -= 1
+            segment = table_segment(&self.ids, self.ids_sweep_key)
+            slot = 0
+            while slot < SEGMENT_SLOTS:
+                table = <IdTable*>segment.slots[slot].item
+                channel = <Channel*>table.owner if table != NULL else NULL
+                # What is pending may be undone, and what it has pushed out belong to the window again.
+                if channel == NULL or channel.touched or channel.group > self.applied_group:
+                    slot += 1
+                    continue
+                self.expire_ids(channel, table)
+                if table.count:
+                    slot += 1
+                    continue
+                ids_release(self, segment, slot, channel)
+                # Nothing in the window has an id.
+                channel.ids = IDS_NONE
+            self.ids_sweep_key = table_after(&self.ids, self.ids_sweep_key)
+
+    def set_ids(self, uint16_t profile, uint32_t window_s, uint32_t count_max):
+        """Say how long ids are found again in the channels of a profile.
+
+        Args:
+            profile: As of `load`.
+            window_s: Seconds; 0: not at all.
+            count_max: Among how many of a channel's newest records.
+        """
+        cdef ProfileCounts* policy = self.counts_of(profile)
+        policy.ids_window_s = window_s
+        policy.ids_max = count_max
+
+    def knows_ids(self, bytes name not None):
+        """Whether memory knows the ids of the channel's newest records, so that none have to be read back."""
+        cdef Channel* channel = self.find_here(name)
+        return channel != NULL and (channel.ids != IDS_UNKNOWN or channel.next == 1)
+
+    def ids_window(self, bytes name not None):
+        """(how many seconds, among how many records) ids of a channel in memory are found again."""
+        cdef Channel* channel = self.find_here(name)
+        if channel == NULL:
+            raise KeyError(name)
+        return self.counts_of(channel.profile).ids_window_s, self.counts_of(channel.profile).ids_max
+
+    def ids_for(self):
+        """An empty `Ids` with the key of these tails."""
+        return Ids(self.hash_seed)
+
+    def install_ids(self, bytes name not None, uint64_t stored_id, Ids ids not None):
+        """Have the ids of a channel that were read back; answers whether they are what memory lacked.
+
+        Args:
+            name: The channel.
+            stored_id: What it was when they were read.
+            ids: Those of its window, all that is applied; they are the channel's after this.
+        """
+        cdef Channel* channel = self.find_here(name)
+        if channel == NULL or channel.stored_id != stored_id or channel.ids != IDS_UNKNOWN:
+            return False
+        self.keep_ids(channel, ids.give())
+        return True
 
     # .. what Python asks about channels ..
 
@@ -638,6 +793,8 @@ cdef class Channels:
     cdef void adopt(self, Channel* channel, uint8_t level, uint8_t shard_tokens, uint32_t payload_bytes_max,
                     uint16_t profile) noexcept:
         """Give a channel that is here and has nothing pending its policy."""
+        # Under another policy it may have remembered less, or nothing.
+        self.forget_ids(channel)
         if (channel.level == LEVEL_EPHEMERAL) != (level == LEVEL_EPHEMERAL):
             self.change_home(channel)
         channel.level = level
@@ -792,6 +949,22 @@ cdef class Channels:
             if not key:
                 break
         return found, key
+
+
+cdef inline uint64_t ids_slot_key(const Channel* channel) noexcept nogil:
+    """Where a channel's ids are: by its address, of which nobody outside chooses anything."""
+    cdef uint64_t mixed = (<uint64_t>channel >> 6) * <uint64_t>0x9E3779B97F4A7C15
+    return mixed ^ (mixed >> 32)
+
+
+cdef void ids_release(Channels channels, Segment* segment, uint32_t slot, Channel* channel) noexcept:
+    """Free the table in a slot: what `Channels.forget_ids` does, for who walks over the slots."""
+    cdef IdTable* table = <IdTable*>segment.slots[slot].item
+    segment_remove(&channels.ids, segment, slot)
+    channels.ids_bytes -= table.bytes
+    ids_close(table)
+    free(table)
+    channel.ids = IDS_UNKNOWN
 
 
 cdef uint32_t entry_size_min(uint16_t kind) noexcept nogil:

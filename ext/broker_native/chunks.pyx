@@ -32,6 +32,7 @@ from broker_native.layout cimport (
     RECORD_GONE,
     RECORD_HEADER_BYTES,
     RECORD_HEADERS,
+    RECORD_ID,
     RECORD_KEY,
     RECORD_NUMBER,
     RECORD_PRIORITY,
@@ -130,6 +131,10 @@ cdef bint record_deletes(const uint8_t* at) noexcept nogil:
         if offset + 2 > size:
             return False
         offset += 2 + <uint32_t>load_u16(at + offset)
+    if load_u16(at + 4) & RECORD_ID and offset:
+        if offset + 1 > size:
+            return False
+        offset += 1 + <uint32_t>at[offset]
     return offset == size
 
 

@@ -51,6 +51,7 @@ class Driver:
         crc: bool = False,
         owned: bool = False,
         random: bool = False,
+        ids: bool = False,
         dialect: str = "broker",
     ) -> None: ...
     @property

@@ -30,7 +30,7 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset, strerror
 
 from broker_native import driver_broker, driver_mqtt, driver_nats, driver_redis, ledger
-from broker_native.driver_broker cimport broker_dialect, broker_write
+from broker_native.driver_broker cimport DRIVER_ID_BYTES, broker_dialect, broker_write
 from broker_native.driver_load cimport (
     Audience, Connection, Dialect, FAILURE_CLOSED, FAILURE_MEMORY, FAILURE_NONE, FAILURE_PROTOCOL, FAILURE_REFUSED,
     FAILURE_SOCKET, INBOX_BYTES_MAX, LINE_BYTES_MAX, LINE_END_BYTES, Lane, Load, POLLER_EVENTS_MAX, POLLER_NEVER,
@@ -42,7 +42,7 @@ from broker_native.driver_mqtt cimport mqtt_dialect
 from broker_native.driver_nats cimport jetstream_dialect, nats_dialect
 from broker_native.driver_redis cimport redis_dialect, redis_stream_dialect, redis_stream_read_on
 from broker_native.histogram cimport Histogram
-from broker_native.layout cimport PUBLISH_COUNT_MAX
+from broker_native.layout cimport PUBLISH_COUNT_MAX, RECORD_ID
 
 cdef extern from "<sys/socket.h>" nogil:
     ssize_t recv(int fd, void* data, size_t size, int flags)
@@ -440,7 +440,7 @@ cdef class Driver:
 
     def __init__(self, names, *, uint32_t publishers, uint32_t audiences=1, uint32_t payload_bytes=128,
                  uint32_t batch=1, uint64_t window=16384, uint32_t frame_bytes_max=1 << 21, bint crc=False,
-                 bint owned=False, bint random=False, dialect="broker"):
+                 bint owned=False, bint random=False, bint ids=False, dialect="broker"):
         """Prepare a load over channels.
 
         Args:
@@ -458,8 +458,9 @@ cdef class Driver:
                 by its connection. How long each frame waits for its answer is measured then, and each channel's
                 answers must follow one another.
             random: publishers take their channels at random instead of in turn; only with `owned`.
-            dialect: the protocol of all sockets: one of DIALECTS. What only the broker's has (`owned`, `crc`, `head`,
-                credit, and chunks, answers and events in an Outcome) means nothing in others.
+            ids: each record has an id of its own.
+            dialect: the protocol of all sockets: one of DIALECTS. What only the broker's has (`owned`, `crc`, `ids`,
+                `head`, credit, and chunks, answers and events in an Outcome) means nothing in others.
 
         Raises:
             ValueError: an argument is out of its range.
@@ -480,16 +481,18 @@ cdef class Driver:
         if self.load.channels:
             raise ValueError("a driver is prepared once")
         self.dialect = DIALECTS.index(dialect)
-        if self.dialect != DIALECT_BROKER and (owned or random or crc):
-            raise ValueError(f"{dialect}: got owned, random or crc, which mean nothing in it")
+        if self.dialect != DIALECT_BROKER and (owned or random or crc or ids):
+            raise ValueError(f"{dialect}: got owned, random, crc or ids, which mean nothing in it")
         if self.dialect == DIALECT_MQTT_1 and window > driver_mqtt.IDENTIFIERS:
             raise ValueError(f"window: got {window}, limit {driver_mqtt.IDENTIFIERS}: QoS 1 tells no more apart")
-        record_bytes = self.prepare_dialect(names, payload_bytes)
+        record_bytes = self.prepare_dialect(names, payload_bytes, ids)
         if self.load.frame_extra_bytes + batch * record_bytes > frame_bytes_max:
             raise ValueError(f"batch: {batch} records of {record_bytes} bytes pass the frame limit {frame_bytes_max}")
         self.load.payload_bytes = payload_bytes
         self.load.record_bytes = <uint32_t>record_bytes
-        self.load.record_head = record_bytes     # of the broker's records; flags and the reserved field are zero
+        # Of the broker's records; the reserved field is zero.
+        self.load.record_head = record_bytes | (<uint64_t>RECORD_ID << 32 if ids else 0)
+        self.load.fields_bytes = DRIVER_ID_BYTES if ids else 0
         self.load.batch = batch
         self.load.window = window
         self.load.frame_bytes_max = frame_bytes_max
@@ -512,7 +515,7 @@ cdef class Driver:
             raise OSError(reason, strerror(reason).decode())
         self.opened = True
 
-    cdef uint64_t prepare_dialect(self, tuple names, uint32_t payload_bytes) except 0:
+    cdef uint64_t prepare_dialect(self, tuple names, uint32_t payload_bytes, bint ids) except 0:
         """Set what a dialect needs to know of channels and payloads. Returns what a record takes at most."""
         cdef Load* load = &self.load
         cdef list heads = []
@@ -521,7 +524,7 @@ cdef class Driver:
         load.dialect = self.dialect_of()
         if self.dialect == DIALECT_BROKER:
             load.frame_extra_bytes = driver_broker.extra_bytes()
-            return driver_broker.record_bytes_max(payload_bytes)
+            return driver_broker.record_bytes_max(payload_bytes, ids)
         for name in names:
             head = self.head_of(name, payload_bytes)
             heads.append(head)

@@ -9,12 +9,23 @@ from broker_native.driver_load cimport Dialect, Load, Publisher, Sent, payload_w
 from broker_native.layout cimport (
     FRAME_HEADER_BYTES, KIND_PUBLISH, PUBLISH_HEADER_BYTES, RECORD_HEADER_BYTES, store_u32, store_u64)
 
+cdef enum:
+    DRIVER_ID_BYTES = 17             # u8 16, then u32 publisher, u32 channel, u64 counter
+
 cdef const Dialect* broker_dialect() noexcept nogil
 
 
 cdef inline void frame_header_write(uint8_t* frame, uint32_t body_bytes, uint32_t kind) noexcept nogil:
     store_u32(frame, body_bytes)
     store_u32(frame + 4, kind)       # flags and the reserved field are zero
+
+
+cdef inline void id_write(uint8_t* at, uint32_t publisher, uint32_t channel, uint64_t counter) noexcept nogil:
+    """Write the field of a record's id: one that no other record of the run has."""
+    at[0] = DRIVER_ID_BYTES - 1
+    store_u32(at + 1, publisher)
+    store_u32(at + 5, channel)
+    store_u64(at + 9, counter)
 
 
 cdef inline uint8_t* broker_write(Load* load, Publisher* publisher, uint8_t* frame, uint32_t channel, uint32_t count,
@@ -30,7 +41,10 @@ cdef inline uint8_t* broker_write(Load* load, Publisher* publisher, uint8_t* fra
     for i in range(count):
         store_u64(record, load.record_head)
         store_u32(record + 8, 0)
-        payload_write(load, record + RECORD_HEADER_BYTES, stamped, publisher.counters[number] + i, time_ns, channel)
+        if load.fields_bytes:
+            id_write(record + RECORD_HEADER_BYTES, stamped, channel, publisher.counters[number] + i)
+        payload_write(load, record + RECORD_HEADER_BYTES + load.fields_bytes, stamped, publisher.counters[number] + i,
+                      time_ns, channel)
         record += load.record_bytes
     if publisher.sent != NULL:
         publisher.sent[(publisher.records + 1) & load.sent_mask] = Sent(publisher.records + 1, time_ns, number)

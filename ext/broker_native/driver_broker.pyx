@@ -21,8 +21,8 @@ from broker_native.layout cimport (
     DELIVER_FLAG_EARLY, DELIVER_FLAG_NAME, DELIVER_HEADER_BYTES, FRAME_HEADER_BYTES, GONE_RECORD_BYTES, KIND_CREDIT,
     KIND_DELIVER, KIND_ERROR, KIND_EVENT, KIND_GOING_AWAY, KIND_PING, KIND_PONG, KIND_PUBLISHED,
     PUBLISHED_ENTRY_BYTES, PUBLISHED_FLAG_DUPLICATE, PUBLISH_HEADER_BYTES, RECORD_EXPIRY, RECORD_FLAGS_KNOWN,
-    RECORD_GONE, RECORD_HEADERS, RECORD_HEADER_BYTES, RECORD_KEY, RECORD_NUMBER, RECORD_PRIORITY, RECORD_PUBLISHER,
-    load_u16, load_u32, load_u64, store_u32, store_u64)
+    RECORD_GONE, RECORD_HEADERS, RECORD_HEADER_BYTES, RECORD_ID, RECORD_KEY, RECORD_NUMBER, RECORD_PRIORITY,
+    RECORD_PUBLISHER, load_u16, load_u32, load_u64, store_u32, store_u64)
 
 cdef enum:
     SUBSCRIPTION = 1               # the number of a subscriber's only subscription
@@ -240,6 +240,9 @@ cdef uint32_t record_fields_bytes(const uint8_t* record, uint32_t size) noexcept
     if flags & RECORD_HEADERS:
         at += 2
         at += load_u16(record + at - 2) if at <= size else <uint16_t>0
+    if flags & RECORD_ID:
+        at += 1
+        at += record[at - 1] if at <= size else <uint8_t>0
     return at
 
 
@@ -283,7 +286,7 @@ cdef size_t take_records(Load* load, Connection* connection, const uint8_t* data
     while limit - at >= RECORD_HEADER_BYTES:
         if load_u64(data + at) == load.record_head:
             record_bytes = load.record_bytes
-            payload = data + at + RECORD_HEADER_BYTES
+            payload = data + at + RECORD_HEADER_BYTES + load.fields_bytes
             sequences = 1
             if limit - at < record_bytes:
                 break
@@ -415,6 +418,6 @@ def extra_bytes():
     return FRAME_HEADER_BYTES + PUBLISH_HEADER_BYTES
 
 
-def record_bytes_max(uint64_t payload_bytes):
+def record_bytes_max(uint64_t payload_bytes, bint ids=False):
     """Return what a record takes: all of them take the same."""
-    return RECORD_HEADER_BYTES + payload_bytes
+    return RECORD_HEADER_BYTES + (DRIVER_ID_BYTES if ids else 0) + payload_bytes

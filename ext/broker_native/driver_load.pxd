@@ -184,7 +184,8 @@ cdef struct Load:
     uint32_t payload_bytes
     uint32_t record_bytes       # with all that its dialect puts around it, at most
     uint32_t frame_extra_bytes  # what a frame takes besides its records
-    uint64_t record_head        # the first 8 bytes of a record without any field
+    uint64_t record_head        # the first 8 bytes of a record
+    uint32_t fields_bytes       # between its header and its payload: DRIVER_ID_BYTES with ids, else 0
     uint32_t batch
     bint crc
     uint32_t frame_bytes_max

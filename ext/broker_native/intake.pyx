@@ -19,7 +19,8 @@ some dozens of them, since a client that comes back names all that it publishes 
 
 A subclass gives `on_frame(kind, flags, body)`, `on_channels(first, names)` (answers how many of the frames it has
 taken; the first of those that it has not goes to `on_frame`, and so does one that stands alone),
-`on_refused(code, slot, number, count)`, `on_duplicate(slot, number, count)`, `on_malformed(code, size)`,
+`on_refused(code, slot, number, count)`, `on_duplicate(slot, number, count)`, `on_ids_absent(body)` (of a PUBLISH that
+has to wait for the ids of its channel's newest records), `on_malformed(code, size)`,
 `on_credit(subscription)` (of one that is behind), `on_exhausted()` (there is no memory for what came, or for what
 should be sent: end the connection) and `on_read()` (bytes were taken in: end the turn). When it shares its loop with
 others, also `on_put_off()` and `on_caught_up()` (pause and resume reading), `on_crowded(name, bytes, limit, held_us)`
@@ -44,6 +45,7 @@ cdef enum:
     CODE_MALFORMED_FRAME = 3001
     CODE_FRAME_TOO_LARGE = 3002
     DUPLICATE = 1                       # as in publisher.pyx
+    IDS_ABSENT = 2
 
     # What becomes of a frame.
     TAKEN = 0
@@ -725,6 +727,8 @@ cdef class Intake:
             self.on_malformed(CODE_MALFORMED_FRAME, size)
         elif code == DUPLICATE:
             self.on_duplicate(load_u32(body), load_u64(body + 8), load_u32(body + 4))
+        elif code == IDS_ABSENT:
+            self.on_ids_absent(PyBytes_FromStringAndSize(<const char*>body, size))
         else:
             self.on_refused(code, load_u32(body), load_u64(body + 8), load_u32(body + 4))
         return 0

@@ -43,7 +43,7 @@ cdef class Line:
             last = self.group_runs.data + self.group_runs.used - LINE_RUN_BYTES
             if load_u64(last) == channel and (
                 not channel or load_u64(last + 8) + load_u32(last + 16) == first
-            ) and <uint64_t>load_u32(last + 16) + count <= 0xFFFFFFFF:
+            ) and <uint64_t>load_u32(last + 16) + count <= <uint64_t>0xFFFFFFFF:
                 store_u32(last + 16, load_u32(last + 16) + count)
                 return 0
         if self.group_runs.used >= LINE_RUNS_KEPT * LINE_RUN_BYTES:

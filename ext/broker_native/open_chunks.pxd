@@ -135,6 +135,18 @@ cdef inline void chunk_drop(ChunkPool* pool, Channel* channel) noexcept nogil:
     channel.chunk_count = 0
 
 
+cdef inline ChunkMark chunk_mark(const Channel* channel, uint32_t closed) noexcept nogil:
+    """What to go back to, with so many chunks of the channel's class closed."""
+    cdef ChunkMark mark
+    mark.next = channel.next
+    mark.time_us = channel.chunk_time_us
+    mark.expiry_s = channel.chunk_expiry_s
+    mark.used = channel.chunk_used
+    mark.count = channel.chunk_count
+    mark.closed = closed
+    return mark
+
+
 cdef inline int chunk_open(ChunkPool* pool, Channel* channel, uint64_t now_us, uint32_t need) except -1:
     """Begin a chunk with room for its header and `need` bytes."""
     cdef uint32_t capacity = channel.chunk_hint

@@ -88,9 +88,10 @@ cdef class PublishBuffer:
     cdef list woken
 
     cdef uint32_t put(self, str channel, object payload, object headers, object key, int priority,
-                      object expiry_s) except? 0xFFFFFFFF
+                      object expiry_s, object id) except? 0xFFFFFFFF
     cdef int put_record(self, uint32_t slot, const uint8_t* payload, size_t payload_size, object headers,
-                        object key, int priority, object expiry_s) except -1
+                        object key, int priority, object expiry_s, object id) except -1
+    cdef bytes packed_id(self, object id)
     cdef uint8_t* reserve_record(self, uint32_t slot, size_t size) except NULL
     cdef int count_record(self, uint32_t slot, size_t size) except -1
     cdef int mark_dirty(self, uint32_t slot) except -1

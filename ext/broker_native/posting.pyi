@@ -89,6 +89,7 @@ class PublishBuffer:
         key: Buffer | None = None,
         priority: int = 2,
         expiry_s: int | None = None,
+        id: str | Buffer | None = None,
     ) -> None: ...
     def publish(
         self,
@@ -98,6 +99,7 @@ class PublishBuffer:
         key: Buffer | None = None,
         priority: int = 2,
         expiry_s: int | None = None,
+        id: str | Buffer | None = None,
     ) -> Publication[Receipt]: ...
     def publish_many(
         self,
@@ -107,6 +109,7 @@ class PublishBuffer:
         key: Buffer | None = None,
         priority: int = 2,
         expiry_s: int | None = None,
+        ids: Iterable[str | Buffer | None] | None = None,
     ) -> Publication[list[Receipt]]: ...
     def take(self, bytes_max: int = 262144) -> Any: ...
     def answer(self, body: Any) -> None: ...

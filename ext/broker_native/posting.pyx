@@ -578,7 +578,8 @@ cdef class PublishBuffer:
 
     # .. posting ..
 
-    def post(self, str channel not None, payload, headers=None, key=None, int priority=NORMAL_PRIORITY, expiry_s=None):
+    def post(self, str channel not None, payload, headers=None, key=None, int priority=NORMAL_PRIORITY, expiry_s=None,
+             id=None):
         """Put one record into its channel's open frame.
 
         Args:
@@ -588,18 +589,19 @@ cdef class PublishBuffer:
             key: 1 to 255 bytes.
             priority: 0 critical, 1 high, 2 normal, 3 low.
             expiry_s: Seconds after which it is no longer delivered, at least 1.
+            id: 1 to 64 bytes, or text of as many in UTF-8.
 
         Raises:
             InvalidChannel: The name can be no channel's.
-            RequestError: PAYLOAD_TOO_LARGE, HEADERS_TOO_LARGE or INVALID_RECORD; or CLOSED.
+            RequestError: PAYLOAD_TOO_LARGE, HEADERS_TOO_LARGE, INVALID_ID or INVALID_RECORD; or CLOSED.
             Unavailable: BUSY; the bound on unanswered bytes is reached.
         """
-        self.put(channel, payload, headers, key, priority, expiry_s)
+        self.put(channel, payload, headers, key, priority, expiry_s, id)
 
     def publish(self, str channel not None, payload, headers=None, key=None, int priority=NORMAL_PRIORITY,
-                expiry_s=None):
+                expiry_s=None, id=None):
         """The same as `post`, and answer a `Publication` of the outcome."""
-        cdef uint32_t slot = self.put(channel, payload, headers, key, priority, expiry_s)
+        cdef uint32_t slot = self.put(channel, payload, headers, key, priority, expiry_s, id)
         cdef Frame* frame = &self.slots[slot].open
         cdef Publication publication = Publication.__new__(Publication)
         publication.buffer = self
@@ -609,10 +611,17 @@ cdef class PublishBuffer:
         return publication
 
     def publish_many(self, str channel not None, payloads, headers=None, key=None, int priority=NORMAL_PRIORITY,
-                     expiry_s=None):
+                     expiry_s=None, ids=None):
         """Post every payload and answer one `Publication` of all: a list of receipts in order, adjoining ones merged.
 
         When one of them cannot be posted, those before it are, and the error is raised.
+
+        Args:
+            channel, payloads, headers, key, priority, expiry_s: As of `post`.
+            ids: One for each payload, None for one without.
+
+        Raises:
+            ValueError: There are more payloads than ids, or fewer.
         """
         cdef Publication whole = Publication.__new__(Publication)
         cdef Part part = None
@@ -620,8 +629,13 @@ cdef class PublishBuffer:
         cdef uint32_t slot
         whole.buffer = self
         whole.outcome = []
+        if ids is not None:
+            payloads = zip(payloads, ids, strict=True)
         for payload in payloads:
-            slot = self.put(channel, payload, headers, key, priority, expiry_s)
+            id = None
+            if ids is not None:
+                payload, id = payload
+            slot = self.put(channel, payload, headers, key, priority, expiry_s, id)
             frame = &self.slots[slot].open
             if part is None or frame.count != part.index + part.count + 1:
                 part = make_part(whole, frame.count - 1, whole.left)
@@ -633,7 +647,7 @@ cdef class PublishBuffer:
         return whole
 
     cdef uint32_t put(self, str channel, object payload, object headers, object key, int priority,
-                      object expiry_s) except? 0xFFFFFFFF:
+                      object expiry_s, object id) except? 0xFFFFFFFF:
         """Write one record; answers the channel's slot, in whose open frame it is the last one."""
         cdef uint32_t slot = self.last_slot
         cdef Py_buffer view
@@ -642,18 +656,19 @@ cdef class PublishBuffer:
             slot = self.last_slot = self.find_slot(channel)
         if PyBytes_CheckExact(payload):
             self.put_record(slot, <const uint8_t*>PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), headers, key,
-                            priority, expiry_s)
+                            priority, expiry_s, id)
             return slot
         PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
         try:
-            self.put_record(slot, <const uint8_t*>view.buf, view.len, headers, key, priority, expiry_s)
+            self.put_record(slot, <const uint8_t*>view.buf, view.len, headers, key, priority, expiry_s, id)
         finally:
             PyBuffer_Release(&view)
         return slot
 
     cdef int put_record(self, uint32_t slot, const uint8_t* payload, size_t payload_size, object headers, object key,
-                        int priority, object expiry_s) except -1:
+                        int priority, object expiry_s, object id) except -1:
         cdef bytes packed_headers = None
+        cdef bytes packed_id = None
         cdef size_t size = RECORD_HEADER_BYTES + payload_size
         cdef uint16_t flags = 0
         cdef uint32_t expiry = 0
@@ -685,16 +700,27 @@ cdef class PublishBuffer:
                                  f"headers: got {len(packed_headers)} bytes, limit {self.headers_bytes_max} bytes")
             flags |= RECORD_HEADERS
             size += 2 + PyBytes_GET_SIZE(packed_headers)
+        if id is not None:
+            packed_id = self.packed_id(id)
+            flags |= RECORD_ID
+            size += 1 + PyBytes_GET_SIZE(packed_id)
         at = self.reserve_record(slot, size)
         store_u32(at, <uint32_t>size)
         store_u32(at + 4, flags)
         store_u32(at + 8, 0)
         at += RECORD_HEADER_BYTES
         if flags:
-            at = put_fields(at, flags, priority, expiry, key, packed_headers)
+            at = put_fields(at, flags, priority, expiry, key, packed_headers, packed_id)
         memcpy(at, payload, payload_size)
         self.count_record(slot, size)
         return 0
+
+    cdef bytes packed_id(self, object id):
+        """The bytes of a message id."""
+        cdef bytes packed = (<str>id).encode("utf-8", "surrogatepass") if isinstance(id, str) else bytes(memoryview(id))
+        if not 1 <= PyBytes_GET_SIZE(packed) <= RECORD_ID_BYTES_MAX:
+            raise self.error("INVALID_ID", f"message id: got {len(packed)} bytes, expected 1 to {RECORD_ID_BYTES_MAX}")
+        return packed
 
     cdef uint8_t* reserve_record(self, uint32_t slot, size_t size) except NULL:
         """Room for a record in the slot's open frame; closes the frame first when it is full."""
@@ -1184,7 +1210,7 @@ cdef class PublishBuffer:
 
 
 cdef uint8_t* put_fields(uint8_t* at, uint16_t flags, int priority, uint32_t expiry, object key,
-                         object headers) noexcept:
+                         object headers, object id) noexcept:
     """Write the fields of a record in the order of their flags; answers where the payload begins."""
     if flags & RECORD_PRIORITY:
         at[0] = <uint8_t>priority
@@ -1196,6 +1222,10 @@ cdef uint8_t* put_fields(uint8_t* at, uint16_t flags, int priority, uint32_t exp
         at += put_bytes(at, key)
     if flags & RECORD_HEADERS:
         at += put_bytes(at, headers)
+    if flags & RECORD_ID:
+        at[0] = <uint8_t>PyBytes_GET_SIZE(id)
+        memcpy(at + 1, PyBytes_AS_STRING(id), PyBytes_GET_SIZE(id))
+        at += 1 + PyBytes_GET_SIZE(id)
     return at
 
 

@@ -12,5 +12,7 @@ cdef class PublishedEntries:
     cdef bint in_group
 
     cdef void answer(self, Channel* channel, uint64_t number, uint32_t slot, uint64_t first, uint32_t count) noexcept
+    cdef void answer_repeated(self, Channel* channel, uint64_t number, uint32_t slot, uint64_t first, uint32_t count,
+                  bint in_group) noexcept
     cdef int hold_answers(self, list waiting) except -1
     cdef bytes split_turn_answers(self)

@@ -24,27 +24,16 @@ cdef class PublishedEntries:
     cdef void answer(self, Channel* channel, uint64_t number, uint32_t slot, uint64_t first, uint32_t count) noexcept:
         """Note the PUBLISHED entry of a frame, in one with the entry before it where it goes on.
 
-        `reserve_answer` has made room for it.
+        Room for it has been made.
         """
-        cdef Bytes* answers = &self.group_answers if channel.chunk_class == CLASS_GROUP else &self.turn_answers
-        cdef uint8_t* at
-        if answers.used:
-            at = answers.data + answers.used - PUBLISHED_ENTRY_BYTES
-            if (load_u32(at + 28) == slot and load_u64(at + 8) == channel.epoch
-                    and load_u64(at) + load_u32(at + 24) == number
-                    and load_u64(at + 16) + load_u32(at + 24) == first
-                    and <uint64_t>load_u32(at + 24) + count <= 0xFFFFFFFF):
-                store_u32(at + 24, load_u32(at + 24) + count)
-                return
-        at = answers.data + answers.used
-        store_u64(at, number)
-        store_u64(at + 8, channel.epoch)
-        store_u64(at + 16, first)
-        store_u32(at + 24, count)
-        store_u32(at + 28, slot)
-        store_u64(at + 32, 0)
-        at[32] = channel.level
-        answers.used += PUBLISHED_ENTRY_BYTES
+        put_entry(&self.group_answers if channel.chunk_class == CLASS_GROUP else &self.turn_answers, number, slot,
+                  channel.epoch, first, count, channel.level)
+
+    cdef void answer_repeated(self, Channel* channel, uint64_t number, uint32_t slot, uint64_t first, uint32_t count,
+                              bint in_group) noexcept:
+        """The same for records that are there already, from a sequence on, under their ids."""
+        put_entry(&self.group_answers if in_group else &self.turn_answers, number, slot, epoch_of(channel, first),
+                  first, count, <uint16_t>(channel.level | PUBLISHED_FLAG_DUPLICATE << 8))
 
     cdef int hold_answers(self, list waiting) except -1:
         """Have the turn's answers of stored channels wait for the open group, among those who wait for it."""
@@ -75,3 +64,33 @@ cdef class PublishedEntries:
         stored = bytes_take(&taken)
         bytes_release(&taken)
         return stored
+
+
+cdef inline void put_entry(Bytes* answers, uint64_t number, uint32_t slot, uint64_t epoch, uint64_t first,
+                           uint32_t count, uint16_t level_and_flags) noexcept nogil:
+    cdef uint8_t* at
+    if answers.used:
+        at = answers.data + answers.used - PUBLISHED_ENTRY_BYTES
+        if (load_u32(at + 28) == slot and load_u64(at + 8) == epoch
+                and load_u64(at) + load_u32(at + 24) == number
+                and load_u64(at + 16) + load_u32(at + 24) == first
+                and load_u16(at + 32) == level_and_flags
+                and <uint64_t>load_u32(at + 24) + count <= <uint64_t>0xFFFFFFFF):
+            store_u32(at + 24, load_u32(at + 24) + count)
+            return
+    at = answers.data + answers.used
+    store_u64(at, number)
+    store_u64(at + 8, epoch)
+    store_u64(at + 16, first)
+    store_u32(at + 24, count)
+    store_u32(at + 28, slot)
+    store_u64(at + 32, level_and_flags)
+    answers.used += PUBLISHED_ENTRY_BYTES
+
+
+cdef inline uint64_t epoch_of(const Channel* channel, uint64_t sequence) noexcept nogil:
+    """The epoch in which a sequence of the channel was assigned."""
+    cdef uint32_t index = channel.epochs_count
+    while index > 1 and channel.epochs[index - 1].first > sequence:
+        index -= 1
+    return channel.epochs[index - 1].epoch if index else channel.epoch

@@ -3,6 +3,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from broker_native.channel cimport Channel
+from broker_native.ids cimport IdTable
 from broker_native.lines cimport Line
 from broker_native.published cimport PublishedEntries
 from broker_native.tails cimport Tails
@@ -14,6 +15,7 @@ cdef class Publisher(PublishedEntries):
     cdef Channel** slots
     cdef uint32_t slots_count
     cdef uint32_t headers_bytes_max
+    cdef uint16_t flags                 # of the records of the frame that is being decided, together
 
     cpdef void leave(self) noexcept
     cdef void let_go(self, uint32_t number) noexcept
@@ -25,6 +27,16 @@ cdef class Publisher(PublishedEntries):
                   uint64_t number) except -1
     cdef int append_records(self, Channel* channel, const uint8_t* at, uint32_t count) except -1
     cdef int reserve_answer(self, Channel* channel) except -1
+    cdef int reserve_answers(self, bint in_group, uint32_t entries) except -1
+    cdef int open_line(self, Channel* channel, uint64_t number, uint32_t runs) except -1
+    cdef int publish_with_ids(self, Channel* channel, const uint8_t* at, uint32_t size, uint32_t count, uint32_t slot,
+                  uint64_t number) except -1
+    cdef uint32_t look_up(self, Channel* channel, IdTable* table, const uint8_t* at, uint32_t count) except? 0
+    cdef uint32_t count_runs(self, uint32_t count) noexcept
+    cdef int take_decided(self, Channel* channel, const uint8_t* at, uint32_t count, uint32_t slot, uint64_t number,
+                  uint32_t fresh) except -1
+    cdef int append_decided(self, Channel* channel, const uint8_t* at, uint32_t count) except -1
+    cdef int answer_decided(self, Channel* channel, uint32_t count, uint32_t slot, uint64_t number) except -1
 
 
 cdef inline Channel* publisher_channel(Publisher publisher, uint32_t slot) noexcept:

@@ -6,16 +6,25 @@ of the turn or of the group.
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
-from broker_native.channel cimport CLASS_EPHEMERAL, CLASS_GROUP, CLASS_NONE, STATE_LEAVING, Channel
+from broker_native.channel cimport (
+    CLASS_EARLY,
+    CLASS_EPHEMERAL,
+    CLASS_GROUP,
+    CLASS_NONE,
+    STATE_LEAVING,
+    Channel,
+    channel_name,
+)
 from broker_native.growing cimport bytes_reserve
+from broker_native.ids cimport IdEntry, IdHash, IdTable, id_hash, ids_add, ids_find, ids_take_back, record_id
 from broker_native.layout cimport *
 from broker_native.lines cimport Line
-from broker_native.open_chunks cimport ChunkMark
+from broker_native.open_chunks cimport ChunkMark, chunk_mark
 from broker_native.published cimport PublishedEntries
 from broker_native.tails cimport Tails
 
@@ -25,22 +34,30 @@ cdef enum:
 # Codes of broker.model.errors that the hot path answers with; a test compares them with the registry.
 cdef enum:
     CODE_NUMBER_GAP = 1003
+    CODE_LIMIT = 1006
     CODE_INVALID_CHANNEL = 3005
     CODE_PAYLOAD_TOO_LARGE = 3009
     CODE_HEADERS_TOO_LARGE = 3010
     CODE_INVALID_RECORD = 3011
     CODE_NUMBER_OVERLAP = 3019
+    CODE_NOT_STORED = 3025
+    CODE_INVALID_ID = 3034
     CODE_COMMIT_UNKNOWN = 4001
     DUPLICATE = 1                       # no refusal: every number of the frame was taken before
+    IDS_ABSENT = 2                      # nor this: the ids of the channel's newest records have to be read back first
 
 CODES = {
     "DUPLICATE": DUPLICATE,
+    "IDS_ABSENT": IDS_ABSENT,
     "NUMBER_GAP": CODE_NUMBER_GAP,
+    "LIMIT": CODE_LIMIT,
     "INVALID_CHANNEL": CODE_INVALID_CHANNEL,
     "PAYLOAD_TOO_LARGE": CODE_PAYLOAD_TOO_LARGE,
     "HEADERS_TOO_LARGE": CODE_HEADERS_TOO_LARGE,
     "INVALID_RECORD": CODE_INVALID_RECORD,
     "NUMBER_OVERLAP": CODE_NUMBER_OVERLAP,
+    "NOT_STORED": CODE_NOT_STORED,
+    "INVALID_ID": CODE_INVALID_ID,
     "COMMIT_UNKNOWN": CODE_COMMIT_UNKNOWN,
 }
 
@@ -117,8 +134,9 @@ cdef class Publisher(PublishedEntries):
         """Decide one PUBLISH frame, whole or not at all.
 
         Returns:
-            0 when its records have their sequences, DUPLICATE when all its numbers are known already, else the code of
-            the refusal.
+            0 when its records have their sequences, DUPLICATE when all its numbers are known already, IDS_ABSENT when
+            it is to be decided anew once the channel has its ids (`Channels.install_ids`), else the code of the
+            refusal.
         """
         cdef uint32_t slot, count
         cdef uint64_t number
@@ -142,6 +160,8 @@ cdef class Publisher(PublishedEntries):
         code = self.check_records(channel, body + PUBLISH_HEADER_BYTES, size - PUBLISH_HEADER_BYTES, count)
         if code:
             return code
+        if self.flags & RECORD_ID:
+            return self.publish_with_ids(channel, body + PUBLISH_HEADER_BYTES, size, count, slot, number)
         self.take_records(channel, body + PUBLISH_HEADER_BYTES, count, slot, number)
         self.tails.records += count
         self.tails.record_bytes += size - PUBLISH_HEADER_BYTES
@@ -162,6 +182,7 @@ cdef class Publisher(PublishedEntries):
         cdef uint32_t left = size
         cdef uint32_t record, fields
         cdef uint16_t flags
+        self.flags = 0
         while count:
             if left < RECORD_HEADER_BYTES:
                 return CODE_INVALID_RECORD
@@ -173,6 +194,7 @@ cdef class Publisher(PublishedEntries):
             if flags:
                 if flags & ~<uint16_t>RECORD_FLAGS_CLIENT:
                     return CODE_INVALID_RECORD
+                self.flags |= flags
                 code = self.check_fields(at + RECORD_HEADER_BYTES, record - RECORD_HEADER_BYTES, flags, &fields)
                 if code:
                     return code
@@ -211,6 +233,15 @@ cdef class Publisher(PublishedEntries):
             if length == 0 or size < used + 2 + length:
                 return CODE_INVALID_RECORD
             used += 2 + length
+        if flags & RECORD_ID:
+            if size < used + 1:
+                return CODE_INVALID_RECORD
+            length = at[used]
+            if length == 0 or length > RECORD_ID_BYTES_MAX:
+                return CODE_INVALID_ID
+            if size < used + 1 + length:
+                return CODE_INVALID_RECORD
+            used += 1 + length
         fields[0] = used
         return 0
 
@@ -222,11 +253,7 @@ cdef class Publisher(PublishedEntries):
             self.tails.prepare(channel)
         # All that may be short of memory stands before the line moves on. What of it is done in vain does no harm.
         self.reserve_answer(channel)
-        if self.line.producer is not None:
-            bytes_reserve(&self.line.group_runs, LINE_RUN_BYTES)
-        if not self.line.open_first and channel.level != LEVEL_EPHEMERAL:
-            self.tails.lines_open.append(self.line)
-            self.line.open_first = number
+        self.open_line(channel, number, 1)
         first = channel.next
         self.append_records(channel, at, count)
         self.line.next = number + count
@@ -235,54 +262,207 @@ cdef class Publisher(PublishedEntries):
         self.answer(channel, number, slot, first, count)
         return 0
 
+    cdef int open_line(self, Channel* channel, uint64_t number, uint32_t runs) except -1:
+        """Have the line in the open group, with room to note so many runs."""
+        if self.line.producer is not None:
+            bytes_reserve(&self.line.group_runs, runs * <size_t>LINE_RUN_BYTES)
+        if not self.line.open_first and channel.level != LEVEL_EPHEMERAL:
+            self.tails.lines_open.append(self.line)
+            self.line.open_first = number
+        return 0
+
     cdef int append_records(self, Channel* channel, const uint8_t* at, uint32_t count) except -1:
         """Append validated records, all of them or none."""
-        cdef uint64_t expiry_s
-        cdef uint32_t size
-        cdef uint16_t flags
-        cdef ChunkMark mark
-        mark.next = channel.next
-        mark.time_us = channel.chunk_time_us
-        mark.expiry_s = channel.chunk_expiry_s
-        mark.used = channel.chunk_used
-        mark.count = channel.chunk_count
-        mark.closed = self.tails.closed[channel.chunk_class].count
+        cdef Tails tails = self.tails
+        cdef ChunkMark mark = chunk_mark(channel, tails.closed[channel.chunk_class].count)
         try:
             while count:
-                size = load_u32(at)
-                flags = load_u16(at + 4)
-                expiry_s = 0
-                if flags & RECORD_EXPIRY:
-                    expiry_s = self.tails.now_us // 1000000 + load_u32(
-                        at + RECORD_HEADER_BYTES + (1 if flags & RECORD_PRIORITY else 0))
-                self.tails.append(channel, at, size, 1, expiry_s)
-                at += size
+                append_record(tails, channel, at)
+                at += load_u32(at)
                 count -= 1
         except MemoryError:
-            self.tails.take_back(channel, &mark)
+            tails.take_back(channel, &mark)
             raise
         return 0
 
     cdef int reserve_answer(self, Channel* channel) except -1:
         """Make room for one more PUBLISHED entry where `answer` will put it."""
-        if channel.chunk_class == CLASS_GROUP:
+        return self.reserve_answers(channel.chunk_class == CLASS_GROUP, 1)
+
+    cdef int reserve_answers(self, bint in_group, uint32_t entries) except -1:
+        if in_group:
             if not self.in_group:
                 self.tails.publishers_group.append(self)
                 self.in_group = True
-            bytes_reserve(&self.group_answers, PUBLISHED_ENTRY_BYTES)
+            bytes_reserve(&self.group_answers, entries * <size_t>PUBLISHED_ENTRY_BYTES)
         else:
             if not self.in_turn:
                 self.tails.publishers_turn.append(self)
                 self.in_turn = True
-            bytes_reserve(&self.turn_answers, PUBLISHED_ENTRY_BYTES)
+            bytes_reserve(&self.turn_answers, entries * <size_t>PUBLISHED_ENTRY_BYTES)
+        return 0
+
+    # .. records with ids ..
+
+    cdef int publish_with_ids(self, Channel* channel, const uint8_t* at, uint32_t size, uint32_t count, uint32_t slot,
+                              uint64_t number) except -1:
+        """Decide a frame of which records have ids: those that are known are answered and not taken."""
+        cdef IdTable* table
+        cdef uint32_t known, fresh
+        if channel.level == LEVEL_EPHEMERAL:
+            return CODE_NOT_STORED
+        table = NULL
+        if self.tails.counts[channel.profile].ids_window_s:
+            table = self.tails.ids_of(channel)
+            if table == NULL:
+                return IDS_ABSENT
+            if self.tails.ids_bytes > self.tails.ids_bytes_max and not self.tails.make_room_for_ids(channel):
+                return CODE_LIMIT
+            self.tails.expire_ids(channel, table)
+        known = table.count if table != NULL else 0
+        try:
+            fresh = self.look_up(channel, table, at, count)
+            self.take_decided(channel, at, count, slot, number, fresh)
+        except MemoryError:
+            if table != NULL:
+                ids_take_back(table, table.count - known)
+            raise
+        self.tails.records += fresh
+        self.tails.repeated += count - fresh
+        self.tails.record_bytes += size - PUBLISH_HEADER_BYTES
+        self.tails.turn_bytes += size
+        self.tails.group_bytes += size
+        return 0
+
+    cdef uint32_t look_up(self, Channel* channel, IdTable* table, const uint8_t* at, uint32_t count) except? 0:
+        """Find the sequence of each record's id, 0 for none, in `Tails.decided`, and note the ids of the others.
+
+        Returns:
+            How many are to be taken.
+        """
+        cdef uint64_t* decided
+        cdef const IdEntry* entry
+        cdef const uint8_t* id
+        cdef IdHash hash
+        cdef uint32_t index
+        cdef uint32_t id_size = 0
+        cdef uint32_t fresh = 0
+        cdef uint32_t now_s = self.tails.now_s()
+        cdef size_t bytes_before = table.bytes if table != NULL else 0
+        self.tails.decided.used = 0
+        bytes_reserve(&self.tails.decided, count * sizeof(uint64_t))
+        decided = <uint64_t*>self.tails.decided.data
+        try:
+            for index in range(count):
+                decided[index] = 0
+                id = record_id(at, &id_size) if table != NULL and load_u16(at + 4) & RECORD_ID else NULL
+                if id != NULL:
+                    hash = id_hash(&self.tails.ids_key, id, id_size)
+                    entry = ids_find(table, &hash)
+                    if entry != NULL:
+                        decided[index] = entry.sequence
+                    elif ids_add(table, &hash, channel.next + fresh, now_s):
+                        raise MemoryError
+                fresh += not decided[index]
+                at += load_u32(at)
+        finally:
+            if table != NULL:
+                self.tails.ids_bytes += table.bytes - bytes_before
+        return fresh
+
+    cdef uint32_t count_runs(self, uint32_t count) noexcept:
+        """How many runs of records one after the other, all to be taken or all there already, were decided."""
+        cdef const uint64_t* decided = <const uint64_t*>self.tails.decided.data
+        cdef uint32_t runs = 1
+        cdef uint32_t index
+        for index in range(1, count):
+            runs += decided[index] != (decided[index - 1] + 1 if decided[index - 1] else 0)
+        return runs
+
+    cdef int take_decided(self, Channel* channel, const uint8_t* at, uint32_t count, uint32_t slot, uint64_t number,
+                          uint32_t fresh) except -1:
+        """Take the records that are to be taken, and note the answers of all; as `take_records`."""
+        cdef uint32_t runs = self.count_runs(count)
+        if fresh and channel.chunk_class == CLASS_NONE:
+            self.tails.prepare(channel)
+        if not fresh:
+            # There must be a group to carry the numbers of the line, and what the answers rest on.
+            self.tails.touch(channel)
+        self.reserve_answers(True, runs)
+        self.reserve_answers(False, runs)
+        self.open_line(channel, number, runs)
+        if fresh:
+            self.append_decided(channel, at, count)
+        self.line.next = number + count
+        return self.answer_decided(channel, count, slot, number)
+
+    cdef int append_decided(self, Channel* channel, const uint8_t* at, uint32_t count) except -1:
+        """Append the records that are to be taken, all of them or none."""
+        cdef const uint64_t* decided = <const uint64_t*>self.tails.decided.data
+        cdef Tails tails = self.tails
+        cdef ChunkMark mark = chunk_mark(channel, tails.closed[channel.chunk_class].count)
+        cdef uint32_t index
+        try:
+            for index in range(count):
+                if not decided[index]:
+                    append_record(tails, channel, at)
+                at += load_u32(at)
+        except MemoryError:
+            tails.take_back(channel, &mark)
+            raise
+        return 0
+
+    cdef int answer_decided(self, Channel* channel, uint32_t count, uint32_t slot, uint64_t number) except -1:
+        """Note where each run of the frame's numbers is: in the line, and in its answer."""
+        cdef const uint64_t* decided = <const uint64_t*>self.tails.decided.data
+        cdef uint64_t next_taken = channel.next
+        cdef uint64_t first
+        cdef uint32_t index, length
+        cdef bint in_group
+        for index in range(count):
+            next_taken -= not decided[index]
+        index = 0
+        while index < count:
+            length = 1
+            while index + length < count and decided[index + length] == (
+                    decided[index] + length if decided[index] else 0):
+                length += 1
+            first = decided[index] if decided[index] else next_taken
+            if self.line.producer is not None:
+                self.line.note(channel.id, number, first, length)
+            if decided[index]:
+                # What readers have, or get with this turn, was answered then as well.
+                in_group = channel.level != LEVEL_ACCEPTED or (
+                    channel.chunk_class != CLASS_EARLY and first + length > channel.seen_next)
+                self.answer_repeated(channel, number, slot, first, length, in_group)
+            else:
+                self.answer(channel, number, slot, first, length)
+                next_taken += length
+            number += length
+            index += length
         return 0
 
     def publish_frame(self, bytes body):
         """Decide the body of one PUBLISH frame: `publish` for Python."""
         return self.publish(<const uint8_t*>PyBytes_AS_STRING(body), <uint32_t>PyBytes_GET_SIZE(body))
 
+    def name_of(self, uint32_t number):
+        """The name of the channel under a number, None when it has none."""
+        if number >= self.slots_count or self.slots[number] == NULL:
+            return None
+        return PyBytes_FromStringAndSize(channel_name(self.slots[number]), self.slots[number].name_size)
+
     def level_of(self, uint32_t number):
         """The level of the channel under a number, 0 when it has none."""
         if number >= self.slots_count or self.slots[number] == NULL:
             return 0
         return self.slots[number].level
+
+
+cdef inline int append_record(Tails tails, Channel* channel, const uint8_t* at) except -1:
+    """Append one validated record."""
+    cdef uint64_t expiry_s = 0
+    cdef uint16_t flags = load_u16(at + 4)
+    if flags & RECORD_EXPIRY:
+        expiry_s = tails.now_us // 1000000 + load_u32(at + RECORD_HEADER_BYTES + (1 if flags & RECORD_PRIORITY else 0))
+    return tails.append(channel, at, load_u32(at), 1, expiry_s)

@@ -36,6 +36,8 @@ cdef class Tails(Channels):
     cdef readonly uint64_t group_bytes  # decided for the open group
     cdef readonly uint64_t records
     cdef readonly uint64_t record_bytes
+    cdef readonly uint64_t repeated     # records whose id was known: they were not taken
+    cdef Bytes decided                  # a frame's records: the sequence that the id of each has, 0 for one to be taken
 
     cpdef void begin_read(self, uint64_t now_us) noexcept
     cdef int prepare(self, Channel* channel) except -1

@@ -20,6 +20,9 @@ from broker_native.channel cimport (
     CLASS_EPHEMERAL,
     CLASS_GROUP,
     CLASS_NONE,
+    IDS_HERE,
+    IDS_NONE,
+    IDS_UNKNOWN,
     RUN_SHIFT,
     STALE_LOST,
     STALE_NOT,
@@ -87,6 +90,7 @@ cdef class Tails(Channels):
         free(self.commit.channels.items)
         free(self.checksums.data)
         free(self.entries.data)
+        free(self.decided.data)
 
     def begin_run(self, uint64_t run, uint64_t group_number, uint64_t id_next=0, stored=None):
         """Begin a run after everything that was committed has been applied, or can be looked up.
@@ -169,6 +173,8 @@ cdef class Tails(Channels):
         # An ephemeral id is gone already: `change_home` took it away with the ephemeral level.
         if channel.id == 0:
             self.register_id(channel, self.id_next)
+            if channel.ids == IDS_UNKNOWN:
+                channel.ids = IDS_NONE
             table_prefetch(&self.by_id, id_key(self.hash_seed, self.id_next + AHEAD))
         bytes_reserve(&self.entries, size)
         at = self.entries.data + self.entries.used
@@ -708,6 +714,9 @@ cdef class Tails(Channels):
             # A trim or a drop of what was stored of it; its records never were pending.
             return
         channel.announced = channel.level == channel.applied_level
+        if channel.ids == IDS_HERE:
+            # What is undone left it, and what that had pushed out belongs to it again: it is read back.
+            self.forget_ids(channel)
         # An epoch that was pending is lost with its entry, and what it was to replace stays stale.
         if channel.seen_next > channel.applied_next or channel.epochs_count > channel.epochs_applied:
             channel.epoch_stale = STALE_LOST

@@ -30,6 +30,7 @@ RECORD_FIELDS = (
     (0x0008, "EXPIRY", 0),
     (0x0010, "KEY", 2),
     (0x0020, "HEADERS", 2),
+    (0x0040, "ID", 1),
 )
 FIXED_FIELDS = {0x0002: 8, 0x0004: 1, 0x0008: 4}
 GONE = 0x8000

@@ -277,6 +277,34 @@ def refusals() -> Trace:
     return script.trace
 
 
+def ids() -> Trace:
+    """Messages that are published again under their ids."""
+    script = Script("Message ids")
+    note, act, send = script.note, script.act, script.send
+    opened(script, producer=PRODUCER)
+    send("client", encode_channel(0, b"s.x"), encode_channel(1, b"e.x"))
+    note("Two messages with ids, and a third one with the first one's: it is answered with that one's position.")
+    send("client", publish(0, 1, Record(b"paid", id=b"order-1"), Record(b"paid", id=b"order-2")))
+    send("client", publish(0, 3, Record(b"paid again", id=b"order-1")))
+    note("What has been there before and what has not, in one frame; of two with one id the second is the duplicate.")
+    send(
+        "client",
+        publish(0, 4, Record(b"x", id=b"order-2"), Record(b"y", id=b"order-3"), b"z", Record(b"y", id=b"order-3")),
+    )
+    note("An empty id; one of 65 bytes; one whose bytes end behind the record; an ephemeral channel.")
+    send("client", publish(0, 8, Record(b"x", id=b"")))
+    send("client", publish(0, 8, Record(b"x", id=b"i" * 65)))
+    broken = bytearray(build_record(Record(b"x", id=b"i")))
+    broken[12] = 3
+    send("client", control.frame(Kind.PUBLISH, struct.pack("<IIQ", 0, 1, 8) + broken))
+    send("client", publish(1, 8, Record(b"x", id=b"order-4")))
+    note("The broker dies. The ids are read back from the channel's records.")
+    act("crash")
+    opened(script, producer=PRODUCER)
+    send("client", encode_channel(0, b"s.x"), publish(0, 8, Record(b"paid", id=b"order-1")))
+    return script.trace
+
+
 def starts() -> Trace:
     """Every way to start a subscription of literals."""
     script = Script("Subscriptions of literals, started in every way")
@@ -819,8 +847,8 @@ def asking() -> Trace:
 CONVERSATIONS: dict[str, Callable[[], Trace]] = {
     build.__name__: build
     for build in (
-        specification, handshake, durability, line, refusals, starts, patterns, early, failures, taken_back, credit,
-        slow, subscriptions, requests, history, resuming, drain, closing,
+        specification, handshake, durability, line, refusals, ids, starts, patterns, early, failures, taken_back,
+        credit, slow, subscriptions, requests, history, resuming, drain, closing,
         publishing, groups, asking,
     )
 }  # fmt: skip

@@ -63,10 +63,11 @@ class Flag(enum.IntFlag):
     EXPIRY = 0x0008
     KEY = 0x0010
     HEADERS = 0x0020
+    ID = 0x0040
     GONE = 0x8000
 
 
-_FIELDS = Flag.PUBLISHER | Flag.NUMBER | Flag.PRIORITY | Flag.EXPIRY | Flag.KEY | Flag.HEADERS
+_FIELDS = Flag.PUBLISHER | Flag.NUMBER | Flag.PRIORITY | Flag.EXPIRY | Flag.KEY | Flag.HEADERS | Flag.ID
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +198,7 @@ class Record:
     expiry_s: int | None = None
     key: bytes | None = None
     headers: bytes | None = None
+    id: bytes | None = None
     reason: int = 0
     run: int = 0
 
@@ -273,6 +275,7 @@ def record(
     expiry_s: int | None = None,
     key: bytes | None = None,
     headers: dict[str, object] | None = None,
+    id: bytes | None = None,
 ) -> bytes:
     """A record as a client sends it; what is None is left out."""
     flags = 0
@@ -290,6 +293,9 @@ def record(
         packed = msgpack.pack(headers)
         flags |= Flag.HEADERS
         fields += struct.pack("<H", len(packed)) + packed
+    if id is not None:
+        flags |= Flag.ID
+        fields += bytes([len(id)]) + id
     return _RECORD.pack(_RECORD.size + len(fields) + len(payload), flags, 0, 0) + fields + payload
 
 
@@ -542,6 +548,7 @@ def _record(data: bytes, at: int) -> tuple[Record, int]:
             expiry_s=fields.uint(4) if flags & Flag.EXPIRY else None,
             key=fields.take(fields.uint(2)) if flags & Flag.KEY else None,
             headers=fields.take(fields.uint(2)) if flags & Flag.HEADERS else None,
+            id=fields.take(fields.uint(1)) if flags & Flag.ID else None,
             payload=fields.rest(),
         ),
         at + size,

@@ -24,6 +24,7 @@ from tests.reference.frames import (
     EXPIRY,
     GONE,
     HEADERS,
+    ID,
     KEY,
     NUMBER,
     PRIORITY,
@@ -482,6 +483,11 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     "long headers": (publish_body(4, 1, [good(headers=b"h" * (HEADERS_MAX + 1))]), "HEADERS_TOO_LARGE"),
     "a headers' size that is cut": (publish_body(4, 1, [build_record(Record(b"1"), flags=32)]), "INVALID_RECORD"),
     "headers that are cut": (publish_body(4, 1, [build_record(Record(b"\3\0ab"), flags=32)]), "INVALID_RECORD"),
+    "an empty id": (publish_body(4, 1, [good(id=b"")]), "INVALID_ID"),
+    "a long id": (publish_body(4, 1, [good(id=b"i" * 65)]), "INVALID_ID"),
+    "an id's size that is cut": (publish_body(4, 1, [build_record(Record(), flags=64)]), "INVALID_RECORD"),
+    "an id that is cut": (publish_body(4, 1, [build_record(Record(b"\3ab"), flags=64)]), "INVALID_RECORD"),
+    "an id in an ephemeral channel": (publish_body(0, 1, [good(id=b"i")]), "NOT_STORED"),
     "a large payload": (publish_body(4, 1, [build_record(Record(bytes(PAYLOAD_MAX + 1)))]), "PAYLOAD_TOO_LARGE"),
     "a channel without a name": (publish_body(99, 1, [good()]), "INVALID_CHANNEL"),
     "the last channel number": (publish_body(2**32 - 1, 1, [good()]), "INVALID_CHANNEL"),
@@ -495,7 +501,7 @@ MALFORMED |= {
         "INVALID_RECORD",
     )
     for bit in range(16)
-    if 1 << bit not in (PRIORITY, EXPIRY, KEY, HEADERS)
+    if 1 << bit not in (PRIORITY, EXPIRY, KEY, HEADERS, ID)
 }
 
 
@@ -552,7 +558,7 @@ def test_a_channel_that_was_refused_takes_no_publish() -> None:
 
 def test_codes_are_the_registrys() -> None:
     codes = dict(CODES)
-    assert codes.pop("DUPLICATE") == 1
+    assert (codes.pop("DUPLICATE"), codes.pop("IDS_ABSENT")) == (1, 2)
     assert codes == {name: BY_NAME[name].code for name in codes}
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tests.reference import groups
-from tests.reference.frames import EXPIRY, HEADERS, KEY, PRIORITY, PUBLISH_HEADER, PUBLISHED_ENTRY
+from tests.reference.frames import EXPIRY, HEADERS, ID, KEY, PRIORITY, PUBLISH_HEADER, PUBLISHED_ENTRY
 from tests.reference.groups import RECORD_HEADER, SNAPSHOT, Chunk, Entry, Group, build_chunk
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ EPHEMERAL_ID = 1 << 62
 EPHEMERAL_EPOCH = 1 << 39
 CHUNK_BYTES_CLOSE = 65536
 LINE_WINDOW = 1024
-CLIENT_FLAGS = PRIORITY | EXPIRY | KEY | HEADERS
+CLIENT_FLAGS = PRIORITY | EXPIRY | KEY | HEADERS | ID
 
 NONE, EPHEMERAL, EARLY, GROUP = range(4)
 LEVEL_EPHEMERAL, LEVEL_ACCEPTED, LEVEL_SYNCED = 1, 2, 3
@@ -31,6 +31,7 @@ LEVEL_EPHEMERAL, LEVEL_ACCEPTED, LEVEL_SYNCED = 1, 2, 3
 DUPLICATE = 1
 NUMBER_GAP, INVALID_CHANNEL, PAYLOAD_TOO_LARGE = 1003, 3005, 3009
 HEADERS_TOO_LARGE, INVALID_RECORD, NUMBER_OVERLAP, COMMIT_UNKNOWN = 3010, 3011, 3019, 4001
+NOT_STORED, INVALID_ID = 3025, 3034
 
 Run = tuple[int, int, int]
 """(channel or 0, first sequence, count) of consecutive numbers."""
@@ -103,6 +104,11 @@ def check_fields(body: bytes, flags: int, headers_bytes_max: int) -> tuple[int, 
             raise Refused(HEADERS_TOO_LARGE)
         if length == 0:
             raise Refused(INVALID_RECORD)
+        take(length)
+    if flags & ID:
+        length = take(1)[0]
+        if not 1 <= length <= 64:
+            raise Refused(INVALID_ID)
         take(length)
     return at, expiry_s
 
@@ -653,6 +659,8 @@ class Publisher:
         if number < self.line.next:
             return NUMBER_OVERLAP if number + count > self.line.next else DUPLICATE
         records = split_records(body[PUBLISH_HEADER.size :], count, channel.payload_bytes_max, self.headers_bytes_max)
+        if not stored and any(RECORD_HEADER.unpack_from(record)[1] & ID for record, _ in records):
+            raise Refused(NOT_STORED)
         first = channel.next
         for record, expiry_s in records:
             self.tails.append(channel, record, expiry_s and self.tails.now_us // 1_000_000 + expiry_s)

@@ -290,6 +290,8 @@ MET: list[tuple[str, Callable[[World], Awaitable[object]]]] = [
     ("TOO_MANY_SUBSCRIPTIONS", lambda world: world.bus.subscribe(*(f"s.{n}" for n in range(1_001)))),
     ("LIMIT", lambda world: world.bus.subscribe("s.x", credit_bytes=1)),
     ("PAYLOAD_TOO_LARGE", lambda world: world.bus.publish("s.x", bytes(1_025))),
+    ("INVALID_ID", lambda world: world.bus.publish("s.x", b"", id="")),
+    ("NOT_STORED", lambda world: world.bus.publish("e.x", b"", id="one")),
     ("HEADERS_TOO_LARGE", lambda world: world.bus.publish("s.x", b"", headers={"h": bytes(200)})),
     ("INVALID_RECORD", lambda world: world.bus.publish("s.x", b"", priority=9)),
     ("INVALID_RECORD", lambda world: world.bus.publish("s.x", b"", key=bytes(256))),

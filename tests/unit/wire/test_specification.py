@@ -23,7 +23,7 @@ from broker.model.errors import BY_CODE, BY_NAME, ERROR_CODES, BrokerError, Reme
 from broker.model.history import HISTORY_BYTES_DEFAULT, HISTORY_BYTES_MAX, NAMES_MAX, PLACES_MAX
 from broker.model.levels import Level
 from broker.model.limits import FRAME_OVERHEAD_BYTES, Limits
-from broker.model.names import NAME_BYTES_MAX, TOKEN_BYTES_MAX, check_channel
+from broker.model.names import ID_BYTES_MAX, NAME_BYTES_MAX, TOKEN_BYTES_MAX, check_channel
 from broker.model.settings import settings_of
 from broker.node.history import ASKS_MAX
 from broker.node.stretch import SEQUENCES_MAX
@@ -52,7 +52,7 @@ ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "broker/wire/specification.md").read_text()
 LAYOUT_TEXT = (ROOT / "ext/broker_native/layout.pxd").read_text()
 INT_SIZES = {"u8": 1, "u16": 2, "u32": 4, "u64": 8}
-CLIENT_FLAGS = {"PRIORITY", "EXPIRY", "KEY", "HEADERS"}
+CLIENT_FLAGS = {"PRIORITY", "EXPIRY", "KEY", "HEADERS", "ID"}
 
 
 # -- reading the document ----------------------------------------------------------------------------------------------
@@ -194,6 +194,8 @@ def check_record_flags(document: Document) -> None:
     assert texts["EXPIRY"].startswith("u32, from 1:")
     assert texts["KEY"].startswith("u16 length, 1 to 255,")
     assert texts["HEADERS"].startswith("u16 length, from 1 to `headers_bytes_max`")
+    assert texts["ID"].startswith(f"u8 length, 1 to {layout()['RECORD_ID_BYTES_MAX']}, then bytes")
+    assert layout()["RECORD_ID_BYTES_MAX"] == ID_BYTES_MAX
 
 
 def check_reasons(document: Document) -> None:

@@ -1,0 +1,411 @@
+"""The message ids of a channel's newest records, and the sequence of each.
+
+An id is kept as a keyed hash of 128 bits, SipHash-2-4 (Aumasson and Bernstein, 2012): nobody who does not know the key
+can choose two ids that are taken for one. Entries stand in the order of their sequences, so both bounds of the window,
+time and count, are a place in that order, and a record that is undone is the newest one.
+
+They are found through chains, newest first. There are about as many chains as entries, and they become more one at a
+time (linear hashing), so that no id of a million waits for a table that is made anew. A million ids take 38 to 43 bytes
+each. Nothing here reads a clock.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memset
+
+from broker_native.layout cimport *
+
+cdef enum:
+    BLOCK_BYTES = IDS_BLOCK * sizeof(IdEntry) + 16  # and what the C library keeps beside it
+    BUCKETS_MIN = 16
+    BLOCKS_MIN = 4
+
+# -- the hash ----------------------------------------------------------------------------------------------------------
+
+
+cdef struct SipState:
+    uint64_t a
+    uint64_t b
+    uint64_t c
+    uint64_t d
+
+
+cdef inline uint64_t rotated(uint64_t value, int bits) noexcept nogil:
+    return (value << bits) | (value >> (64 - bits))
+
+
+cdef inline void sip_rounds(SipState* state, int rounds) noexcept nogil:
+    while rounds:
+        state.a += state.b
+        state.b = rotated(state.b, 13) ^ state.a
+        state.a = rotated(state.a, 32)
+        state.c += state.d
+        state.d = rotated(state.d, 16) ^ state.c
+        state.a += state.d
+        state.d = rotated(state.d, 21) ^ state.a
+        state.c += state.b
+        state.b = rotated(state.b, 17) ^ state.c
+        state.c = rotated(state.c, 32)
+        rounds -= 1
+
+
+cdef inline void sip_word(SipState* state, uint64_t word) noexcept nogil:
+    state.d ^= word
+    sip_rounds(state, 2)
+    state.a ^= word
+
+
+cdef IdHash id_hash(const IdKey* key, const uint8_t* data, size_t size) noexcept nogil:
+    cdef SipState state
+    cdef IdHash hash
+    cdef uint64_t last = <uint64_t>size << 56
+    cdef int shift = 0
+    state.a = <uint64_t>0x736F6D6570736575 ^ key.first
+    state.b = <uint64_t>0x646F72616E646F6D ^ key.second ^ 0xEE
+    state.c = <uint64_t>0x6C7967656E657261 ^ key.first
+    state.d = <uint64_t>0x7465646279746573 ^ key.second
+    while size >= 8:
+        sip_word(&state, load_u64(data))
+        data += 8
+        size -= 8
+    while size:
+        last |= <uint64_t>data[0] << shift
+        shift += 8
+        data += 1
+        size -= 1
+    sip_word(&state, last)
+    state.c ^= 0xEE
+    sip_rounds(&state, 4)
+    hash.low = state.a ^ state.b ^ state.c ^ state.d
+    state.b ^= 0xDD
+    sip_rounds(&state, 4)
+    hash.high = state.a ^ state.b ^ state.c ^ state.d
+    return hash
+
+
+cdef IdKey ids_key(uint64_t seed) noexcept nogil:
+    """The key that follows from a random seed."""
+    cdef IdKey key
+    key.first = seed
+    key.second = (seed ^ (seed >> 31)) * <uint64_t>0xD6E8FEB86659FD93
+    return key
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
+cdef void ids_open(IdTable* table) noexcept nogil:
+    memset(table, 0, sizeof(IdTable))
+    table.bytes = sizeof(IdTable)
+
+
+cdef void ids_close(IdTable* table) noexcept nogil:
+    cdef uint32_t index
+    for index in range(table.blocks_count):
+        free(table.blocks[(table.blocks_first + index) & (table.blocks_capacity - 1)])
+    free(table.blocks)
+    free(table.buckets)
+    free(table.spare)
+    ids_open(table)
+
+
+cdef inline IdEntry* entry_at(const IdTable* table, uint32_t place) noexcept nogil:
+    """The entry at a place, which is one of the table's."""
+    cdef uint32_t block = (place - (table.head & ~<uint32_t>(IDS_BLOCK - 1))) // IDS_BLOCK
+    return &table.blocks[(table.blocks_first + block) & (table.blocks_capacity - 1)][place & (IDS_BLOCK - 1)]
+
+
+cdef inline uint32_t bucket_of(const IdTable* table, uint64_t low) noexcept nogil:
+    """Which chain a hash is in: by so many of its bits as there are chains, one less where its chain is not split."""
+    cdef uint32_t mask = table.buckets_count - 1
+    cdef uint32_t bucket
+    mask |= mask >> 1
+    mask |= mask >> 2
+    mask |= mask >> 4
+    mask |= mask >> 8
+    mask |= mask >> 16
+    bucket = <uint32_t>low & mask
+    return bucket if bucket < table.buckets_count else <uint32_t>(bucket & (mask >> 1))
+
+
+cdef const IdEntry* ids_find(const IdTable* table, const IdHash* hash) noexcept nogil:
+    cdef uint32_t place
+    cdef const IdEntry* entry
+    if not table.count:
+        return NULL
+    place = table.buckets[bucket_of(table, hash.low)]
+    while place - table.head < table.count:
+        entry = entry_at(table, place)
+        if entry.hash.low == hash.low and entry.hash.high == hash.high:
+            return entry
+        place = entry.next
+    return NULL
+
+
+cdef int ids_add(IdTable* table, const IdHash* hash, uint64_t sequence, uint32_t time_s) noexcept nogil:
+    cdef uint32_t place = table.head + table.count
+    cdef uint32_t bucket
+    cdef IdEntry* entry
+    if table.count >= table.buckets_count and add_bucket(table):
+        return -1
+    if not place & (IDS_BLOCK - 1) and add_block(table):
+        return -1
+    table.count += 1
+    bucket = bucket_of(table, hash.low)
+    entry = entry_at(table, place)
+    entry.hash = hash[0]
+    entry.sequence = sequence
+    entry.time_s = time_s
+    entry.next = table.buckets[bucket]
+    table.buckets[bucket] = place
+    return 0
+
+
+cdef int add_block(IdTable* table) noexcept nogil:
+    """Make room for the entries from the next place on."""
+    cdef IdEntry** blocks
+    cdef uint32_t capacity, index
+    cdef IdEntry* block = table.spare
+    if table.blocks_count == table.blocks_capacity:
+        capacity = <uint32_t>(2 * table.blocks_capacity if table.blocks_capacity else BLOCKS_MIN)
+        blocks = <IdEntry**>malloc(capacity * sizeof(IdEntry*))
+        if blocks == NULL:
+            return -1
+        for index in range(table.blocks_count):
+            blocks[index] = table.blocks[(table.blocks_first + index) & (table.blocks_capacity - 1)]
+        free(table.blocks)
+        table.bytes += (capacity - table.blocks_capacity) * sizeof(IdEntry*)
+        table.blocks = blocks
+        table.blocks_capacity = capacity
+        table.blocks_first = 0
+    if block == NULL:
+        block = <IdEntry*>malloc(IDS_BLOCK * sizeof(IdEntry))
+        if block == NULL:
+            return -1
+        table.bytes += BLOCK_BYTES
+    table.spare = NULL
+    table.blocks[(table.blocks_first + table.blocks_count) & (table.blocks_capacity - 1)] = block
+    table.blocks_count += 1
+    return 0
+
+
+cdef void give_block(IdTable* table, IdEntry* block) noexcept nogil:
+    """A block holds nothing any more: the next one that is needed, or none."""
+    table.blocks_count -= 1
+    if table.spare == NULL:
+        table.spare = block
+        return
+    free(block)
+    table.bytes -= BLOCK_BYTES
+
+
+cdef int add_bucket(IdTable* table) noexcept nogil:
+    """Split the chain whose turn it is; each half keeps the order."""
+    cdef uint32_t added = table.buckets_count
+    cdef uint32_t nobody = table.head - 1
+    cdef uint32_t capacity, place, next_place
+    cdef uint32_t* buckets
+    cdef uint32_t* stays
+    cdef uint32_t* goes
+    cdef IdEntry* entry
+    if added == table.buckets_capacity:
+        capacity = <uint32_t>(2 * table.buckets_capacity if table.buckets_capacity else BUCKETS_MIN)
+        buckets = <uint32_t*>realloc(table.buckets, capacity * sizeof(uint32_t))
+        if buckets == NULL:
+            return -1
+        table.bytes += (capacity - table.buckets_capacity) * sizeof(uint32_t)
+        table.buckets = buckets
+        table.buckets_capacity = capacity
+    table.buckets_count = added + 1
+    if not added:
+        table.buckets[0] = nobody
+        return 0
+    # With the new chain's own number no hash falls elsewhere than to it or to the one that it is split from.
+    stays = &table.buckets[bucket_before(added)]
+    goes = &table.buckets[added]
+    place = stays[0]
+    while place - table.head < table.count:
+        entry = entry_at(table, place)
+        next_place = entry.next
+        if bucket_of(table, entry.hash.low) == added:
+            goes[0] = place
+            goes = &entry.next
+        else:
+            stays[0] = place
+            stays = &entry.next
+        place = next_place
+    stays[0] = goes[0] = nobody
+    return 0
+
+
+cdef inline uint32_t bucket_before(uint32_t bucket) noexcept nogil:
+    """The chain that a new one is split from: its number without the highest bit."""
+    cdef uint32_t mask = bucket
+    mask |= mask >> 1
+    mask |= mask >> 2
+    mask |= mask >> 4
+    mask |= mask >> 8
+    mask |= mask >> 16
+    return bucket & (mask >> 1)
+
+
+cdef void ids_take_back(IdTable* table, uint32_t count) noexcept nogil:
+    cdef uint32_t place, last
+    cdef IdEntry* entry
+    while count:
+        count -= 1
+        place = table.head + table.count - 1
+        entry = entry_at(table, place)
+        # The newest of all is the newest of its chain.
+        table.buckets[bucket_of(table, entry.hash.low)] = entry.next
+        table.count -= 1
+        if not place & (IDS_BLOCK - 1):
+            last = (table.blocks_first + table.blocks_count - 1) & (table.blocks_capacity - 1)
+            give_block(table, table.blocks[last])
+
+
+cdef void ids_expire(IdTable* table, uint32_t since_s, uint64_t first) noexcept nogil:
+    cdef const IdEntry* entry
+    cdef IdEntry* block
+    while table.count:
+        entry = entry_at(table, table.head)
+        if entry.time_s >= since_s and entry.sequence >= first:
+            return
+        table.head += 1
+        table.count -= 1
+        if not table.head & (IDS_BLOCK - 1):
+            block = table.blocks[table.blocks_first]
+            table.blocks_first = (table.blocks_first + 1) & (table.blocks_capacity - 1)
+            give_block(table, block)
+
+
+# -- for Python --------------------------------------------------------------------------------------------------------
+
+
+@cython.final
+cdef class Ids:
+    """The ids of one channel, as the reader thread gathers them and tests look at them.
+
+    Args:
+        seed: A random 64-bit number that keys the hash: that of the tails which get the ids.
+    """
+
+    def __cinit__(self, uint64_t seed):
+        self.key = ids_key(seed)
+        self.table = <IdTable*>calloc(1, sizeof(IdTable))
+        if self.table == NULL:
+            raise MemoryError
+        ids_open(self.table)
+
+    def __dealloc__(self):
+        if self.table != NULL:
+            ids_close(self.table)
+            free(self.table)
+
+    cdef IdTable* give(self) except NULL:
+        """The table, which is the caller's from now on."""
+        cdef IdTable* table = self.table
+        if table == NULL:
+            raise RuntimeError("the ids were given to a channel")
+        self.table = NULL
+        return table
+
+    cdef IdHash hash_of(self, bytes id) except *:
+        if self.table == NULL:
+            raise RuntimeError("the ids were given to a channel")
+        return id_hash(&self.key, <const uint8_t*>PyBytes_AS_STRING(id), PyBytes_GET_SIZE(id))
+
+    def __len__(self):
+        return self.table.count if self.table != NULL else 0
+
+    @property
+    def memory_bytes(self):
+        """What they take, bytes."""
+        return self.table.bytes if self.table != NULL else 0
+
+    def find(self, bytes id not None):
+        """The sequence of the newest record with this id, 0 for none."""
+        cdef IdHash hash = self.hash_of(id)
+        cdef const IdEntry* entry = ids_find(self.table, &hash)
+        return entry.sequence if entry != NULL else 0
+
+    def add(self, bytes id not None, uint64_t sequence, uint32_t time_s):
+        """Add the newest record's id. Sequences and times rise."""
+        cdef IdHash hash = self.hash_of(id)
+        if ids_add(self.table, &hash, sequence, time_s):
+            raise MemoryError
+
+    def take_back(self, uint32_t count):
+        """Take the newest ones out again, so many."""
+        if count > len(self):
+            raise ValueError(f"ids: got {count} to take back, there are {len(self)}")
+        ids_take_back(self.table, count)
+
+    def expire(self, uint32_t since_s, uint64_t first):
+        """Forget those of records that were taken before a second of broker time, or below a sequence."""
+        if self.table != NULL:
+            ids_expire(self.table, since_s, first)
+
+    def take(self, bytes chunk not None, uint64_t begin, uint64_t end):
+        """Add the ids of a chunk's records.
+
+        Args:
+            chunk: A whole chunk whose checksum has been verified.
+            begin, end: Sequences from the one on, before the other; others are passed over.
+
+        Raises:
+            ValueError: Its records are not what its checksum vouches for.
+        """
+        cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(chunk)
+        cdef size_t size = <size_t>PyBytes_GET_SIZE(chunk)
+        cdef int outcome
+        if self.table == NULL:
+            raise RuntimeError("the ids were given to a channel")
+        if size < CHUNK_HEADER_BYTES or load_u32(at) != size:
+            raise ValueError(f"chunk: got {size} bytes")
+        with nogil:
+            outcome = take_chunk(self.table, &self.key, at, size, begin, end)
+        if outcome == TAKE_MEMORY:
+            raise MemoryError
+        if outcome == TAKE_DAMAGED:
+            raise ValueError("chunk: a record is not well formed")
+
+
+cdef enum:
+    TAKE_MEMORY = 1
+    TAKE_DAMAGED = 2
+
+
+cdef int take_chunk(IdTable* table, const IdKey* key, const uint8_t* at, size_t size, uint64_t begin,
+                    uint64_t end) noexcept nogil:
+    cdef const uint8_t* end_at = at + size
+    cdef uint64_t sequence = load_u64(at + CHUNK_FIRST)
+    cdef uint64_t time_us = load_u64(at + CHUNK_TIME)
+    cdef const uint8_t* id
+    cdef uint32_t id_size = 0
+    cdef uint32_t record
+    cdef IdHash hash
+    at += CHUNK_HEADER_BYTES
+    while at < end_at:
+        if end_at - at < RECORD_HEADER_BYTES:
+            return TAKE_DAMAGED
+        record = load_u32(at)
+        if record < RECORD_HEADER_BYTES or record > end_at - at:
+            return TAKE_DAMAGED
+        if load_u16(at + 4) & RECORD_GONE:
+            if record < GONE_RECORD_BYTES:
+                return TAKE_DAMAGED
+            sequence += load_u32(at + GONE_RECORD_BYTES - 4)
+        else:
+            if load_u16(at + 4) & RECORD_ID and sequence >= begin and sequence < end:
+                id = record_id(at, &id_size)
+                if id == NULL:
+                    return TAKE_DAMAGED
+                hash = id_hash(key, id, id_size)
+                if ids_add(table, &hash, sequence, <uint32_t>((time_us + load_u32(at + 8)) // 1000000)):
+                    return TAKE_MEMORY
+            sequence += 1
+        at += record
+    return 0
