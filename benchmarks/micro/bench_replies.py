@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from benchmarks.works import Works, measure
+from broker_native.lines import Line
+from broker_native.publisher import Publisher
 from broker_native.replies import reply_frame
-from broker_native.tails import Line, Publisher, Tails
+from broker_native.tails import Tails
 from tests.reference.frames import Record, build_record
 
 if TYPE_CHECKING:

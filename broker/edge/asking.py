@@ -16,8 +16,9 @@ from broker.events import tally
 from broker.model.errors import BrokerError, error
 from broker.model.levels import Level
 from broker.wire import control
+from broker_native.lines import Line
+from broker_native.publisher import Publisher
 from broker_native.replies import reply_frame
-from broker_native.tails import Line, Publisher
 
 if TYPE_CHECKING:
     from broker.edge.session import Session

@@ -8,10 +8,11 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from broker_native.channel cimport Channel
 from broker_native.crc32c cimport crc32c
 from broker_native.fanout cimport deliver_prefix
 from broker_native.layout cimport *
-from broker_native.tails cimport Channel, Publisher
+from broker_native.publisher cimport Publisher
 
 cdef enum:
     PREFIX_BYTES = FRAME_HEADER_BYTES + DELIVER_HEADER_BYTES

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker_native.lines import Line
+from broker_native.publisher import CODES, Publisher
 from broker_native.replies import reply_frame
-from broker_native.tails import CODES, Line, Publisher, Tails
+from broker_native.tails import Tails
 from tests.reference.frames import DELIVER, DELIVER_HEADER, Record, build_frame, build_record
 from tests.reference.groups import Chunk, build_chunk
 
