@@ -397,8 +397,8 @@ class Client(RemoteBus[Connection]):
         start: Start = "new",
         credit_bytes: int = CREDIT_BYTES_DEFAULT,
         on_event: Callable[[SubscriptionEvent], object] | None = None,
-        on_batch: Callable[[Batch], object] | None = None,
         group: str | None = None,
+        on_batch: Callable[[Batch], object] | None = None,
         timeout_s: float | None = None,
     ) -> Subscription:
         """Read channels, from when the broker has accepted it. A message is delivered once, however many filters match.
@@ -408,11 +408,11 @@ class Client(RemoteBus[Connection]):
             start: Where to begin.
             credit_bytes: What may wait for the application, at least 64 KiB.
             on_event: Called with each event, on the bus' own thread: it must not wait for anything of this bus.
+            group: Be a member of a live group: of the members that read a channel each message goes to one, in turn,
+                and a member that lags is passed over. It begins with what is published from now on, each time.
             on_batch: Called with each batch in the same way, and there is nothing to iterate over. Who only looks at
                 what comes is saved a thread, and a wake-up for each read of the socket. It is consumed by the call, and
                 while that lasts nothing else of the bus is read.
-            group: Be a member of a live group: of the members that read a channel each message goes to one, in turn,
-                and a member that lags is passed over. It begins with what is published from now on, each time.
             timeout_s: How long to wait until it is accepted.
 
         Raises:

@@ -1,4 +1,4 @@
-from broker_native.tails import Publisher
+from broker_native.publisher import Publisher
 
 def reply_frame(
     publisher: Publisher, body: bytes, at: int, number: int, count: int, time_us: int, payload_bytes_max: int

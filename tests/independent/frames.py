@@ -318,7 +318,7 @@ class Splitter:
         if len(self._bytes) < _HEADER.size:
             return None
         size, kind, flags, reserved = _HEADER.unpack_from(self._bytes)
-        if size > self.size_max or reserved or (flags and kind != Kind.DELIVER):
+        if size > self.size_max or reserved or (flags and kind not in (Kind.PUBLISH, Kind.DELIVER)):
             raise Malformed(f"a frame of kind {kind}, {size} bytes, flags {flags}, reserved {reserved}")
         if len(self._bytes) < _HEADER.size + size:
             return None
@@ -417,10 +417,12 @@ def _welcome(fields: _Map) -> Welcome:
 
 
 def _error(fields: _Map) -> Error:
-    concerns = [key for key in ("subscription", "request", "channel", "number") if key in fields.fields]
-    if len(concerns) > 1 or ("number" in fields.fields) != ("count" in fields.fields):
+    numbered = ("number", "asked", "replied")
+    concerns = [key for key in ("subscription", "request", "channel", *numbered) if key in fields.fields]
+    is_numbered = concerns[:1] != [] and concerns[0] in numbered
+    if len(concerns) > 1 or is_numbered != ("count" in fields.fields):
         raise Malformed(f"an ERROR about {concerns}")
-    bits = 64 if concerns == ["number"] else 32
+    bits = 64 if is_numbered else 32
     return Error(
         fields.uint("code", 16),
         fields.text("name"),
