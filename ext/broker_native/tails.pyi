@@ -22,6 +22,7 @@ class Line:
 class Tails:
     group_number: int
     now_us: int
+    transaction_bytes_max: int
     accepted_waits: bool
     refuse_code: int
     def __init__(self, run: int, hash_seed: int) -> None: ...

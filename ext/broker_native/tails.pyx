@@ -441,6 +441,7 @@ cdef class Tails:
         self.hash_seed = hash_seed
         if table_open(&self.by_name) or table_open(&self.by_id):
             raise MemoryError
+        self.transaction_bytes_max = 0xFFFFFFFF
         self.id_next = 1
         self.ephemeral_next = EPHEMERAL_ID
         self.group_number = 1
