@@ -59,6 +59,7 @@ class Work(StrEnum):
     SHARED = "shared"
     SLOW = "slow"
     CATCHUP = "catchup"
+    TRANSACTIONS = "transactions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +182,7 @@ DEFAULTS: Final = {
     Work.STORM: Defaults(subscribers=(10,), channels=20, rate=1_000, seconds=5.0, clients=5_000),
     Work.SLOW: Defaults(subscribers=(1_000,), rate=50_000, seconds=60.0, slow=900),
     Work.CATCHUP: Defaults(subscribers=(200,), rate=100_000, seconds=10.0, messages=1_000_000),
+    Work.TRANSACTIONS: Defaults(publishers=256, seconds=0, messages=1_000_000, batch=10),
 }
 
 PAYLOAD_BYTES_MAX: Final = 1 * MIB
@@ -205,12 +207,19 @@ def complaint(options: Options) -> str | None:
         (options.durability is Level.REPLICATED, "--durability: no home of this build replicates"),
         (work is Work.MANY and options.channels < options.subscribers, "many: each subscriber needs a channel"),
         (work is Work.REPLAY and options.durability is Level.EPHEMERAL, "replay: ephemeral messages are not stored"),
+        (
+            work is Work.TRANSACTIONS and options.durability is Level.EPHEMERAL,
+            "transactions: ephemeral channels are refused",
+        ),
         (work is Work.LATENCY and not options.rate, "latency: needs a --rate"),
         (
             work not in (Work.IDLE, Work.RESTART) and not options.seconds and not options.messages,
             "one of --seconds and --messages must end it",
         ),
-        (work in (Work.REPLAY, Work.CLIENT, Work.SHARED) and not options.messages, f"{work}: needs --messages"),
+        (
+            work in (Work.REPLAY, Work.CLIENT, Work.SHARED, Work.TRANSACTIONS) and not options.messages,
+            f"{work}: needs --messages",
+        ),
         (
             work is Work.SHARED and not 2 <= options.publishers <= options.messages,
             f"shared: got {options.publishers} processes, from 2 to one for each of {options.messages} messages",

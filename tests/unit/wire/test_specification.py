@@ -27,6 +27,7 @@ from broker.model.names import NAME_BYTES_MAX, TOKEN_BYTES_MAX, check_channel
 from broker.model.settings import settings_of
 from broker.node.history import ASKS_MAX
 from broker.node.stretch import SEQUENCES_MAX
+from broker.remote.bus import AHEAD_BYTES_MAX
 from broker.remote.places import BusPlace
 from broker.wire import control, kinds
 from broker.wire.kinds import Kind
@@ -982,6 +983,8 @@ CLAIMS = [
     (7, "`acks` is 0."),
     (7, "steps 2 and 3 for each, 4 and 5 for all the numbers together"),
     (7, "stored ones and step 6 for each"),
+    (5, f"It keeps them within {AHEAD_BYTES_MAX:,} bytes"),
+    (14, "`retry_after_ms` comes with codes of 1xxx and 2xxx."),
     (14, "(0, 0) without any record |"),
     (14, "is at fault, from 0; not there"),
     (3, f"its {kinds.RECORD_HEADER_BYTES}-byte header included"),
