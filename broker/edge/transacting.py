@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from broker.model.errors import BrokerError, error
 from broker.wire import control
 from broker.wire.kinds import FRAME_HEADER_BYTES, TRANSACTION_HEADER_BYTES
-from broker_native.tails import Line, Publisher
+from broker_native.lines import Line
+from broker_native.publisher import Publisher
 from broker_native.transactions import CODES, decide_expecting, decide_transaction
 
 if TYPE_CHECKING:

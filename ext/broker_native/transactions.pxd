@@ -2,7 +2,9 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from broker_native.tails cimport Channel, ChunkMark, Publisher
+from broker_native.channel cimport Channel
+from broker_native.open_chunks cimport ChunkMark
+from broker_native.publisher cimport Publisher
 
 cdef struct Publish:                # one PUBLISH that has been read, and what to go back to when it was appended
     Channel* channel

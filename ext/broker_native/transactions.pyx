@@ -19,8 +19,11 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
+from broker_native.channel cimport CLASS_EARLY, CLASS_NONE, Channel
+from broker_native.growing cimport bytes_reserve
 from broker_native.layout cimport *
-from broker_native.tails cimport CLASS_EARLY, CLASS_NONE, Channel, Publisher, Tails, bytes_reserve
+from broker_native.publisher cimport Publisher
+from broker_native.tails cimport Tails
 
 cdef enum:
     CODE_MALFORMED_FRAME = 3001
