@@ -591,7 +591,9 @@ cdef enum:
 # -- transactions ------------------------------------------------------------------------------------------------------
 
 
+# What it holds of its buffer is given back when it goes, so the buffer must be there until then.
 @cython.final
+@cython.no_gc_clear
 cdef class Draft:
     """A transaction that is put together; `PublishBuffer.transact` sends it, `abandon` forgets it.
 
@@ -604,6 +606,8 @@ cdef class Draft:
         self.frame.is_transaction = True
 
     def __dealloc__(self):
+        if self.frame.records != NULL:
+            self.buffer.let_go_slots(&self.frame)
         frame_release(&self.frame)
 
     def __len__(self):

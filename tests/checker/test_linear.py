@@ -55,9 +55,7 @@ class Racers:
             called = [self.tick() for _ in range(together)]
             known = self.head
             done = [(at, self.operate(known)) for at in called]
-            history += [
-                Operation(at, inf if isinstance(what, Unknown) else self.tick(), what) for at, what in done
-            ]
+            history += [Operation(at, inf if isinstance(what, Unknown) else self.tick(), what) for at, what in done]
         return history
 
     def tick(self) -> float:

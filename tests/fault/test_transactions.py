@@ -136,9 +136,7 @@ async def test_killed_at_random_instants(tmp_path: Path, capsys: pytest.CaptureF
         await server.start()
         buses = [await connect(server.url, backoff=BACKOFF) for _ in range(4)]
         tasks = [asyncio.create_task(work.commit(bus, at)) for at, bus in enumerate(buses * 3)]
-        tasks += [
-            asyncio.create_task(work.race(bus, channel, at)) for at, bus in enumerate(buses) for channel in RACED
-        ]
+        tasks += [asyncio.create_task(work.race(bus, channel, at)) for at, bus in enumerate(buses) for channel in RACED]
         for _ in range(KILLS):
             await asyncio.sleep(chance.uniform(*SERVE_S))
             server.kill()

@@ -97,9 +97,7 @@ shifts = st.sampled_from([0, 0, 0, 0, 0, 0, -1, -3, 1])
 mine = st.tuples(st.just("expect"), who, slots, records, offs, shifts) | st.tuples(
     st.just("transact"), who, plans, shifts
 )
-steps = st.tuples(other_steps, st.lists(mine, max_size=6)).flatmap(
-    lambda both: st.permutations(both[0] + both[1])
-)
+steps = st.tuples(other_steps, st.lists(mine, max_size=6)).flatmap(lambda both: st.permutations(both[0] + both[1]))
 
 
 def take_mine(pair: Deciding, step: tuple[Any, ...]) -> None:
