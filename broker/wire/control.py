@@ -413,12 +413,16 @@ Start: TypeAlias = FromNew | FromStart | FromPositions | FromBus | FromTime | Fr
 
 @dataclass(frozen=True, slots=True)
 class Subscribe:
-    """A subscription that a client asks for; the server checks the filters' grammar."""
+    """A subscription that a client asks for; the server checks the filters' grammar.
+
+    With `consumer`, as `broker.wire.consuming` packs it, it is a member of that, and has no filters, credit or start.
+    """
 
     subscription: int
     filters: tuple[str, ...]
     credit: int
     start: Start = FromNew()
+    consumer: Mapping[str, object] | None = None
 
 
 def encode_start(start: Start) -> dict[str, object] | None:
@@ -447,9 +451,10 @@ def encode_subscribe(subscribe: Subscribe) -> bytes:
         Kind.SUBSCRIBE,
         {
             "subscription": subscribe.subscription,
-            "filters": list(subscribe.filters),
-            "credit": subscribe.credit,
+            "filters": list(subscribe.filters) if subscribe.consumer is None else None,
+            "credit": subscribe.credit if subscribe.consumer is None else None,
             "start": encode_start(subscribe.start),
+            "consumer": subscribe.consumer,
         },
     )
 
@@ -496,6 +501,8 @@ def decode_subscribe(body: bytes | memoryview) -> Subscribe:
         MalformedFrame: A field is missing or wrong.
     """
     fields = decode(body)
+    if "consumer" in fields:
+        return decode_member(fields)
     filters = take_list(fields, "filters")
     if not filters or not all(isinstance(item, str) for item in filters):
         raise wrong("filters", "an array of strings, at least one")
@@ -505,6 +512,16 @@ def decode_subscribe(body: bytes | memoryview) -> Subscribe:
         credit=take_int(fields, "credit"),
         start=decode_start(fields["start"]) if "start" in fields else FromNew(),
     )
+
+
+def decode_member(fields: Mapping[str, Any]) -> Subscribe:
+    """Take a SUBSCRIBE with `consumer`, whose value is taken apart elsewhere."""
+    consumer = fields["consumer"]
+    if not isinstance(consumer, dict):
+        raise wrong("consumer", "a map")
+    if fields.get("filters") or "start" in fields:
+        raise wrong("filters, start", "left out beside `consumer`")
+    return Subscribe(take_int(fields, "subscription", U32_MAX, smallest=1), (), 0, FromNew(), consumer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -592,7 +609,10 @@ def decode_unsubscribe(body: bytes | memoryview) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An ERROR frame. What it refuses is the field among the last five that is not None; none: the connection."""
+    """An ERROR frame. What it refuses is the one of `subscription` to `number` that is there; none: all.
+
+    With `ack` it is of a subscription's ACK with that number alone: of what that says of the leases from `lease` on.
+    """
 
     failure: BrokerError
     subscription: int | None = None
@@ -600,6 +620,9 @@ class Refusal:
     channel: int | None = None
     number: int | None = None
     count: int | None = None
+    ack: int | None = None
+    lease: int | None = None
+    leases: int | None = None
 
 
 def encode_error(
@@ -610,6 +633,9 @@ def encode_error(
     channel: int | None = None,
     number: int | None = None,
     count: int | None = None,
+    ack: int | None = None,
+    lease: int | None = None,
+    leases: int | None = None,
 ) -> bytes:
     """Encode ERROR.
 
@@ -620,9 +646,12 @@ def encode_error(
         channel: The connection's number of the channel whose name is refused.
         number: The first producer's number of the PUBLISH that is refused.
         count: How many numbers, with `number`.
+        ack: The number of the ACK of `subscription` that it refuses, or some of it.
+        lease, leases: The leases that this concerns, with `ack`; left out for all of it.
     """
     concerns = {"subscription": subscription, "request": request, "channel": channel, "number": number, "count": count}
-    return encode(Kind.ERROR, {**to_wire(failure), **concerns})
+    settled = {"ack": ack, "lease": lease, "leases": leases}
+    return encode(Kind.ERROR, {**to_wire(failure), **concerns, **settled})
 
 
 def decode_error(body: bytes | memoryview) -> Refusal:
@@ -641,6 +670,9 @@ def decode_error(body: bytes | memoryview) -> Refusal:
         channel=take_optional_int(fields, "channel", U32_MAX),
         number=take_optional_int(fields, "number"),
         count=take_optional_int(fields, "count", U32_MAX),
+        ack=take_optional_int(fields, "ack"),
+        lease=take_optional_int(fields, "lease"),
+        leases=take_optional_int(fields, "leases", U32_MAX),
     )
 
 
