@@ -27,6 +27,7 @@ __all__ = [
     "ConsumerInfo",
     "ConsumerSettings",
     "ConsumerStart",
+    "ConsumersPart",
     "DoneRun",
     "Settle",
     "Verdict",
@@ -150,6 +151,13 @@ class ConsumerInfo(NamedTuple):
     lag: int
     bus: BusPosition | None
     positions: tuple[tuple[str, int, int], ...]
+
+
+class ConsumersPart(NamedTuple):
+    """A part of the consumers in the order of their names; `more`: there are others behind it."""
+
+    consumers: tuple[ConsumerInfo, ...]
+    more: bool
 
 
 class WaitingJob(NamedTuple):

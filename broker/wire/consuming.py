@@ -13,12 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from broker.model.consumers import (
     CONSUMERS_PAGE_MAX,
     JOBS_PAGE_MAX,
-    WINDOW_BYTES_DEFAULT,
-    WINDOW_DEFAULT,
-    WINDOW_MAX,
-    Consume,
     ConsumerInfo,
     ConsumerSettings,
+    ConsumersPart,
     ConsumerStart,
     DoneRun,
     Settle,
@@ -60,7 +57,6 @@ __all__ = [
     "Jobs",
     "decode_ack",
     "decode_acked",
-    "decode_consume",
     "decode_consumer_set",
     "decode_consumers_query",
     "decode_done",
@@ -71,9 +67,12 @@ __all__ = [
     "decode_waiting",
     "encode_ack",
     "encode_acked",
-    "pack_consume",
+    "pack_consumer_set",
+    "pack_consumers_query",
     "pack_done",
     "pack_info",
+    "pack_reset",
+    "pack_runs",
     "pack_settings",
     "pack_start",
     "pack_waiting",
@@ -193,29 +192,6 @@ def decode_jobs(body: bytes | memoryview) -> Jobs:
     return Jobs(subscription, lease_ms, tuple(jobs))
 
 
-# --- SUBSCRIBE ----------------------------------------------------------------------------------------------------
-
-
-def pack_consume(consume: Consume) -> dict[str, object]:
-    """Return the value of SUBSCRIBE's `consumer`."""
-    return {"name": consume.name, "window": consume.window, "bytes": consume.bytes_max}
-
-
-def decode_consume(value: object) -> Consume:
-    """Take SUBSCRIBE's `consumer` apart.
-
-    Raises:
-        MalformedFrame: A field is missing or wrong.
-    """
-    if not isinstance(value, dict):
-        raise wrong("consumer", "a map")
-    return Consume(
-        take_str(value, "name"),
-        min(take_int(value, "window", smallest=1), WINDOW_MAX) if "window" in value else WINDOW_DEFAULT,
-        take_int(value, "bytes", smallest=1) if "bytes" in value else WINDOW_BYTES_DEFAULT,
-    )
-
-
 # --- Questions ----------------------------------------------------------------------------------------------------
 
 
@@ -302,6 +278,11 @@ def take_backoff(more: Mapping[str, Any]) -> tuple[int, int]:
     return backoff[0], backoff[1]
 
 
+def pack_consumer_set(settings: ConsumerSettings, start: ConsumerStart, *, update: bool = False) -> dict[str, object]:
+    """Return the arguments of `consumer_set`."""
+    return {**pack_settings(settings), "start": pack_start(start), "update": update or None}
+
+
 def decode_consumer_set(more: Mapping[str, Any]) -> tuple[ConsumerSettings, ConsumerStart, bool]:
     """Take the arguments of `consumer_set`: the settings, where it begins, and whether one that is there is changed.
 
@@ -311,6 +292,11 @@ def decode_consumer_set(more: Mapping[str, Any]) -> tuple[ConsumerSettings, Cons
     return take_settings(more), take_start(more), take_bool(more, "update")
 
 
+def pack_reset(name: str, start: ConsumerStart) -> dict[str, object]:
+    """Return the arguments of `consumer_reset`."""
+    return {"name": name, "start": pack_start(start)}
+
+
 def decode_reset(more: Mapping[str, Any]) -> tuple[str, ConsumerStart]:
     """Take the arguments of `consumer_reset`: which consumer, and where it goes on.
 
@@ -318,6 +304,11 @@ def decode_reset(more: Mapping[str, Any]) -> tuple[str, ConsumerStart]:
         MalformedFrame: One is missing or wrong.
     """
     return take_str(more, "name"), take_start(more)
+
+
+def pack_consumers_query(prefix: str, after: str, limit: int) -> dict[str, object]:
+    """Return the arguments of `consumers`."""
+    return {"prefix": prefix, "after": after, "limit": limit}
 
 
 def decode_consumers_query(more: Mapping[str, Any]) -> tuple[str, str, int]:
@@ -339,7 +330,12 @@ def take_page(more: Mapping[str, Any]) -> int:
     return min(take_int(more, "limit", smallest=1), JOBS_PAGE_MAX) if "limit" in more else JOBS_PAGE_MAX
 
 
-def pack_done(runs: Sequence[DoneRun]) -> list[list[object]]:
+def pack_done(name: str, runs: Sequence[DoneRun]) -> dict[str, object]:
+    """Return the arguments of `consumer_done`."""
+    return {"name": name, "done": pack_runs(runs)}
+
+
+def pack_runs(runs: Sequence[DoneRun]) -> list[list[object]]:
     """Return runs as they stand in `consumer_done` and its answer."""
     return [list(run) for run in runs]
 
@@ -412,7 +408,7 @@ def decode_info(fields: Mapping[str, Any]) -> ConsumerInfo:
     )
 
 
-def decode_infos(fields: Mapping[str, Any]) -> tuple[list[ConsumerInfo], bool]:
+def decode_infos(fields: Mapping[str, Any]) -> ConsumersPart:
     """Take the answer to `consumers`: those of the page, and whether there are more.
 
     Raises:
@@ -421,7 +417,7 @@ def decode_infos(fields: Mapping[str, Any]) -> tuple[list[ConsumerInfo], bool]:
     items = take_list(fields, "consumers")
     if not all(isinstance(item, dict) for item in items):
         raise wrong("consumers", "an array of maps")
-    return [decode_info(item) for item in items], take_bool(fields, "more")
+    return ConsumersPart(tuple(decode_info(item) for item in items), take_bool(fields, "more"))
 
 
 def pack_waiting(jobs: Sequence[WaitingJob]) -> list[list[object]]:
@@ -429,7 +425,7 @@ def pack_waiting(jobs: Sequence[WaitingJob]) -> list[list[object]]:
     return [list(job) for job in jobs]
 
 
-def decode_waiting(fields: Mapping[str, Any]) -> list[WaitingJob]:
+def decode_waiting(fields: Mapping[str, Any]) -> tuple[WaitingJob, ...]:
     """Take the answer to `consumer_peek`.
 
     Raises:
@@ -441,4 +437,4 @@ def decode_waiting(fields: Mapping[str, Any]) -> list[WaitingJob]:
         if not is_job or not all(map(is_u64, item[1:])):
             raise wrong("jobs", "an array of [channel, epoch, sequence, attempt, due_us, member]")
         jobs.append(WaitingJob(*item))
-    return jobs
+    return tuple(jobs)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import msgpack
 
+from broker.model.consumers import WINDOW_BYTES_DEFAULT, WINDOW_DEFAULT, WINDOW_MAX, Consume
 from broker.model.errors import BrokerError, error, from_wire, to_wire
 from broker.wire.kinds import HELLO_MAGIC, JOURNAL_BYTES, PRODUCER_BYTES, VERSION, Kind
 from broker_native import bodies
@@ -45,6 +46,7 @@ __all__ = [
     "Welcome",
     "decode",
     "decode_channel",
+    "decode_consume",
     "decode_credit",
     "decode_error",
     "decode_event",
@@ -74,6 +76,7 @@ __all__ = [
     "encode_unsubscribed",
     "encode_welcome",
     "frame",
+    "pack_consume",
     "pack_headers",
 ]
 
@@ -415,14 +418,14 @@ Start: TypeAlias = FromNew | FromStart | FromPositions | FromBus | FromTime | Fr
 class Subscribe:
     """A subscription that a client asks for; the server checks the filters' grammar.
 
-    With `consumer`, as `broker.wire.consuming` packs it, it is a member of that, and has no filters, credit or start.
+    With `consumer` it is a member of that, and has no filters, credit or start of its own.
     """
 
     subscription: int
     filters: tuple[str, ...]
     credit: int
     start: Start = FromNew()
-    consumer: Mapping[str, object] | None = None
+    consumer: Consume | None = None
 
 
 def encode_start(start: Start) -> dict[str, object] | None:
@@ -454,7 +457,7 @@ def encode_subscribe(subscribe: Subscribe) -> bytes:
             "filters": list(subscribe.filters) if subscribe.consumer is None else None,
             "credit": subscribe.credit if subscribe.consumer is None else None,
             "start": encode_start(subscribe.start),
-            "consumer": subscribe.consumer,
+            "consumer": pack_consume(subscribe.consumer) if subscribe.consumer is not None else None,
         },
     )
 
@@ -514,11 +517,29 @@ def decode_subscribe(body: bytes | memoryview) -> Subscribe:
     )
 
 
-def decode_member(fields: Mapping[str, Any]) -> Subscribe:
-    """Take a SUBSCRIBE with `consumer`, whose value is taken apart elsewhere."""
-    consumer = fields["consumer"]
-    if not isinstance(consumer, dict):
+def pack_consume(consume: Consume) -> dict[str, object]:
+    """Return the value of SUBSCRIBE's `consumer`."""
+    return {"name": consume.name, "window": consume.window, "bytes": consume.bytes_max}
+
+
+def decode_consume(value: object) -> Consume:
+    """Take SUBSCRIBE's `consumer` apart.
+
+    Raises:
+        MalformedFrame: A field is missing or wrong.
+    """
+    if not isinstance(value, dict):
         raise wrong("consumer", "a map")
+    return Consume(
+        take_str(value, "name"),
+        min(take_int(value, "window", U32_MAX, smallest=1), WINDOW_MAX) if "window" in value else WINDOW_DEFAULT,
+        take_int(value, "bytes", smallest=1) if "bytes" in value else WINDOW_BYTES_DEFAULT,
+    )
+
+
+def decode_member(fields: Mapping[str, Any]) -> Subscribe:
+    """Take a SUBSCRIBE with `consumer`."""
+    consumer = decode_consume(fields["consumer"])
     if fields.get("filters") or "start" in fields:
         raise wrong("filters, start", "left out beside `consumer`")
     return Subscribe(take_int(fields, "subscription", U32_MAX, smallest=1), (), 0, FromNew(), consumer)
