@@ -1,5 +1,5 @@
-# What a member of a consumer reads and says: jobs over the bytes of their frame, the cursor that hands them out, and the
-# settlements that leave together. Layouts: broker/wire/specification.md, JOBS, ACK and ACKED.
+# What a member of a consumer reads and says: jobs over the bytes of their frame, the cursor that hands them out, and
+# the settlements that leave together. Layouts: broker/wire/specification.md, JOBS, ACK and ACKED.
 
 cimport cython
 

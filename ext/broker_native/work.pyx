@@ -16,7 +16,7 @@ cimport cython
 from collections import deque
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from broker_native.layout cimport *
@@ -26,7 +26,6 @@ from broker_native.messages cimport (
     Source,
     make_position,
     record_expiry,
-    record_field,
     record_headers,
     record_is_valid,
     record_key,
@@ -105,8 +104,8 @@ cdef class JobBatch:
         """The payloads of all jobs, in order, without making the jobs."""
         cdef list found = []
         cdef const uint8_t* at = self.at
-        cdef uint32_t index
-        for index in range(self.begin, self.end):
+        cdef uint32_t _
+        for _ in range(self.begin, self.end):
             found.append(record_payload(at + JOB_HEADER_BYTES + at[JOB_NAME_LENGTH]))
             at += load_u32(at)
         return found
@@ -121,10 +120,10 @@ cdef class JobBatch:
         cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(self.data) + JOBS_HEADER_BYTES
         cdef list runs = []
         cdef uint64_t epoch = 0, first = 0, length = 0
-        cdef uint32_t channel = 0, passed
-        for passed in range(index):
+        cdef uint32_t channel = 0, _
+        for _ in range(index):
             at += load_u32(at)
-        for passed in range(count):
+        for _ in range(count):
             if length and load_u32(at + JOB_CHANNEL) == channel and load_u64(at + JOB_EPOCH) == epoch and (
                     load_u64(at + JOB_SEQUENCE) == first + length):
                 length += 1
@@ -466,7 +465,8 @@ cdef class Settlement:
         cdef Run run
         if self.runs:
             run = self.runs[len(self.runs) - 1]
-            if run.batch.marks is batch.marks and run.verb == verb and run.ms == ms and run.index + run.count == index:
+            if run.batch.marks is batch.marks and run.verb == verb and run.ms == ms and (
+                    run.index + run.count == index):
                 run.count += count
                 return run
         run = Run.__new__(Run)
@@ -494,8 +494,8 @@ cdef class Settlement:
 cdef class Settled:
     """What became of something that was said of jobs; `await` it to know that it is committed.
 
-    It raises what was refused: LEASE_UNKNOWN, LEASE_EXPIRED, COMMIT_UNKNOWN. Waiting may begin at any time, be given up,
-    or never happen.
+    It raises what was refused: LEASE_UNKNOWN, LEASE_EXPIRED, COMMIT_UNKNOWN. One may wait at any time, give up waiting,
+    or never wait.
     """
 
     def done(self):
@@ -579,7 +579,7 @@ cdef class Settling:
         cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(body)
         cdef const uint8_t* end = at + len(body)
         cdef JobBatch batch = JobBatch.__new__(JobBatch)
-        cdef uint32_t index, count
+        cdef uint32_t _, count
         if len(body) < JOBS_HEADER_BYTES or load_u64(at + 24):
             raise self.error("MALFORMED_FRAME", "JOBS: a bad header")
         batch.subscription, count = load_u32(at), load_u32(at + 4)
@@ -591,7 +591,7 @@ cdef class Settling:
         batch.data, batch.names, batch.settle = body, names, settle
         batch.marks = bytearray(count)
         batch.end, batch.at = count, at
-        for index in range(count):
+        for _ in range(count):
             at = self.check_job(at, end, names)
         if at != end:
             raise self.error("MALFORMED_FRAME", "JOBS: bytes behind the last job")
@@ -809,11 +809,11 @@ cdef class Settling:
             MalformedFrame: It is none, or of a number that was not sent.
         """
         cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(body)
-        cdef uint64_t number, first = self.number - <size_t>len(self.in_flight) + 1
+        cdef uint64_t _, first = self.number - <size_t>len(self.in_flight) + 1
         cdef Settlement settlement
         if len(body) != ACKED_BYTES or load_u32(at + 4) or load_u64(at + 8) > self.number:
             raise self.error("MALFORMED_FRAME", f"ACKED: got {len(body)} bytes that are none")
-        for number in range(first, load_u64(at + 8) + 1):
+        for _ in range(first, load_u64(at + 8) + 1):
             settlement = self.in_flight.popleft()
             settlement.answer()
 

@@ -157,7 +157,8 @@ async def test_a_lease_that_ends_gives_the_job_to_another(home: Home, room: str)
             async with bus.consume(name) as quick:
                 assert await nothing_comes(quick, 0.3)
                 (again,) = await take(quick, 1)
-                assert (again.payload, again.attempt, again.redelivered) == (b"x", 2, True)
+                # The slow one may have been given it again before.
+                assert (again.payload, again.attempt >= 2, again.redelivered) == (b"x", True, True)
                 with pytest.raises(BrokerError, match=r"LEASE_EXPIRED|LEASE_UNKNOWN"):
                     await job.ack()
                 await again.ack()
