@@ -73,7 +73,7 @@ LEASE_UNKNOWN, LEASE_EXPIRED, INVALID_TIME = 3029, 3030, 3031
 DEAD_REJECTED, DEAD_ATTEMPTS = 1, 2
 WAITING, LEASED, DELAYED, DEAD = "waiting", "leased", "delayed", "dead"
 
-JOB_BYTES = 256
+JOB_BYTES = 192
 """What a job takes of memory besides its record, about."""
 DELAY_MS_MAX = 366 * 24 * 60 * 60 * 1000
 ACK_LEASES_MAX = 1 << 20
@@ -784,7 +784,7 @@ class PlainJobs:
         """Everything that has been taken is done, whoever has it; answers how many jobs that were."""
         count = len(self.jobs)
         self.dying.clear()
-        for job in list(self.jobs.values()):
+        for job in self._by_place():
             self._finish(job)
         return count
 
@@ -847,6 +847,9 @@ class PlainJobs:
         sections = []
         floor = self.floor
         for track in {**self.acked_log, **self.notes_log}:
+            if self.by_position:
+                # Or nobody would read what is not done of earlier epochs, once something of this one is stored.
+                sections += [self._section(other, [], []) for other in self._left_behind(track)]
             if self.by_position or track.last > floor:
                 runs = [run for run in self.acked_log.get(track, []) if run[0] > track.floor]
                 sections.append(self._section(track, runs, self.notes_log.get(track, [])))
@@ -870,6 +873,17 @@ class PlainJobs:
                 notes += [(sequence, due_us, attempts) for sequence, (attempts, due_us) in sorted(track.notes.items())]
                 sections.append(self._section(track, track.runs(), notes))
         return self._state(SNAPSHOT, sections)
+
+    def _left_behind(self, track: Track) -> list[Track]:
+        earlier = [other for (channel, _), other in sorted(self.tracks.items()) if channel == track.channel]
+        return [
+            other
+            for other in earlier
+            if other.epoch < track.epoch
+            and other.undone
+            and other not in self.acked_log
+            and other not in self.notes_log
+        ]
 
     def _newest(self, channel: int) -> Track | None:
         known = [track for track in self.tracks.values() if track.channel == channel and track.known]
@@ -895,7 +909,7 @@ class PlainJobs:
         Raises:
             ValueError: A payload is not what was stored, or something has been taken already.
         """
-        if self.jobs:
+        if self.jobs or self.acked_log:
             raise ValueError("restore: jobs have been taken already")
         for payload in payloads:
             if payload:
@@ -945,6 +959,9 @@ class PlainJobs:
 
     # -- counts --------------------------------------------------------------------------------------------------------
 
+    def _by_place(self) -> list[Job]:
+        return sorted(self.jobs.values(), key=lambda job: (job.lot.place, job.order))
+
     def _count(self, state: str) -> int:
         return sum(job.state == state for job in self.jobs.values())
 
@@ -980,11 +997,11 @@ class PlainJobs:
             limit: How many at most.
 
         Returns:
-            In the order in which they were taken, dead ones left out; `due_us` is 0 unless the job is delayed, `member`
-            unless it is leased.
+            By their places on the bus, dead ones left out; `due_us` is 0 unless the job is delayed, `member` unless it
+            is leased.
         """
         found: list[tuple[bytes, int, int, int, int, int]] = []
-        for job in self.jobs.values():
+        for job in self._by_place():
             if job.state != DEAD and len(found) < limit:
                 due_us = job.due_us if job.state == DELAYED else 0
                 member = job.member if job.state == LEASED else 0
