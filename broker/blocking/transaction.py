@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from broker.remote.transaction import Acks
 from broker.wire import control
 from broker_native.posting import Draft
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from broker.bus import Payload
     from broker.model.positions import Position
     from broker_native.posting import PublishBuffer, Receipt
+    from broker_native.work import Job
 
 __all__ = ["Transaction"]
 
@@ -38,6 +40,7 @@ class Transaction:
     def __init__(self, bus: Client, buffer: PublishBuffer, timeout_s: float | None) -> None:
         self._bus = bus
         self._draft = Draft(buffer)
+        self._acks = Acks()
         self._timeout_s = timeout_s
         self.receipts: list[Receipt] = []
 
@@ -65,6 +68,10 @@ class Transaction:
         with self._bus.lock:
             return self._draft.publish(channel, payload, packed, key, priority, expiry_s, expect)
 
+    def ack(self, job: Job) -> None:
+        """Acknowledge a job of this bus with the publishes: neither happens without the other."""
+        self._acks.add(job)
+
     def __enter__(self) -> Self:
         return self
 
@@ -75,4 +82,11 @@ class Transaction:
             with self._bus.lock:
                 self._draft.abandon()
             return
+        if not len(self._draft):
+            for settled in [job.ack() for job in self._acks.jobs]:
+                settled.result(self._timeout_s)
+            return
+        with self._bus.lock:
+            for frame in self._acks.frames():
+                self._draft.ack(frame)
         self.receipts = self._bus.submit_draft(self._draft).result(self._timeout_s)

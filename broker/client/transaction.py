@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from broker.bus import Transaction
+from broker.remote.transaction import Acks
 from broker_native.posting import Draft
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from broker.bus import Payload
     from broker.model.positions import Position
     from broker_native.posting import PublishBuffer, Receipt
+    from broker_native.work import Job
 
 __all__ = ["ClientTransaction"]
 
@@ -29,6 +31,7 @@ class ClientTransaction(Transaction):
     def __init__(self, buffer: PublishBuffer) -> None:
         self._buffer = buffer
         self._draft = Draft(buffer)
+        self._acks = Acks()
         self.receipts: list[Receipt] = []
 
     def publish(
@@ -44,6 +47,9 @@ class ClientTransaction(Transaction):
     ) -> int:
         return self._draft.publish(channel, payload, headers, key, priority, expiry_s, expect)
 
+    def ack(self, job: Job) -> None:
+        self._acks.add(job)
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -53,4 +59,10 @@ class ClientTransaction(Transaction):
         if kind is not None:
             self._draft.abandon()
             return
+        if not len(self._draft):
+            for settled in [job.ack() for job in self._acks.jobs]:
+                await settled
+            return
+        for frame in self._acks.frames():
+            self._draft.ack(frame)
         self.receipts = await self._buffer.transact(self._draft)

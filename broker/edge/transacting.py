@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from broker.model.errors import BrokerError, error
 from broker.wire import control
-from broker.wire.kinds import FRAME_HEADER_BYTES, TRANSACTION_HEADER_BYTES
+from broker.wire.control import FRAME_HEADER
+from broker.wire.kinds import FRAME_HEADER_BYTES, TRANSACTION_HEADER_BYTES, Kind
 from broker_native.lines import Line
 from broker_native.publisher import Publisher
-from broker_native.transactions import CODES, decide_expecting, decide_transaction
+from broker_native.transactions import CODES, decide_expecting, decide_transaction, judge_transaction
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +35,6 @@ RESTS_ON_OPEN = 1
 
 DUPLICATE = CODES["DUPLICATE"]
 TURN_OPEN = CODES["TURN_OPEN"]
-HAS_ACKS = CODES["HAS_ACKS"]
 CONFLICT = CODES["CONFLICT"]
 NOT_STORED = CODES["NOT_STORED"]
 TOO_LARGE = CODES["TRANSACTION_TOO_LARGE"]
@@ -68,20 +68,59 @@ def publish_expecting(session: Session, body: bytes) -> None:
 def transact(session: Session, body: bytes) -> None:
     """Handle a TRANSACTION."""
     publisher = _publisher(session)
-    verdict = Verdict(*decide_transaction(publisher, body))
-    if verdict.code == TURN_OPEN:
-        # Records that are delivered with their turn must not take those with them that wait for the commit.
-        session.node.core.end_turn(session.node.tails.now_us)
-        session.node.kick()
-        verdict = Verdict(*decide_transaction(publisher, body))
-    if verdict.code in (MALFORMED_FRAME, HAS_ACKS):
-        raise error("MALFORMED_FRAME", f"TRANSACTION of {len(body)} bytes: it is not whole PUBLISH frames in a row")
+    publishes, acks = _split(body)
+    verdict = Verdict(*judge_transaction(publisher, publishes))
+    if verdict.code == MALFORMED_FRAME:
+        raise error("MALFORMED_FRAME", f"TRANSACTION of {len(body)} bytes: it is not whole frames in a row")
     if verdict.code == DUPLICATE:
+        # What it acknowledges was settled with it.
         for slot, count, number in _publishes(body):
             session.on_duplicate(slot, number, count)
-    elif verdict.code:
+        return
+    if verdict.code not in (0, TURN_OPEN):
         slots = [slot for slot, _, _ in _publishes(body)]
         _refuse(session, verdict, slots[verdict.at_fault], len(body))
+        return
+    refusal = session.acks_refusal(acks)
+    if refusal is not None:
+        _answer(session, verdict, refusal)
+        return
+    if verdict.code == TURN_OPEN:
+        # Records that are delivered with their turn must not take those with them that wait for the commit.
+        session.node.core.end_turn(session.node.clock.now_us())
+        session.node.kick()
+    code, *_ = decide_transaction(publisher, publishes)
+    assert not code
+    session.settle_acks(acks)
+
+
+def _split(body: bytes) -> tuple[bytes, list[bytes]]:
+    """Cut a transaction into one without acks and the bodies of its ACK frames.
+
+    Raises:
+        MalformedFrame: It is not whole frames in a row.
+    """
+    if len(body) < TRANSACTION_HEADER_BYTES:
+        raise error("MALFORMED_FRAME", f"TRANSACTION: got {len(body)} bytes, at least {TRANSACTION_HEADER_BYTES}")
+    publishes, count = COUNTS.unpack_from(body)
+    if not count:
+        return body, []
+    at = TRANSACTION_HEADER_BYTES
+    acks: list[bytes] = []
+    end = 0
+    while at < len(body):
+        size, kind, flags, reserved = FRAME_HEADER.unpack_from(body.ljust(at + FRAME_HEADER_BYTES), at)
+        if publishes:
+            publishes -= 1
+        else:
+            end = end or at
+            if kind != Kind.ACK or flags or reserved:
+                raise error("MALFORMED_FRAME", f"TRANSACTION: got a frame of kind {kind} behind its publishes")
+            acks.append(body[at + FRAME_HEADER_BYTES : at + FRAME_HEADER_BYTES + size])
+        at += FRAME_HEADER_BYTES + size
+    if at != len(body) or len(acks) != count:
+        raise error("MALFORMED_FRAME", f"TRANSACTION: got {len(acks)} whole ACK frames, expected {count}")
+    return COUNTS.pack(COUNTS.unpack_from(body)[0], 0) + body[TRANSACTION_HEADER_BYTES:end], acks
 
 
 def _publisher(session: Session) -> Publisher:

@@ -23,6 +23,7 @@ cdef struct Frame:
     uint32_t answered                   # records whose outcome is known
     uint32_t slot
     bint names                          # a CHANNEL frame goes before it
+    uint32_t acks                       # of a transaction: ACK frames behind its publishes
     bint is_transaction                 # `records` is whole PUBLISH frames, with slots for channels and no numbers
     bint expects                        # its one record goes with the head that its publisher knows
     uint64_t epoch
@@ -50,6 +51,7 @@ cdef class Draft:
     cdef bint is_over
 
     cdef uint8_t* reserve_record(self, uint32_t slot, size_t size) except NULL
+    cdef int check_size(self, size_t more) except -1
 
 
 @cython.final

@@ -577,6 +577,11 @@ cdef inline uint32_t inner_slot(const uint8_t* at) noexcept nogil:
     return load_u32(at + FRAME_HEADER_BYTES)
 
 
+cdef inline bint inner_publishes(const uint8_t* at, const Frame* frame) noexcept nogil:
+    """Whether a publish begins here in what is kept of a transaction; behind its publishes stand its acks."""
+    return at < frame.records + frame.size and at[4] == KIND_PUBLISH
+
+
 cdef inline bint inner_names(const uint8_t* at) noexcept nogil:
     return load_u16(at + 6) != 0
 
@@ -634,18 +639,10 @@ cdef class Draft:
     cdef uint8_t* reserve_record(self, uint32_t slot, size_t size) except NULL:
         """Count a record and make room for it."""
         cdef uint32_t fixed = FRAME_HEADER_BYTES + PUBLISH_HEADER_BYTES
-        cdef size_t whole
         cdef uint8_t* at
         if self.expects:
             fixed += PUBLISH_EXPECT_BYTES
-        whole = TRANSACTION_HEADER_BYTES + self.frame.size + fixed + size
-        if self.is_over:
-            raise self.buffer.error("CLOSED", "transaction: it is over")
-        if self.buffer.closed is not None:
-            raise self.buffer.closed
-        if whole > self.buffer.transaction_bytes_max:
-            raise self.buffer.error("TRANSACTION_TOO_LARGE", f"transaction: got {whole} bytes, "
-                                                             f"limit {self.buffer.transaction_bytes_max} bytes")
+        self.check_size(fixed + size)
         frame_reserve(&self.frame, fixed + <uint32_t>size)
         at = self.frame.records + self.frame.size
         put_publish(at, slot, 1, 0, <uint32_t>size, self.expects, self.epoch, self.sequence)
@@ -653,6 +650,30 @@ cdef class Draft:
         self.frame.count += 1
         self.buffer.slots[slot].frames += 1
         return at + fixed
+
+    def ack(self, bytes frame not None):
+        """Add a whole ACK frame, behind which no publish is added.
+
+        Raises:
+            RequestError: TRANSACTION_TOO_LARGE; CLOSED.
+        """
+        cdef uint32_t size = <uint32_t>PyBytes_GET_SIZE(frame)
+        self.check_size(size)
+        frame_reserve(&self.frame, size)
+        memcpy(self.frame.records + self.frame.size, PyBytes_AS_STRING(frame), size)
+        self.frame.size += size
+        self.frame.acks += 1
+
+    cdef int check_size(self, size_t more) except -1:
+        cdef size_t whole = TRANSACTION_HEADER_BYTES + self.frame.size + more
+        if self.is_over:
+            raise self.buffer.error("CLOSED", "transaction: it is over")
+        if self.buffer.closed is not None:
+            raise self.buffer.closed
+        if whole > self.buffer.transaction_bytes_max:
+            raise self.buffer.error("TRANSACTION_TOO_LARGE", f"transaction: got {whole} bytes, "
+                                                             f"limit {self.buffer.transaction_bytes_max} bytes")
+        return 0
 
     def abandon(self):
         """Forget all of it: nothing was sent. What was sent already is not concerned."""
@@ -1068,7 +1089,7 @@ cdef class PublishBuffer:
     cdef void let_go_slots(self, const Frame* frame) noexcept:
         """A transaction needs its channels' slots no more."""
         cdef const uint8_t* at = frame.records
-        while at < frame.records + frame.size:
+        while inner_publishes(at, frame):
             self.slots[inner_slot(at)].frames -= 1
             at += inner_size(at)
 
@@ -1134,7 +1155,7 @@ cdef class PublishBuffer:
         """The same for a transaction."""
         cdef size_t size = FRAME_HEADER_BYTES + TRANSACTION_HEADER_BYTES + frame.size
         cdef uint8_t* at = frame.records
-        while at < frame.records + frame.size:
+        while inner_publishes(at, frame):
             store_u16(at + 6, 1 if self.must_name(inner_slot(at)) else 0)
             if inner_names(at):
                 size += self.name_size(inner_slot(at))
@@ -1178,17 +1199,17 @@ cdef class PublishBuffer:
         cdef const uint8_t* kept = frame.records
         cdef uint64_t number = frame.number
         cdef uint8_t* end
-        while kept < frame.records + frame.size:
+        while inner_publishes(kept, frame):
             if inner_names(kept):
                 at = self.send_name(inner_slot(kept), at)
             kept += inner_size(kept)
         at += put_header(at, KIND_TRANSACTION, TRANSACTION_HEADER_BYTES + frame.size)
         store_u32(at, frame.count)
-        store_u32(at + 4, 0)
+        store_u32(at + 4, frame.acks)
         at += TRANSACTION_HEADER_BYTES
         memcpy(at, frame.records, frame.size)
         end = at + frame.size
-        while at < end:
+        while at < end and at[4] == KIND_PUBLISH:
             store_u16(at + 6, 0)
             store_u32(at + FRAME_HEADER_BYTES, self.slots[inner_slot(at)].number)
             store_u64(at + FRAME_HEADER_BYTES + 8, number)
@@ -1307,7 +1328,7 @@ cdef class PublishBuffer:
         cdef const uint8_t* at = frame.records
         if not frame.is_transaction:
             return self.channel_failures.get(frame.slot, failure)
-        while self.channel_failures and at < frame.records + frame.size:
+        while self.channel_failures and inner_publishes(at, frame):
             if inner_slot(at) in self.channel_failures:
                 return self.channel_failures[inner_slot(at)]
             at += inner_size(at)

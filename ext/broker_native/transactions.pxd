@@ -32,4 +32,5 @@ cdef struct Verdict:
     uint64_t sequence
 
 cdef int expecting_decide(Publisher publisher, const uint8_t* body, uint32_t size, Verdict* verdict) except -1
-cdef int transaction_decide(Publisher publisher, const uint8_t* body, uint32_t size, Verdict* verdict) except -1
+cdef int transaction_decide(Publisher publisher, const uint8_t* body, uint32_t size, Verdict* verdict,
+                            bint taking=*) except -1

@@ -277,8 +277,9 @@ cdef int expecting_decide(Publisher publisher, const uint8_t* body, uint32_t siz
     return 0
 
 
-cdef int transaction_decide(Publisher publisher, const uint8_t* body, uint32_t size, Verdict* verdict) except -1:
-    """Decide a transaction of publishes, whole or not at all.
+cdef int transaction_decide(Publisher publisher, const uint8_t* body, uint32_t size, Verdict* verdict,
+                            bint taking=True) except -1:
+    """Decide a transaction of publishes, whole or not at all; or only judge it.
 
     Returns:
         0 when its records have their sequences, DUPLICATE when all its numbers are known already, TURN_OPEN, HAS_ACKS,
@@ -303,14 +304,14 @@ cdef int transaction_decide(Publisher publisher, const uint8_t* body, uint32_t s
     try:
         if transaction_read(publishes, count, body + TRANSACTION_HEADER_BYTES, body + size) != body + size:
             return CODE_MALFORMED_FRAME
-        return publishes_decide(publisher, publishes, count, size, verdict)
+        return publishes_decide(publisher, publishes, count, size, verdict, taking)
     finally:
         if publishes != few:
             free(publishes)
 
 
-cdef int publishes_decide(Publisher publisher, Publish* publishes, uint32_t count, uint32_t size,
-                          Verdict* verdict) except -1:
+cdef int publishes_decide(Publisher publisher, Publish* publishes, uint32_t count, uint32_t size, Verdict* verdict,
+                          bint taking) except -1:
     """Decide the publishes of a transaction of so many bytes."""
     cdef uint32_t index
     cdef int code
@@ -330,7 +331,8 @@ cdef int publishes_decide(Publisher publisher, Publish* publishes, uint32_t coun
     for index in range(count):
         if publishes[index].channel.chunk_class == CLASS_EARLY:
             return TURN_OPEN
-    take(publisher, publishes, count, verdict)
+    if taking:
+        take(publisher, publishes, count, verdict)
     return 0
 
 
@@ -363,4 +365,12 @@ def decide_transaction(Publisher publisher not None, bytes body not None):
     cdef Verdict verdict
     cdef int code = transaction_decide(publisher, <const uint8_t*>PyBytes_AS_STRING(body),
                                        <uint32_t>PyBytes_GET_SIZE(body), &verdict)
+    return verdict_tuple(code, &verdict)
+
+
+def judge_transaction(Publisher publisher not None, bytes body not None):
+    """Answer what `decide_transaction` would, and take nothing."""
+    cdef Verdict verdict
+    cdef int code = transaction_decide(publisher, <const uint8_t*>PyBytes_AS_STRING(body),
+                                       <uint32_t>PyBytes_GET_SIZE(body), &verdict, False)
     return verdict_tuple(code, &verdict)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from broker import Bus, Receipt, Transaction
+    from broker_native.work import Job
     from tests.contract.homes import Home
 
 pytestmark = pytest.mark.usefixtures("loop_kind")
@@ -260,3 +261,66 @@ async def test_many_transactions_at_once_are_each_whole(home: Home, room: str) -
         orders = [[message.payload for message in await one.history(name).messages()] for name in names]
         assert all(order == orders[0] for order in orders)
         assert sorted(orders[0], key=int) == [b"%d" % number for number in range(40)]
+
+
+# -- acks --------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_job_is_done_with_what_is_published_for_it(home: Home, room: str) -> None:
+    source, target, name = f"s.{room}.in", f"a.{room}.out", f"q.{room}"
+    async with home.bus() as bus:
+        await bus.create_queue(name, source)
+        await bus.publish_many(source, [b"%d" % number for number in range(20)])
+        async with bus.consume(name, window=4) as member, asyncio.timeout(20):
+            done = 0
+            async for job in member:
+                async with bus.transaction() as tx:
+                    tx.publish(target, b"did " + job.payload)
+                    tx.ack(job)
+                assert [receipt.sequence for receipt in tx.receipts] == [done + 1]
+                done += 1
+                if done == 20:
+                    break
+        stored = [message.payload for message in await bus.history(target).messages()]
+        assert sorted(stored) == sorted(b"did %d" % number for number in range(20))
+        info = await bus.consumer_info(name)
+        assert (info.acked, info.redelivered, info.ready, info.leased) == (20, 0, 0, 0)
+
+
+async def test_a_refused_transaction_leaves_its_job_undone(home: Home, room: str) -> None:
+    source, target, name = f"s.{room}.in", f"s.{room}.out", f"q.{room}"
+    async with home.bus() as bus:
+        await bus.create_queue(name, source)
+        await bus.publish_many(source, [b"1", b"2"])
+        async with bus.consume(name) as member, asyncio.timeout(20):
+            first, second = await take(member, 2)
+            with pytest.raises(Conflict):
+                await acknowledged(bus, target, [first], Position(1, 1))
+            assert (await bus.consumer_info(name)).acked == 0
+            await acknowledged(bus, target, [first], NEVER)
+            with pytest.raises(BrokerError, match="LEASE_EXPIRED"):
+                await acknowledged(bus, target, [first, second], None)
+            await acknowledged(bus, target, [second, second], None)
+            assert (await bus.consumer_info(name)).acked == 2
+        assert (await bus.channel(target)).head == 2
+
+
+async def test_a_transaction_of_acks_alone(home: Home, room: str) -> None:
+    source, name = f"s.{room}.in", f"q.{room}"
+    async with home.bus() as bus:
+        await bus.create_queue(name, source)
+        await bus.publish(source, b"1")
+        async with bus.consume(name) as member, asyncio.timeout(20):
+            (job,) = await take(member, 1)
+            async with bus.transaction() as tx:
+                tx.ack(job)
+            assert tx.receipts == []
+            assert (await bus.consumer_info(name)).acked == 1
+
+
+async def acknowledged(bus: Bus, channel: str, jobs: list[Job], expect: Position | None) -> None:
+    """Publish one message and acknowledge jobs, together."""
+    async with bus.transaction() as tx:
+        tx.publish(channel, b"x", expect=expect)
+        for job in jobs:
+            tx.ack(job)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -92,7 +93,7 @@ def read_all(body: bytes) -> list[One]:
             raise Refused(MALFORMED_FRAME)
         found.append(read_one(body[at + FRAME_HEADER.size : end], expects=flags == EXPECT))
         at = end
-    follow = all(after.number == before.number + before.count for before, after in zip(found, found[1:], strict=False))
+    follow = all(after.number == before.number + before.count for before, after in itertools.pairwise(found))
     if not found or len(found) != publishes or not follow:
         raise Refused(MALFORMED_FRAME)
     return found
