@@ -297,7 +297,7 @@ class Ledger:
     def transact(self, publishes: list[tuple[str, bool, int | None]]) -> None:
         """Publish records together: (channel, whether it is bad, how many records are expected in it)."""
         draft = Draft(self.pair.buffer)
-        posted = []
+        posted: list[tuple[str, bytes, int | None]] = []
         for channel, bad, sequence in publishes:
             (payload,) = self.payloads(1, bad)
             head = None if sequence is None else (EPOCH, sequence) if sequence else (0, 0)
