@@ -12,20 +12,25 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
+from broker.model.consumers import WINDOW_BYTES_DEFAULT, WINDOW_DEFAULT
+
 if TYPE_CHECKING:
     from collections import deque
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
     from types import TracebackType
     from typing import Self
 
+    from broker.model.consumers import ConsumerInfo, WaitingJob
     from broker.model.levels import Level
     from broker.model.positions import BusPosition, Position
     from broker_native.messages import Batch, Message
     from broker_native.posting import Publication, Receipt
+    from broker_native.work import Job, JobBatch
 
 __all__ = [
     "Bus",
     "ChannelInfo",
+    "Consumer",
     "History",
     "HistorySince",
     "HistoryUntil",
@@ -36,6 +41,7 @@ __all__ = [
     "Start",
     "Subscription",
     "SubscriptionEvent",
+    "Transaction",
     "Until",
 ]
 
@@ -222,6 +228,128 @@ class Subscription(ABC):
         await self.close()
 
 
+class Transaction(ABC):
+    """Publishes that happen together or not at all: `async with bus.transaction() as tx`.
+
+    Leaving the block sends them and waits until they are committed, whatever the profiles of their channels; nobody
+    sees one of them before. An exception in the block abandons them, and nothing was sent. One whose answer is lost
+    with its connection is repeated until it is answered, and happens once. Cancelling the wait takes nothing back.
+
+    Leaving the block raises BrokerError: CONFLICT, and all other errors of `Bus.publish`, for one of them and so for
+    all; NOT_STORED, a channel is ephemeral; TRANSACTION_TOO_LARGE.
+    """
+
+    receipts: list[Receipt]
+    """Once the block was left in good order: where each publish was stored, in their order."""
+
+    @abstractmethod
+    def publish(
+        self,
+        channel: str,
+        payload: Payload,
+        *,
+        headers: Mapping[str, object] | None = None,
+        key: bytes | None = None,
+        priority: int = 2,
+        expiry_s: int | None = None,
+        expect: Position | None = None,
+    ) -> int:
+        """Add a publish; returns which of the receipts will be its own.
+
+        Args:
+            channel: As for `Bus.post`, and so on.
+            expect: As for `Bus.publish`: the channel's newest position before the transaction.
+
+        Raises:
+            BrokerError: At once as `Bus.post` does; TRANSACTION_TOO_LARGE; CLOSED, the block was left.
+        """
+
+    @abstractmethod
+    def ack(self, job: Job) -> None:
+        """Acknowledge a job of this bus with the publishes: neither happens without the other.
+
+        If its lease is over by then, the whole transaction is refused with LEASE_UNKNOWN or LEASE_EXPIRED; so it is
+        when the connection that the job came on was lost. The job comes again.
+        """
+
+    @abstractmethod
+    async def __aenter__(self) -> Self:
+        """Begin to put it together."""
+
+    @abstractmethod
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Commit it, or abandon it when there was an exception."""
+
+
+class Consumer(ABC):
+    """A member of a durable consumer or a work queue: jobs come, and each is to be settled.
+
+    `await` it, or enter it with `async with`, to wait until the broker has accepted it; iterating starts it too. Any
+    number of tasks may iterate it at once: each job goes to one of them. A job is settled by what it has: `ack`,
+    `nack`, `reject`, or given more time by `extend`; what is said is sent with the turn, and can be awaited.
+
+    It survives reconnects: what was acknowledged before is told again, and what was under way may come again, marked as
+    redelivered. Leaving its block waits for what was said, and gives the rest back.
+    """
+
+    name: str
+    """The consumer's name."""
+    events: deque[SubscriptionEvent]
+    """The newest events, oldest first: besides those of subscriptions `taken` (somebody else holds it now), `paused`,
+    `resumed`, and `refused` (what was said of jobs does not hold; `at` is the first, `run` how many, `reason` the
+    code). A reader may clear it."""
+
+    @abstractmethod
+    def __await__(self) -> Generator[Any, Any, Self]:
+        """Wait until the broker has accepted the member.
+
+        Raises:
+            BrokerError: It is refused: UNKNOWN_CONSUMER, DENIED, …
+        """
+
+    @abstractmethod
+    def __aiter__(self) -> AsyncIterator[Job]:
+        """Iterate over jobs. Ends when the member or the bus is closed.
+
+        Raises:
+            BrokerError: From the iteration: CONSUMER_TAKEN; the consumer was removed; the bus has failed for good.
+        """
+
+    @abstractmethod
+    def batches(self) -> AsyncIterator[JobBatch]:
+        """Iterate over batches of jobs as they came, the fastest way: `ack` of one acknowledges all of it."""
+
+    @abstractmethod
+    def ack_through(self, job: Job) -> Awaitable[None]:
+        """Say that a job is done, and everything that this member was given before it.
+
+        Returns:
+            What can be waited for: that it is committed. Nobody has to.
+        """
+
+    @abstractmethod
+    def flush(self) -> Awaitable[None]:
+        """Wait until everything that was said is answered. What was refused is told by events."""
+
+    @abstractmethod
+    async def close(self, timeout_s: float = 5.0) -> None:
+        """Wait until what was said is answered, and stop; what is not settled is given to others.
+
+        Args:
+            timeout_s: How long to wait.
+        """
+
+    async def __aenter__(self) -> Self:
+        return await self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
 class Bus(ABC):
     """A connection to a broker, wherever it lives. An asynchronous context manager: leaving it closes it."""
 
@@ -287,6 +415,7 @@ class Bus(ABC):
         priority: int = 2,
         expiry_s: int | None = None,
         id: str | bytes | None = None,
+        expect: Position | None = None,
     ) -> Publication[Receipt]:
         """Publish, and answer where the message was stored and how safely.
 
@@ -294,13 +423,16 @@ class Bus(ABC):
 
         Args:
             channel: As for `post`, and so on.
+            expect: The position of the channel's newest message: it is stored only if that still is the newest, so of
+                several who publish with the same one wins. `Position(0, 0)`: only if the channel never had a message.
 
         Returns:
             An awaitable of the `Receipt`, which is a future to asyncio; its `duplicate` says that the message was there
             already, under its id or as the same publish repeated.
 
         Raises:
-            BrokerError: At once as `post` does; from the awaitable when it is refused, or COMMIT_UNKNOWN.
+            BrokerError: At once as `post` does; from the awaitable when it is refused, or COMMIT_UNKNOWN. With
+                `expect` CONFLICT, whose `head` is the newest position, or NOT_STORED: the channel is ephemeral.
         """
 
     @abstractmethod
@@ -328,6 +460,10 @@ class Bus(ABC):
             BrokerError: As for `publish`. When one is refused, others of them may be stored.
             ValueError: There are more payloads than ids, or fewer.
         """
+
+    @abstractmethod
+    def transaction(self) -> Transaction:
+        """Begin to put publishes together that happen together or not at all."""
 
     @abstractmethod
     def subscribe(
@@ -518,6 +654,185 @@ class Bus(ABC):
 
         Raises:
             BrokerError: BUSY, other long work is under way; DENIED; STORAGE_FAILED, with what went wrong.
+        """
+
+    # .. consumers and work queues ..
+
+    @abstractmethod
+    async def create_consumer(
+        self,
+        name: str,
+        *filters: str,
+        start: Start = "start",
+        lease_s: float | None = 30.0,
+        attempts_max: int = 0,
+        backoff_s: tuple[float, float] = (1.0, 60.0),
+        dead_letter: str | None = None,
+        paused: bool = False,
+        update: bool = False,
+    ) -> ConsumerInfo:
+        """Make a durable consumer: a reader with a name, whose place the broker keeps.
+
+        One member holds it at a time and gets all messages in order; whoever consumes later takes over. Made again with
+        the same settings, nothing changes.
+
+        Args:
+            name: A channel's name of at most 200 bytes.
+            filters: The channels and patterns that it reads, at least one; they stay as they are.
+            start: Where it begins, if it is made.
+            lease_s: How long its holder may take over a job; then it, and all after it, come again. None: for ever.
+            attempts_max: After so many attempts a job is given up; 0: never.
+            backoff_s: How long a job waits that failed: before its second attempt, and at most before later ones.
+            dead_letter: A channel that gets a copy of each job that is given up, with the reason in its headers.
+            paused: It is made so, and gives out nothing until it is resumed.
+            update: Change the settings of one that is there.
+
+        Returns:
+            What there is to tell of it.
+
+        Raises:
+            BrokerError: INVALID_CONSUMER; CONSUMER_EXISTS, it has other settings; NOT_STORED, a filter names an
+                ephemeral channel; INVALID_PATTERN, INVALID_POSITION, DENIED, …
+        """
+
+    @abstractmethod
+    async def create_queue(
+        self,
+        name: str,
+        *filters: str,
+        start: Start = "start",
+        lease_s: float = 30.0,
+        attempts_max: int = 0,
+        backoff_s: tuple[float, float] = (1.0, 60.0),
+        dead_letter: str | None = None,
+        lanes: bool = False,
+        by_key: bool = False,
+        paused: bool = False,
+        update: bool = False,
+    ) -> ConsumerInfo:
+        """Make a work queue: a consumer that any number of members share, each message for one of them.
+
+        Args:
+            name, filters, start, attempts_max, backoff_s, dead_letter, paused, update: As for `create_consumer`.
+            lease_s: How long a member may take over a job; then it is given to another.
+            lanes: Jobs go by their priority, and low never starves.
+            by_key: At most one job of a key is under way, so that each key's jobs are done in order.
+
+        Raises:
+            BrokerError: As for `create_consumer`.
+        """
+
+    @abstractmethod
+    def consume(
+        self,
+        name: str,
+        *,
+        window: int = WINDOW_DEFAULT,
+        window_bytes: int = WINDOW_BYTES_DEFAULT,
+        on_event: Callable[[SubscriptionEvent], object] | None = None,
+    ) -> Consumer:
+        """Become a member of a consumer or a work queue.
+
+        Args:
+            name: Its name.
+            window: Jobs that may be under way to this member: given out and not settled.
+            window_bytes: And of how many bytes; one job in any case.
+            on_event: Called with each event, on the loop.
+
+        Returns:
+            The member, to be awaited, entered or iterated.
+
+        Raises:
+            RequestError: INVALID_CONSUMER; that can be no consumer's name.
+        """
+
+    @abstractmethod
+    async def consumer_info(self, name: str) -> ConsumerInfo:
+        """Answer what there is to tell of a consumer or a work queue.
+
+        Raises:
+            BrokerError: UNKNOWN_CONSUMER, DENIED.
+        """
+
+    @abstractmethod
+    def consumers(self, prefix: str = "", *, after: str = "", limit: int | None = None) -> AsyncIterator[ConsumerInfo]:
+        """Iterate over consumers and work queues, ascending by name; pages by itself.
+
+        Args:
+            prefix: What the names begin with.
+            after: Only names greater than this.
+            limit: At most so many, from 1.
+        """
+
+    @abstractmethod
+    async def remove_consumer(self, name: str) -> None:
+        """Remove a consumer or a work queue, and what it remembers, for good; messages stay. Members are told.
+
+        Raises:
+            BrokerError: UNKNOWN_CONSUMER, DENIED.
+        """
+
+    @abstractmethod
+    async def pause_consumer(self, name: str) -> ConsumerInfo:
+        """Give out nothing until `resume_consumer`, also over restarts. What is under way can be settled.
+
+        Raises:
+            BrokerError: UNKNOWN_CONSUMER, DENIED.
+        """
+
+    @abstractmethod
+    async def resume_consumer(self, name: str) -> ConsumerInfo:
+        """Give out jobs again.
+
+        Raises:
+            BrokerError: UNKNOWN_CONSUMER, DENIED.
+        """
+
+    @abstractmethod
+    async def reset_consumer(self, name: str, start: Start) -> ConsumerInfo:
+        """Go on somewhere else: what is behind it is done, what is before it comes (again), and leases are void.
+
+        Args:
+            name: The consumer's or queue's name.
+            start: Where. A position alone is one of its only channel.
+
+        Raises:
+            BrokerError: UNKNOWN_CONSUMER, INVALID_POSITION, DENIED.
+        """
+
+    @abstractmethod
+    async def peek(self, name: str, limit: int = 100) -> list[WaitingJob]:
+        """Answer jobs that are not done, the next ones first, without taking them.
+
+        Args:
+            name: The consumer's or queue's name.
+            limit: At most so many, from 1 to 1,000; of those that are in the broker's memory.
+
+        Raises:
+            BrokerError: UNKNOWN_CONSUMER, DENIED.
+        """
+
+    @abstractmethod
+    async def purge(self, name: str) -> int:
+        """Have everything done that there is up to now, under way or not; answer how many jobs waited.
+
+        Raises:
+            BrokerError: UNKNOWN_CONSUMER, DENIED.
+        """
+
+    @abstractmethod
+    async def redrive(self, name: str, limit: int | None = None) -> int:
+        """Publish a queue's dead letters to their channels again, and take them from the dead letters.
+
+        Args:
+            name: The consumer's or queue's name.
+            limit: At most so many, from 1; all there are without it.
+
+        Returns:
+            How many.
+
+        Raises:
+            BrokerError: UNKNOWN_CONSUMER, INVALID_CONSUMER (it has no dead letters), DENIED.
         """
 
     @abstractmethod

@@ -60,6 +60,7 @@ class Work(StrEnum):
     SLOW = "slow"
     CATCHUP = "catchup"
     REQUESTS = "requests"
+    TRANSACTIONS = "transactions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +186,7 @@ DEFAULTS: Final = {
     Work.SLOW: Defaults(subscribers=(1_000,), rate=50_000, seconds=60.0, slow=900),
     Work.CATCHUP: Defaults(subscribers=(200,), rate=100_000, seconds=10.0, messages=1_000_000),
     Work.REQUESTS: Defaults(seconds=0, messages=200_000),
+    Work.TRANSACTIONS: Defaults(publishers=256, seconds=0, messages=1_000_000, batch=10),
 }
 
 PAYLOAD_BYTES_MAX: Final = 1 * MIB
@@ -209,6 +211,10 @@ def complaint(options: Options) -> str | None:
         (options.durability is Level.REPLICATED, "--durability: no home of this build replicates"),
         (work is Work.MANY and options.channels < options.subscribers, "many: each subscriber needs a channel"),
         (work is Work.REPLAY and options.durability is Level.EPHEMERAL, "replay: ephemeral messages are not stored"),
+        (
+            work is Work.TRANSACTIONS and options.durability is Level.EPHEMERAL,
+            "transactions: ephemeral channels are refused",
+        ),
         (work is Work.LATENCY and not options.rate, "latency: needs a --rate"),
         (options.ids and options.durability is Level.EPHEMERAL, "--ids: ephemeral channels remember none"),
         (options.ids and work in (Work.IDLE, Work.CLIENT, Work.SHARED), f"--ids: {work} publishes otherwise"),
@@ -217,7 +223,7 @@ def complaint(options: Options) -> str | None:
             "one of --seconds and --messages must end it",
         ),
         (
-            work in (Work.REPLAY, Work.CLIENT, Work.SHARED, Work.REQUESTS) and not options.messages,
+            work in (Work.REPLAY, Work.CLIENT, Work.SHARED, Work.REQUESTS, Work.TRANSACTIONS) and not options.messages,
             f"{work}: needs --messages",
         ),
         (

@@ -64,6 +64,8 @@ EXTRA_ROWS = (
     ("sustained_per_s", "second half", "{:,.0f} messages/s"),
     ("read_back_per_s", "read back at", "{:,.0f} messages/s"),
     ("backlog_bytes_max", "not archived", "{:,} bytes of journal at most"),
+    ("transactions_per_s", "that is", "{:,.0f} transactions/s"),
+    ("server_us_per_transaction", "a transaction", "{:.2f} us of the server's processor"),
     ("server_us_per_message", "a message", "{:.2f} us of the server's processor"),
     ("stored_bytes", "stored", "{:,} bytes, all files together"),
     ("unarchived_bytes", "not archived", "{:,} bytes of them, in segments"),

@@ -19,6 +19,7 @@ from broker.bench.server import own_server, running_server
 from broker.bench.shared import run_shared
 from broker.bench.slow import run_slow
 from broker.bench.storm import run_storm
+from broker.bench.transactions import run_transactions
 
 if TYPE_CHECKING:
     from broker.bench.client import Opener
@@ -75,9 +76,9 @@ def _run_with_server(options: Options, connect: Opener | None) -> list[Result]:
             running_server(options.url, cores=server_cores, channels=options.channels, storage=storage)
         )
         keep_to(stack, driver_cores)
-        if options.work is Work.CLIENT:
+        if options.work in (Work.CLIENT, Work.TRANSACTIONS):
             assert connect is not None
-            return run_client(options, target, connect)
+            return (run_client if options.work is Work.CLIENT else run_transactions)(options, target, connect)
         if options.work is Work.REQUESTS:
             assert connect is not None
             return run_requests(options, target, connect)

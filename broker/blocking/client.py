@@ -18,11 +18,14 @@ import time
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from broker.blocking.connection import QUIET_S_MAX, Connection, dial
+from broker.blocking.consumer import Consumer
 from broker.blocking.history import History
 from broker.blocking.subscription import Subscription
-from broker.blocking.waiting import Answer, Deadline, Pending, Waiter, Window
+from broker.blocking.transaction import Transaction
+from broker.blocking.waiting import Answer, Deadline, Pending, Waiter, Window, add_waiter, wake
 from broker.bus import CREDIT_BYTES_DEFAULT, REQUEST_TIMEOUT_S, ChannelInfo
 from broker.events import emit
+from broker.model.consumers import WINDOW_BYTES_DEFAULT, WINDOW_DEFAULT
 from broker.model.errors import BrokerError, error
 from broker.model.history import Trim
 from broker.model.levels import Level
@@ -37,9 +40,10 @@ from broker.remote.bus import (
     TASK_POLL_S_MIN,
     RemoteBus,
 )
+from broker.remote.consumers import ConsumersPages, consumer_of, named, queue_of, start_of
 from broker.remote.pages import NamesPages, make_pages
 from broker.remote.reconnect import is_final
-from broker.wire import control, requests
+from broker.wire import consuming, control, requests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -47,15 +51,16 @@ if TYPE_CHECKING:
     from typing import Self
 
     from broker.bus import HistorySince, HistoryUntil, ListedChannel, Payload, Start, SubscriptionEvent
+    from broker.model.consumers import ConsumerInfo, WaitingJob
+    from broker.model.positions import Position
     from broker.remote.address import TcpAddress, UnixAddress
     from broker_native.messages import Batch, Message
-    from broker_native.posting import Receipt
+    from broker_native.posting import Draft, Receipt
 
 TIMEOUT_S: Final = 10.0
 TURN_BYTES: Final = 256 * 1024
 """Received bytes after which others get a turn: a greenlet that always finds something to read would let nobody."""
 JOIN_S: Final = 1.0
-WAITERS_PRUNED: Final = 8
 PING_FIRST: Final = 1 << 63
 """Tokens from here on are of `ping`; those of the keep-alive are below."""
 
@@ -171,9 +176,7 @@ class Client(RemoteBus[Connection]):
         with self.lock:
             self._check_open()
             self._buffer.post(channel, payload, packed, key, priority, expiry_s, id)
-            if self._is_kicked:
-                self._is_kicked = False
-                self._wake_writer()
+            self.send_soon()
 
     def drain(self, *, timeout_s: float | None = None) -> None:
         """Wait until little enough is unanswered to go on posting. Costs next to nothing when that is so already.
@@ -208,18 +211,24 @@ class Client(RemoteBus[Connection]):
         priority: int = 2,
         expiry_s: int | None = None,
         id: str | bytes | None = None,
+        expect: Position | None = None,
         timeout_s: float | None = None,
     ) -> Receipt:
         """Publish, and answer where the message was stored and how safely.
 
         Args:
             channel: As for `post`, and so on.
+            expect: The position of the channel's newest message: it is stored only if that still is the newest, so of
+                several who publish with the same one wins. `Position(0, 0)`: only if the channel never had a message.
             timeout_s: How long to wait; None for the bus' own timeout, `math.inf` for ever.
 
         Raises:
             BrokerError: As `post` does; it is refused; or COMMIT_UNKNOWN, as when the time is over (`Pending.result`).
+                With `expect` CONFLICT, whose `head` is the newest position, or NOT_STORED: the channel is ephemeral.
         """
-        pending = self.submit(channel, payload, headers=headers, key=key, priority=priority, expiry_s=expiry_s, id=id)
+        pending = self.submit(
+            channel, payload, headers=headers, key=key, priority=priority, expiry_s=expiry_s, id=id, expect=expect
+        )
         return pending.result(timeout_s)
 
     def publish_many(
@@ -262,6 +271,7 @@ class Client(RemoteBus[Connection]):
         priority: int = 2,
         expiry_s: int | None = None,
         id: str | bytes | None = None,
+        expect: Position | None = None,
     ) -> Pending[Receipt]:
         """Send a message now, and wait for its receipt later: `submit(…).result()` is `publish`.
 
@@ -272,10 +282,10 @@ class Client(RemoteBus[Connection]):
         with self.lock:
             self._check_open()
             try:
-                publication = self._buffer.publish(channel, payload, packed, key, priority, expiry_s, id)
+                publication = self._buffer.publish(channel, payload, packed, key, priority, expiry_s, id, expect)
                 return Pending(publication, self._context, self.timeout_s)
             finally:
-                self._send_now()
+                self.send_now()
 
     def submit_many(
         self,
@@ -303,7 +313,28 @@ class Client(RemoteBus[Connection]):
                 publication = self._buffer.publish_many(channel, all_of_them, packed, key, priority, expiry_s, all_ids)
                 return Pending(publication, self._context, self.timeout_s)
             finally:
-                self._send_now()
+                self.send_now()
+
+    def transaction(self, *, timeout_s: float | None = None) -> Transaction:
+        """Begin to put publishes together that happen together or not at all: `with bus.transaction() as tx`.
+
+        Args:
+            timeout_s: How long leaving the block waits; None for the bus' own timeout, `math.inf` for ever.
+
+        Raises:
+            BrokerError: From leaving the block: CONFLICT, and all other errors of `publish`, for one of them and so for
+                all; NOT_STORED; TRANSACTION_TOO_LARGE.
+        """
+        return Transaction(self, self._buffer, timeout_s)
+
+    def submit_draft(self, draft: Draft) -> Pending[list[Receipt]]:
+        """Send what a transaction has put together."""
+        with self.lock:
+            self._check_open()
+            try:
+                return Pending(self._buffer.transact(draft), self._context, self.timeout_s)
+            finally:
+                self.send_now()
 
     def post_window(
         self,
@@ -341,11 +372,17 @@ class Client(RemoteBus[Connection]):
                     publication = self._buffer.publish_many(channel, payloads, packed, key, priority, expiry_s)
                     parts[channel] = len(payloads), Pending(publication, self._context, self.timeout_s)
             finally:
-                self._send_now()
+                self.send_now()
         return Window(parts, self.timeout_s, posted_s)
 
-    def _send_now(self) -> None:
-        """Send what was just posted, by this thread: it is about to wait for the answer."""
+    def send_soon(self) -> None:
+        """Have the writer send what was just posted, or said of jobs. With the lock."""
+        if self._is_kicked:
+            self._is_kicked = False
+            self._wake_writer()
+
+    def send_now(self) -> None:
+        """Send what was just posted, by this thread: it is about to wait for the answer. With the lock."""
         self._is_kicked = False
         self._pump()
         self._run_soon()
@@ -460,7 +497,7 @@ class Client(RemoteBus[Connection]):
                 if self._connection is None:
                     raise error("CONNECTION_LOST", "request: the connection was lost")
                 number = self._asking.ask(channel, payload, headers, answer)
-                self._send_now()
+                self.send_now()
             if not answer.wait(deadline.left_s()):
                 raise late(channel, timeout_s)
             return cast("Message", answer.fields())
@@ -484,7 +521,144 @@ class Client(RemoteBus[Connection]):
         with self.lock:
             self._check_open()
             self._asking.reply(message, payload, headers)
-            self._send_now()
+            self.send_now()
+
+    # .. consumers and work queues ..
+
+    def create_consumer(
+        self,
+        name: str,
+        *filters: str,
+        start: Start = "start",
+        lease_s: float | None = 30.0,
+        attempts_max: int = 0,
+        backoff_s: tuple[float, float] = (1.0, 60.0),
+        dead_letter: str | None = None,
+        paused: bool = False,
+        update: bool = False,
+        timeout_s: float | None = None,
+    ) -> ConsumerInfo:
+        """Make a durable consumer, a reader with a name whose place the broker keeps, as `Bus.create_consumer` does.
+
+        Raises:
+            BrokerError: INVALID_CONSUMER, CONSUMER_EXISTS, NOT_STORED, …; COMMIT_UNKNOWN when no answer came in time.
+        """
+        settings = consumer_of(
+            name,
+            filters,
+            lease_s=lease_s,
+            attempts_max=attempts_max,
+            backoff_s=backoff_s,
+            dead_letter=dead_letter,
+            paused=paused,
+        )
+        arguments = consuming.pack_consumer_set(settings, start_of(filters, start), update=update)
+        return consuming.decode_info(self.ask("consumer_set", arguments, timeout_s, changes=True))
+
+    def create_queue(
+        self,
+        name: str,
+        *filters: str,
+        start: Start = "start",
+        lease_s: float = 30.0,
+        attempts_max: int = 0,
+        backoff_s: tuple[float, float] = (1.0, 60.0),
+        dead_letter: str | None = None,
+        lanes: bool = False,
+        by_key: bool = False,
+        paused: bool = False,
+        update: bool = False,
+        timeout_s: float | None = None,
+    ) -> ConsumerInfo:
+        """Make a work queue, a consumer that any number of members share, as `Bus.create_queue` does.
+
+        Raises:
+            BrokerError: As for `create_consumer`.
+        """
+        settings = queue_of(
+            name,
+            filters,
+            lease_s=lease_s,
+            attempts_max=attempts_max,
+            backoff_s=backoff_s,
+            dead_letter=dead_letter,
+            lanes=lanes,
+            by_key=by_key,
+            paused=paused,
+        )
+        arguments = consuming.pack_consumer_set(settings, start_of(filters, start), update=update)
+        return consuming.decode_info(self.ask("consumer_set", arguments, timeout_s, changes=True))
+
+    def consume(
+        self,
+        name: str,
+        *,
+        window: int = WINDOW_DEFAULT,
+        window_bytes: int = WINDOW_BYTES_DEFAULT,
+        on_event: Callable[[SubscriptionEvent], object] | None = None,
+        timeout_s: float | None = None,
+    ) -> Consumer:
+        """Become a member of a consumer or a work queue, from when the broker has accepted it.
+
+        Args:
+            name: Its name.
+            window: Jobs that may be under way to this member: given out and not settled.
+            window_bytes: And of how many bytes; one job in any case.
+            on_event: Called with each event, on the bus' own thread: it must not wait for anything of this bus.
+            timeout_s: How long to wait until it is accepted.
+
+        Raises:
+            BrokerError: It is refused: INVALID_CONSUMER, UNKNOWN_CONSUMER, DENIED, …; TIMEOUT.
+        """
+        return Consumer(self, name, window, window_bytes, on_event).open(timeout_s)
+
+    def consumer_info(self, name: str, *, timeout_s: float | None = None) -> ConsumerInfo:
+        """Answer what there is to tell of a consumer or a work queue, as `Bus.consumer_info` does; TIMEOUT besides."""
+        return consuming.decode_info(self.ask("consumer", named(name), timeout_s))
+
+    def consumers(
+        self, prefix: str = "", *, after: str = "", limit: int | None = None, timeout_s: float | None = None
+    ) -> Iterator[ConsumerInfo]:
+        """Iterate over consumers and work queues, ascending by name; pages by itself. For one thread."""
+        pages = ConsumersPages(prefix, after, limit)
+        while (arguments := pages.next()) is not None:
+            yield from pages.take(self.ask("consumers", arguments, timeout_s))
+
+    def remove_consumer(self, name: str, *, timeout_s: float | None = None) -> None:
+        """Remove a consumer or a work queue, and what it remembers, for good; messages stay."""
+        self.ask("consumer_remove", named(name), timeout_s, changes=True)
+
+    def pause_consumer(self, name: str, *, timeout_s: float | None = None) -> ConsumerInfo:
+        """Give out nothing until `resume_consumer`, also over restarts. What is under way can be settled."""
+        return self._pause_consumer(name, True, timeout_s)
+
+    def resume_consumer(self, name: str, *, timeout_s: float | None = None) -> ConsumerInfo:
+        """Give out jobs again."""
+        return self._pause_consumer(name, False, timeout_s)
+
+    def _pause_consumer(self, name: str, paused: bool, timeout_s: float | None) -> ConsumerInfo:
+        arguments = {**named(name), "paused": paused}
+        return consuming.decode_info(self.ask("consumer_pause", arguments, timeout_s, changes=True))
+
+    def reset_consumer(self, name: str, start: Start, *, timeout_s: float | None = None) -> ConsumerInfo:
+        """Go on somewhere else: what is behind it is done, what is before it comes (again), and leases are void."""
+        filters = self.consumer_info(name, timeout_s=timeout_s).settings.filters
+        arguments = consuming.pack_reset(name, start_of(filters, start))
+        return consuming.decode_info(self.ask("consumer_reset", arguments, timeout_s, changes=True))
+
+    def peek(self, name: str, limit: int = 100, *, timeout_s: float | None = None) -> list[WaitingJob]:
+        """Answer jobs that are not done, the next ones first, without taking them; at most `limit`, 1 to 1,000."""
+        arguments = {**named(name), "limit": limit}
+        return list(consuming.decode_waiting(self.ask("consumer_peek", arguments, timeout_s)))
+
+    def purge(self, name: str, *, timeout_s: float | None = None) -> int:
+        """Have everything done that there is up to now; answer how many jobs waited."""
+        return control.take_int(self.ask("consumer_purge", named(name), timeout_s, changes=True), "count")
+
+    def redrive(self, name: str, limit: int | None = None, *, timeout_s: float | None = None) -> int:
+        """Publish a queue's dead letters to their channels again, at most `limit`; answer how many."""
+        arguments = {**named(name), "limit": limit}
+        return control.take_int(self.ask("consumer_redrive", arguments, timeout_s, changes=True), "count")
 
     # .. asking ..
 
@@ -793,7 +967,7 @@ class Client(RemoteBus[Connection]):
                     reason = connection.finish(failure)
                     self._disconnected(reason)
                 if self._is_kicked:
-                    self._send_now()
+                    self.send_now()
                 self._run_soon()
             if self._outside:
                 self._call_application()
@@ -983,7 +1157,7 @@ class Client(RemoteBus[Connection]):
     def _unanswered(self) -> Waiter | None:
         """Return who is woken by the next answers; None when there is nothing to wait for."""
         with self.lock:
-            if self._closed is not None or not self._buffer.records_unanswered:
+            if self._closed is not None or not self._is_unanswered():
                 return None
             self._pump()
             return add_waiter(self._drainers)
@@ -1009,27 +1183,10 @@ class Client(RemoteBus[Connection]):
         failure = error("FORKED", "the bus was opened in the parent of this process", "open it again in this process")
         connection, self._connection = self._connection or self._opening, None
         self._reader = self._writer = None
-        for subscription in list(self._subscriptions):
-            cast("Subscription", subscription).on_forked(failure)
+        for kept in list(self._subscriptions):
+            cast("Subscription | Consumer", kept).on_forked(failure)
         self._closed = self._closed or failure
         return [] if connection is None else connection.descriptors()
-
-
-def add_waiter(waiters: list[Waiter]) -> Waiter:
-    """Add one to a list, and forget those who wait no longer."""
-    if len(waiters) >= WAITERS_PRUNED:
-        waiters[:] = [one for one in waiters if not one.done()]
-    waiter = Waiter()
-    waiters.append(waiter)
-    return waiter
-
-
-def wake(waiters: list[Waiter]) -> None:
-    """Wake everybody in the list, and empty it."""
-    woken = waiters[:]
-    waiters.clear()
-    for waiter in woken:
-        waiter.set_result()
 
 
 def call_guarded(function: Callable[..., object], args: tuple[object, ...]) -> None:

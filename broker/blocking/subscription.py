@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, cast
 
-from broker.blocking.waiting import Deadline, Waiter
-from broker.model.errors import BrokerError, error
+from broker.blocking.reading import Reader, Stream
 from broker.remote.subscription import RemoteSubscription
 from broker_native.messages import Cursor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import TracebackType
-    from typing import Self
 
     from broker.blocking.client import Client
     from broker.bus import Start, SubscriptionEvent
+    from broker.model.errors import BrokerError
     from broker_native.messages import Batch, Message
 
-TURN_ITEMS = 1024
-"""What one iteration hands out before others get a turn: a greenlet that always finds something would let nobody."""
 
-T = TypeVar("T")
-
-
-class Subscription(RemoteSubscription):
+class Subscription(Reader, RemoteSubscription):
     """A stream of messages, each delivered once and in its channel's order. Use `Client.subscribe`.
 
     It survives reconnects by itself and resumes exactly. What is delivered waits in at most `credit_bytes` of memory; a
@@ -48,42 +40,10 @@ class Subscription(RemoteSubscription):
         group: str | None = None,
     ) -> None:
         super().__init__(client, filters, start, credit_bytes, on_event, group=group)
-        self._client = client
+        self._set_up(client, f"subscription of {' '.join(filters)}")
         self._on_batch = on_batch
         if on_batch is not None:
             self._push = self._hand_out
-        self._openers: list[Waiter] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def open(self, timeout_s: float | None = None) -> Self:
-        """Ask for it, and wait until the broker has accepted it; it is closed if that fails.
-
-        Raises:
-            BrokerError: It is refused: INVALID_PATTERN, DENIED, …; TIMEOUT.
-        """
-        deadline = Deadline(self._client.timeout_s if timeout_s is None else timeout_s)
-        waiter = Waiter()
-        try:
-            with self._client.lock:
-                self.begin()
-                self._openers.append(waiter)
-                if self._settled:
-                    waiter.set_result()
-            if not waiter.wait(deadline.left_s()):
-                raise deadline.passed("subscribe", "no answer", "Subscribe again; it was closed.")
-            if self._failure is not None:
-                raise self._failure
-        except BaseException:
-            self.close()
-            raise
-        return self
 
     # .. reading ..
 
@@ -136,41 +96,11 @@ class Subscription(RemoteSubscription):
                 found.append(batch)
         return found
 
-    def _next(self, read: Callable[[float | None], T | None], timeout_s: float | None) -> T | None:
-        try:
-            return read(self._client.timeout_s if timeout_s is None else timeout_s)
-        except StopIteration:
-            raise error("CLOSED", f"subscription of {' '.join(self.filters)}: closed") from None
-
     def _read_message(self, timeout_s: float | None) -> Message | None:
         return cast("Message | None", self._take(False, timeout_s))
 
     def _read_batch(self, timeout_s: float | None) -> Batch | None:
         return cast("Batch | None", self._take(True, timeout_s))
-
-    def _take(self, whole: bool, timeout_s: float | None) -> Any:
-        """Wait for a message or a batch; None when the time is over.
-
-        Raises:
-            StopIteration: There will be none.
-            BrokerError: There will be none, and this is why.
-        """
-        deadline = None
-        while True:
-            with self._client.lock:
-                found = self._cursor.take_now(whole)
-                if found is not None:
-                    return found
-                if self._closed:
-                    if self._failure is not None:
-                        raise self._failure
-                    raise StopIteration
-                waiter = Waiter()
-                self._cursor.add_waiter(waiter)
-            if deadline is None:
-                deadline = Deadline(timeout_s)
-            if not waiter.wait(deadline.left_s()):
-                return None
 
     def _hand_out(self, batch: Batch) -> None:
         """Have the application called with a batch instead of keeping it; it is consumed when it is called."""
@@ -192,40 +122,3 @@ class Subscription(RemoteSubscription):
         self._closed = True
         self._failure = failure
         self._connection = None
-
-    # .. how its callers wait ..
-
-    def _wake(self) -> None:
-        for waiter in self._openers:
-            waiter.set_result()
-        self._openers.clear()
-
-    def _call(self, function: Callable[..., object], *args: object) -> None:
-        self._client.call_outside(function, *args)
-
-    def _later(self, delay_s: float, function: Callable[[], object]) -> None:
-        self._client.call_later(delay_s, function)
-
-
-class Stream(Generic[T]):
-    """An iterator over what a subscription hands out."""
-
-    __slots__ = ("_left", "_read", "_timeout_s")
-
-    def __init__(self, read: Callable[[float | None], T | None], timeout_s: float | None) -> None:
-        self._read = read
-        self._timeout_s = timeout_s
-        self._left = TURN_ITEMS
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> T:
-        self._left -= 1
-        if not self._left:
-            self._left = TURN_ITEMS
-            time.sleep(0)
-        found = self._read(self._timeout_s)
-        if found is None:
-            raise StopIteration
-        return found

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from broker_native.posting import Publication, Receipt
 
+WAITERS_PRUNED = 8
 LONGEST_WAIT_S = 1e6
 """Longer timeouts are none: a lock's own limit is finite."""
 
@@ -49,6 +50,23 @@ class Waiter:
             return self._alarm.acquire(timeout=-1 if timeout_s is None else max(0.0, timeout_s))
         finally:
             self._done = True
+
+
+def add_waiter(waiters: list[Waiter]) -> Waiter:
+    """Add one to a list, and forget those who wait no longer."""
+    if len(waiters) >= WAITERS_PRUNED:
+        waiters[:] = [one for one in waiters if not one.done()]
+    waiter = Waiter()
+    waiters.append(waiter)
+    return waiter
+
+
+def wake(waiters: list[Waiter]) -> None:
+    """Wake everybody in the list, and empty it."""
+    woken = waiters[:]
+    waiters.clear()
+    for waiter in woken:
+        waiter.set_result()
 
 
 class Deadline:

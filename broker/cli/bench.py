@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 WORKS = (
     "pubsub", "fanout", "many", "latency", "replay", "client", "idle", "channels", "cold", "restart", "storm", "shared",
-    "slow", "catchup", "requests",
+    "slow", "catchup", "requests", "transactions",
 )  # fmt: skip
 
 
@@ -65,7 +65,12 @@ class BenchCommand(click.Command):
 @click.option(
     "--payload", type=int, default=128, show_default=True, metavar="BYTES", help="Bytes of a message, from 24."
 )
-@click.option("--batch", type=int, metavar="N", help="Records in a PUBLISH frame.  [default: 1; `restart`: 100]")
+@click.option(
+    "--batch",
+    type=int,
+    metavar="N",
+    help="Records in a PUBLISH frame, or messages in a transaction.  [default: 1; `restart`: 100; `transactions`: 10]",
+)
 @click.option("--rate", type=click.IntRange(0), metavar="N", help="Messages a second; 0 is as fast as it goes.")
 @click.option("--seconds", type=click.FloatRange(0), metavar="S", help="How long to publish, or for `idle` to wait.")
 @click.option("--messages", type=click.IntRange(0), metavar="N", help="How many to publish, instead of --seconds.")
@@ -118,6 +123,7 @@ def command(
     storm    --clients with --channels each are cut off at once and come back; the latency is that of others
     shared   8 processes (--publishers), each publishing and reading: a server, then a shared directory, killed at last
     slow     --slow of the --subscribers stop reading, then read it all; the latency is that of the others
+    transactions  256 tasks (--publishers) of the Python client, each with a transaction of --batch messages at a time
     catchup  --subscribers read --messages from the start; the latency is that of others, who are live at --rate
     requests one task that asks, then 1,000; --subscribers respond; --durability ephemeral is what requests are for
 
@@ -139,7 +145,7 @@ def command(
 
     results: list[Result] = []
     for options in options_of(work, subscribers, channels, given):
-        found = run_work(options, **(homes() if work in ("client", "requests", "shared") else {}))
+        found = run_work(options, **(homes() if work in ("client", "requests", "shared", "transactions") else {}))
         results += found
         if json_path != "-":
             print_results(found, sys.stdout)

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from broker.bus import CREDIT_BYTES_DEFAULT, REQUEST_TIMEOUT_S, Bus, ChannelInfo
 from broker.client.connection import Connection
+from broker.client.consumer import ClientConsumer
 from broker.client.history import ClientHistory
 from broker.client.subscription import ClientSubscription
+from broker.client.transaction import ClientTransaction
 from broker.client.transport import tcp_connector, unix_connector
 from broker.events import emit
+from broker.model.consumers import WINDOW_BYTES_DEFAULT, WINDOW_DEFAULT
 from broker.model.errors import BrokerError, error
 from broker.model.history import Trim
 from broker.model.levels import Level
@@ -29,9 +32,10 @@ from broker.remote.bus import (
     TASK_POLL_S_MIN,
     RemoteBus,
 )
+from broker.remote.consumers import ConsumersPages, consumer_of, named, queue_of, start_of
 from broker.remote.pages import NamesPages, make_pages
 from broker.remote.reconnect import is_final
-from broker.wire import control, requests
+from broker.wire import consuming, control, requests
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
@@ -39,6 +43,8 @@ if TYPE_CHECKING:
 
     from broker.bus import History, HistorySince, HistoryUntil, ListedChannel, Payload, Start, SubscriptionEvent
     from broker.client.transport import Connector
+    from broker.model.consumers import ConsumerInfo, WaitingJob
+    from broker.model.positions import Position
     from broker_native.messages import Message
     from broker_native.posting import Publication, Receipt
 
@@ -113,8 +119,9 @@ class Client(RemoteBus[Connection], Bus):
         priority: int = 2,
         expiry_s: int | None = None,
         id: str | bytes | None = None,
+        expect: Position | None = None,
     ) -> Publication[Receipt]:
-        return self._buffer.publish(channel, payload, headers, key, priority, expiry_s, id)
+        return self._buffer.publish(channel, payload, headers, key, priority, expiry_s, id, expect)
 
     def publish_many(
         self,
@@ -128,6 +135,9 @@ class Client(RemoteBus[Connection], Bus):
         ids: Iterable[str | bytes | None] | None = None,
     ) -> Publication[list[Receipt]]:
         return self._buffer.publish_many(channel, payloads, headers, key, priority, expiry_s, ids)
+
+    def transaction(self) -> ClientTransaction:
+        return ClientTransaction(self._buffer)
 
     def drain(self) -> Awaitable[None]:
         buffer = self._buffer
@@ -271,6 +281,105 @@ class Client(RemoteBus[Connection], Bus):
         check_channel(name)
         await self.ask("remove", {"name": name})
 
+    # .. consumers and work queues ..
+
+    async def create_consumer(
+        self,
+        name: str,
+        *filters: str,
+        start: Start = "start",
+        lease_s: float | None = 30.0,
+        attempts_max: int = 0,
+        backoff_s: tuple[float, float] = (1.0, 60.0),
+        dead_letter: str | None = None,
+        paused: bool = False,
+        update: bool = False,
+    ) -> ConsumerInfo:
+        settings = consumer_of(
+            name,
+            filters,
+            lease_s=lease_s,
+            attempts_max=attempts_max,
+            backoff_s=backoff_s,
+            dead_letter=dead_letter,
+            paused=paused,
+        )
+        arguments = consuming.pack_consumer_set(settings, start_of(filters, start), update=update)
+        return consuming.decode_info(await self.ask("consumer_set", arguments))
+
+    async def create_queue(
+        self,
+        name: str,
+        *filters: str,
+        start: Start = "start",
+        lease_s: float = 30.0,
+        attempts_max: int = 0,
+        backoff_s: tuple[float, float] = (1.0, 60.0),
+        dead_letter: str | None = None,
+        lanes: bool = False,
+        by_key: bool = False,
+        paused: bool = False,
+        update: bool = False,
+    ) -> ConsumerInfo:
+        settings = queue_of(
+            name,
+            filters,
+            lease_s=lease_s,
+            attempts_max=attempts_max,
+            backoff_s=backoff_s,
+            dead_letter=dead_letter,
+            lanes=lanes,
+            by_key=by_key,
+            paused=paused,
+        )
+        arguments = consuming.pack_consumer_set(settings, start_of(filters, start), update=update)
+        return consuming.decode_info(await self.ask("consumer_set", arguments))
+
+    def consume(
+        self,
+        name: str,
+        *,
+        window: int = WINDOW_DEFAULT,
+        window_bytes: int = WINDOW_BYTES_DEFAULT,
+        on_event: Callable[[SubscriptionEvent], object] | None = None,
+    ) -> ClientConsumer:
+        return ClientConsumer(self, name, window, window_bytes, on_event)
+
+    async def consumer_info(self, name: str) -> ConsumerInfo:
+        return consuming.decode_info(await self.ask("consumer", named(name)))
+
+    async def consumers(
+        self, prefix: str = "", *, after: str = "", limit: int | None = None
+    ) -> AsyncIterator[ConsumerInfo]:
+        pages = ConsumersPages(prefix, after, limit)
+        while (arguments := pages.next()) is not None:
+            for info in pages.take(await self.ask("consumers", arguments)):
+                yield info
+
+    async def remove_consumer(self, name: str) -> None:
+        await self.ask("consumer_remove", named(name))
+
+    async def pause_consumer(self, name: str) -> ConsumerInfo:
+        return consuming.decode_info(await self.ask("consumer_pause", {**named(name), "paused": True}))
+
+    async def resume_consumer(self, name: str) -> ConsumerInfo:
+        return consuming.decode_info(await self.ask("consumer_pause", {**named(name), "paused": False}))
+
+    async def reset_consumer(self, name: str, start: Start) -> ConsumerInfo:
+        filters = (await self.consumer_info(name)).settings.filters
+        return consuming.decode_info(
+            await self.ask("consumer_reset", consuming.pack_reset(name, start_of(filters, start)))
+        )
+
+    async def peek(self, name: str, limit: int = 100) -> list[WaitingJob]:
+        return list(consuming.decode_waiting(await self.ask("consumer_peek", {**named(name), "limit": limit})))
+
+    async def purge(self, name: str) -> int:
+        return control.take_int(await self.ask("consumer_purge", named(name)), "count")
+
+    async def redrive(self, name: str, limit: int | None = None) -> int:
+        return control.take_int(await self.ask("consumer_redrive", {**named(name), "limit": limit}), "count")
+
     async def ask(self, operation: str, arguments: Mapping[str, object]) -> dict[str, Any]:
         """Send a request and wait for its answer; waits for a connection first."""
         connection = await self._wait_connected()
@@ -350,7 +459,7 @@ class Client(RemoteBus[Connection], Bus):
         self._pump()
         try:
             async with asyncio.timeout(timeout_s):
-                while self._buffer.records_unanswered and self._closed is None:
+                while self._is_unanswered() and self._closed is None:
                     self._pump()
                     waiter = self.loop.create_future()
                     self._drainers.append(waiter)

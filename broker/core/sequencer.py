@@ -27,6 +27,7 @@ from broker.core.recent import Recent
 from broker.core.states import PART_BYTES_MAX, States
 from broker.model.errors import BrokerError, RequestError, error
 from broker.model.levels import Level
+from broker.model.positions import U32_MAX
 from broker.model.profiles import OWN
 from broker_native.chunks import chunks_expire
 from broker_native.fanout import Fanout
@@ -54,6 +55,8 @@ PUBLISHED_DUPLICATE = 1
 
 ACCEPTED_WAIT_US = 50_000
 """An accepted record is at most this far ahead of the disk; beyond it new ones wait for their commit."""
+OWN_HEADERS_BYTES_MAX = (1 << 16) - 1
+"""Of a copy that the broker makes of a user's record: its headers and what the broker adds."""
 EARLY_FOREVER_US = (1 << 64) - 1
 OWN_PAYLOAD_BYTES_MAX = 2 * PART_BYTES_MAX
 """Of a record in the broker's own channels, whatever the limits of others are."""
@@ -63,6 +66,8 @@ MEMORY_SHARE = 8
 """Nor more than this part of what all queues may hold."""
 IDS_MEMORY_SHARE = 4
 """The same for message ids."""
+TRANSACTION_SHARE = 2
+"""A transaction is at most this part of what a group is meant to hold, since it is never split."""
 LATE_US = 500_000
 """A group that took this long to commit may hold records that have expired meanwhile: they last a second at least."""
 
@@ -82,13 +87,12 @@ class Sequencer:
 
     def __init__(self, profiles: Profiles, limits: Limits, hash_seed: int, journal: bytes) -> None:
         self.profiles = profiles
-        self.limits = limits
         self.journal = journal
         self.tails = Tails(1, hash_seed)
         self.take_limits(limits)
         self.fanout = Fanout(self.tails)
         self.lines = Lines()
-        self.own = OwnPublisher(self.tails, limits.headers_bytes_max)
+        self.own = OwnPublisher(self.tails, OWN_HEADERS_BYTES_MAX)
         self.states = States(self)
         self.recent = Recent(min(RECENT_BYTES, limits.memory_bytes_max // MEMORY_SHARE))
         self.course = Course()
@@ -99,6 +103,7 @@ class Sequencer:
         self.applied_chain = 0
         self.removals = 0
         self.somebody_lags = False
+        self.ended_well = True
         self.in_commit: Group | None = None
         self.duplicates: list[Duplicate] = []
         self.requests: list[Callable[[BrokerError | None], None]] = []
@@ -168,6 +173,7 @@ class Sequencer:
         if producers is not None:
             self.lines.stored_elsewhere = max(producers - len(self.lines), 0)
         self._complete = complete
+        self.ended_well = clean
         self._unclean_run = max(self._unclean_run, unclean_run)
         self._count_profiles()
         self.applied_number, self.applied_chain = number, chain
@@ -253,8 +259,9 @@ class Sequencer:
     # -- channels ------------------------------------------------------------------------------------------------------
 
     def take_limits(self, limits: Limits) -> None:
-        """Take new bounds."""
+        """Hold these bounds from now on."""
         self.limits = limits
+        self.tails.transaction_bytes_max = limits.group_bytes_max // TRANSACTION_SHARE
         self.tails.ids_bytes_max = min(limits.ids_bytes_max, limits.memory_bytes_max // IDS_MEMORY_SHARE)
 
     def load(self, name: bytes) -> None:
@@ -439,6 +446,23 @@ class Sequencer:
             if self.tails.ready(name):
                 self._load(name, profiles.resolve(name))
 
+    def await_group(self, open_one: bool, done: Callable[[BrokerError | None], None]) -> None:
+        """Have something said when a pending group is committed, or why it failed.
+
+        Args:
+            open_one: It rests on the open group, else on the one in commit.
+            done: Called with None, or with the group's failure.
+        """
+        if open_one or self.in_commit is None:
+            self.requests.append(done)
+        else:
+            self.in_commit.requests.append(done)
+
+    @property
+    def awaited(self) -> int:
+        """How much waits for a pending group to say what becomes of it."""
+        return len(self.requests) + (len(self.in_commit.requests) if self.in_commit is not None else 0)
+
     @property
     def idle(self) -> bool:
         """Whether nothing is pending: no group in commit, none open."""
@@ -567,7 +591,7 @@ class Sequencer:
         open_answers = self.tails.undo(handed_over)
         for answers, why in ((group.answers, unknown), (open_answers, refused)):
             for publisher, entries in answers:
-                for number, _, _, count, _, _, _ in PUBLISHED.iter_unpack(entries):
+                for number, count in runs_of(entries):
                     publisher.owner.refuse(why, number, count)
         for duplicates, why in ((group.duplicates, unknown), (open_duplicates, refused)):
             for duplicate in duplicates:
@@ -629,3 +653,17 @@ class Sequencer:
             return PUBLISHED.pack(number, 0, 0, count, slot, level, PUBLISHED_DUPLICATE)
         epoch = next(epoch for epoch, begin in reversed(info[7]) if begin <= first)
         return PUBLISHED.pack(number, epoch, first, count, slot, info[1], PUBLISHED_DUPLICATE)
+
+
+def runs_of(entries: bytes) -> list[tuple[int, int]]:
+    """Return (first number, count) of each run of consecutive numbers that PUBLISHED entries answer.
+
+    A transaction's numbers are never in two runs: its entries stand behind one another, and it is refused in one.
+    """
+    runs: list[tuple[int, int]] = []
+    for number, _, _, count, _, _, _ in PUBLISHED.iter_unpack(entries):
+        if runs and sum(runs[-1]) == number and runs[-1][1] + count <= U32_MAX:
+            runs[-1] = (runs[-1][0], runs[-1][1] + count)
+        else:
+            runs.append((number, count))
+    return runs

@@ -17,6 +17,7 @@ The tree:
     ├─ RequestError               one request is refused, the connection goes on
     │  ├─ InvalidChannel
     │  ├─ InvalidPattern
+    │  ├─ Conflict
     │  └─ Denied
     ├─ Unavailable                retry or resume
     │  ├─ LimitExceeded
@@ -39,6 +40,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from broker.model.positions import Position
 
 
 class Remedy(StrEnum):
@@ -161,6 +164,18 @@ class InvalidChannel(RequestError):
 
 class InvalidPattern(RequestError):
     """A filter that is neither a channel's name nor a pattern."""
+
+
+class Conflict(RequestError):
+    """A conditional publish lost: the channel's newest message is another one than it expected.
+
+    Attributes:
+        head: The position of the newest message, (0, 0) while there never was one; None where nobody has told it.
+        index: Which publish of its transaction found it, from 0.
+    """
+
+    head: Position | None = None
+    index: int = 0
 
 
 class Denied(RequestError):
@@ -333,6 +348,14 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "Connect again and resume; look for a stalled event loop or a broken network path.",
         Unavailable,
         Scope.CONNECTION,
+    ),
+    ErrorCode(
+        2006,
+        "CONSUMER_TAKEN",
+        "somebody else holds the exclusive consumer now",
+        "Let one process hold it; whoever subscribes later takes over.",
+        Unavailable,
+        Scope.REQUEST,
     ),
     ErrorCode(
         3001,
@@ -519,10 +542,74 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         Scope.REQUEST,
     ),
     ErrorCode(
+        3024,
+        "CONFLICT",
+        "a conditional publish expected another newest message of the channel",
+        "Read on to the head that the error names, and decide anew.",
+        Conflict,
+        Scope.REQUEST,
+    ),
+    ErrorCode(
         3025,
         "NOT_STORED",
-        "the operation needs a channel whose messages are stored, and this one is ephemeral",
+        "the operation needs a stored channel and this one is ephemeral",
         "Use a channel whose profile stores its messages.",
+        RequestError,
+        Scope.REQUEST,
+    ),
+    ErrorCode(
+        3026,
+        "UNKNOWN_CONSUMER",
+        "there is no consumer of that name",
+        "Create it first; `broker consumer ls` names those that there are.",
+        RequestError,
+        Scope.REQUEST,
+    ),
+    ErrorCode(
+        3027,
+        "INVALID_CONSUMER",
+        "a consumer's name or settings are wrong",
+        "Correct the setting that the detail names.",
+        RequestError,
+        Scope.REQUEST,
+    ),
+    ErrorCode(
+        3028,
+        "CONSUMER_EXISTS",
+        "the consumer is there already, with other settings",
+        "Ask for an update, or remove it first; filters and mode stay as they are.",
+        RequestError,
+        Scope.REQUEST,
+    ),
+    ErrorCode(
+        3029,
+        "LEASE_UNKNOWN",
+        "this member has no such lease",
+        "Settle each job once, by the subscription that was given it; after a restart jobs come again.",
+        RequestError,
+        Scope.REQUEST,
+    ),
+    ErrorCode(
+        3030,
+        "LEASE_EXPIRED",
+        "the lease was over, and the job is somebody else's or waits for its next attempt",
+        "Extend a lease in time, or let jobs be leased for longer.",
+        RequestError,
+        Scope.REQUEST,
+    ),
+    ErrorCode(
+        3031,
+        "INVALID_TIME",
+        "a delay or a time is out of its range",
+        "Choose a time within the range that the detail names.",
+        RequestError,
+        Scope.REQUEST,
+    ),
+    ErrorCode(
+        3033,
+        "TRANSACTION_TOO_LARGE",
+        "a transaction is larger than half of what commits together at most",
+        "Publish less in one transaction, or raise limits.group_bytes_max.",
         RequestError,
         Scope.REQUEST,
     ),

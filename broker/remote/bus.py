@@ -23,6 +23,7 @@ from broker.model.names import check_channel
 from broker.model.positions import BusPosition, Position
 from broker.remote import forked
 from broker.remote.asking import Asking
+from broker.remote.consumer import RemoteConsumer
 from broker.remote.conversation import Conversation
 from broker.remote.reconnect import Backoff, BackoffPolicy, LineKnowledge
 from broker.wire import control
@@ -33,7 +34,8 @@ from broker_native.posting import PublishBuffer
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from broker.remote.subscription import RemoteSubscription
+    from broker.remote.consumer import Told
+    from broker.remote.subscription import Kept
 
 MIB: Final = 1024 * 1024
 
@@ -124,8 +126,9 @@ class RemoteBus(ABC, Generic[ConversationT]):
         self._leaving: control.GoingAway | None = None  # the server drains: send nothing new on this connection
         self._asks_ahead = True
         self._closed: BrokerError | None = None
-        self._subscriptions: dict[RemoteSubscription, None] = {}
-        self._numbers: dict[int, RemoteSubscription] = {}
+        self._subscriptions: dict[Kept, None] = {}
+        self._numbers: dict[int, Kept] = {}
+        self._settling: dict[RemoteConsumer, None] = {}  # they have said something that was not sent
         self._last_number = 0
         self._asking = Asking(self._schedule_pump)
         self._requests: dict[int, Answer] = {}
@@ -175,8 +178,12 @@ class RemoteBus(ABC, Generic[ConversationT]):
         while connection.writable:
             block = self._buffer.take(BLOCK_BYTES)
             if block is None:
-                return
+                break
             connection.send(block)
+        if self._settling and connection.writable:
+            settling, self._settling = self._settling, {}
+            for consumer in settling:
+                consumer.send(connection)
 
     def _raise_failure(self) -> None:
         failed = self._buffer.take_failure()
@@ -189,7 +196,7 @@ class RemoteBus(ABC, Generic[ConversationT]):
 
     # .. subscribing ..
 
-    def add_subscription(self, subscription: RemoteSubscription) -> None:
+    def add_subscription(self, subscription: Kept) -> None:
         """Keep a subscription on this and every later connection."""
         if self._closed is not None:
             subscription.finish(self._closed)
@@ -198,12 +205,12 @@ class RemoteBus(ABC, Generic[ConversationT]):
         if self._connection is not None:
             subscription.attach(self._connection)
 
-    def remove_subscription(self, subscription: RemoteSubscription, number: int) -> None:
+    def remove_subscription(self, subscription: Kept, number: int) -> None:
         """Forget a subscription that has ended."""
         self._subscriptions.pop(subscription, None)
         self.forget_number(number)
 
-    def next_number(self, subscription: RemoteSubscription) -> int:
+    def next_number(self, subscription: Kept) -> int:
         """Return a number that this connection has not used for a subscription."""
         self._last_number += 1
         self._numbers[self._last_number] = subscription
@@ -212,6 +219,36 @@ class RemoteBus(ABC, Generic[ConversationT]):
     def forget_number(self, number: int) -> None:
         """Pass over what the server still says of this number."""
         self._numbers.pop(number, None)
+
+    # .. consuming ..
+
+    def settle_soon(self, consumer: RemoteConsumer) -> None:
+        """Have a consumer send what it has said, behind the publishes of this turn."""
+        self._settling[consumer] = None
+        self._schedule_pump()
+
+    def settled_all(self) -> None:
+        """Nothing that a consumer has said is unanswered any more."""
+        self._wake_drainers()
+        self._leave_if_answered()
+
+    def tell(self, operation: str, arguments: Mapping[str, object], answer: Told) -> bool:
+        """Send a request whose answer nobody waits for in a call; answers whether there is a connection for it."""
+        if self._connection is None:
+            return False
+        self._send_request(self._connection, operation, arguments, answer)
+        return True
+
+    @property
+    def _is_settling(self) -> bool:
+        """Whether a connection owes an answer to what a consumer has said."""
+        return any(isinstance(each, RemoteConsumer) and each.in_flight for each in self._subscriptions)
+
+    def _is_unanswered(self) -> bool:
+        """Whether anything that was published, or said of jobs, is not answered."""
+        return bool(self._buffer.records_unanswered) or any(
+            isinstance(each, RemoteConsumer) and each.unanswered for each in self._subscriptions
+        )
 
     # .. asking ..
 
@@ -270,6 +307,7 @@ class RemoteBus(ABC, Generic[ConversationT]):
         buffer, previous = self._buffer, self._welcome
         buffer.payload_bytes_max = welcome.limits.payload_bytes_max
         buffer.headers_bytes_max = welcome.limits.headers_bytes_max
+        buffer.transaction_bytes_max = welcome.limits.frame_bytes_max
         buffer.channels_max = welcome.limits.channels_max
         unknown = None
         if previous is not None:
@@ -290,10 +328,15 @@ class RemoteBus(ABC, Generic[ConversationT]):
         self._detach()
         if failure.retry_after_ms is None and self._leaving is not None:
             failure.retry_after_ms = self._leaving.retry_after_ms
-        for request in self._requests.values():
-            if not request.done():
-                request.set_exception(error("CONNECTION_LOST", f"request: {failure}"))
-        self._asking.lost(error("CONNECTION_LOST", f"request: {failure}"))
+        lost = error("CONNECTION_LOST", f"request: {failure}")
+        for request in self._open_requests():
+            request.set_exception(lost)
+        self._asking.lost(lost)
+
+    def _open_requests(self) -> list[Answer]:
+        """Return those that wait for an answer; none is kept, since none will come."""
+        requests, self._requests = self._requests, {}
+        return [request for request in requests.values() if not request.done()]
 
     def _give_up(self, failure: BrokerError) -> None:
         """End for good: everybody who waits, and who will, is told why."""
@@ -303,9 +346,8 @@ class RemoteBus(ABC, Generic[ConversationT]):
         self._buffer.close(failure, unknown)
         for subscription in list(self._subscriptions):
             subscription.finish(failure if failure.name != "CLOSED" else None)
-        for request in self._requests.values():
-            if not request.done():
-                request.set_exception(failure)
+        for request in self._open_requests():
+            request.set_exception(failure)
         self._asking.lost(failure)
         self._wake_drainers()
         self._wake_connected()
@@ -323,7 +365,11 @@ class RemoteBus(ABC, Generic[ConversationT]):
             self._break(error("NUMBER_GAP", "publishing: the line's next number is not known any more"))
         else:
             self._wake_drainers()
-        if self._leaving is not None and not self._buffer.in_flight:
+        self._leave_if_answered()
+
+    def _leave_if_answered(self) -> None:
+        """Leave a server that drains, once it owes nothing."""
+        if self._leaving is not None and not self._buffer.in_flight and not self._is_settling:
             self._break(error("GOING_AWAY", "the server drains", retry_after_ms=self._leaving.retry_after_ms))
 
     def on_refusal(self, refusal: control.Refusal) -> None:
@@ -339,10 +385,13 @@ class RemoteBus(ABC, Generic[ConversationT]):
             self._buffer.refuse_channel(refusal.channel, failure)
         elif refusal.subscription is not None:
             subscription = self._numbers.get(refusal.subscription)
-            if subscription is not None:
+            if refusal.ack is not None:
+                if isinstance(subscription, RemoteConsumer):
+                    subscription.on_ack_refused(refusal)
+            elif subscription is not None:
                 subscription.on_refused(failure)
         else:
-            request = self._requests.get(refusal.request or 0)
+            request = self._requests.pop(refusal.request or 0, None)
             if request is not None and not request.done():
                 request.set_exception(failure)
 
@@ -371,9 +420,26 @@ class RemoteBus(ABC, Generic[ConversationT]):
         if subscription is not None:
             subscription.on_event(event)
 
+    def on_jobs(self, body: bytes) -> None:
+        """Jobs of a consumer have come."""
+        consumer = self._consumer_of(body)
+        if consumer is not None:
+            consumer.on_jobs(body)
+
+    def on_acked(self, body: bytes) -> None:
+        """What a consumer has said is settled."""
+        consumer = self._consumer_of(body)
+        if consumer is not None:
+            consumer.on_acked(body)
+
+    def _consumer_of(self, body: bytes) -> RemoteConsumer | None:
+        """Return whose a frame is that begins with a subscription's number; None of one that was given up."""
+        kept = self._numbers.get(int.from_bytes(body[:4], "little"))
+        return kept if isinstance(kept, RemoteConsumer) else None
+
     def on_reply(self, request: int, fields: dict[str, Any]) -> None:
         """A request was answered."""
-        answer = self._requests.get(request)
+        answer = self._requests.pop(request, None)
         if answer is not None and not answer.done():
             answer.set_result(fields)
 

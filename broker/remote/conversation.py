@@ -48,6 +48,12 @@ class Owner(Protocol):
     def on_going_away(self, notice: control.GoingAway) -> None:
         """The server will close the connection."""
 
+    def on_jobs(self, body: bytes) -> None:
+        """Jobs of a consumer have come."""
+
+    def on_acked(self, body: bytes) -> None:
+        """What was said of jobs is settled."""
+
 
 class Conversation(ABC):
     """Frames in, calls out.
@@ -79,6 +85,8 @@ class Conversation(ABC):
             Kind.EVENT: self._on_event,
             Kind.REPLY: self._on_reply,
             Kind.PUBLISHED: owner.on_published,
+            Kind.JOBS: owner.on_jobs,
+            Kind.ACKED: owner.on_acked,
         }
 
     # .. what its carrier does ..

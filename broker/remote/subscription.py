@@ -37,23 +37,59 @@ CREDIT_REPORTS = 4
 RETRY_SECONDS = 0.2
 
 
+class Kept(ABC):
+    """What a bus asks for on each of its connections, under a subscription's number of that connection."""
+
+    @abstractmethod
+    def attach_ahead(self, connection: Conversation, bytes_max: int) -> int:
+        """There will be a connection to the journal of the last one: subscribe on it, if that takes few bytes.
+
+        Returns:
+            How many bytes it took.
+        """
+
+    @abstractmethod
+    def attach(self, connection: Conversation) -> None:
+        """There is a connection."""
+
+    @abstractmethod
+    def detach(self) -> None:
+        """The connection is gone."""
+
+    @abstractmethod
+    def finish(self, failure: BrokerError | None) -> None:
+        """The bus has ended; `failure` is why, if it is not that somebody has closed it."""
+
+    @abstractmethod
+    def on_subscribed(self, answer: control.Subscribed) -> None:
+        """The server has accepted it."""
+
+    @abstractmethod
+    def on_refused(self, failure: BrokerError) -> None:
+        """The server refuses it, or has ended it."""
+
+    @abstractmethod
+    def on_event(self, event: control.Event) -> None:
+        """The server tells of something that is no delivery."""
+
+
 class Keeper(Protocol):
     """The bus of a subscription, as far as the subscription knows it."""
 
-    def add_subscription(self, subscription: RemoteSubscription) -> None:
+    def add_subscription(self, subscription: Kept) -> None:
         """Keep a subscription on this and every later connection."""
 
-    def remove_subscription(self, subscription: RemoteSubscription, number: int) -> None:
+    def remove_subscription(self, subscription: Kept, number: int) -> None:
         """Forget a subscription that has ended."""
 
-    def next_number(self, subscription: RemoteSubscription) -> int:
+    def next_number(self, subscription: Kept) -> int:
         """Return a number that this connection has not used for a subscription."""
 
     def forget_number(self, number: int) -> None:
         """Pass over what the server still says of this number."""
 
 
-class RemoteSubscription(ABC):
+class RemoteSubscription(Kept):
     """A subscription of a bus, which owns it.
 
     Args:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import msgpack
 
-from broker.model.errors import BrokerError, error, from_wire, to_wire
+from broker.model.consumers import WINDOW_BYTES_DEFAULT, WINDOW_DEFAULT, WINDOW_MAX, Consume
+from broker.model.errors import BrokerError, Conflict, error, from_wire, to_wire
+from broker.model.positions import Position
 from broker.wire.kinds import HELLO_MAGIC, JOURNAL_BYTES, PRODUCER_BYTES, VERSION, Kind
 from broker_native import bodies
 
@@ -45,6 +47,7 @@ __all__ = [
     "Welcome",
     "decode",
     "decode_channel",
+    "decode_consume",
     "decode_credit",
     "decode_error",
     "decode_event",
@@ -74,6 +77,7 @@ __all__ = [
     "encode_unsubscribed",
     "encode_welcome",
     "frame",
+    "pack_consume",
     "pack_headers",
 ]
 
@@ -420,13 +424,17 @@ Start: TypeAlias = FromNew | FromStart | FromPositions | FromBus | FromTime | Fr
 
 @dataclass(frozen=True, slots=True)
 class Subscribe:
-    """A subscription that a client asks for; the server checks the filters' grammar."""
+    """A subscription that a client asks for; the server checks the filters' grammar.
+
+    With `consumer` it is a member of that, and has no filters, credit or start of its own.
+    """
 
     subscription: int
     filters: tuple[str, ...]
     credit: int
     start: Start = FromNew()
     group: str | None = None
+    consumer: Consume | None = None
 
 
 def encode_start(start: Start) -> dict[str, object] | None:
@@ -455,10 +463,11 @@ def encode_subscribe(subscribe: Subscribe) -> bytes:
         Kind.SUBSCRIBE,
         {
             "subscription": subscribe.subscription,
-            "filters": list(subscribe.filters),
-            "credit": subscribe.credit,
+            "filters": list(subscribe.filters) if subscribe.consumer is None else None,
+            "credit": subscribe.credit if subscribe.consumer is None else None,
             "start": encode_start(subscribe.start),
             "group": subscribe.group,
+            "consumer": pack_consume(subscribe.consumer) if subscribe.consumer is not None else None,
         },
     )
 
@@ -505,6 +514,8 @@ def decode_subscribe(body: bytes | memoryview) -> Subscribe:
         MalformedFrame: A field is missing or wrong.
     """
     fields = decode(body)
+    if "consumer" in fields:
+        return decode_member(fields)
     filters = take_list(fields, "filters")
     if not filters or not all(isinstance(item, str) for item in filters):
         raise wrong("filters", "an array of strings, at least one")
@@ -523,6 +534,34 @@ def take_group(body: Mapping[str, Any]) -> str:
     if not 0 < len(name.encode()) <= GROUP_NAME_BYTES_MAX:
         raise wrong("group", f"1 to {GROUP_NAME_BYTES_MAX} bytes")
     return name
+
+
+def pack_consume(consume: Consume) -> dict[str, object]:
+    """Return the value of SUBSCRIBE's `consumer`."""
+    return {"name": consume.name, "window": consume.window, "bytes": consume.bytes_max}
+
+
+def decode_consume(value: object) -> Consume:
+    """Take SUBSCRIBE's `consumer` apart.
+
+    Raises:
+        MalformedFrame: A field is missing or wrong.
+    """
+    if not isinstance(value, dict):
+        raise wrong("consumer", "a map")
+    return Consume(
+        take_str(value, "name"),
+        min(take_int(value, "window", U32_MAX, smallest=1), WINDOW_MAX) if "window" in value else WINDOW_DEFAULT,
+        take_int(value, "bytes", smallest=1) if "bytes" in value else WINDOW_BYTES_DEFAULT,
+    )
+
+
+def decode_member(fields: Mapping[str, Any]) -> Subscribe:
+    """Take a SUBSCRIBE with `consumer`."""
+    consumer = decode_consume(fields["consumer"])
+    if fields.get("filters") or "start" in fields or "group" in fields:
+        raise wrong("filters, start, group", "left out beside `consumer`")
+    return Subscribe(take_int(fields, "subscription", U32_MAX, smallest=1), (), 0, consumer=consumer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -610,7 +649,10 @@ def decode_unsubscribe(body: bytes | memoryview) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An ERROR frame. What it refuses is the field behind the first that is not None; none: the connection."""
+    """An ERROR frame. What it refuses is the field behind the first that is not None; none: the connection.
+
+    With `ack` it is of a subscription's ACK with that number alone: of what that says of the leases from `lease` on.
+    """
 
     failure: BrokerError
     subscription: int | None = None
@@ -620,6 +662,9 @@ class Refusal:
     count: int | None = None
     asked: int | None = None
     replied: int | None = None
+    ack: int | None = None
+    lease: int | None = None
+    leases: int | None = None
 
     @property
     def ends_connection(self) -> bool:
@@ -638,6 +683,11 @@ def encode_error(
     count: int | None = None,
     asked: int | None = None,
     replied: int | None = None,
+    ack: int | None = None,
+    lease: int | None = None,
+    leases: int | None = None,
+    head: tuple[int, int] | None = None,
+    index: int | None = None,
 ) -> bytes:
     """Encode ERROR.
 
@@ -650,13 +700,19 @@ def encode_error(
         count: How many numbers, with `number`, `asked` or `replied`.
         asked: The number of the first request of those that are refused.
         replied: The number of the first request whose reply is refused.
+        ack: The number of the ACK of `subscription` that it refuses, or some of it.
+        lease, leases: The leases that this concerns, with `ack`; left out for all of it.
+        head: Of a CONFLICT, epoch and sequence of the channel's newest record.
+        index: Which publish of a transaction is at fault; left out for the first.
     """
     concerns = {"subscription": subscription, "request": request, "channel": channel, "number": number, "count": count}
-    if asked is not None:
-        concerns["asked"] = asked
-    if replied is not None:
-        concerns["replied"] = replied
-    return encode(Kind.ERROR, {**to_wire(failure), **concerns})
+    asking = {"asked": asked, "replied": replied}
+    settled = {"ack": ack, "lease": lease, "leases": leases}
+    if head is not None:
+        concerns["epoch"], concerns["sequence"] = head
+    if index is not None:
+        concerns["index"] = index
+    return encode(Kind.ERROR, {**to_wire(failure), **concerns, **asking, **settled})
 
 
 def decode_error(body: bytes | memoryview) -> Refusal:
@@ -668,8 +724,14 @@ def decode_error(body: bytes | memoryview) -> Refusal:
     fields = decode(body)
     take_optional_str(fields, "hint")
     take_optional_int(fields, "retry_after_ms", U32_MAX)
+    epoch, sequence = take_optional_int(fields, "epoch"), take_optional_int(fields, "sequence")
+    index = take_optional_int(fields, "index", U32_MAX)
+    failure = from_wire(fields)
+    if isinstance(failure, Conflict):
+        failure.head = Position(epoch, sequence) if epoch is not None and sequence is not None else None
+        failure.index = index or 0
     return Refusal(
-        failure=from_wire(fields),
+        failure=failure,
         subscription=take_optional_int(fields, "subscription", U32_MAX),
         request=take_optional_int(fields, "request", U32_MAX),
         channel=take_optional_int(fields, "channel", U32_MAX),
@@ -677,6 +739,9 @@ def decode_error(body: bytes | memoryview) -> Refusal:
         count=take_optional_int(fields, "count", U32_MAX),
         asked=take_optional_int(fields, "asked"),
         replied=take_optional_int(fields, "replied"),
+        ack=take_optional_int(fields, "ack"),
+        lease=take_optional_int(fields, "lease"),
+        leases=take_optional_int(fields, "leases", U32_MAX),
     )
 
 

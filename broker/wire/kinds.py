@@ -27,9 +27,17 @@ LINE_WINDOW: Final = 1024
 
 PUBLISH_HEADER_BYTES: Final = 16
 PUBLISH_COUNT_MAX: Final = 65535
+PUBLISH_EXPECT_BYTES: Final = 16
+TRANSACTION_HEADER_BYTES: Final = 8
 PUBLISHED_ENTRY_BYTES: Final = 40
 DELIVER_HEADER_BYTES: Final = 16
 CREDIT_BYTES: Final = 16
+ACK_HEADER_BYTES: Final = 16
+ACK_ENTRY_BYTES: Final = 24
+JOBS_HEADER_BYTES: Final = 32
+JOB_HEADER_BYTES: Final = 40
+JOBS_BYTES_MAX: Final = 256 * KIB
+ACKED_BYTES: Final = 16
 RECORD_HEADER_BYTES: Final = 12
 CHUNK_HEADER_BYTES: Final = 56
 CHUNK_BYTES_CLOSE: Final = 64 * KIB
@@ -62,11 +70,15 @@ class Kind(IntEnum):
     DELIVER = 18
     ACK = 19
     CREDIT = 20
+    JOBS = 21
+    ACKED = 22
+    TRANSACTION = 23
 
 
 class PublishFlag(IntFlag):
     """Flags in the header of a PUBLISH frame."""
 
+    EXPECT = 1
     ASK = 4
     REPLY = 8
 
@@ -76,6 +88,13 @@ class DeliverFlag(IntFlag):
 
     NAME = 1
     EARLY = 2
+
+
+class JobFlag(IntFlag):
+    """Flags of a job."""
+
+    REDELIVERED = 1
+    NAME = 2
 
 
 class RecordFlag(IntFlag):

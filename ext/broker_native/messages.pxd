@@ -1,4 +1,5 @@
 # What a client reads: frames, batches of one chunk each, messages over their bytes, and the cursor that hands them on.
+# What reads from a cursor reads from any `Source`.
 
 cimport cython
 
@@ -35,9 +36,21 @@ cdef class Message:
     cdef bytes payload_bytes            # built on first use
 
 
-@cython.final
-cdef class Cursor:
+cdef class Source:
     cdef object loop
+    cdef uint32_t turn_left             # messages until the loop gets a turn
+    cdef list waiters
+    cdef readonly bint ended
+    cdef object failure
+
+    cdef object take(self, bint whole)
+    cdef bint is_ready(self)
+    cdef object sleep(self)
+    cdef object raise_end(self)
+
+
+@cython.final
+cdef class Cursor(Source):
     cdef object on_consumed
     cdef object queue                   # a deque of batches
     cdef Batch current                  # being handed out message by message
@@ -48,24 +61,39 @@ cdef class Cursor:
     cdef size_t lent_bytes              # of the batch that the application works on
     cdef size_t consumed_bytes          # not yet reported
     cdef size_t report_bytes
-    cdef uint32_t turn_left             # messages until the loop gets a turn
-    cdef list waiters
-    cdef readonly bint ended
-    cdef object failure
 
     cdef Batch next_batch(self)
     cdef Message take_message(self)
     cdef Batch take_batch(self)
-    cdef object take(self, bint whole)
-    cdef bint is_ready(self)
-    cdef object sleep(self)
     cdef int settle(self) except -1
     cdef int consume(self, size_t size) except -1
-    cdef object raise_end(self)
+
+
+cdef class MessageStream:
+    cdef Source source
+    cdef bint whole
+
+    cdef object wait(self)
+    cdef object take(self)
+
+
+@cython.final
+cdef class BatchStream(MessageStream):
+    pass
 
 
 # Where the field of a flag begins, for flag 0 the payload; of a record that has been checked.
 cdef const uint8_t* record_field(const uint8_t* record, uint16_t wanted) noexcept nogil
+# Whether the fields that the flags announce fit into a record of `size` bytes, header included.
+cdef bint record_is_valid(const uint8_t* record, uint32_t size) noexcept nogil
+
+# What a record's fields hold, as objects; of a record that has been checked.
+cdef bytes record_payload(const uint8_t* record)
+cdef object record_headers(const uint8_t* record)
+cdef object record_key(const uint8_t* record)
+cdef object record_publisher(const uint8_t* record)
+cdef object record_priority(const uint8_t* record)
+cdef object record_expiry(const uint8_t* record)
 
 cdef object make_position(uint64_t epoch, uint64_t sequence)
 cdef object make_level(uint32_t level)

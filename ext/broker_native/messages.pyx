@@ -136,6 +136,47 @@ cdef bint record_is_valid(const uint8_t* record, uint32_t size) noexcept nogil:
     return not flags & RECORD_ID or (left >= 1 and left >= <uint64_t>1 + at[0])
 
 
+cdef bytes record_payload(const uint8_t* record):
+    cdef const uint8_t* at = record_field(record, 0)
+    return PyBytes_FromStringAndSize(<const char*>at, record + load_u32(record) - at)
+
+
+cdef object record_headers(const uint8_t* record):
+    cdef const uint8_t* at
+    if not load_u16(record + 4) & RECORD_HEADERS:
+        return {}
+    at = record_field(record, RECORD_HEADERS)
+    return decode_headers(PyBytes_FromStringAndSize(<const char*>at + 2, load_u16(at)))
+
+
+cdef object record_key(const uint8_t* record):
+    cdef const uint8_t* at
+    if not load_u16(record + 4) & RECORD_KEY:
+        return None
+    at = record_field(record, RECORD_KEY)
+    return PyBytes_FromStringAndSize(<const char*>at + 2, load_u16(at))
+
+
+cdef object record_publisher(const uint8_t* record):
+    cdef const uint8_t* at
+    if not load_u16(record + 4) & RECORD_PUBLISHER:
+        return None
+    at = record_field(record, RECORD_PUBLISHER)
+    return PyBytes_FromStringAndSize(<const char*>at + 1, at[0]).decode("utf-8", "backslashreplace")
+
+
+cdef object record_priority(const uint8_t* record):
+    if not load_u16(record + 4) & RECORD_PRIORITY:
+        return NORMAL_PRIORITY
+    return record_field(record, RECORD_PRIORITY)[0]
+
+
+cdef object record_expiry(const uint8_t* record):
+    if not load_u16(record + 4) & RECORD_EXPIRY:
+        return None
+    return load_u32(record_field(record, RECORD_EXPIRY))
+
+
 # -- batches and messages ----------------------------------------------------------------------------------------------
 
 
@@ -300,10 +341,8 @@ cdef class Message:
     @property
     def payload(self):
         """The payload's bytes."""
-        cdef const uint8_t* at
         if self.payload_bytes is None:
-            at = record_field(self.record, 0)
-            self.payload_bytes = PyBytes_FromStringAndSize(<const char*>at, self.record + load_u32(self.record) - at)
+            self.payload_bytes = record_payload(self.record)
         return self.payload_bytes
 
     @property
@@ -313,20 +352,12 @@ cdef class Message:
         Raises:
             ValueError: The publisher sent something that is no msgpack map.
         """
-        cdef const uint8_t* at
-        if not load_u16(self.record + 4) & RECORD_HEADERS:
-            return {}
-        at = record_field(self.record, RECORD_HEADERS)
-        return decode_headers(PyBytes_FromStringAndSize(<const char*>at + 2, load_u16(at)))
+        return record_headers(self.record)
 
     @property
     def key(self):
         """The key's bytes, or None."""
-        cdef const uint8_t* at
-        if not load_u16(self.record + 4) & RECORD_KEY:
-            return None
-        at = record_field(self.record, RECORD_KEY)
-        return PyBytes_FromStringAndSize(<const char*>at + 2, load_u16(at))
+        return record_key(self.record)
 
     @property
     def id(self):
@@ -340,25 +371,17 @@ cdef class Message:
     @property
     def publisher(self):
         """The authenticated publisher's name, or None."""
-        cdef const uint8_t* at
-        if not load_u16(self.record + 4) & RECORD_PUBLISHER:
-            return None
-        at = record_field(self.record, RECORD_PUBLISHER)
-        return PyBytes_FromStringAndSize(<const char*>at + 1, at[0]).decode("utf-8", "backslashreplace")
+        return record_publisher(self.record)
 
     @property
     def priority(self):
         """0 critical, 1 high, 2 normal, 3 low."""
-        if not load_u16(self.record + 4) & RECORD_PRIORITY:
-            return NORMAL_PRIORITY
-        return record_field(self.record, RECORD_PRIORITY)[0]
+        return record_priority(self.record)
 
     @property
     def expiry_s(self):
         """Seconds after `time` at which it is no longer delivered, or None."""
-        if not load_u16(self.record + 4) & RECORD_EXPIRY:
-            return None
-        return load_u32(record_field(self.record, RECORD_EXPIRY))
+        return record_expiry(self.record)
 
 
 cdef object decode_headers(bytes packed):
@@ -654,8 +677,62 @@ cdef class FrameReader:
 # -- the cursor --------------------------------------------------------------------------------------------------------
 
 
+cdef class Source:
+    """Where streams read from: what has arrived, who waits for more, and the end.
+
+    Args:
+        loop: The event loop of all its readers; None when they are threads, which use `take_now` and `add_waiter`.
+    """
+
+    def __cinit__(self, loop, *_):
+        self.loop = loop
+        self.turn_left = MESSAGES_PER_TURN
+        self.waiters = []
+
+    def take_now(self, bint whole):
+        """The next message, or batch if `whole`; None when there is none now. For readers that are threads.
+
+        They look after each other themselves: no two are in here at once.
+        """
+        return self.take(whole)
+
+    def add_waiter(self, waiter not None):
+        """Keep a waiter, with `done` and `set_result` like a future, that is woken by the next batch or the end."""
+        if len(self.waiters) >= WAITERS_PRUNED:
+            # Reads that timed out leave their cancelled waiters here.
+            self.waiters = [one for one in self.waiters if not one.done()]
+        self.waiters.append(waiter)
+
+    def wake(self):
+        """Wake everybody who waits."""
+        cdef list waiters = self.waiters
+        self.waiters = []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    cdef object take(self, bint whole):
+        """The next message or batch, or None when there is none now."""
+        raise NotImplementedError
+
+    cdef bint is_ready(self):
+        """Whether a read finds something now, and the loop has had its turn."""
+        return False
+
+    cdef object sleep(self):
+        """The iterator of a future that ends when a batch arrives."""
+        future = self.loop.create_future()
+        self.add_waiter(future)
+        return iter(future)
+
+    cdef object raise_end(self):
+        if self.failure is not None:
+            raise self.failure
+        raise StopAsyncIteration
+
+
 @cython.final
-cdef class Cursor:
+cdef class Cursor(Source):
     """The batches that a subscription has received and its application has not consumed, in order.
 
     One application reads it, message by message or batch by batch, in as many tasks as it likes: each message is handed
@@ -668,12 +745,9 @@ cdef class Cursor:
     """
 
     def __cinit__(self, loop, size_t report_bytes, on_consumed):
-        self.loop = loop
         self.report_bytes = report_bytes
         self.on_consumed = on_consumed
         self.queue = deque()
-        self.turn_left = MESSAGES_PER_TURN
-        self.waiters = []
 
     def push(self, Batch batch not None):
         """Take a batch that arrived. One without messages (GONE runs only) is passed over."""
@@ -719,27 +793,6 @@ cdef class Cursor:
     def batches(self):
         """An asynchronous iterator over batches."""
         return BatchStream.__new__(BatchStream, self)
-
-    def take_now(self, bint whole):
-        """The next message, or batch if `whole`; None when there is none now. For readers that are threads.
-
-        They look after each other themselves: no two are in here at once.
-        """
-        return self.take(whole)
-
-    def add_waiter(self, waiter not None):
-        """Keep a waiter, with `done` and `set_result` like a future, that is woken by the next batch or the end."""
-        if len(self.waiters) >= WAITERS_PRUNED:
-            # Reads that timed out leave their cancelled waiters here.
-            self.waiters = [one for one in self.waiters if not one.done()]
-        self.waiters.append(waiter)
-
-    def wake(self):
-        cdef list waiters = self.waiters
-        self.waiters = []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
 
     cdef int settle(self) except -1:
         """The application has come back: what it worked on is consumed."""
@@ -808,23 +861,12 @@ cdef class Cursor:
         """Whether a read finds something now, and the loop has had its turn."""
         return self.turn_left and (self.left or len(<object>self.queue) > 0)
 
-    cdef object sleep(self):
-        """The iterator of a future that ends when a batch arrives."""
-        future = self.loop.create_future()
-        self.add_waiter(future)
-        return iter(future)
-
-    cdef object raise_end(self):
-        if self.failure is not None:
-            raise self.failure
-        raise StopAsyncIteration
-
 
 @cython.final
 cdef class Wait:
     """The awaitable of one read that finds nothing at hand, or that lets the loop take a turn first."""
 
-    cdef Cursor cursor
+    cdef Source source
     cdef bint whole
     cdef object sleeper                 # the iterator of the future that it sleeps on
 
@@ -835,48 +877,45 @@ cdef class Wait:
         return self
 
     def __next__(self):
-        cdef Cursor cursor = self.cursor
+        cdef Source source = self.source
         if self.sleeper is not None:
             try:
                 return next(self.sleeper)
             except StopIteration:
                 self.sleeper = None
-        if not cursor.turn_left:
+        if not source.turn_left:
             # A bare yield: the task goes on in the loop's next turn.
-            cursor.turn_left = MESSAGES_PER_TURN
+            source.turn_left = MESSAGES_PER_TURN
             return None
-        value = cursor.take(self.whole)
+        value = source.take(self.whole)
         if value is not None:
             raise StopIteration(value)
-        if cursor.ended:
-            cursor.raise_end()
-        cursor.turn_left = MESSAGES_PER_TURN
-        self.sleeper = cursor.sleep()
+        if source.ended:
+            source.raise_end()
+        source.turn_left = MESSAGES_PER_TURN
+        self.sleeper = source.sleep()
         return next(self.sleeper)
 
 
 cdef class MessageStream:
     """An asynchronous iterator over messages that is its own awaitable while something is at hand."""
 
-    cdef Cursor cursor
-    cdef bint whole
-
-    def __cinit__(self, Cursor cursor not None):
-        self.cursor = cursor
+    def __cinit__(self, Source source not None):
+        self.source = source
 
     def __aiter__(self):
         return self
 
     def __anext__(self):
-        return self if self.cursor.is_ready() else self.wait()
+        return self if self.source.is_ready() else self.wait()
 
     # Asked again here, since the awaitable may have been wrapped into a task that starts later.
     def __await__(self):
-        return self if self.cursor.is_ready() else self.wait()
+        return self if self.source.is_ready() else self.wait()
 
-    cdef Wait wait(self):
+    cdef object wait(self):
         cdef Wait wait = Wait.__new__(Wait)
-        wait.cursor = self.cursor
+        wait.source = self.source
         wait.whole = self.whole
         return wait
 
@@ -889,7 +928,7 @@ cdef class MessageStream:
 
     cdef object take(self):
         # `__await__` has just seen that it is ready.
-        value = self.cursor.take(self.whole)
+        value = self.source.take(self.whole)
         if value is None:
             raise RuntimeError("the awaitable of a subscription must be awaited, not iterated")
         return value
@@ -899,7 +938,7 @@ cdef class MessageStream:
 cdef class BatchStream(MessageStream):
     """An asynchronous iterator over batches."""
 
-    def __cinit__(self, Cursor cursor not None):
+    def __cinit__(self, Source source not None):
         self.whole = True
 
 

@@ -6,6 +6,7 @@ from broker_native.publisher import Publisher
 
 class Tails(Channels):
     group_number: int
+    transaction_bytes_max: int
     early_until_us: int
     accepted_waits: bool
     refuse_code: int

@@ -116,6 +116,19 @@ def test_python_client(tmp_path: Path, durability: str) -> None:
     assert [result["messages"] for result in results] == [8000, 8000, 8000, 2000]
 
 
+@pytest.mark.parametrize("durability", ["accepted", "synced"])
+def test_transactions(tmp_path: Path, durability: str) -> None:
+    arguments = ("--messages", "3000", "--publishers", "20", "--batch", "6", "--durability", durability)
+    (result,) = run(tmp_path, "transactions", *arguments)
+    assert result["messages"] == result["extra"]["deliveries"] == 3000
+    assert result["extra"]["transactions_per_s"] > 0
+    assert result["fsyncs"] > 0
+
+
+def test_transactions_need_stored_channels() -> None:
+    assert main(["bench", "transactions", "--durability", "ephemeral"]) == 2
+
+
 @pytest.mark.parametrize("durability", ["ephemeral", "accepted", "synced"])
 def test_embedded_home(tmp_path: Path, durability: str) -> None:
     results = run(tmp_path, "client", "--embedded", "--messages", "8000", "--durability", durability)

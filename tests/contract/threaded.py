@@ -13,11 +13,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from broker import blocking
-from broker.bus import Bus, History, Subscription
+from broker.bus import Bus, Consumer, History, Subscription, Transaction
+from broker.model.consumers import WINDOW_BYTES_DEFAULT, WINDOW_DEFAULT
 from broker.model.errors import BrokerError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
+    from typing import Self
 
     from broker import BusPosition, ChannelInfo, ListedChannel, Message, Position, SubscriptionEvent
 
@@ -82,6 +84,9 @@ class ThreadedBus(Bus):
     def publish_many(self, channel: str, payloads: Any, **options: Any) -> Any:
         return self.in_thread(self.client.submit_many(channel, payloads, **options).result)
 
+    def transaction(self) -> ThreadedTransaction:
+        return ThreadedTransaction(self)
+
     # .. reading ..
 
     def subscribe(self, *filters: str, **options: Any) -> ThreadedSubscription:
@@ -104,6 +109,46 @@ class ThreadedBus(Bus):
 
     def respond(self, message: Message, payload: Any, **options: Any) -> None:
         self.client.respond(message, payload, **options)
+
+    # .. consumers and work queues ..
+
+    async def create_consumer(self, name: str, *filters: str, **options: Any) -> Any:
+        return await self.in_thread(self.client.create_consumer, name, *filters, **options)
+
+    async def create_queue(self, name: str, *filters: str, **options: Any) -> Any:
+        return await self.in_thread(self.client.create_queue, name, *filters, **options)
+
+    def consume(self, name: str, **options: Any) -> ThreadedConsumer:
+        return ThreadedConsumer(self, name, **options)
+
+    async def consumer_info(self, name: str) -> Any:
+        return await self.in_thread(self.client.consumer_info, name)
+
+    async def consumers(self, prefix: str = "", *, after: str = "", limit: int | None = None) -> AsyncIterator[Any]:
+        listed = self.client.consumers(prefix, after=after, limit=limit)
+        while (info := await self.in_thread(next, listed, None)) is not None:
+            yield info
+
+    async def remove_consumer(self, name: str) -> None:
+        await self.in_thread(self.client.remove_consumer, name)
+
+    async def pause_consumer(self, name: str) -> Any:
+        return await self.in_thread(self.client.pause_consumer, name)
+
+    async def resume_consumer(self, name: str) -> Any:
+        return await self.in_thread(self.client.resume_consumer, name)
+
+    async def reset_consumer(self, name: str, start: Any) -> Any:
+        return await self.in_thread(self.client.reset_consumer, name, start)
+
+    async def peek(self, name: str, limit: int = 100) -> Any:
+        return await self.in_thread(self.client.peek, name, limit)
+
+    async def purge(self, name: str) -> int:
+        return cast("int", await self.in_thread(self.client.purge, name))
+
+    async def redrive(self, name: str, limit: int | None = None) -> int:
+        return cast("int", await self.in_thread(self.client.redrive, name, limit))
 
     # .. asking ..
 
@@ -135,8 +180,33 @@ class ThreadedBus(Bus):
         await self.in_thread(self.client.close, timeout_s)
 
 
+class ThreadedTransaction(Transaction):
+    """A transaction that a thread puts together and leaves."""
+
+    def __init__(self, bus: ThreadedBus) -> None:
+        self._bus = bus
+        self._transaction = bus.client.transaction()
+        self.receipts = self._transaction.receipts
+
+    def publish(self, channel: str, payload: Any, **options: Any) -> int:
+        return self._transaction.publish(channel, payload, **options)
+
+    def ack(self, job: Any) -> None:
+        self._transaction.ack(job)
+
+    async def __aenter__(self) -> Self:
+        self._transaction.__enter__()
+        return self
+
+    async def __aexit__(self, *raised: Any) -> None:
+        await self._bus.in_thread(self._transaction.__exit__, *raised)
+        self.receipts = self._transaction.receipts
+
+
 class ThreadedSubscription(Subscription):
     """A subscription that threads read."""
+
+    at_once_max = AT_ONCE_MAX
 
     def __init__(
         self,
@@ -185,7 +255,7 @@ class ThreadedSubscription(Subscription):
                 yield self._kept.popleft()
                 continue
             gone: list[bool] = []
-            reading = self._bus.in_thread(self._read, read, gone)
+            reading = self._bus.in_thread(self._read, read, gone, self.at_once_max)
             try:
                 found = await asyncio.shield(reading)
             except asyncio.CancelledError:
@@ -197,13 +267,13 @@ class ThreadedSubscription(Subscription):
             self._kept += found
 
     @staticmethod
-    def _read(read: Callable[[float], Any], gone: list[bool]) -> list[Any]:
+    def _read(read: Callable[[float], Any], gone: list[bool], at_once_max: int) -> list[Any]:
         """Read in short waits until there is something; nothing at the end, or when nobody waits any more."""
         found: list[Any] = []
         try:
             while not gone and not found:
                 wait_s = POLL_S
-                while len(found) < AT_ONCE_MAX and (one := read(wait_s)) is not None:
+                while len(found) < at_once_max and (one := read(wait_s)) is not None:
                     found.append(one)
                     wait_s = 0
         except BrokerError as failure:
@@ -213,6 +283,50 @@ class ThreadedSubscription(Subscription):
 
     async def close(self) -> None:
         await self._bus.in_thread(self._inner.close)
+
+
+class ThreadedSettled:
+    """What was said of jobs, waited for in a thread if anybody waits."""
+
+    def __init__(self, bus: ThreadedBus, inner: blocking.Settled) -> None:
+        self._bus = bus
+        self._inner = inner
+
+    def done(self) -> bool:
+        return self._inner.done()
+
+    def result(self, timeout_s: float | None = None) -> None:
+        """Wait in this thread: a transaction is left in one."""
+        self._inner.result(timeout_s)
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._bus.in_thread(self._inner.result).__await__()
+
+
+class ThreadedConsumer(ThreadedSubscription, Consumer):  # type: ignore[misc]  # both await themselves
+    """A member of a consumer whose jobs threads read. Nothing is taken that nobody asked for."""
+
+    at_once_max = 1
+
+    def __init__(self, bus: ThreadedBus, name: str, *, on_event: Any = None, **options: Any) -> None:
+        options = {"window": WINDOW_DEFAULT, "window_bytes": WINDOW_BYTES_DEFAULT, **options}
+        self._bus = bus
+        self._inner: Any = blocking.Consumer(bus.client, name, on_event=bus._called(on_event), **options)
+        say = self._inner._settle
+        self._inner._settle = lambda *said: ThreadedSettled(bus, say(*said))
+        self._opening = None
+        self._kept = deque()
+        self.name = name
+        self.events = self._inner.events
+
+    def ack_through(self, job: Any) -> Any:
+        return ThreadedSettled(self._bus, self._inner.ack_through(job))
+
+    def flush(self) -> Awaitable[None]:
+        return self._bus.in_thread(self._inner.flush)
+
+    async def close(self, timeout_s: float = 5.0) -> None:
+        await self._bus.in_thread(self._inner.close, timeout_s)
 
 
 class ThreadedHistory(History):

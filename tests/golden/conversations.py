@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import msgpack
 
-from broker.wire import control
+from broker.model.consumers import BACK_OFF, Consume, ConsumerSettings, ConsumerStart, DoneRun, Settle, Verdict
+from broker.wire import consuming, control
 from broker.wire.control import (
     FromPositions,
     FromStart,
@@ -20,6 +21,7 @@ from broker.wire.control import (
     encode_unsubscribe,
 )
 from broker.wire.kinds import Kind, PublishFlag
+from tests.golden.annotate import frames
 from tests.golden.publishing import BufferClient
 from tests.golden.script import Script
 from tests.golden.stage import JOURNAL, TIME_US
@@ -49,6 +51,23 @@ def named(flag: PublishFlag, name: bytes, number: int, *records: bytes | Record,
     packed = b"".join(build_record(item if isinstance(item, Record) else Record(item)) for item in records)
     header = struct.pack("<IIQB", 0, len(records) if count is None else count, number, len(name))
     return control.frame(Kind.PUBLISH, header + name + packed, flag)
+
+
+def expecting(channel: int, number: int, head: tuple[int, int], *records: bytes | Record) -> bytes:
+    """Build a PUBLISH frame with EXPECT."""
+    plain = publish(channel, number, *records)[8:]
+    return control.frame(Kind.PUBLISH, plain[:16] + struct.pack("<QQ", *head) + plain[16:], PublishFlag.EXPECT)
+
+
+def transaction(*publishes: bytes, count: int | None = None, acks: int = 0) -> bytes:
+    """Build a TRANSACTION frame; `count` and `acks` say something else than the truth."""
+    counts = struct.pack("<II", len(publishes) if count is None else count, acks)
+    return control.frame(Kind.TRANSACTION, counts + b"".join(publishes))
+
+
+def acked(subscription: int, *leases: int, number: int = 0) -> bytes:
+    """Build the ACK of some leases that goes into a transaction."""
+    return consuming.encode_ack(subscription, number, tuple(Settle(lease, 1, Verdict.ACK) for lease in leases))
 
 
 def specification() -> Trace:
@@ -302,6 +321,156 @@ def ids() -> Trace:
     act("crash")
     opened(script, producer=PRODUCER)
     send("client", encode_channel(0, b"s.x"), publish(0, 8, Record(b"paid", id=b"order-1")))
+    return script.trace
+
+
+def conditions() -> Trace:
+    """PUBLISH with EXPECT: taken, in conflict, while commits wait and when one fails."""
+    script = Script("Publishes that expect a head")
+    note, act, send = script.note, script.act, script.send
+    opened(script, producer=PRODUCER)
+    note("Before any CHANNEL no number means a channel.")
+    send("client", expecting(0, 1, (0, 0), b"x"))
+    send("client", encode_channel(0, b"s.x"), encode_channel(1, b"a.x"), encode_channel(2, b"e.x"))
+    note("The channel never had a record.")
+    send("client", expecting(0, 1, (0, 0), b"1"))
+    note("Now it has: the answer tells its head. A refusal takes no number.")
+    send("client", expecting(0, 2, (0, 0), b"not"))
+    note("The head, and two records behind it.")
+    send("client", expecting(0, 2, (EPOCH, 1), b"2", b"3"))
+    note("An older head, one that is not there yet, one of another epoch.")
+    for head in ((EPOCH, 2), (EPOCH, 4), (EPOCH + 1, 3)):
+        send("client", expecting(0, 4, head, b"not"))
+    note("A repetition is a duplicate, though the head has moved on since.")
+    send("client", expecting(0, 1, (0, 0), b"1"))
+    note("An ephemeral channel has no head. A record that is not well formed is refused for that, not for the head.")
+    send("client", expecting(2, 4, (0, 0), b"x"))
+    send("client", expecting(0, 4, (0, 0), Record(b"x", priority=9)))
+    note("16 bytes are not enough, and flags that nobody knows are no matter of one publish.")
+    opened(script, "short")
+    send("short", encode_channel(0, b"s.x"), control.frame(Kind.PUBLISH, struct.pack("<IIQ", 0, 1, 1), flags=1))
+    opened(script, "strange")
+    send("strange", encode_channel(0, b"s.x"), control.frame(Kind.PUBLISH, publish(0, 1, b"x")[8:], flags=128))
+    note("While a commit waits: the first wins, the other is told when the winner is stored.")
+    opened(script, "rival")
+    send("rival", encode_channel(0, b"s.x"), encode_channel(1, b"a.x"))
+    act("hold")
+    send("client", expecting(0, 4, (EPOCH, 3), b"4"))
+    send("rival", expecting(0, 1, (EPOCH, 3), b"not"))
+    note("What comes next rests on the group that is still open.")
+    send("client", expecting(0, 5, (EPOCH, 4), b"5"))
+    send("rival", expecting(0, 1, (EPOCH, 4), b"not"))
+    act("release STORED")
+    note("An accepted channel: the winner is answered at once, the other with the commit.")
+    act("hold")
+    send("client", expecting(1, 6, (0, 0), b"a"))
+    send("rival", expecting(1, 1, (0, 0), b"not"))
+    act("release STORED")
+    note("The commit of the winner fails before the disk has it: nothing has happened, to either of them.")
+    act("hold")
+    send("client", expecting(0, 7, (EPOCH, 5), b"6"))
+    send("rival", expecting(0, 1, (EPOCH, 5), b"not"))
+    act("fail REFUSED")
+    act("release STORED")
+    note("The head is where it was, and the other one may win.")
+    send("rival", expecting(0, 1, (EPOCH, 5), b"6"))
+    return script.trace
+
+
+def transactions() -> Trace:
+    """TRANSACTION: taken, repeated, refused, seen by a reader, while commits wait and when one fails."""
+    script = Script("Transactions")
+    note, act, send = script.note, script.act, script.send
+    opened(script, "reader")
+    send("reader", encode_subscribe(Subscribe(1, ("s.x", "s.y", "a.x"), 65_536)))
+    opened(script, producer=PRODUCER)
+    note("Before any CHANNEL no number means a channel.")
+    send("client", transaction(publish(0, 1, b"x")))
+    send(
+        "client",
+        *(encode_channel(number, name) for number, name in enumerate((b"s.x", b"s.y", b"a.x", b"e.x"))),
+    )
+    note("Two channels, one group.")
+    send("client", transaction(publish(0, 1, b"x1"), publish(1, 2, b"y1", b"y2"), publish(0, 4, b"x2")))
+    note("Again, as after an answer that was lost: the positions are those of before.")
+    send("client", transaction(publish(0, 1, b"x1"), publish(1, 2, b"y1", b"y2"), publish(0, 4, b"x2")))
+    note("An accepted channel: its records wait for the commit, though what came before them does not.")
+    act("hold")
+    send("client", publish(2, 5, b"at once"), transaction(publish(2, 6, b"later"), expecting(1, 7, (EPOCH, 2), b"y3")))
+    note("And so does what comes behind them in that channel.")
+    send("client", publish(2, 8, b"behind"))
+    act("release STORED")
+    note("One publish is wrong, and none is taken: `index` says which.")
+    send("client", transaction(publish(0, 9, b"x"), publish(1, 10, Record(b"x", priority=9))))
+    send("client", transaction(publish(0, 9, b"x"), publish(1, 10, b"x"), publish(3, 11, b"x")))
+    send("client", transaction(publish(0, 9, b"x"), publish(7, 10, b"x")))
+    note("A head that is another one. What is expected are the heads before the transaction.")
+    send("client", transaction(publish(0, 9, b"x"), expecting(1, 10, (EPOCH, 4), b"y4")))
+    send("client", transaction(expecting(0, 9, (EPOCH, 2), b"x3"), expecting(0, 10, (EPOCH, 2), b"x4")))
+    note("Gap and overlap.")
+    send("client", transaction(publish(0, 12, b"x"), publish(1, 13, b"y")))
+    send("client", transaction(publish(0, 10, b"x4"), publish(1, 11, b"y")))
+    note("The commit is not even handed over: one refusal for both, since their numbers follow one another.")
+    act("hold")
+    send("client", transaction(publish(0, 11, b"x"), publish(1, 12, b"y")), transaction(publish(1, 13, b"y")))
+    act("fail REFUSED")
+    act("release STORED")
+    send("client", transaction(publish(0, 11, b"x5"), publish(1, 12, b"y4")))
+    note("The broker dies after the disk has a commit and before anybody heard of it: repeated, it is a duplicate.")
+    act("hold")
+    send("client", transaction(publish(0, 13, b"x6"), publish(1, 14, b"y5")))
+    act("fail SURVIVES")
+    act("crash")
+    opened(script, "again", PRODUCER)
+    send("again", encode_channel(0, b"s.x"), encode_channel(1, b"s.y"))
+    send("again", transaction(publish(0, 13, b"x6"), publish(1, 14, b"y5")))
+    note("What is no TRANSACTION ends the connection: no publish, fewer than there are, more, a gap inside, acks.")
+    for frame in (
+        transaction(),
+        transaction(publish(0, 1, b"x"), count=2),
+        transaction(publish(0, 1, b"x"), publish(0, 2, b"x"), count=1),
+        transaction(publish(0, 1, b"x"), publish(0, 3, b"x")),
+        transaction(encode_ping(1)),
+        transaction(control.frame(Kind.PUBLISH, publish(0, 1, b"x")[8:], flags=2)),
+        transaction(publish(0, 1, b"x"), acks=1),
+        transaction(publish(0, 1, b"x"), encode_ping(1), count=1, acks=1),
+        transaction(publish(0, 1, b"x"), acked(1, 1, number=1), count=1, acks=1),
+        transaction(publish(0, 1, b"x"), acked(1, 1)[:-1], count=1, acks=1),
+        control.frame(Kind.TRANSACTION, b"short"),
+    ):
+        opened(script, "wrong")
+        send("wrong", encode_channel(0, b"s.x"), frame)
+    return script.trace
+
+
+def settled_together() -> Trace:
+    """Acks in transactions: taken, refused, with a commit that fails, repeated on another connection."""
+    script = Script("Acks in transactions", "default")
+    note, act, send = script.note, script.act, script.send
+    lease = 1 << 40
+    opened(script, producer=PRODUCER)
+    send("client", encode_channel(0, b"s.jobs"), encode_channel(1, b"s.done"))
+    send("client", publish(0, 1, b"one", b"two", b"three"))
+    note("A connection that is no member of anything has no leases.")
+    send("client", transaction(publish(1, 4, b"x"), acked(1, lease + 1), count=1, acks=1))
+    settings = ConsumerSettings("work", ("s.jobs",), backoff_ms=(0, 0))
+    send("client", control.encode_request(1, "consumer_set", consuming.pack_consumer_set(settings, ConsumerStart())))
+    send("client", encode_subscribe(Subscribe(1, (), 0, consumer=Consume("work", 2, 65_536))))
+    note("One publish and one ack: the answer of the publish is that of both, and a third job comes with it.")
+    send("client", transaction(publish(1, 4, b"did one"), acked(1, lease + 1), count=1, acks=1))
+    note("The lease is over, so nothing is published; nor for a lease that nobody was given.")
+    send("client", transaction(publish(1, 5, b"x"), acked(1, lease + 2, lease + 1), count=1, acks=1))
+    send("client", transaction(publish(1, 5, b"x"), acked(1, lease + 99), count=1, acks=1))
+    note("A head that is another one, so the job is not done.")
+    send("client", transaction(expecting(1, 5, (0, 0), b"x"), acked(1, lease + 2), count=1, acks=1))
+    note("Again what was answered: a duplicate, whatever its lease is by now.")
+    send("client", transaction(publish(1, 4, b"did one"), acked(1, lease + 1), count=1, acks=1))
+    note("The commit is not even handed over: neither has happened, and the job comes again.")
+    act("hold")
+    send("client", transaction(publish(1, 5, b"did two"), acked(1, lease + 2), count=1, acks=1))
+    act("fail REFUSED")
+    act("release STORED")
+    send("client", control.encode_request(2, "consumer", {"name": "work"}))
     return script.trace
 
 
@@ -700,12 +869,107 @@ def history() -> Trace:
     return script.trace
 
 
+def join(subscription: int, name: str, window: int = 256) -> bytes:
+    """Build a SUBSCRIBE to a consumer."""
+    return encode_subscribe(Subscribe(subscription, (), 0, consumer=Consume(name, window)))
+
+
+def consumers() -> Trace:
+    """Durable consumers and work queues: leases, what is said of them, dead letters, a lost commit and a crash."""
+    script = Script("Consumers and work queues", "default")
+    note, act, send = script.note, script.act, script.send
+    lease = 1 << 40
+
+    def ask(request: int, op: str, **arguments: object) -> bytes:
+        return send("client", control.encode_request(request, op, arguments))
+
+    def make(request: int, settings: ConsumerSettings, start: ConsumerStart, *, update: bool = False) -> None:
+        ask(request, "consumer_set", **consuming.pack_consumer_set(settings, start, update=update))
+
+    def settle(subscription: int, number: int, *entries: Settle, name: str = "client") -> None:
+        send(name, consuming.encode_ack(subscription, number, entries))
+
+    opened(script)
+    send("client", encode_channel(0, b"s.jobs"))
+    send("client", publish(0, 1, b"one", Record(b"two", key=b"k"), b"three", b"four"))
+    queue = ConsumerSettings("mail.send", ("s.jobs",), dead_letter="s.dead", attempts_max=2, backoff_ms=(0, 0))
+    note("A queue; the same again; and other settings, refused and taken.")
+    make(1, queue, ConsumerStart())
+    make(2, queue, ConsumerStart())
+    changed = ConsumerSettings("mail.send", ("s.jobs",), dead_letter="s.dead", attempts_max=2, backoff_ms=(100, 100))
+    make(3, changed, ConsumerStart())
+    make(4, changed, ConsumerStart(), update=True)
+    note("What cannot be: dead letters that come again, an ephemeral channel, a place of the bus for literals.")
+    make(5, ConsumerSettings("x", ("s.>",), dead_letter="s.dead"), ConsumerStart())
+    make(6, ConsumerSettings("x", ("e.x",)), ConsumerStart())
+    ask(7, "consumer_set", name="x", filters=["s.x"], start={"bus": [JOURNAL, 1, 0]})
+    note("A member with room for two.")
+    send("client", join(1, "mail.send", 2))
+    note("The first is done: the third comes at once, and ACKED when that is committed.")
+    settle(1, 1, Settle(lease + 1, 1, Verdict.ACK))
+    note("The second fails: it comes again after its back-off, when there is room.")
+    settle(1, 2, Settle(lease + 2, 1, Verdict.NACK, BACK_OFF))
+    act("wait 200000")
+    note(
+        "The third takes longer; the fourth is rejected, which makes room; and the second fails once more: it is dead."
+    )
+    settle(1, 3, Settle(lease + 3, 1, Verdict.EXTEND, 60_000), Settle(lease + 4, 1, Verdict.REJECT))
+    settle(1, 4, Settle(lease + 5, 1, Verdict.NACK))
+    note("A lease that nobody was given, one that is settled, and a delay that is too long.")
+    settle(1, 5, Settle(lease + 99, 1, Verdict.ACK), Settle(lease + 1, 1, Verdict.ACK))
+    settle(1, 6, Settle(lease + 3, 1, Verdict.NACK, 1 << 40))
+    ask(8, "consumer", name="mail.send")
+    ask(9, "consumer_peek", name="mail.send")
+    note("Another member has room, and gets what the first gives back when it unsubscribes.")
+    opened(script, "other")
+    send("other", join(5, "mail.send"))
+    send("client", encode_unsubscribe(1))
+    settle(5, 1, Settle(lease + 99, 1, Verdict.ACK_THROUGH), name="other")
+    note("Its connection ends; a new one is told what becomes of what it had.")
+    act("disconnect other")
+    note("Dead letters, which are published again, once.")
+    ask(10, "history", channel="s.dead")
+    ask(11, "consumer_redrive", name="mail.send")
+    ask(12, "consumer_redrive", name="mail.send")
+    note("Paused and resumed, set back to the second record, and marked as done by positions.")
+    send("client", join(2, "mail.send"))
+    ask(13, "consumer_pause", name="mail.send", paused=True)
+    ask(14, "consumer_reset", **consuming.pack_reset("mail.send", ConsumerStart(positions=(("s.jobs", EPOCH, 1),))))
+    ask(15, "consumer_done", **consuming.pack_done("mail.send", [DoneRun("s.jobs", EPOCH, 2, 3)]))
+    given = [frame[8:] for frame in frames(ask(16, "consumer_pause", name="mail.send", paused=False)) if frame[4] == 21]
+    note("A commit fails: what was said is void, and comes again.")
+    act("hold")
+    settle(2, 1, Settle(consuming.decode_jobs(given[0]).jobs[0].lease, 1, Verdict.ACK))
+    act("release LOST")
+    note("An exclusive consumer by a pattern, which has no last record; its second holder takes over.")
+    make(17, ConsumerSettings("log", ("s.*",), mode="exclusive", lease_ms=0), ConsumerStart(last=1))
+    make(18, ConsumerSettings("log", ("s.*",), mode="exclusive", lease_ms=0), ConsumerStart())
+    send("client", join(3, "log", 3))
+    send("client", join(4, "log", 2))
+    note("The broker dies. What was not done comes again, and may have been seen.")
+    act("crash")
+    opened(script)
+    ask(1, "consumers", limit=1)
+    send("client", join(1, "log", 2))
+    ask(2, "consumer_purge", name="mail.send")
+    note("Removed, and unknown from then on.")
+    ask(3, "consumer_remove", name="log")
+    ask(4, "consumer", name="log")
+    send("client", join(1, "log"))
+    note("An ACK of no subscription is passed over; one out of its turn ends the connection.")
+    settle(9, 7, Settle(1, 1, Verdict.ACK))
+    send("client", join(2, "mail.send"))
+    settle(2, 2, Settle(1, 1, Verdict.ACK))
+    return script.trace
+
+
 def closing() -> Trace:
     """Every frame that ends an open connection."""
     script = Script("Frames that end a connection")
     cases: list[tuple[str, bytes]] = [
         ("A kind that only a server sends.", control.frame(Kind.WELCOME, b"\x80")),
-        ("ACK is reserved.", control.frame(Kind.ACK, b"")),
+        ("An ACK of 15 bytes.", control.frame(Kind.ACK, bytes(15))),
+        ("An ACK without entries.", control.frame(Kind.ACK, bytes(16))),
         ("A kind that nobody knows.", control.frame(99, b"")),
         ("Flags.", control.frame(Kind.PING, bytes(8), flags=1)),
         ("The reserved field.", bytes.fromhex("0800000004000100")),
@@ -847,8 +1111,8 @@ def asking() -> Trace:
 CONVERSATIONS: dict[str, Callable[[], Trace]] = {
     build.__name__: build
     for build in (
-        specification, handshake, durability, line, refusals, ids, starts, patterns, early, failures, taken_back,
-        credit, slow, subscriptions, requests, history, resuming, drain, closing,
-        publishing, groups, asking,
+        specification, handshake, durability, line, refusals, ids, conditions, transactions, settled_together, starts,
+        patterns, early, failures, taken_back, credit, slow, subscriptions, requests, history, resuming, drain, closing,
+        consumers, publishing, groups, asking,
     )
 }  # fmt: skip

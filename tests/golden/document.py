@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import msgpack
 
+from broker.model.consumers import Consume, Settle, Verdict
 from broker.model.errors import error
-from broker.wire import control
+from broker.wire import consuming, control
 from broker.wire.kinds import Kind, PublishFlag
 from broker_native.crc32c import crc32c_of
 from tests.golden.annotate import Bytes, annotate, chunk_fields, frames, render
-from tests.golden.conversations import CONVERSATIONS, EPOCH, PRODUCER, named, publish
+from tests.golden.conversations import CONVERSATIONS, EPOCH, PRODUCER, expecting, named, publish, transaction
 from tests.golden.stage import JOURNAL, TIME_US
 from tests.reference.frames import Record, build_record
 from tests.reference.server import deliver
@@ -60,11 +61,20 @@ PUBLISHED = control.frame(
     Kind.PUBLISHED,
     struct.pack("<QQQIIBB6x", 1, EPOCH, 1, 2, 0, 3, 0) + struct.pack("<QQQIIBB6x", 3, 0, 0, 1, 1, 1, 1),
 )
+LEASE = (1 << 40) + 1
+JOB = consuming.JOB.pack(40 + 6 + 17, 0, EPOCH, 4, TIME_US, 2, 3, 6, 0) + b"s.jobs" + build_record(Record(b"hello"))
 OUTCOMES = (control.Outcome("s.chat", "resumed", EPOCH, 4), control.Outcome("s.news", "new", 0, 0))
 EXAMPLES: dict[str, bytes] = {
     "HELLO": control.encode_hello("example 1", PRODUCER),
     "WELCOME": control.encode_welcome(WELCOME),
     "ERROR": control.encode_error(error("NUMBER_GAP", "publish 5: the line's next number is 4"), number=5, count=1),
+    "ERROR, with the head": control.encode_error(
+        error("CONFLICT", f"publish 8: the head of channel number 1 is {EPOCH}:7"),
+        number=8,
+        count=2,
+        head=(EPOCH, 7),
+        index=1,
+    ),
     "ERROR, when to come back": control.encode_error(
         error("TOO_MANY_CONNECTIONS", "connections: got 101, limit 100", retry_after_ms=2_000)
     ),
@@ -93,6 +103,7 @@ EXAMPLES: dict[str, bytes] = {
     "REQUEST": control.encode_request(1, "channel", {"name": "s.chat"}),
     "REPLY": control.encode_reply(1, {"epoch": EPOCH, "first": 1, "head": 4, "level": 3}),
     "PUBLISH": publish(0, 1, b"hello", Record(b"fine", priority=1, key=b"mood")),
+    "PUBLISH, with EXPECT": expecting(0, 3, (EPOCH, 2), b"next"),
     "PUBLISH, a request": named(PublishFlag.ASK, b"e.add", 2, Record(b"1 2", headers=REPLY_TO)),
     "PUBLISH, a reply": named(PublishFlag.REPLY, WELCOME.reply.encode(), 2, Record(b"3")),
     "PUBLISHED": PUBLISHED,
@@ -102,6 +113,13 @@ EXAMPLES: dict[str, bytes] = {
     ),
     "DELIVER, a reply": deliver(chunk(2, TIME_US, Record(b"3"), channel=0, epoch=0), group=0, index=0, subscription=0),
     "CREDIT": control.encode_credit(1, 65_536),
+    "SUBSCRIBE, to a consumer": control.encode_subscribe(
+        control.Subscribe(3, (), 0, consumer=Consume("mail.send", 16, 65_536))
+    ),
+    "JOBS": control.frame(Kind.JOBS, consuming.JOBS_HEADER.pack(3, 1, LEASE, 30_000, 0) + JOB),
+    "ACK": consuming.encode_ack(3, 1, (Settle(LEASE, 1, Verdict.ACK), Settle(LEASE + 1, 2, Verdict.NACK, 5_000))),
+    "ACKED": consuming.encode_acked(3, 1),
+    "TRANSACTION": transaction(publish(0, 8, b"debit"), expecting(1, 9, (EPOCH, 6), b"credit")),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import struct
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from broker.model.errors import BrokerError, error
 from broker.model.names import check_channel
-from broker_native.posting import Publication, PublishBuffer
+from broker_native.posting import Draft, Publication, PublishBuffer
 from tests.reference import frames as twin
 from tests.reference.posting import EPOCH, LineServer, Refused
 
@@ -22,7 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 FOR_GOOD, FOR_ITS_NUMBER, FOR_ONE_RECORD = 0, 1, 2
-VERDICTS = {"NUMBER_GAP": FOR_ITS_NUMBER, "PAYLOAD_TOO_LARGE": FOR_ONE_RECORD, "NO_PROFILE": FOR_GOOD}
+VERDICTS = {
+    "NUMBER_GAP": FOR_ITS_NUMBER,
+    "PAYLOAD_TOO_LARGE": FOR_ONE_RECORD,
+    "NO_PROFILE": FOR_GOOD,
+    "CONFLICT": FOR_GOOD,
+}
 UNKNOWN = error("COMMIT_UNKNOWN", "publishes that were not answered")
 CLOSED = error("CLOSED", "the bus is closed")
 
@@ -264,11 +270,12 @@ class Ledger:
         self.pair = pair
         self.posted: dict[str, list[bytes]] = {}
         self.publications: list[tuple[str, list[bytes], Publication[Any]]] = []
+        self.conditional: list[tuple[str, bytes, int, Publication[Any]]] = []
+        self.transactions: list[tuple[list[tuple[str, bytes, int | None]], Publication[Any]]] = []
         self.count = 0
 
     def post(self, channel: str, bad: bool, how: str, many: int) -> None:
-        payloads = [b"%s %d" % (b"bad" if bad else b"ok", self.count + index) for index in range(many)]
-        self.count += many
+        payloads = self.payloads(many, bad)
         self.posted.setdefault(channel, []).extend(payloads)
         if how == "post":
             for payload in payloads:
@@ -279,10 +286,62 @@ class Ledger:
         else:
             self.publications.append((channel, payloads, self.pair.buffer.publish_many(channel, payloads)))
 
+    def expect(self, channel: str, sequence: int) -> None:
+        """Publish one record if the channel has so many."""
+        (payload,) = self.payloads(1)
+        self.posted.setdefault(channel, []).append(payload)
+        head = (EPOCH, sequence) if sequence else (0, 0)
+        publication = self.pair.buffer.publish(channel, payload, expect=head)
+        self.conditional.append((channel, payload, sequence, publication))
+
+    def transact(self, publishes: list[tuple[str, bool, int | None]]) -> None:
+        """Publish records together: (channel, whether it is bad, how many records are expected in it)."""
+        draft = Draft(self.pair.buffer)
+        posted: list[tuple[str, bytes, int | None]] = []
+        for channel, bad, sequence in publishes:
+            (payload,) = self.payloads(1, bad)
+            head = None if sequence is None else (EPOCH, sequence) if sequence else (0, 0)
+            assert draft.publish(channel, payload, expect=head) == len(posted)
+            self.posted.setdefault(channel, []).append(payload)
+            posted.append((channel, payload, sequence))
+        self.transactions.append((posted, self.pair.buffer.transact(draft)))
+
+    def payloads(self, many: int, bad: bool = False) -> list[bytes]:
+        self.count += many
+        return [b"%s %d" % (b"bad" if bad else b"ok", self.count - many + index) for index in range(many)]
+
+    def judge_conditions(self) -> set[bytes]:
+        """Judge what is stored under a condition or together; returns what of it is not stored."""
+        missing = set()
+        for channel, payload, sequence, publication in self.conditional:
+            failure = publication.exception()
+            if failure is None:
+                assert publication.result().first in (sequence + 1, 0)
+                assert self.pair.server.stored[channel][sequence] == payload
+            else:
+                assert failure.name == ("NO_PROFILE" if channel.startswith("no") else "CONFLICT")  # type: ignore[attr-defined]
+                missing.add(payload)
+        for posted, outcome in self.transactions:
+            failure = outcome.exception()
+            if failure is not None:
+                missing |= {payload for _, payload, _ in posted}
+                continue
+            assert len(outcome.result()) == len(posted)
+            for (channel, payload, _), receipt in zip(posted, outcome.result(), strict=True):
+                self.judge_receipts(channel, [payload], receipt)
+            for channel in {channel for channel, _, _ in posted}:
+                stored = self.pair.server.stored[channel]
+                ours = [payload for name, payload, _ in posted if name == channel]
+                at = stored.index(ours[0])
+                assert stored[at : at + len(ours)] == ours
+                assert all(sequence in (None, at) for name, _, sequence in posted if name == channel)
+        return missing
+
     def judge(self) -> None:
         """Everything good is stored once and in order, and every call was answered with the truth."""
+        missing = self.judge_conditions()
         good = {
-            channel: [payload for payload in payloads if not payload.startswith(b"bad")]
+            channel: [payload for payload in payloads if not payload.startswith(b"bad") and payload not in missing]
             for channel, payloads in self.posted.items()
             if not channel.startswith("no")
         }
@@ -318,6 +377,18 @@ steps = st.one_of(
         st.sampled_from(["post", "publish", "many"]),
         st.integers(1, 6),
     ),
+    st.tuples(st.just("expect"), st.sampled_from(["a", "b", "no.e"]), st.integers(0, 4)),
+    st.tuples(
+        st.just("transact"),
+        st.lists(
+            st.tuples(
+                st.sampled_from(["a", "a", "b", "b", "c.d", "c.d", "no.e"]),
+                st.integers(0, 9).map(lambda n: n == 0),
+                st.none() | st.none() | st.integers(0, 4),
+            ),
+            max_size=4,
+        ),
+    ),
     st.tuples(st.just("send"), st.sampled_from([1, 100, 1 << 20])),
     st.tuples(st.just("hear"), st.integers(0, 10)),
     st.tuples(st.just("lose"), st.sampled_from([1, 1 << 20]), st.integers(0, 8)),
@@ -339,6 +410,10 @@ def test_everything_is_stored_once_whatever_happens(script: list[Any], window: i
         for step in script:
             if step[0] == "post":
                 ledger.post(*step[1:])
+            elif step[0] == "expect":
+                ledger.expect(*step[1:])
+            elif step[0] == "transact":
+                ledger.transact(step[1])
             elif step[0] == "send":
                 pair.send(step[1])
             elif step[0] == "hear" and pair.answers:
@@ -638,6 +713,128 @@ async def test_a_slot_is_not_taken_from_what_is_in_flight(pair: Pair) -> None:
     pair.buffer.answer(entry(2, 1))
     pair.buffer.post("c", b"")
     assert pair.buffer.records_unanswered == 2
+
+
+# -- transactions ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_transaction_names_its_channels_before_itself(pair: Pair) -> None:
+    pair.buffer.post("a", b"0")
+    draft = Draft(pair.buffer)
+    draft.publish("b", b"1", expect=(5, 6))
+    draft.publish("a", b"2", key=b"k")
+    draft.publish("b", b"3")
+    assert len(draft) == 3
+    pair.buffer.transact(draft)
+    pair.buffer.post("c", b"4")
+    frames = twin.frames_of(pair.buffer.take())
+    one, two, three = (
+        twin.build_record(twin.Record(payload, key=key)) for payload, key in ((b"1", None), (b"2", b"k"), (b"3", None))
+    )
+    plain = twin.publish_body(1, 2, [one])
+    inner = [
+        twin.build_frame(twin.PUBLISH, plain[:16] + struct.pack("<QQ", 5, 6) + plain[16:], flags=1),
+        twin.build_frame(twin.PUBLISH, twin.publish_body(0, 3, [two])),
+        twin.build_frame(twin.PUBLISH, twin.publish_body(1, 4, [three])),
+    ]
+    assert [frame.kind for frame in frames] == [twin.CHANNEL, twin.PUBLISH, twin.CHANNEL, twin.TRANSACTION]
+    assert frames[2].body == b"\1\0\0\0b"
+    assert frames[3].body == struct.pack("<II", 3, 0) + b"".join(inner)
+    (behind,) = publish_bodies(pair.buffer)
+    assert twin.PUBLISH_HEADER.unpack_from(behind) == (2, 1, 5)
+
+
+async def test_a_draft_keeps_its_channels_and_gives_them_back(pair: Pair) -> None:
+    pair.buffer.channels_max = 2
+    draft = Draft(pair.buffer)
+    draft.publish("a", b"1")
+    draft.publish("b", b"2")
+    with pytest.raises(BrokerError, match="TOO_MANY_CHANNELS"):
+        pair.buffer.post("c", b"")
+    draft.abandon()
+    draft.abandon()
+    pair.buffer.post("c", b"")
+    pair.settle()
+    assert list(pair.server.stored) == ["c"]
+    for use in (lambda: draft.publish("a", b""), lambda: pair.buffer.transact(draft)):
+        with pytest.raises(BrokerError, match="CLOSED"):
+            use()
+
+
+async def test_a_draft_that_nobody_has_any_more_gives_its_channels_back(pair: Pair) -> None:
+    pair.buffer.channels_max = 1
+    draft = Draft(pair.buffer)
+    draft.publish("a", b"1")
+    del draft
+    gc.collect()
+    pair.buffer.post("b", b"")
+
+
+async def test_a_draft_is_bounded(pair: Pair) -> None:
+    pair.buffer.transaction_bytes_max = 8 + 2 * (24 + 12 + 100)
+    draft = Draft(pair.buffer)
+    draft.publish("a", bytes(100))
+    with pytest.raises(BrokerError, match="TRANSACTION_TOO_LARGE"):
+        draft.publish("a", bytes(101))
+    with pytest.raises(BrokerError, match="TRANSACTION_TOO_LARGE"):
+        draft.publish("a", bytes(100), expect=(1, 1))
+    draft.publish("a", bytes(100))
+    pair.buffer.transact(draft)
+    pair.settle()
+    assert len(pair.server.stored["a"]) == 2
+
+
+async def test_a_transaction_counts_for_the_bound(pair: Pair) -> None:
+    pair.buffer.bytes_max = 1000
+    draft = Draft(pair.buffer)
+    draft.publish("a", bytes(900))
+    pair.buffer.post("a", bytes(500))
+    with pytest.raises(BrokerError, match="BUSY"):
+        pair.buffer.transact(draft)
+    pair.settle()
+    publication = pair.buffer.transact(draft)
+    assert pair.buffer.records_unanswered == 1
+    pair.settle()
+    assert [receipt.first for receipt in publication.result()] == [2]
+
+
+async def test_closing_fails_a_transaction_as_a_whole(pair: Pair) -> None:
+    sent, unsent = Draft(pair.buffer), Draft(pair.buffer)
+    sent.publish("a", b"1")
+    unsent.publish("a", b"2")
+    first = pair.buffer.transact(sent)
+    pair.buffer.take()
+    second = pair.buffer.transact(unsent)
+    left = Draft(pair.buffer)
+    left.publish("a", b"3")
+    pair.buffer.close(CLOSED, UNKNOWN)
+    assert (first.exception(), second.exception()) == (UNKNOWN, CLOSED)
+    for use in (lambda: left.publish("a", b""), lambda: pair.buffer.transact(left)):
+        with pytest.raises(BrokerError, match="CLOSED"):
+            use()
+
+
+async def test_a_refused_name_is_why_a_transaction_is_refused(pair: Pair) -> None:
+    draft = Draft(pair.buffer)
+    for channel in ("a", "b"):
+        draft.publish(channel, b"")
+    publication = pair.buffer.transact(draft)
+    pair.send()
+    failure = error("NO_PROFILE", "b")
+    pair.buffer.refuse_channel(1, failure)
+    pair.buffer.refuse(1, 2, error("INVALID_CHANNEL", ""), FOR_GOOD)
+    assert publication.exception() is failure
+
+
+async def test_a_transaction_that_a_server_has_in_part_is_not_cut(pair: Pair) -> None:
+    draft = Draft(pair.buffer)
+    for payload in (b"1", b"2"):
+        draft.publish("a", payload)
+    pair.buffer.transact(draft)
+    first = pair.buffer.take()
+    pair.buffer.suspend()
+    pair.buffer.resume(1)
+    assert pair.buffer.take() == first
 
 
 # -- outcomes ----------------------------------------------------------------------------------------------------------

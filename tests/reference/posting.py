@@ -7,6 +7,8 @@ channel whose name begins with `no`.
 
 from __future__ import annotations
 
+import copy
+import struct
 from dataclasses import dataclass, field
 
 from tests.reference import frames as twin
@@ -53,14 +55,40 @@ class LineServer:
                 number = int.from_bytes(frame.body[:4], "little")
                 assert number <= max(self.names, default=-1) + 1, "channel numbers are not dense"
                 self.names[number] = frame.body[4:].decode()
+            elif frame.kind == twin.TRANSACTION:
+                answers += self.transact(frame.body)
             else:
                 assert frame.kind == twin.PUBLISH
-                answers.append(self.publish(frame.body))
+                answers.append(self.publish(frame.body, frame.flags))
         return answers
 
-    def publish(self, body: bytes) -> bytes | Refused:
+    def transact(self, body: bytes) -> list[bytes | Refused]:
+        """Take all publishes of a transaction or none."""
+        publishes, acks = struct.unpack_from("<II", body)
+        inner = twin.frames_of(body[8:])
+        assert (publishes, acks) == (len(inner), 0)
+        headers = [twin.PUBLISH_HEADER.unpack_from(frame.body) for frame in inner]
+        numbers = [number for _, _, number in headers]
+        assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+        before = copy.deepcopy((self.highest, self.stored, self.positions))
+        heads = {name: self.head(name) for name in self.names.values()}
+        answers = [self.publish(frame.body, frame.flags, heads) for frame in inner]
+        refused = next((answer for answer in answers if isinstance(answer, Refused)), None)
+        if refused is None:
+            return answers
+        self.highest, self.stored, self.positions = before
+        return [Refused(numbers[0], len(numbers), refused.name)]
+
+    def head(self, name: str) -> tuple[int, int]:
+        """Return the newest position of a channel."""
+        count = len(self.stored.get(name, ()))
+        return (EPOCH, count) if count else (0, 0)
+
+    def publish(self, body: bytes, flags: int = 0, heads: dict[str, tuple[int, int]] | None = None) -> bytes | Refused:
         slot, count, number = twin.PUBLISH_HEADER.unpack_from(body)
-        records = self.split(body[twin.PUBLISH_HEADER.size :])
+        at = twin.PUBLISH_HEADER.size
+        expect = struct.unpack_from("<QQ", body, at) if flags else None
+        records = self.split(body[at + 16 * flags :])
         assert len(records) == count
         assert count >= 1
         name = self.names[slot]
@@ -72,6 +100,8 @@ class LineServer:
             return Refused(number, count, "NUMBER_GAP")
         assert not number <= self.highest < number + count - 1, "a frame overlaps the line's end"
         duplicate = number <= self.highest
+        if not duplicate and expect is not None and expect != (heads[name] if heads else self.head(name)):
+            return Refused(number, count, "CONFLICT")
         if not duplicate:
             channel = self.stored.setdefault(name, [])
             for index, record in enumerate(records):

@@ -25,6 +25,8 @@ class Silent:
     def on_published(self, body: bytes) -> None:
         raise AssertionError(body)
 
+    on_jobs = on_acked = on_published
+
 
 def connection() -> Connection:
     return Connection(asyncio.get_running_loop(), cast("Owner", Silent()))

@@ -42,6 +42,8 @@ def test_sizes_and_small_numbers_agree() -> None:
         "FRAME_HEADER_BYTES",
         "PUBLISH_HEADER_BYTES",
         "PUBLISH_COUNT_MAX",
+        "PUBLISH_EXPECT_BYTES",
+        "TRANSACTION_HEADER_BYTES",
         "PUBLISHED_ENTRY_BYTES",
         "PUBLISHED_FLAG_DUPLICATE",
         "DELIVER_HEADER_BYTES",

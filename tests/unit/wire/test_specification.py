@@ -5,6 +5,7 @@ The checks are functions of the document's text, so that a test can plant a wron
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import struct
 from functools import cache
@@ -18,29 +19,34 @@ from broker.config import ServerConfig
 from broker.core import sequencer
 from broker.core.recent import INDEX_END
 from broker.edge import session
+from broker.edge.consuming import OPERATIONS
 from broker.edge.native import GREETING_MAX
+from broker.model import consumers
 from broker.model.errors import BY_CODE, BY_NAME, ERROR_CODES, BrokerError, Remedy, error
 from broker.model.history import HISTORY_BYTES_DEFAULT, HISTORY_BYTES_MAX, NAMES_MAX, PLACES_MAX
 from broker.model.levels import Level
 from broker.model.limits import FRAME_OVERHEAD_BYTES, Limits
 from broker.model.names import ID_BYTES_MAX, NAME_BYTES_MAX, TOKEN_BYTES_MAX, check_channel
 from broker.model.settings import settings_of
+from broker.node import letters
 from broker.node.history import ASKS_MAX
 from broker.node.stretch import SEQUENCES_MAX
+from broker.remote.bus import AHEAD_BYTES_MAX
 from broker.remote.places import BusPlace
-from broker.wire import control, kinds
+from broker.wire import consuming, control, kinds
 from broker.wire.kinds import Kind, PublishFlag
 from broker_native.crc32c import crc32c_of
 from broker_native.lines import Line
 from broker_native.messages import FrameReader
-from broker_native.posting import PublishBuffer
+from broker_native.posting import Draft, PublishBuffer
 from broker_native.publisher import CODES, Publisher
 from broker_native.tails import Tails
 from tests.golden.annotate import Bytes, annotate, bytes_of, chunk_fields, frames, render
-from tests.golden.conversations import named, publish
+from tests.golden.conversations import named, publish, transaction
 from tests.golden.conversations import specification as conversation
 from tests.golden.document import CHUNK, EXAMPLES
 from tests.golden.stage import Stage
+from tests.native.plain_jobs import ACK_LEASES_MAX, DELAY_MS_MAX, JOBS_BODY_BYTES_MAX, LANE_SHARES
 from tests.reference.frames import Record, build_record
 from tests.reference.groups import Chunk, build_chunk
 from tests.reference.server import deliver
@@ -254,24 +260,41 @@ def check_polynomial(prose: str) -> None:
 
 
 def check_hot_bodies(document: Document) -> None:
-    channel, publish, published, named = document.drawings(7)
+    channel, publish, expects, transacts, published, named = document.drawings(7)
     deliver, credit = document.drawings(10)
     [token] = document.drawings(13)
-    for drawing in (channel, publish, published, named, deliver, credit, token):
+    jobs, job, ack, entry = document.drawings(18)
+    for drawing in (
+        channel, publish, expects, transacts, published, named, deliver, credit, token, jobs, job, ack, entry,
+    ):  # fmt: skip
         drawing.fields()
     assert named.sizes == struct_sizes(control.NAMED)[:-1]
     assert named.rest[0] == "u8 length, name"
+    assert job.sizes == struct_sizes(consuming.JOB)
+    assert job.offsets[-1] == layout()["JOB_HEADER_BYTES"] == kinds.JOB_HEADER_BYTES
+    assert ack.sizes == struct_sizes(consuming.ACK_HEADER) == layout_types("ACK_HEADER_BYTES")
+    assert entry.sizes == struct_sizes(consuming.ACK_ENTRY) == layout_types("ACK_ENTRY_BYTES")
+    assert jobs.sizes == struct_sizes(consuming.JOBS_HEADER) == layout_types("JOBS_HEADER_BYTES")
+    assert struct_sizes(consuming.ACKED) == layout_types("ACKED_BYTES")
+    assert "**ACKED** `u32 subscription, u32 0, u64 number`" in document.prose(18)
     assert channel.sizes == struct_sizes(control.CHANNEL_NUMBER)
     assert token.sizes == struct_sizes(control.TOKEN)
     assert credit.sizes == struct_sizes(control.CREDIT) == layout_types("CREDIT_BYTES")
     assert published.sizes == struct_sizes(sequencer.PUBLISHED) == layout_types("PUBLISHED_ENTRY_BYTES")
     assert publish.sizes == layout_types("PUBLISH_HEADER_BYTES")
     assert deliver.sizes == layout_types("DELIVER_HEADER_BYTES")
+    assert transacts.sizes == layout_types("TRANSACTION_HEADER_BYTES")
+    assert transacts.offsets[-1] == layout()["TRANSACTION_HEADER_BYTES"]
+    assert (expects.names[:3], expects.sizes[:3]) == (publish.names, publish.sizes)
+    assert expects.offsets[-1] == layout()["PUBLISH_HEADER_BYTES"] + layout()["PUBLISH_EXPECT_BYTES"]
     for drawing, name in (
         (publish, "PUBLISH_HEADER_BYTES"),
         (published, "PUBLISHED_ENTRY_BYTES"),
         (deliver, "DELIVER_HEADER_BYTES"),
         (credit, "CREDIT_BYTES"),
+        (jobs, "JOBS_HEADER_BYTES"),
+        (ack, "ACK_HEADER_BYTES"),
+        (entry, "ACK_ENTRY_BYTES"),
     ):
         assert drawing.offsets[-1] == layout()[name]
         comment = re.search(rf"^    {name} = \d+ +# (.*)$", LAYOUT_TEXT, re.M)
@@ -283,7 +306,6 @@ def check_hot_bodies(document: Document) -> None:
     assert f"the body has its {layout()['PUBLISH_HEADER_BYTES']} bytes" in prose
     assert f"`count` is 1 to {layout()['PUBLISH_COUNT_MAX']:,}." in prose
     assert f"Flag {layout()['PUBLISHED_FLAG_DUPLICATE']} is *duplicate*" in prose
-    assert f"behind its {layout()['PUBLISH_HEADER_BYTES']} bytes" in document.prose(6)
     assert f"(not the header, the {layout()['DELIVER_HEADER_BYTES']} bytes and the name before it)" in document.prose(
         10
     )
@@ -293,7 +315,36 @@ def check_hot_bodies(document: Document) -> None:
 
 def check_publish_flags(document: Document) -> None:
     rows = document.table(7, "| flag | name")
-    assert {name: int(bit) for bit, name, _ in rows} == {flag.name: int(flag) for flag in kinds.PublishFlag}
+    others = [flag for flag in kinds.PublishFlag if flag is not PublishFlag.EXPECT]
+    assert {name: int(bit) for bit, name, _ in rows} == {flag.name: int(flag) for flag in others}
+
+
+def check_consumers(document: Document) -> None:
+    """What section 18 says in numbers of settings, verbs and lanes."""
+    prose = " ".join(document.sections[18].split())
+    verbs = document.table(18, "| verb |")
+    assert [(int(verb), name.replace(" ", "_").upper()) for verb, name, _ in verbs] == [
+        (int(verdict), verdict.name) for verdict in consumers.Verdict
+    ]
+    assert f"from 1; {consumers.WINDOW_DEFAULT} unless said" in prose
+    assert f"from 1; {consumers.WINDOW_BYTES_DEFAULT:,} unless said" in prose
+    settings = consumers.ConsumerSettings("", ())
+    low, high = consumers.LEASE_MS_MIN, consumers.LEASE_MS_MAX
+    assert f"from {low} to {high:,}; {settings.lease_ms:,} unless said. Of an exclusive one also 0:" in prose
+    assert f"up to {consumers.ATTEMPTS_MAX:,}; {settings.attempts_max}, unless said, sets no bound" in prose
+    assert f"{consumers.ATTEMPTS_MAX:,} stands for more" in prose
+    assert f"`{list(settings.backoff_ms)}` unless said" in prose
+    critical, high_share, normal, low_share = LANE_SHARES
+    assert f"of {sum(LANE_SHARES)} that are given out {critical} are critical, {high_share} high" in prose
+    assert f"{high_share} high, {normal} normal and {low_share} low" in prose
+    assert f"flag NAME ({int(kinds.JobFlag.NAME)})" in prose
+    assert f"Flag REDELIVERED ({int(kinds.JobFlag.REDELIVERED)})" in prose
+    ops = {op.strip("`") for op, *_ in document.table(18, "| op | further keys")}
+    assert ops == set(OPERATIONS)
+    named = [key.strip("`") for keys, *_ in document.table(18, "| setting | type") for key in keys.split(", ")]
+    assert named == [field.name for field in dataclasses.fields(consumers.ConsumerSettings)]
+    headers = {key.strip("`") for keys, *_ in document.table(18, "| header | type") for key in keys.split(", ")}
+    assert headers == letters.OWN_KEYS
 
 
 def check_deliver_flags(document: Document) -> None:
@@ -311,7 +362,6 @@ def check_kinds(document: Document) -> None:
     client = {Kind[name] for _, name, by, *_ in rows if by in ("client", "both")}
     assert client == {Kind.HELLO, *session._HANDLERS}
     assert {name for _, name, by, *_ in rows if by == "both"} == {"PING", "PONG"}
-    assert {name for _, name, by, *_ in rows if by == "–"} == {"ACK"}
     answers = {name: row for _, name, _, *row in rows}
     assert answers["PING"][0].startswith("u64 token")
     assert answers["CHANNEL"][0].startswith("u32 number, then the name")
@@ -433,6 +483,17 @@ def check_fixed_limits(document: Document) -> None:
         "values of a control body": control.ITEMS_TOTAL_MAX,
         "values of HELLO's map": control.HELLO_ITEMS_TOTAL_MAX,
     }
+    known |= {
+        "body of JOBS of more than one job, bytes": kinds.JOBS_BYTES_MAX,
+        "consumer's name, bytes": consumers.CONSUMER_NAME_BYTES_MAX,
+        "filters of a consumer": consumers.CONSUMER_FILTERS_MAX,
+        "jobs under way to a member": consumers.WINDOW_MAX,
+        "leases of one ACK": ACK_LEASES_MAX,
+        "delay or extension of a job, milliseconds": consumers.DELAY_MS_MAX,
+        "consumers of one answer to `consumers`": consumers.CONSUMERS_PAGE_MAX,
+        "jobs of one answer to `consumer_peek`, runs of one `consumer_done`": consumers.JOBS_PAGE_MAX,
+    }
+    assert (kinds.JOBS_BYTES_MAX, consumers.DELAY_MS_MAX) == (JOBS_BODY_BYTES_MAX, DELAY_MS_MAX)
     for what, limit in known.items():
         assert fixed[what][0] == f"{limit:,}", what
     assert set(fixed) == {*known, "body of any server's frame, bytes"}
@@ -502,8 +563,14 @@ WHOLE: dict[str, tuple[int, dict[str, Any], Callable[[bytes], object]]] = {
     "ERROR": (
         14,
         {"code": 1001, "name": "BUSY", "detail": "d", "hint": "h", "retry_after_ms": 1, "subscription": 1, "request": 1,
-         "channel": 1, "number": 1, "count": 1, "asked": 1, "replied": 1},
+         "channel": 1, "number": 1, "count": 1, "asked": 1, "replied": 1, "ack": 1, "lease": 1, "leases": 1, "epoch": 1,
+         "sequence": 1, "index": 1},
         control.decode_error,
+    ),
+    "`consumer`": (
+        18,
+        {"name": "c", "window": 1, "bytes": 1},
+        lambda body: control.decode_subscribe(msgpack.packb({"subscription": 1, "consumer": msgpack.unpackb(body)})),
     ),
 }  # fmt: skip
 
@@ -594,6 +661,18 @@ def recode_published(body: bytes) -> bytes:
     return control.frame(Kind.PUBLISHED, b"".join(sequencer.PUBLISHED.pack(*entry) for entry in entries))
 
 
+def recode_jobs(jobs: consuming.Jobs) -> bytes:
+    body = b""
+    for job in jobs.jobs:
+        name = job.name or b""
+        flags = (kinds.JobFlag.REDELIVERED if job.redelivered else 0) | (kinds.JobFlag.NAME if name else 0)
+        size = consuming.JOB.size + len(name) + len(job.record)
+        place = job.channel, job.epoch, job.sequence, job.time_us
+        body += consuming.JOB.pack(size, *place, job.attempt, int(flags), len(name), 0) + name + job.record
+    header = consuming.JOBS_HEADER.pack(jobs.subscription, len(jobs.jobs), jobs.jobs[0].lease, jobs.lease_ms, 0)
+    return control.frame(Kind.JOBS, header + body)
+
+
 def recode_hello(body: bytes) -> bytes:
     hello = control.decode_hello(body)
     return control.encode_hello(hello.client, hello.producer, hello.token)
@@ -610,6 +689,11 @@ def recode_error(body: bytes) -> bytes:
         count=refusal.count,
         asked=refusal.asked,
         replied=refusal.replied,
+        ack=refusal.ack,
+        lease=refusal.lease,
+        leases=refusal.leases,
+        head=getattr(refusal.failure, "head", None),
+        index=getattr(refusal.failure, "index", None) or None,
     )
 
 
@@ -650,6 +734,9 @@ RECODE: dict[Kind, Callable[[bytes], bytes]] = {
     Kind.REPLY: recode_reply,
     Kind.PUBLISHED: recode_published,
     Kind.CREDIT: lambda body: control.encode_credit(*control.decode_credit(body)),
+    Kind.ACK: lambda body: consuming.encode_ack(*consuming.decode_ack(body)),
+    Kind.ACKED: lambda body: consuming.encode_acked(*consuming.decode_acked(body)),
+    Kind.JOBS: lambda body: recode_jobs(consuming.decode_jobs(body)),
 }
 
 
@@ -684,12 +771,20 @@ def recode_deliver(frame: bytes) -> bytes:
     return control.frame(Kind.DELIVER, header + name + chunk, flags)
 
 
-def recode_publish(frame: bytes) -> bytes:
-    """Read the records of a PUBLISH as a client would, and publish them with the client's buffer."""
-    channel, count, first = struct.unpack_from("<IIQ", frame, 8)
-    chunk = build_chunk(Chunk(1, 1, 1, count, frame[24:]))
-    batch = read_batch(control.frame(Kind.DELIVER, struct.pack("<IIQ", 1, 0, 0) + chunk))
-    buffer = PublishBuffer(
+def read_publish(frame: bytes) -> tuple[int, tuple[int, int] | None, Any]:
+    """Read a PUBLISH: its first number, the head that it expects, and its records as a client would read them."""
+    _, count, first = struct.unpack_from("<IIQ", frame, 8)
+    fixed = 24
+    expect = None
+    if frame[5] & kinds.PublishFlag.EXPECT:
+        fixed += kinds.PUBLISH_EXPECT_BYTES
+        expect = struct.unpack_from("<QQ", frame, 24)
+    chunk = build_chunk(Chunk(1, 1, 1, count, frame[fixed:]))
+    return first, expect, read_batch(control.frame(Kind.DELIVER, struct.pack("<IIQ", 1, 0, 0) + chunk))
+
+
+def publish_buffer() -> PublishBuffer:
+    return PublishBuffer(
         None,  # type: ignore[arg-type]
         error=error,
         check_channel=check_channel,
@@ -697,10 +792,20 @@ def recode_publish(frame: bytes) -> bytes:
         kick=lambda: None,
         bytes_max=1 << 20,
     )
+
+
+def recode_publish(frame: bytes) -> bytes:
+    """Publish what a PUBLISH says with the client's buffer."""
+    first, expect, batch = read_publish(frame)
+    buffer = publish_buffer()
     buffer.resume(first - 1)
-    assert channel == 0
+    assert int.from_bytes(frame[8:12], "little") == 0
     for message in batch:
-        buffer.post("s.chat", message.payload, message.headers or None, message.key, message.priority, message.expiry_s)
+        fields = (message.payload, message.headers or None, message.key, message.priority, message.expiry_s)
+        if expect is None:
+            buffer.post("s.chat", *fields)
+        else:
+            buffer.publish("s.chat", *fields, expect)
     block = buffer.take()
     assert block is not None
     return frames(bytes(block))[1]
@@ -710,6 +815,24 @@ def recode_named(frame: bytes) -> bytes:
     """Read a PUBLISH of requests or replies as the server does, and send it as a client does."""
     asked = control.decode_named(frame[8:])
     return control.encode_named(frame[5], asked.name, asked.number, asked.count, frame[8 + asked.at :])
+
+
+def recode_transaction(frame: bytes) -> bytes:
+    """Publish what a TRANSACTION says with the client's buffer; channel n is named n."""
+    buffer = publish_buffer()
+    draft = Draft(buffer)
+    inner = frames(frame[8 + kinds.TRANSACTION_HEADER_BYTES :])
+    for one in inner:
+        _, expect, [message] = read_publish(one)
+        channel = f"s.{int.from_bytes(one[8:12], 'little')}"
+        draft.publish(
+            channel, message.payload, message.headers or None, message.key, message.priority, message.expiry_s, expect
+        )
+    buffer.resume(read_publish(inner[0])[0] - 1)
+    buffer.transact(draft)
+    block = buffer.take()
+    assert block is not None
+    return frames(bytes(block))[-1]
 
 
 def is_legal(frame: bytes) -> bool:
@@ -730,6 +853,8 @@ def check_hex_block(block: str) -> bytes:
             assert recode_named(frame) == frame
         elif kind is Kind.PUBLISH:
             assert not is_legal(frame) or recode_publish(frame) == frame
+        elif kind is Kind.TRANSACTION:
+            assert recode_transaction(frame) == frame
         else:
             assert recoded(frame) == frame
     return data
@@ -739,7 +864,7 @@ def check_examples(document: Document) -> None:
     headings = re.findall(r"^### (.*)$", document.sections[16], re.M)
     blocks = document.blocks(16, "hex")
     assert headings == list(EXAMPLES)
-    assert {heading.split(",")[0] for heading in headings} == {kind.name for kind in Kind} - {"ACK"}
+    assert {heading.split(",")[0] for heading in headings} == {kind.name for kind in Kind}
     for heading, (_, block) in zip(headings, blocks, strict=True):
         data = check_hex_block(block)
         assert data == EXAMPLES[heading], heading
@@ -775,6 +900,10 @@ LEGAL = {
         named(PublishFlag.REPLY, b"$reply." + b"token 0000000001".hex().encode(), 1, b"x"),
         named(PublishFlag.REPLY, b"$reply.x", 1, b"x"),
     ),
+    "TRANSACTION": (
+        control.encode_channel(0, b"s.x") + transaction(publish(0, 1, b"x")),
+        transaction(publish(7, 1, b"x")),
+    ),
     "SUBSCRIBE": (
         control.encode_subscribe(control.Subscribe(1, ("s.x",), 1)),
         control.encode_subscribe(control.Subscribe(1, ("..",), 1)),
@@ -784,17 +913,19 @@ LEGAL = {
         control.encode_unsubscribe(2),
     ),
     "CREDIT": (control.encode_credit(1, 1), b""),
+    "ACK": (EXAMPLES["ACK"], b""),
     "REQUEST": (control.encode_request(1, "channel", {"name": "s.x"}), control.encode_request(1, "dance")),
     "PING": (control.encode_ping(1), b""),
     "PONG": (control.encode_pong(1), b""),
 }
 """Of each frame that a client sends one that is good, behind what it needs, and one that is refused."""
 ILLEGAL = {
-    "any other kind": [control.frame(kind, b"") for kind in (0, 2, 3, 6, 9, 11, 12, 14, 15, 17, 18, 19, 21, 255)],
+    "any other kind": [control.frame(kind, b"") for kind in (0, 2, 3, 6, 9, 11, 12, 14, 15, 17, 18, 21, 22, 255)],
     "flags or reserved not zero, a body that is not as drawn": [
         control.frame(Kind.PING, bytes(8), flags=1),
         bytes.fromhex("0800000004000100"),
         control.frame(Kind.HELLO, b"short"),
+        control.frame(Kind.PUBLISH, bytes(32), flags=128),
     ],
     "a body over the limit": [struct.pack("<IBBH", 1 << 31, Kind.PUBLISH, 0, 0)],
 }
@@ -956,7 +1087,20 @@ CLAIMS = [
     (4, "in seconds since 1970,"),
     (1, "A **sequence** numbers the records of a channel, dense, from 1."),
     (1, "compared for equality only, and 0 means none"),
-    (2, "`flags` is 0 in every kind but PUBLISH and DELIVER"),
+    (2, "`flags` is 0 in every kind but DELIVER (§10) and PUBLISH (§7)"),
+    (7, f"(frame flag {int(kinds.PublishFlag.EXPECT)})"),
+    (7, "(0, 0) is that of a channel which never had a record"),
+    (7, f"has {kinds.PUBLISH_HEADER_BYTES + kinds.PUBLISH_EXPECT_BYTES} bytes; in step 1 it is these"),
+    (7, "Between steps 5 and 6 the channel must be a stored one"),
+    (7, "behind step 6 its head must be the one"),
+    (7, "The frames are PUBLISH, with flag 0 or EXPECT"),
+    (7, "then ACK (§18) with number 0"),
+    (7, "steps 2 and 3 for each, 4 and 5 for all the numbers together"),
+    (7, "stored ones and step 6 for each"),
+    (5, f"It keeps them within {AHEAD_BYTES_MAX:,} bytes"),
+    (14, "`retry_after_ms` comes with codes of 1xxx and 2xxx."),
+    (14, "(0, 0) without any record |"),
+    (14, "is at fault, from 0; not there"),
     (3, f"its {kinds.RECORD_HEADER_BYTES}-byte header included"),
     (3, "In a PUBLISH it is sent as 0 and not looked at"),
     (3, "It stands for `run` sequences, from 1,"),
@@ -1030,6 +1174,20 @@ CLAIMS = [
     (13, "carry a u64 token"),
     (13, "is treated as the codes of 2xxx are"),
     (15, "duplicate with epoch 0 |"),
+    (14, "(§18) | | `lease` | uint, optional | with `ack`: the first of the leases"),
+    (18, "counted from 0, has the lease `lease` + i."),
+    (18, "from the moment at which the server sent it; 0: for ever."),
+    (18, "Without NAME `name_size` is 0."),
+    (18, "but its own `time_us` is 0:"),
+    (18, "`attempt` counts from 1;"),
+    (18, "counts the ACKs of the subscription: 1, 2, 3, … without gap."),
+    (18, "from `lease` on, at least 1. `ms` is 0 unless said."),
+    (18, "`ms` from now; 0: as long as it did at first"),
+    (18, "are done; `leases` is 1 |"),
+    (18, "a code of 4xxx."),
+    (18, "`member` is 0 unless one has it"),
+    (18, "| `consumers` | `prefix`, `after`: str, optional; `limit`: uint, from 1, optional |"),
+    (18, "| `consumer_peek` | `name`: str; `limit`: uint, from 1, optional |"),
 ]
 """Sentences with a number in them that no other check computes; a trace of tests/golden shows what each says."""
 
