@@ -773,6 +773,8 @@ cdef class PublishBuffer:
         cdef uint64_t sequence = 0
         cdef Publication publication
         if expect is not None:
+            if id is not None:
+                raise self.error("INVALID_RECORD", "publish: got an id and a position to expect; one of them decides")
             self.take_expected(expect, &epoch, &sequence)
             # It is a frame of its own, and what was posted before goes before it.
             self.close_frames()

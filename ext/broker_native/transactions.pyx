@@ -163,6 +163,9 @@ cdef int judge(Publisher publisher, Publish* publishes, uint32_t count, Verdict*
         code = publisher.check_records(publish.channel, publish.records, publish.size, publish.count)
         if code:
             return code
+        if publisher.flags & RECORD_ID:
+            # A record that is there already has no place in what happens together now.
+            return CODE_INVALID_RECORD
     for index in range(count):
         publish = &publishes[index]
         verdict.index = index
