@@ -68,8 +68,8 @@ def publish_expecting(session: Session, body: bytes) -> None:
 def transact(session: Session, body: bytes) -> None:
     """Handle a TRANSACTION."""
     publisher = _publisher(session)
-    publishes, acks = _split(body)
-    verdict = Verdict(*judge_transaction(publisher, publishes))
+    decided, end = judge_transaction(publisher, body)
+    verdict = Verdict(*decided)
     if verdict.code == MALFORMED_FRAME:
         raise error("MALFORMED_FRAME", f"TRANSACTION of {len(body)} bytes: it is not whole frames in a row")
     if verdict.code == DUPLICATE:
@@ -81,6 +81,7 @@ def transact(session: Session, body: bytes) -> None:
         slots = [slot for slot, _, _ in _publishes(body)]
         _refuse(session, verdict, slots[verdict.at_fault], len(body))
         return
+    acks = _acks(body, end)
     refusal = session.acks_refusal(acks)
     if refusal is not None:
         _answer(session, verdict, refusal)
@@ -89,38 +90,29 @@ def transact(session: Session, body: bytes) -> None:
         # Records that are delivered with their turn must not take those with them that wait for the commit.
         session.node.core.end_turn(session.node.clock.now_us())
         session.node.kick()
-    code, *_ = decide_transaction(publisher, publishes)
+    code, *_ = decide_transaction(publisher, body, True)
     assert not code
     session.settle_acks(acks)
 
 
-def _split(body: bytes) -> tuple[bytes, list[bytes]]:
-    """Cut a transaction into one without acks and the bodies of its ACK frames.
+def _acks(body: bytes, at: int) -> list[bytes]:
+    """Return the bodies of a transaction's ACK frames, which begin behind its publishes.
 
     Raises:
-        MalformedFrame: It is not whole frames in a row.
+        MalformedFrame: They are not whole ACK frames, as many as are announced.
     """
-    if len(body) < TRANSACTION_HEADER_BYTES:
-        raise error("MALFORMED_FRAME", f"TRANSACTION: got {len(body)} bytes, at least {TRANSACTION_HEADER_BYTES}")
-    publishes, count = COUNTS.unpack_from(body)
-    if not count:
-        return body, []
-    at = TRANSACTION_HEADER_BYTES
     acks: list[bytes] = []
-    end = 0
-    while at < len(body):
-        size, kind, flags, reserved = FRAME_HEADER.unpack_from(body.ljust(at + FRAME_HEADER_BYTES), at)
-        if publishes:
-            publishes -= 1
-        else:
-            end = end or at
-            if kind != Kind.ACK or flags or reserved:
-                raise error("MALFORMED_FRAME", f"TRANSACTION: got a frame of kind {kind} behind its publishes")
-            acks.append(body[at + FRAME_HEADER_BYTES : at + FRAME_HEADER_BYTES + size])
-        at += FRAME_HEADER_BYTES + size
+    while len(body) - at >= FRAME_HEADER_BYTES:
+        size, kind, flags, reserved = FRAME_HEADER.unpack_from(body, at)
+        if kind != Kind.ACK or flags or reserved:
+            raise error("MALFORMED_FRAME", f"TRANSACTION: got a frame of kind {kind} behind its publishes")
+        at += FRAME_HEADER_BYTES
+        acks.append(body[at : at + size])
+        at += size
+    _, count = COUNTS.unpack_from(body)
     if at != len(body) or len(acks) != count:
-        raise error("MALFORMED_FRAME", f"TRANSACTION: got {len(acks)} whole ACK frames, expected {count}")
-    return COUNTS.pack(COUNTS.unpack_from(body)[0], 0) + body[TRANSACTION_HEADER_BYTES:end], acks
+        raise error("MALFORMED_FRAME", f"TRANSACTION: got {len(acks)} ACK frames, expected {count} and nothing else")
+    return acks
 
 
 def _publisher(session: Session) -> Publisher:

@@ -28,9 +28,10 @@ cdef struct Verdict:
     uint64_t count                  # of all the records
     uint32_t index                  # of the publish that is at fault
     uint32_t rests_on
+    uint32_t end                    # where the publishes end in the body
     uint64_t epoch                  # with CONFLICT: of the head that was found
     uint64_t sequence
 
 cdef int expecting_decide(Publisher publisher, const uint8_t* body, uint32_t size, Verdict* verdict) except -1
 cdef int transaction_decide(Publisher publisher, const uint8_t* body, uint32_t size, Verdict* verdict,
-                            bint taking=*) except -1
+                            bint taking=*, bint acks=*) except -1

@@ -281,8 +281,14 @@ cdef int expecting_decide(Publisher publisher, const uint8_t* body, uint32_t siz
 
 
 cdef int transaction_decide(Publisher publisher, const uint8_t* body, uint32_t size, Verdict* verdict,
-                            bint taking=True) except -1:
+                            bint taking=True, bint acks=False) except -1:
     """Decide a transaction of publishes, whole or not at all; or only judge it.
+
+    Args:
+        publisher, body, size: Whose, and what.
+        verdict: Set.
+        taking: Take what nothing is wrong with.
+        acks: There may be acks behind the publishes, which the caller sees to; `verdict.end` says where.
 
     Returns:
         0 when its records have their sequences, DUPLICATE when all its numbers are known already, TURN_OPEN, HAS_ACKS,
@@ -290,12 +296,13 @@ cdef int transaction_decide(Publisher publisher, const uint8_t* body, uint32_t s
     """
     cdef Publish few[PUBLISHES_AT_ONCE]
     cdef Publish* publishes = few
+    cdef const uint8_t* end
     cdef uint32_t count
     memset(verdict, 0, sizeof(Verdict))
     if size < TRANSACTION_HEADER_BYTES:
         return CODE_MALFORMED_FRAME
     count = load_u32(body)
-    if load_u32(body + 4):
+    if load_u32(body + 4) and not acks:
         return HAS_ACKS
     # So many fit into the body at most: what is allocated is bounded by what has come.
     if not count or count > size // (FRAME_HEADER_BYTES + PUBLISH_HEADER_BYTES):
@@ -305,8 +312,10 @@ cdef int transaction_decide(Publisher publisher, const uint8_t* body, uint32_t s
         if publishes == NULL:
             raise MemoryError
     try:
-        if transaction_read(publishes, count, body + TRANSACTION_HEADER_BYTES, body + size) != body + size:
+        end = transaction_read(publishes, count, body + TRANSACTION_HEADER_BYTES, body + size)
+        if end == NULL or (end != body + size and not load_u32(body + 4)):
             return CODE_MALFORMED_FRAME
+        verdict.end = <uint32_t>(end - body)
         return publishes_decide(publisher, publishes, count, size, verdict, taking)
     finally:
         if publishes != few:
@@ -359,21 +368,28 @@ def decide_expecting(Publisher publisher not None, bytes body not None):
     return verdict_tuple(code, &verdict)
 
 
-def decide_transaction(Publisher publisher not None, bytes body not None):
+def decide_transaction(Publisher publisher not None, bytes body not None, bint acks=False):
     """Decide the body of a TRANSACTION.
+
+    Args:
+        acks: It may have acks behind its publishes, and the caller sees to them.
 
     Returns:
         As `decide_expecting`; in the place of 0 the index of the publish that is at fault, from 0.
     """
     cdef Verdict verdict
     cdef int code = transaction_decide(publisher, <const uint8_t*>PyBytes_AS_STRING(body),
-                                       <uint32_t>PyBytes_GET_SIZE(body), &verdict)
+                                       <uint32_t>PyBytes_GET_SIZE(body), &verdict, True, acks)
     return verdict_tuple(code, &verdict)
 
 
 def judge_transaction(Publisher publisher not None, bytes body not None):
-    """Answer what `decide_transaction` would, and take nothing."""
+    """Answer what `decide_transaction` would of the publishes, and take nothing.
+
+    Returns:
+        (that, where the publishes end in the body; 0 when they could not be read).
+    """
     cdef Verdict verdict
     cdef int code = transaction_decide(publisher, <const uint8_t*>PyBytes_AS_STRING(body),
-                                       <uint32_t>PyBytes_GET_SIZE(body), &verdict, False)
-    return verdict_tuple(code, &verdict)
+                                       <uint32_t>PyBytes_GET_SIZE(body), &verdict, False, True)
+    return verdict_tuple(code, &verdict), verdict.end

@@ -287,6 +287,12 @@ def frame(kind: int, body: bytes = b"", flags: int = 0) -> bytes:
     return len(body).to_bytes(4, "little") + bytes([kind, flags, 0, 0]) + body
 
 
+async def too_much_together(world: World) -> None:
+    async with world.bus.transaction() as tx:
+        for _ in range(1_000):
+            tx.publish("s.x", bytes(1_000))
+
+
 MET: list[tuple[str, Callable[[World], Awaitable[object]]]] = [
     ("INVALID_CHANNEL", lambda world: world.bus.publish("a..b", b"")),
     ("INVALID_CHANNEL", lambda world: world.bus.publish("", b"")),
@@ -303,6 +309,8 @@ MET: list[tuple[str, Callable[[World], Awaitable[object]]]] = [
     ("HEADERS_TOO_LARGE", lambda world: world.bus.publish("s.x", b"", headers={"h": bytes(200)})),
     ("INVALID_RECORD", lambda world: world.bus.publish("s.x", b"", priority=9)),
     ("INVALID_RECORD", lambda world: world.bus.publish("s.x", b"", key=bytes(256))),
+    ("CONFLICT", lambda world: world.bus.publish("s.x", b"", expect=Position(1, 1))),
+    ("TRANSACTION_TOO_LARGE", too_much_together),
     ("NO_PROFILE", lambda world: world.bus.publish("none.x", b"")),
     ("TOO_MANY_CHANNELS", lambda world: publish_two(world, "few.{}")),
     ("LIMIT", lambda world: publish_two(world, "slow.{}")),
