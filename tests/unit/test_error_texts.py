@@ -25,6 +25,7 @@ from broker.cli import sub
 from broker.config import Config, check_listen_address
 from broker.edge.native import NativeListener
 from broker.model.errors import BY_NAME, BrokerError, error, from_wire
+from broker.model.levels import Level
 from broker.model.limits import Limits
 from broker.model.positions import Position
 from broker.model.profiles import Profile, Profiles
@@ -137,6 +138,7 @@ NOT_PROVOKED = {
 """Codes that no call of a user ends with while the machine is well, and why."""
 
 PROFILES = (
+    Profile(b"e.>", durability=Level.EPHEMERAL),
     Profile(b"few.>", channels_max=1),
     Profile(b"slow.>", new_channels_per_s=1),
     Profile(b"s.>"),
