@@ -56,6 +56,8 @@ cdef int ids_add(IdTable* table, const IdHash* hash, uint64_t sequence, uint32_t
 cdef void ids_take_back(IdTable* table, uint32_t count) noexcept nogil
 # Forgets the oldest entries: those taken before `since_s`, and those below a sequence.
 cdef void ids_expire(IdTable* table, uint32_t since_s, uint64_t first) noexcept nogil
+# Has what `ids_find` looks at on its way into the cache.
+cdef void ids_prefetch(const IdTable* table, const IdHash* hash) noexcept nogil
 cdef IdHash id_hash(const IdKey* key, const uint8_t* data, size_t size) noexcept nogil
 cdef IdKey ids_key(uint64_t seed) noexcept nogil
 

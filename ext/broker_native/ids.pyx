@@ -5,9 +5,9 @@ can choose two ids that are taken for one. Entries stand in the order of their s
 time and count, are a place in that order, and a record that is undone is the newest one.
 
 They are found through buckets of eight slots, each a line of the cache with bits of each hash, so that an id which is
-not there costs one look into memory. Who finds no free slot takes another one's and remembers whose. Buckets become more
-one at a time (linear hashing), so that no id of a million waits for a table that is made anew. A million ids take 50
-bytes each, or less. Nothing here reads a clock.
+not there costs one look into memory. Who finds no free slot takes another one's and remembers whose. Buckets become
+more one at a time (linear hashing), so that no id of a million waits for a table that is made anew. A million ids
+take 50 bytes each, or less. Nothing here reads a clock.
 """
 
 cimport cython
@@ -17,6 +17,7 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from broker_native.layout cimport *
+from broker_native.slabs cimport memory_prefetch
 
 cdef extern from "<stdlib.h>" nogil:
     void* aligned_alloc(size_t alignment, size_t size)
@@ -137,7 +138,7 @@ cdef inline uint32_t low_mask(uint32_t value) noexcept nogil:
 
 
 cdef inline uint32_t bucket_of(const IdTable* table, uint32_t tag) noexcept nogil:
-    """The number of a tag's bucket: by as many of its bits as tell all of them apart, one less where it is not split."""
+    """The number of a tag's bucket: by as many bits as tell all of them apart, one less where it is not split."""
     cdef uint32_t mask = low_mask(table.buckets_count - 1)
     cdef uint32_t bucket = tag & mask
     return bucket if bucket < table.buckets_count else <uint32_t>(bucket & (mask >> 1))
@@ -149,6 +150,11 @@ cdef inline IdBucket* bucket_at(const IdTable* table, uint32_t number) noexcept 
 
 cdef inline bint is_here(const IdTable* table, uint32_t place) noexcept nogil:
     return place - table.head < table.count
+
+
+cdef void ids_prefetch(const IdTable* table, const IdHash* hash) noexcept nogil:
+    if table.count:
+        memory_prefetch(bucket_at(table, bucket_of(table, <uint32_t>hash.low)))
 
 
 cdef const IdEntry* ids_find(const IdTable* table, const IdHash* hash) noexcept nogil:
