@@ -180,17 +180,23 @@ cdef const IdEntry* ids_find(const IdTable* table, const IdHash* hash) noexcept 
     return found
 
 
-cdef void slot_put(IdTable* table, uint32_t place) noexcept nogil:
-    """Have an entry found: in a slot of its bucket that is nobody's, else in the last one, before who was there."""
-    cdef IdEntry* entry = entry_at(table, place)
-    cdef uint32_t tag = <uint32_t>entry.hash.low
+cdef inline IdSlot* free_slot(IdTable* table, uint32_t tag) noexcept nogil:
+    """A slot of a tag's bucket that is nobody's, else the last one."""
     cdef IdBucket* bucket = bucket_at(table, bucket_of(table, tag))
     cdef uint32_t index = 0
     while index < BUCKET_SLOTS - 1 and is_here(table, bucket.slots[index].place):
         index += 1
-    entry.next = bucket.slots[index].place if index == BUCKET_SLOTS - 1 else <uint32_t>(table.head - 1)
-    bucket.slots[index].tag = tag
-    bucket.slots[index].place = place
+    return &bucket.slots[index]
+
+
+cdef void slot_put(IdTable* table, uint32_t place) noexcept nogil:
+    """Have an entry found: in a free slot of its bucket, else in the last one, before who was there."""
+    cdef IdEntry* entry = entry_at(table, place)
+    cdef IdSlot* slot = free_slot(table, <uint32_t>entry.hash.low)
+    # Whoever was there has left, or comes behind this one.
+    entry.next = slot.place
+    slot.tag = <uint32_t>entry.hash.low
+    slot.place = place
 
 
 cdef int ids_add(IdTable* table, const IdHash* hash, uint64_t sequence, uint32_t time_s) noexcept nogil:
@@ -295,10 +301,13 @@ cdef int add_bucket(IdTable* table) noexcept nogil:
     bucket = bucket_at(table, added & (low_mask(added) >> 1))
     old = bucket[0]
     bucket_clear(table, bucket)
-    for index in range(<uint32_t>BUCKET_SLOTS):
-        place = old.slots[index].place
-        if is_here(table, place):
-            slots_move(table, place)
+    for index in range(<uint32_t>BUCKET_SLOTS - 1):
+        # Nobody's slot was taken here: the tag says all, and the entry need not come into the cache.
+        if is_here(table, old.slots[index].place):
+            free_slot(table, old.slots[index].tag)[0] = old.slots[index]
+    place = old.slots[BUCKET_SLOTS - 1].place
+    if is_here(table, place):
+        slots_move(table, place)
     return 0
 
 
