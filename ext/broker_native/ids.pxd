@@ -16,13 +16,20 @@ cdef struct IdHash:             # what stands for an id
     uint64_t low
     uint64_t high
 
-# An entry's place is its number since the table began, modulo 2^32. A place that is not among the `count` from `head` on
-# is nobody's: what has left the table needs to be taken out of no chain.
+# An entry's place is its number since the table began, modulo 2^32. A place that is not among the `count` from `head`
+# on is nobody's: what has left the table needs to be taken out of nowhere.
 cdef struct IdEntry:
     IdHash hash
     uint64_t sequence
     uint32_t time_s             # broker time of the record
-    uint32_t next               # the place of the next older entry of its chain
+    uint32_t next               # the place of the entry whose slot it took, one of the same bucket
+
+cdef struct IdSlot:
+    uint32_t tag                # the last bits of the hash, which say its bucket as well
+    uint32_t place
+
+cdef struct IdBucket:           # one line of the cache
+    IdSlot slots[8]
 
 cdef struct IdTable:
     IdEntry** blocks            # a ring of the blocks from that of `head` on
@@ -32,8 +39,9 @@ cdef struct IdTable:
     uint32_t head               # the place of the oldest entry
     uint32_t count
     uint32_t buckets_count
-    uint32_t buckets_capacity
-    uint32_t* buckets           # the places at which chains begin, each with its newest entry
+    uint32_t segments_count
+    uint32_t segments_capacity
+    IdBucket** segments         # of buckets; the only one is smaller than the others
     IdEntry* spare              # a block that was used up
     void* owner                 # whose ids they are
     size_t bytes                # of memory
@@ -48,6 +56,8 @@ cdef int ids_add(IdTable* table, const IdHash* hash, uint64_t sequence, uint32_t
 cdef void ids_take_back(IdTable* table, uint32_t count) noexcept nogil
 # Forgets the oldest entries: those taken before `since_s`, and those below a sequence.
 cdef void ids_expire(IdTable* table, uint32_t since_s, uint64_t first) noexcept nogil
+# Has what `ids_find` looks at on its way into the cache.
+cdef void ids_prefetch(const IdTable* table, const IdHash* hash) noexcept nogil
 cdef IdHash id_hash(const IdKey* key, const uint8_t* data, size_t size) noexcept nogil
 cdef IdKey ids_key(uint64_t seed) noexcept nogil
 

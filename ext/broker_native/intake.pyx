@@ -71,6 +71,8 @@ cdef enum:
     AHEAD = 10
     AHEAD_NEW = 5
     CHANNELS_CACHED = 1024
+    # While its frames have ids, this far ahead one has what its first id is looked up in fetched.
+    IDS_AHEAD_BYTES = 1024
 
     SPILL_BYTES_MIN = 64
     CHANNEL_NUMBER_BYTES = 4
@@ -92,6 +94,17 @@ cdef inline bytes name_in(const uint8_t* frame, size_t size):
     """The name in such a frame."""
     return PyBytes_FromStringAndSize(<const char*>frame + FRAME_HEADER_BYTES + CHANNEL_NUMBER_BYTES,
                                      <Py_ssize_t>(size - CHANNEL_NUMBER_BYTES))
+
+
+cdef size_t ids_look_ahead(Publisher publisher, const uint8_t* data, size_t size, size_t at, size_t far) noexcept:
+    """Have the ids of frames that come soon looked at; answers up to where that was done."""
+    far = max(far, at)
+    while far - at < IDS_AHEAD_BYTES and size - far >= FRAME_HEADER_BYTES:
+        if load_u32(data + far) > size - far - FRAME_HEADER_BYTES:
+            break
+        publisher.fetch_ids(data + far, FRAME_HEADER_BYTES + <size_t>load_u32(data + far))
+        far += FRAME_HEADER_BYTES + <size_t>load_u32(data + far)
+    return far
 
 
 cdef Channel* channel_ahead(Publisher publisher, const uint8_t* data, size_t size, size_t* at) noexcept:
@@ -500,6 +513,7 @@ cdef class Intake:
         cdef size_t at = 0
         cdef size_t far = 0
         cdef size_t near = size
+        cdef size_t ids_ahead = 0
         cdef size_t frame, used
         cdef int ahead
         cdef int became
@@ -532,6 +546,8 @@ cdef class Intake:
             at += used
             if near < size:
                 look_ahead(publisher, data, size, &far, &near)
+            if publisher is not None and publisher.flags & RECORD_ID:
+                ids_ahead = ids_look_ahead(publisher, data, size, at, ids_ahead)
         return at
 
     cdef size_t take_channels(self, const uint8_t* data, size_t size, int* became) except? 0:

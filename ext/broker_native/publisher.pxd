@@ -32,6 +32,8 @@ cdef class Publisher(PublishedEntries):
     cdef int publish_with_ids(self, Channel* channel, const uint8_t* at, uint32_t size, uint32_t count, uint32_t slot,
                   uint64_t number) except -1
     cdef uint32_t look_up(self, Channel* channel, IdTable* table, const uint8_t* at, uint32_t count) except? 0
+    # Has what the first id of a frame ahead is looked up in on its way into the cache; nothing of it has been checked.
+    cdef void fetch_ids(self, const uint8_t* frame, size_t size) noexcept
     cdef uint32_t count_runs(self, uint32_t count) noexcept
     cdef int take_decided(self, Channel* channel, const uint8_t* at, uint32_t count, uint32_t slot, uint64_t number,
                   uint32_t fresh) except -1

@@ -16,12 +16,23 @@ from broker_native.channel cimport (
     CLASS_EPHEMERAL,
     CLASS_GROUP,
     CLASS_NONE,
+    IDS_HERE,
     STATE_LEAVING,
     Channel,
     channel_name,
 )
 from broker_native.growing cimport bytes_reserve
-from broker_native.ids cimport IdEntry, IdHash, IdTable, id_hash, ids_add, ids_find, ids_take_back, record_id
+from broker_native.ids cimport (
+    IdEntry,
+    IdHash,
+    IdTable,
+    id_hash,
+    ids_add,
+    ids_find,
+    ids_prefetch,
+    ids_take_back,
+    record_id,
+)
 from broker_native.layout cimport *
 from broker_native.lines cimport Line
 from broker_native.open_chunks cimport ChunkMark, chunk_mark
@@ -333,6 +344,26 @@ cdef class Publisher(PublishedEntries):
         self.tails.turn_bytes += size
         self.tails.group_bytes += size
         return 0
+
+    cdef void fetch_ids(self, const uint8_t* frame, size_t size) noexcept:
+        cdef const uint8_t* record = frame + FRAME_HEADER_BYTES + PUBLISH_HEADER_BYTES
+        cdef const uint8_t* id
+        cdef const IdTable* table
+        cdef uint32_t slot, id_size
+        cdef IdHash hash
+        if size < FRAME_HEADER_BYTES + PUBLISH_HEADER_BYTES + RECORD_HEADER_BYTES or frame[4] != KIND_PUBLISH:
+            return
+        size -= FRAME_HEADER_BYTES + PUBLISH_HEADER_BYTES
+        slot = load_u32(frame + FRAME_HEADER_BYTES)
+        if slot >= self.slots_count or self.slots[slot] == NULL or self.slots[slot].ids != IDS_HERE:
+            return
+        if load_u32(record) < RECORD_HEADER_BYTES or load_u32(record) > size or not load_u16(record + 4) & RECORD_ID:
+            return
+        id = record_id(record, &id_size)
+        if id != NULL:
+            table = self.tails.ids_of(self.slots[slot])
+            hash = id_hash(&self.tails.ids_key, id, id_size)
+            ids_prefetch(table, &hash)
 
     cdef uint32_t look_up(self, Channel* channel, IdTable* table, const uint8_t* at, uint32_t count) except? 0:
         """Find the sequence of each record's id, 0 for none, in `Tails.decided`, and note the ids of the others.

@@ -146,6 +146,7 @@ NOT_PROVOKED = {
 """Codes that no call of a user ends with while the machine is well, and why."""
 
 PROFILES = (
+    Profile(b"e.>", durability=Level.EPHEMERAL),
     Profile(b"few.>", channels_max=1),
     Profile(b"slow.>", new_channels_per_s=1),
     Profile(b"s.>"),
