@@ -20,7 +20,7 @@ from broker.model.consumers import (
 )
 from broker.model.limits import Limits
 from broker.model.positions import BusPosition
-from broker.node import consumer as consumer_module
+from broker.node import consumers as consumers_module
 from broker.node.letters import fields_of
 from broker.wire import consuming, control
 from broker.wire.kinds import Kind
@@ -562,7 +562,8 @@ def test_a_paused_consumer_gives_out_nothing_also_after_a_crash(stage: Stage, pe
 
 
 def test_more_than_fits_into_memory_is_read_as_there_is_room(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(consumer_module, "WINDOW_BYTES", 20_000)
+    monkeypatch.setattr(consumers_module, "WINDOW_BYTES", 20_000)
+    monkeypatch.setattr(consumers_module, "WINDOW_BYTES_MIN", 20_000)
     for at in range(100):
         peer.publish("s.jobs", *[b"%04d" % (at * 10 + each) + bytes(200) for each in range(10)])
     peer.make(QUEUE)
