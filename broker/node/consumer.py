@@ -378,6 +378,9 @@ class Consumer:
 
     def store(self, done: Done) -> None:
         """Have what has changed stored; `done` hears when it is committed, or that it cannot be."""
+        if not self.ready:
+            done(error("BUSY", f"consumer {self.name.decode()}: it is being restored", "Try again in a moment."))
+            return
         self._askers.append(done)
         self._core.states.touch(self)
         self._home.kick()

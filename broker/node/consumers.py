@@ -326,10 +326,14 @@ class Consumers:
                         return
                 elif info is not None:
                     infos.append(info)
-                if left:
-                    self._tell(left.pop(0).decode(), step)
-                else:
-                    told(ConsumersPart(tuple(infos), len(names) > limit))
+                while left:
+                    name = left.pop(0)
+                    consumer = self._consumers.get(name)
+                    if consumer is None or not consumer.ready:
+                        self._tell(name.decode(), step)
+                        return
+                    infos.append(consumer.info())
+                told(ConsumersPart(tuple(infos), len(names) > limit))
 
             step(None)
 

@@ -706,3 +706,40 @@ def test_an_ack_of_somebody_elses_lease_is_refused(stage: Stage, peer: Peer) -> 
     peer.say(Verdict.NACK, job, 100 * 366 * 86_400_000)
     assert peer.errors[-1].failure.name == "INVALID_TIME"
     assert peer.info().leased == 1
+
+
+def test_a_page_of_consumers_is_told_whether_they_are_in_memory_or_not(stage: Stage, peer: Peer) -> None:
+    for at in range(120):
+        peer.make(ConsumerSettings(f"c.{at:03}", ("s.x",)))
+    for again in (peer, None):
+        if again is None:
+            stage.crash()
+            again = Peer(stage, "again")
+        part = consuming.decode_infos(again.ask("consumers"))
+        assert ([info.settings.name for info in part.consumers], part.more) == (
+            [f"c.{at:03}" for at in range(100)],
+            True,
+        )
+        part = consuming.decode_infos(again.ask("consumers", after="c.099"))
+        assert (len(part.consumers), part.more) == (20, False)
+
+
+def test_what_is_asked_while_a_consumer_is_restored_is_refused_or_waits(stage: Stage, peer: Peer) -> None:
+    peer.publish("s.jobs", b"one")
+    peer.make(QUEUE)
+    peer.join()
+    [job] = peer.take()
+    stage.hold()
+    peer.ack(job)
+    peer.ask("consumer_pause", name="work", paused=True)
+    stage.fail(Fate.LOST)
+    stage.feed("peer", control.encode_request(9, "consumer", {"name": "work"}))
+    peer.ack(job)
+    stage.release()
+    peer.hear()
+    names = [each.failure.name for each in peer.errors]
+    assert names.count("COMMIT_UNKNOWN") == 2
+    info = consuming.decode_info(peer.replies[-1])
+    assert (info.settings.paused, info.members, info.acked) == (False, 1, 0)
+    assert peer.acked == {1: 2}
+    assert peer.payloads() == [b"one"]
