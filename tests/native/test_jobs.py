@@ -383,9 +383,10 @@ class Consumer(RuleBasedStateMachine):
         for chunk in self.stream:
             track = twin.tracks.get((chunk.channel, chunk.epoch))
             for sequence in chunk.jobs:
-                if track is None:
-                    passed = chunk.epoch < twin.floor_of(chunk.channel)[0]
-                    is_done = passed if self.by_position else chunk.place <= twin.floor
+                if not self.by_position and chunk.place <= twin.floor:
+                    is_done = True
+                elif track is None:
+                    is_done = self.by_position and chunk.epoch < twin.floor_of(chunk.channel)[0]
                 elif sequence <= track.known:
                     is_done = sequence not in track.undone
                 else:
@@ -738,7 +739,7 @@ def test_places_and_what_was_seen_of_them() -> None:
     later.restore([b"", stored])
     assert later.floor == (8, INDEX_MAX)
     later.join(1, 5, 100, 1 << 20)
-    later.take(deliver(chunk_of(records(1), 1, channel=2), 9, 1) + deliver(chunk_of(records(2), 2), 9, 0))
+    later.take(deliver(chunk_of(records(2), 2), 9, 0) + deliver(chunk_of(records(1), 1, channel=2), 9, 1))
     later.take(deliver(chunk_of(records(1), 4), 10))
     assert later.granted(1).flags == [JOB_REDELIVERED | JOB_NAME, JOB_REDELIVERED, 0]
     both.granted(1)
