@@ -1363,7 +1363,7 @@ cdef class Jobs:
         """The frame of the newest leases; names from the given count on are told in it."""
         cdef bytes frame = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>(FRAME_HEADER_BYTES + size))
         cdef uint8_t* to = <uint8_t*>PyBytes_AS_STRING(frame)
-        cdef uint64_t lease
+        cdef uint64_t _lease
         cdef uint32_t number, name_bytes
         cdef uint8_t flags
         cdef Job* job = self.leased_job(first)
@@ -1377,7 +1377,7 @@ cdef class Jobs:
         store_u64(to + 8, first)
         store_u64(to + 16, self.lease_ms)
         to += JOBS_HEADER_BYTES
-        for lease in range(first, self.next_lease):
+        for _lease in range(first, self.next_lease):
             # They are the last that the member was given, one after the other.
             if job.held_next != NULL:
                 memory_prefetch(job.held_next)
@@ -2129,7 +2129,8 @@ cdef int check_entries(const uint8_t* at, const uint8_t* end) except -1:
         if (not VERB_ACK <= verb <= VERB_ACK_THROUGH or at[13] or load_u16(at + 14) or count < 1
                 or load_u64(at) > U64_MAX - count + 1):
             raise ValueError(f"ack: got verb {verb} of {count} leases from {load_u64(at)}")
-        if (load_u64(at + 16) and verb != VERB_NACK and verb != VERB_EXTEND) or (count > 1 and verb == VERB_ACK_THROUGH):
+        if ((load_u64(at + 16) and verb != VERB_NACK and verb != VERB_EXTEND)
+                or (count > 1 and verb == VERB_ACK_THROUGH)):
             raise ValueError(f"ack: got verb {verb} of {count} leases with {load_u64(at + 16)} ms")
         if leases > LEASES_PER_ACK_MAX:
             raise ValueError(f"ack: got {leases} leases, limit {ACK_LEASES_MAX}")

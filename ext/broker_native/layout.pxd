@@ -47,8 +47,8 @@ cdef enum:
     CREDIT_BYTES = 16             # u32 subscription, u32 zero, u64 bytes
     JOBS_HEADER_BYTES = 32        # u32 subscription, u32 count, u64 first lease, u64 lease_ms, u64 zero
     JOBS_BODY_BYTES_MAX = 262144  # or one job
-    JOB_HEADER_BYTES = 40         # u32 size, u32 channel, u64 epoch, u64 sequence, u64 time_us, u16 attempt, u8 flags,
-                                  # u8 name length, u32 zero
+    # u32 size, u32 channel, u64 epoch, u64 sequence, u64 time_us, u16 attempt, u8 flags, u8 name length, u32 zero
+    JOB_HEADER_BYTES = 40
     JOB_FLAG_REDELIVERED = 1
     JOB_FLAG_NAME = 2
     ACK_HEADER_BYTES = 16         # u32 subscription, u32 count, u64 number

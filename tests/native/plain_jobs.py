@@ -312,7 +312,7 @@ class PlainJobs:
             if chunk.channel >= EPHEMERAL_ID:
                 continue
             early = bool(delivery.flags & DELIVER_EARLY)
-            passed = not self.by_position and 0 < delivery.group and (delivery.group, delivery.index) <= self.floor
+            passed = not self.by_position and delivery.group > 0 and (delivery.group, delivery.index) <= self.floor
             place = (delivery.group, delivery.index) if delivery.group else self.vouched
             if not early:
                 self.vouched = max(self.vouched, place)

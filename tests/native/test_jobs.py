@@ -447,7 +447,7 @@ class Consumer(RuleBasedStateMachine):
         assert self.both.snapshot()
 
 
-Consumer.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Consumer.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 test_machine = Consumer.TestCase
 
 
@@ -913,9 +913,10 @@ def test_a_state_is_restored_before_anything_else() -> None:
     ],
 )
 def test_settings_out_of_range_are_refused(options: Settings) -> None:
+    arguments: Settings = {"first_lease": 1, "seed": 1} | options
     for make in (Jobs, PlainJobs):
         with pytest.raises(ValueError, match=r"got|exclusive"):
-            make(**({"first_lease": 1, "seed": 1} | options))
+            make(**arguments)
 
 
 @pytest.mark.parametrize(("member", "window"), [(0, 1), (2, 0), (1, 1)])
