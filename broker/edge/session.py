@@ -31,7 +31,8 @@ from broker.wire import control, requests
 from broker.wire.kinds import Kind
 from broker_native.fanout import Subscription
 from broker_native.intake import Intake
-from broker_native.tails import Line, Publisher
+from broker_native.lines import Line
+from broker_native.publisher import Publisher
 from broker_native.unsent import Sender
 
 if TYPE_CHECKING:
@@ -395,7 +396,7 @@ class Session(Intake):
         self._waiting = None
         self._load_asked = False
         self._load_failure = failure
-        self.tails.now_us = self.node.clock.now_us()
+        self.tails.begin_read(self.node.clock.now_us())
         self._handle(handler)
         self._load_failure = None
         if self._waiting is None:
