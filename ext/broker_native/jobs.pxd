@@ -6,9 +6,9 @@
 cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from broker_native.growing cimport Bytes
 from broker_native.slabs cimport ITEM_CLASSES, SlabHeap
 from broker_native.slots cimport SlotTable
-from broker_native.tails cimport Bytes
 
 cdef enum:
     LANES = 4

@@ -54,6 +54,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, qsort, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 
+from broker_native.growing cimport bytes_append, bytes_release, bytes_take
 from broker_native.layout cimport (
     ACK_ENTRY_BYTES,
     ACK_HEADER_BYTES,
@@ -100,7 +101,6 @@ from broker_native.slabs cimport (
     slabs_take,
 )
 from broker_native.slots cimport table_close, table_find, table_insert, table_open, table_remove
-from broker_native.tails cimport bytes_append, bytes_release, bytes_take
 
 cdef extern from "<stdint.h>" nogil:
     const uint64_t U64_MAX "UINT64_MAX"

@@ -445,12 +445,15 @@ class PlainJobs:
         job.lot.left -= 1
         if not job.lot.left and job.lot in self.lots:
             self.lots.remove(job.lot)
-        log = self.acked_log.setdefault(track, [])
-        if log and log[-1][1] + 1 == job.sequence:
-            log[-1] = (log[-1][0], job.sequence)
-        else:
-            log.append((job.sequence, job.sequence))
+        self._log(track, job.sequence, job.sequence)
         self.done += 1
+
+    def _log(self, track: Track, first: int, last: int) -> None:
+        log = self.acked_log.setdefault(track, [])
+        if log and log[-1][1] + 1 == first:
+            log[-1] = (log[-1][0], last)
+        else:
+            log.append((first, last))
 
     def _die(self, job: Job, reason: int) -> None:
         """A job is dead, and done once that has been told."""
@@ -733,7 +736,7 @@ class PlainJobs:
         above = max(first, track.known + 1)
         if above <= last:
             track.ahead.update(range(above, last + 1))
-            self.acked_log.setdefault(track, []).append((above, last))
+            self._log(track, above, last)
             track.absorb()
         return [(run_first, run_last - run_first + 1) for run_first, run_last in runs_of(refused)]
 
