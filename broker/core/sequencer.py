@@ -55,9 +55,9 @@ PUBLISHED_DUPLICATE = 1
 
 ACCEPTED_WAIT_US = 50_000
 """An accepted record is at most this far ahead of the disk; beyond it new ones wait for their commit."""
+EARLY_FOREVER_US = (1 << 64) - 1
 OWN_HEADERS_BYTES_MAX = (1 << 16) - 1
 """Of a copy that the broker makes of a user's record: its headers and what the broker adds."""
-EARLY_FOREVER_US = (1 << 64) - 1
 OWN_PAYLOAD_BYTES_MAX = 2 * PART_BYTES_MAX
 """Of a record in the broker's own channels, whatever the limits of others are."""
 RECENT_BYTES = 8 << 20

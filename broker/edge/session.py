@@ -64,7 +64,6 @@ HELD_BY_MEMORY = 32
 NAMES_AHEAD_MAX = 1_024
 """Channels that a connection is about to name, and that are loaded with the one that it waits for."""
 U64 = struct.Struct("<Q")
-ACK = int(Kind.ACK)
 
 
 class _NotLoaded(Exception):
@@ -235,9 +234,6 @@ class Session(Intake):
 
     def on_frame(self, kind: int, flags: int, body: bytes) -> None:
         try:
-            if kind == ACK and self._consuming is not None and not flags:
-                self._consuming.ack(body)
-                return
             if flags and not (kind == Kind.PUBLISH and flags in _PUBLISHES):
                 raise error("MALFORMED_FRAME", f"frame of kind {kind}: got flags {flags:#x}, expected 0")
             if not self.opened:
@@ -252,6 +248,13 @@ class Session(Intake):
             self.end(failure)
         else:
             self._handle(partial(handler, self, body))
+
+    def on_ack(self, body: bytes) -> None:
+        assert self._consuming is not None
+        try:
+            self._consuming.ack(body)
+        except BrokerError as failure:
+            self.end(failure)
 
     def on_channels(self, first: int, names: list[bytes]) -> int:
         limit = self.node.limits.channels_per_connection_max
@@ -866,6 +869,7 @@ class Session(Intake):
         """Its part in consumers, from now on."""
         if self._consuming is None:
             self._consuming = Consuming(self)
+            self.settles = True
         return self._consuming
 
     def check_room(self, request: control.Subscribe) -> None:

@@ -47,9 +47,6 @@ HEAD = Struct("<I4xQQQQQ")
 """What stands before each stored change of jobs: bytes of the settings behind it, 0 when they are as before; how many
 jobs were done, given out again and given up since the consumer was made; and up to which position dead letters were
 published again."""
-WINDOW_BYTES = 8 << 20
-MEMORY_SHARE = 32
-"""Nor more than this part of what all queues may hold."""
 FRAME_COPY_BYTES = 4 << 10
 TIMER_S_MAX = 3_600.0
 
@@ -76,13 +73,15 @@ class Member:
     Attributes:
         number: The consumer's number of it; 0 before it has joined.
         acks: Number of its last ACK.
-        told: Up to which of them it was told what became of it.
+        told: Up to which of them it is known what became of it.
+        owed: `told`, as long as it was not told so; else 0.
         waits: It is among those who are given jobs in turn.
         gone: It is no member any more.
     """
 
     __slots__ = (
-        "acks", "bytes_max", "consumer", "gone", "number", "outbox", "owner", "subscription", "told", "waits", "window",
+        "acks", "bytes_max", "consumer", "gone", "number", "outbox", "owed", "owner", "subscription", "told", "waits",
+        "window",
     )  # fmt: skip
 
     def __init__(self, owner: MemberOwner, outbox: Outbox, subscription: int, window: int, bytes_max: int) -> None:
@@ -95,8 +94,15 @@ class Member:
         self.number = 0
         self.acks = 0
         self.told = 0
+        self.owed = 0
         self.waits = False
         self.gone = False
+
+    def tell_owed(self) -> None:
+        """Tell it what is committed."""
+        if self.owed:
+            number, self.owed = self.owed, 0
+            self.owner.member_acked(self, number)
 
 
 class Consumer:
@@ -369,6 +375,7 @@ class Consumer:
         """A commit has failed, and with it what members have said (`Stateful`)."""
         unknown = error("COMMIT_UNKNOWN", f"consumer {self.name.decode()}: the commit failed")
         for member in self.members.values():
+            member.tell_owed()
             if member.acks > member.told:
                 member.told = member.acks
                 member.owner.member_unknown(member, member.acks)
@@ -381,6 +388,9 @@ class Consumer:
 
     def store(self, done: Done) -> None:
         """Have what has changed stored; `done` hears when it is committed, or that it cannot be."""
+        if not self.ready:
+            done(error("BUSY", f"consumer {self.name.decode()}: it is being restored", "Try again in a moment."))
+            return
         self._askers.append(done)
         self._core.states.touch(self)
         self._home.kick()
@@ -389,10 +399,20 @@ class Consumer:
         if failure is None:
             for member, number in batch:
                 if not member.gone:
-                    member.told = number
-                    member.owner.member_acked(member, number)
+                    member.told = member.owed = number
+                    self._tell_soon(member)
         for asker in askers:
             asker(failure)
+
+    def _tell_soon(self, member: Member) -> None:
+        """Tell a member what is committed; who has jobs under way hears of it with the next ones, if these come soon.
+
+        A member that has one job at a time would else be sent twice as much in half as large pieces.
+        """
+        if self.jobs is not None and self.jobs.under_way(member.number)[0]:
+            self._home.tell_later(member)
+        else:
+            member.tell_owed()
 
     # -- members -------------------------------------------------------------------------------------------------------
 
@@ -419,6 +439,7 @@ class Consumer:
         if member.gone:
             return
         assert self.jobs is not None
+        member.tell_owed()
         member.gone = True
         del self.members[member.number]
         self._unacked.pop(member, None)
@@ -511,7 +532,7 @@ class Consumer:
         if self._unacked or self._askers or jobs.changed:
             self._core.states.touch(self)
         if self._reader is not None:
-            self._reader.leave_room(jobs.bytes_held)
+            self._reader.leave_room(self._home.window_bytes, jobs.bytes_held)
         due_us = jobs.next_us()
         if due_us and (self._timer is None or due_us < self._timer_us):
             self._set_timer(due_us, now_us)
@@ -531,6 +552,7 @@ class Consumer:
                 frame = jobs.grant(member.number, now_us, share)
                 if frame:
                     given = True
+                    member.tell_owed()
                     if len(frame) <= FRAME_COPY_BYTES:
                         member.outbox.ordered_frame(frame)
                     else:
@@ -579,7 +601,8 @@ class Consumer:
         self._timer = None
         if not self.ready or self.jobs is None:
             return
-        now_us = self._core.tails.now_us = max(self._home.clock.now_us(), self._core.tails.now_us)
+        now_us = self._home.clock.now_us()
+        self._core.tails.begin_read(now_us)
         if self.jobs.expire(now_us):
             self._wait_all()
         self.touch()
@@ -592,7 +615,7 @@ class Consumer:
         if self._reader is not None or not self.ready:
             return
         assert self.jobs is not None
-        window_bytes = min(WINDOW_BYTES, self._core.limits.memory_bytes_max // MEMORY_SHARE)
+        window_bytes = self._home.window_bytes
         reader = Reader(self._core, self._home.catchup, self, self.literals, self.patterns, window_bytes)
         self._reader = reader
         if self.patterns:

@@ -168,7 +168,6 @@ class Node:
         self.loader = Loader(core, log, self.clock, loop)
         self.ids = IdsLoader(core, log, self.catchup.submit, loop)
         self.unsent = Unsent()
-        self.budget = Budget(core, self.buffer, self.catchup, self.unsent)
         self._short_of_memory: dict[Connection, None] = {}
         self._refused_memory = 0
         self._turns_unwatched = 0
@@ -181,6 +180,7 @@ class Node:
         self.listing = Listing(core, log, loop, self.catchup.submit, self.kick)
         self.states = StateStore(core, log, self.loader, self.catchup.submit, self.kick)
         self.consumers = Consumers(core, log, self.catchup, self.loader, self.states, self.clock, loop, self.kick)
+        self.budget = Budget(core, self.buffer, self.catchup, self.unsent, self.consumers)
         self._retained = RetainedBroker(core, log, self.loader, broker_time, loop, self.kick)
         self._retention = Retention(self._retained, Policies.of(core.profiles))
         self._idle: asyncio.Future[None] | None = None
@@ -329,9 +329,10 @@ class Node:
 
     def _turn(self) -> None:
         try:
+            now_us = self.clock.now_us()
             if self.consumers.touched:
-                self.consumers.turn(self.tails.now_us)
-            self.core.end_turn(self.clock.now_us())
+                self.consumers.turn(now_us)
+            self.core.end_turn(now_us)
             if self.core.in_commit is None:
                 self._start_commit()
             self._flush()
@@ -371,7 +372,7 @@ class Node:
 
     def _give_out(self) -> None:
         """Consumers have read something: what they give out leaves with this turn."""
-        self.consumers.turn(self.tails.now_us)
+        self.consumers.turn(self.clock.now_us())
         self._send()
         if self.consumers.touched or not self.core.states.settled:
             self.kick()

@@ -6,8 +6,9 @@ numbers. It belongs to one thread.
 **Jobs.** Chunks come in as DELIVER frames (`take`) of one subscription that tells names. A record is a job until it is
 done; a GONE run is done at once, and so are sequences that the stream leaves out (retention took them). Records of
 ephemeral channels are passed over: a durable consumer reads what is stored. What has come once is known: when the
-stream is read again from an earlier place, jobs that wait, are leased or are done are passed over. A job whose record
-is past its EXPIRY is dropped when it would be granted; it counts as done.
+stream is read again from an earlier place, jobs that wait, are leased or are done are passed over, and whatever stands
+at the floor of the bus or before it. A job whose record is past its EXPIRY is dropped when it would be granted; it
+counts as done.
 
 **Order.** Jobs are granted in the order in which they came, with `lanes` by the PRIORITY of their records: of 15 grants
 8 go to lane 0, then 4, 2 and 1, as far as these have any. What comes again goes before what is new in its lane, in the
@@ -46,12 +47,14 @@ what it touches, never on how much waits. A MemoryError leaves a state that is s
 make another one.
 """
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, qsort, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 
+from broker_native.growing cimport bytes_append, bytes_release, bytes_take
 from broker_native.layout cimport (
     ACK_ENTRY_BYTES,
     ACK_HEADER_BYTES,
@@ -88,9 +91,16 @@ from broker_native.layout cimport (
     store_u32,
     store_u64,
 )
-from broker_native.slabs cimport ITEM_BYTES_MAX, memory_prefetch, slabs_close, slabs_give, slabs_take
+from broker_native.slabs cimport (
+    ITEM_BYTES_MAX,
+    ITEM_CLASSES,
+    ITEM_STEP,
+    memory_prefetch,
+    slabs_close,
+    slabs_give,
+    slabs_take,
+)
 from broker_native.slots cimport table_close, table_find, table_insert, table_open, table_remove
-from broker_native.growing cimport Bytes, bytes_append, bytes_release, bytes_take
 
 cdef extern from "<stdint.h>" nogil:
     const uint64_t U64_MAX "UINT64_MAX"
@@ -133,6 +143,8 @@ cdef enum:
 
     JOB_OVERHEAD_BYTES = 192
     LEASES_PER_ACK_MAX = 1 << 20
+    IDLE_BYTES_MAX = 256 << 10    # of jobs that are done, kept for the next ones
+    IDLE_MAPPED_MAX = 1 << 20     # of the system, with which nothing is kept once no job is left
     ATTEMPTS_MAX = 65535
     PRIORITY_NORMAL = 2
     RECORD_TIME = 8               # offset of a record's time
@@ -485,6 +497,7 @@ cdef bint fields_read(Fields* fields, const uint8_t* record, uint32_t size) noex
 # -- the consumer ------------------------------------------------------------------------------------------------------
 
 
+@cython.final
 cdef class Jobs:
     """The jobs of one consumer.
 
@@ -526,6 +539,7 @@ cdef class Jobs:
     def __dealloc__(self):
         cdef uint32_t at
         self.clear()
+        self.idle_clear()
         for at in range(self.members_count):
             free(self.members[at].told)
             free(self.members[at])
@@ -681,6 +695,7 @@ cdef class Jobs:
         cdef Channel* channel
         cdef uint8_t* copy
         cdef Place place
+        cdef bint passed
         if end - at < DELIVER_HEADER_BYTES:
             return 1
         place = place_at(load_u64(at + 8), load_u32(at + 4))
@@ -703,6 +718,8 @@ cdef class Jobs:
             channel.name_bytes = name[0]
         if channel.id >= EPHEMERAL_ID:
             return 0
+        self.find_floor()
+        passed = not self.by_position and place.group and not place_after(place, self.last_floor)
         if not place.group:
             # A run of GONE that stands for several groups has no place of its own.
             place = self.vouched
@@ -711,10 +728,11 @@ cdef class Jobs:
         elif place.group > 2:
             # It came before the groups that are on their way to the disk.
             self.vouched = place_max(self.vouched, place_at(place.group - 2, U32_MAX))
-        return self.take_chunk(channel, at, end, place)
+        return self.take_chunk(channel, at, end, place, passed)
 
-    cdef int take_chunk(self, Channel* channel, const uint8_t* chunk, const uint8_t* end, Place place) except -1:
-        """Take a chunk of which the header fits; 1 when it is damaged."""
+    cdef int take_chunk(self, Channel* channel, const uint8_t* chunk, const uint8_t* end, Place place,
+                        bint passed) except -1:
+        """Take a chunk of which the header fits; 1 when it is damaged. All of it is done if the floor has passed it."""
         cdef uint64_t sequence = load_u64(chunk + CHUNK_FIRST)
         cdef uint64_t stop = sequence + load_u32(chunk + CHUNK_COUNT)
         cdef uint64_t chunk_us = load_u64(chunk + CHUNK_TIME)
@@ -746,7 +764,7 @@ cdef class Jobs:
                 return 1
             if sequence + run - 1 > track.known:
                 # Then it is the next one, and nothing from before a restart says that it is done.
-                if load_u16(at + 4) & RECORD_GONE:
+                if passed or load_u16(at + 4) & RECORD_GONE:
                     track.known = sequence + run - 1
                 elif self.add(track, sequence, &lot, place, chunk_us, at, size):
                     return 1
@@ -767,12 +785,10 @@ cdef class Jobs:
             return 1
         if lot[0] == NULL:
             lot[0] = self.lot_new(place)
-        job = <Job*>slabs_take(&self.heap, sizeof(Job) + size if inside else sizeof(Job))
-        if job == NULL:
-            raise MemoryError
+        job = self.job_new(sizeof(Job) + size if inside else sizeof(Job))
         job.record = <uint8_t*>job + sizeof(Job) if inside else <uint8_t*>malloc(size)
         if job.record == NULL:
-            slabs_give(&self.heap, job)
+            self.idle_add(job)
             raise MemoryError
         memcpy(job.record, record, size)
         store_u32(job.record + RECORD_TIME, 0)
@@ -806,6 +822,41 @@ cdef class Jobs:
             if job.chain.first != job:
                 return 0
         return self.enter(job)
+
+    cdef Job* job_new(self, size_t size) except NULL:
+        """A job, zeroed, of so many bytes with its record."""
+        cdef uint32_t item_class = <uint32_t>((size - 1) // ITEM_STEP)
+        cdef Job* job = self.idle[item_class]
+        if job != NULL:
+            self.idle[item_class] = job.next
+            self.idle_bytes -= (item_class + 1) * <size_t>ITEM_STEP
+            memset(job, 0, sizeof(Job))
+        else:
+            job = <Job*>slabs_take(&self.heap, size)
+            if job == NULL:
+                raise MemoryError
+        job.item_class = item_class
+        return job
+
+    cdef void idle_add(self, Job* job) noexcept:
+        """Keep a job's memory for another one, or give it back."""
+        cdef size_t size = (job.item_class + 1) * <size_t>ITEM_STEP
+        if self.idle_bytes + size > IDLE_BYTES_MAX:
+            slabs_give(&self.heap, job)
+            return
+        self.idle_bytes += size
+        job.next = self.idle[job.item_class]
+        self.idle[job.item_class] = job
+
+    cdef void idle_clear(self) noexcept:
+        cdef uint32_t at
+        cdef Job* job
+        for at in range(<uint32_t>ITEM_CLASSES):
+            while self.idle[at] != NULL:
+                job = self.idle[at]
+                self.idle[at] = job.next
+                slabs_give(&self.heap, job)
+        self.idle_bytes = 0
 
     cdef Lot* lot_new(self, Place place) except NULL:
         """A lot in its place, which is nearly always the last."""
@@ -940,7 +991,10 @@ cdef class Jobs:
         self.bytes_held -= JOB_OVERHEAD_BYTES + job.record_bytes
         if job.record != <uint8_t*>job + sizeof(Job):
             free(job.record)
-        slabs_give(&self.heap, job)
+        self.idle_add(job)
+        if self.lots_first == NULL and self.heap.mapped > IDLE_MAPPED_MAX:
+            # After a backlog: what is kept may lie anywhere, and each of it holds a whole slab.
+            self.idle_clear()
 
     cdef int finish(self, Job* job) except -1:
         """A job is done. A dead one has left the dead before."""
@@ -1061,8 +1115,10 @@ cdef class Jobs:
     cdef int come_back(self, Job** jobs, size_t count) except -1:
         """Leased jobs come back at once, and delayed ones are due, in the order in which they were taken."""
         cdef size_t at
+        if not count:
+            return 0
         qsort(jobs, count, sizeof(Job*), job_earlier)
-        if self.exclusive and count:
+        if self.exclusive:
             self.come_along(jobs[0])
             count = 1
         for at in range(count):
@@ -1307,7 +1363,7 @@ cdef class Jobs:
         """The frame of the newest leases; names from the given count on are told in it."""
         cdef bytes frame = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>(FRAME_HEADER_BYTES + size))
         cdef uint8_t* to = <uint8_t*>PyBytes_AS_STRING(frame)
-        cdef uint64_t lease
+        cdef uint64_t _lease
         cdef uint32_t number, name_bytes
         cdef uint8_t flags
         cdef Job* job = self.leased_job(first)
@@ -1321,7 +1377,7 @@ cdef class Jobs:
         store_u64(to + 8, first)
         store_u64(to + 16, self.lease_ms)
         to += JOBS_HEADER_BYTES
-        for lease in range(first, self.next_lease):
+        for _lease in range(first, self.next_lease):
             # They are the last that the member was given, one after the other.
             if job.held_next != NULL:
                 memory_prefetch(job.held_next)
@@ -2101,7 +2157,8 @@ cdef int check_entries(const uint8_t* at, const uint8_t* end) except -1:
         if (not VERB_ACK <= verb <= VERB_ACK_THROUGH or at[13] or load_u16(at + 14) or count < 1
                 or load_u64(at) > U64_MAX - count + 1):
             raise ValueError(f"ack: got verb {verb} of {count} leases from {load_u64(at)}")
-        if (load_u64(at + 16) and verb != VERB_NACK and verb != VERB_EXTEND) or (count > 1 and verb == VERB_ACK_THROUGH):
+        if ((load_u64(at + 16) and verb != VERB_NACK and verb != VERB_EXTEND)
+                or (count > 1 and verb == VERB_ACK_THROUGH)):
             raise ValueError(f"ack: got verb {verb} of {count} leases with {load_u64(at + 16)} ms")
         if leases > LEASES_PER_ACK_MAX:
             raise ValueError(f"ack: got {leases} leases, limit {ACK_LEASES_MAX}")
