@@ -1166,7 +1166,7 @@ cdef class Jobs:
             raise KeyError(number)
         return self.members[at]
 
-    def join(self, uint64_t member, uint32_t subscription, uint32_t window, uint64_t bytes_max):
+    def join(self, uint64_t member, uint32_t subscription, uint32_t window, uint64_t bytes_max, channels=()):
         """Take a member in.
 
         Args:
@@ -1174,6 +1174,8 @@ cdef class Jobs:
             subscription: What its connection calls it: stands in its JOBS frames.
             window: Jobs under way at most, from 1.
             bytes_max: Bytes of their records at most; a first job is granted whatever its size.
+            channels: Ids of the channels that its subscription knows already, by number: what `channels_of` of other
+                `Jobs` returned that it was a member of.
 
         Raises:
             ValueError: The number is taken, or exclusive has a member already, or a number is out of range.
@@ -1196,6 +1198,8 @@ cdef class Jobs:
         memmove(&self.members[at + 1], &self.members[at], (self.members_count - at) * sizeof(Member*))
         self.members[at] = new
         self.members_count += 1
+        for channel in channels:
+            self.tell(new, self.channel_of(channel))
 
     def leave(self, uint64_t member):
         """Let a member go; what it has comes again at once.
@@ -1235,6 +1239,16 @@ cdef class Jobs:
         """Return how many jobs a member has under lease, and the bytes of their records; KeyError without it."""
         cdef Member* who = self.member(member)
         return who.jobs, who.record_bytes
+
+    def channels_of(self, uint64_t member):
+        """Return the ids of the channels that a member's subscription knows, by number; KeyError without it."""
+        cdef Member* who = self.member(member)
+        cdef list known = [0] * who.names
+        cdef uint32_t at
+        for at in range(min(who.told_count, self.channels_count)):
+            if who.told[at]:
+                known[who.told[at] - 1] = self.channels[at].id
+        return known
 
     cdef int tell(self, Member* member, Channel* channel) except -1:
         """Number a channel on a member's subscription."""

@@ -46,6 +46,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from tests.reference.frames import (
     DELIVER,
@@ -55,6 +56,9 @@ from tests.reference.frames import (
     frames_of,
     records_of,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 JOBS = 21
 JOBS_HEADER = struct.Struct("<IIQQQ")
@@ -516,7 +520,7 @@ class PlainJobs:
 
     # -- members -------------------------------------------------------------------------------------------------------
 
-    def join(self, member: int, subscription: int, window: int, bytes_max: int) -> None:
+    def join(self, member: int, subscription: int, window: int, bytes_max: int, channels: Sequence[int] = ()) -> None:
         """Take a member in.
 
         Args:
@@ -524,6 +528,8 @@ class PlainJobs:
             subscription: What its connection calls it: stands in its JOBS frames.
             window: Jobs under way at most, from 1.
             bytes_max: Bytes of their records at most; a first job is granted whatever its size.
+            channels: Ids of the channels that its subscription knows already, by number: what `channels_of` of other
+                `Jobs` returned that it was a member of.
 
         Raises:
             ValueError: The number is taken, or exclusive has a member already, or a number is out of range.
@@ -532,7 +538,8 @@ class PlainJobs:
             raise ValueError(f"member: {member} cannot join")
         if member < 1 or window < 1:
             raise ValueError(f"member: got {member} with a window of {window}, both from 1")
-        self.members[member] = Member(subscription, window, bytes_max)
+        names = {channel: number for number, channel in enumerate(channels)}
+        self.members[member] = Member(subscription, window, bytes_max, names=names)
 
     def leave(self, member: int) -> int:
         """Let a member go; what it has comes again at once.
@@ -552,6 +559,10 @@ class PlainJobs:
             self._forget_lease(job)
         del self.members[member]
         return len(leased)
+
+    def channels_of(self, member: int) -> list[int]:
+        """Return the ids of the channels that a member's subscription knows, by number; KeyError without it."""
+        return list(self.members[member].names)
 
     def under_way(self, member: int) -> tuple[int, int]:
         """Return how many jobs a member has under lease, and the bytes of their records; KeyError without it."""

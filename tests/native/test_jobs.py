@@ -534,6 +534,20 @@ def test_each_subscription_is_told_each_name_once() -> None:
     assert [(job[1], job[6]) for job in both.granted(1).jobs] == [(0, b""), (1, b"")]
 
 
+def test_a_subscription_that_goes_on_is_not_told_names_again() -> None:
+    both = consumer(1)
+    both.take(deliver(chunk_of(records(1), 1, channel=7), 2))
+    both.granted(1)
+    assert both.channels_of(1) == [1, 7]
+    later = Both(first_lease=both.next_lease, seed=1)
+    later.join(1, 5, 100, 1 << 20, both.channels_of(1))
+    later.take(deliver(chunk_of(records(1), 1, channel=2), 1) + deliver(chunk_of(records(1), 1, channel=7), 2))
+    assert [(job[1], job[6]) for job in later.granted(1).jobs] == [(2, b"jobs.b"), (1, b"")]
+    assert later.channels_of(1) == [1, 7, 2]
+    with pytest.raises(KeyError):
+        later.channels_of(2)
+
+
 def test_more_channels_than_there_was_room_for() -> None:
     both = consumer()
     for channel in range(1, 60):
