@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from broker.bus import (
         Bus,
         ChannelInfo,
+        Consumer,
         History,
         Last,
         ListedChannel,
+        Reject,
+        Retry,
         Since,
         Subscription,
         SubscriptionEvent,
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     )
     from broker.client.client import Client, connect
     from broker.embedded import Broker
+    from broker.model.consumers import ConsumerInfo, ConsumerSettings, WaitingJob
     from broker.model.errors import (
         BrokerError,
         CommitUnknown,
@@ -59,6 +63,7 @@ if TYPE_CHECKING:
     from broker.remote.reconnect import BackoffPolicy
     from broker_native.messages import Batch, Message
     from broker_native.posting import Publication, Receipt
+    from broker_native.work import Job, JobBatch
 
 __all__ = [
     "BackoffPolicy",
@@ -72,11 +77,16 @@ __all__ = [
     "CommitUnknown",
     "ConfigError",
     "ConnectionLost",
+    "Consumer",
+    "ConsumerInfo",
+    "ConsumerSettings",
     "Denied",
     "FrameTooLarge",
     "History",
     "InvalidChannel",
     "InvalidPattern",
+    "Job",
+    "JobBatch",
     "Last",
     "Level",
     "LimitExceeded",
@@ -87,8 +97,10 @@ __all__ = [
     "ProtocolError",
     "Publication",
     "Receipt",
+    "Reject",
     "Remedy",
     "RequestError",
+    "Retry",
     "Since",
     "StorageCorrupt",
     "StorageError",
@@ -97,6 +109,7 @@ __all__ = [
     "SubscriptionEvent",
     "Unavailable",
     "Until",
+    "WaitingJob",
     "__version__",
     "connect",
 ]
@@ -105,9 +118,12 @@ _HOMES = {
     "broker.bus": (
         "Bus",
         "ChannelInfo",
+        "Consumer",
         "History",
         "Last",
         "ListedChannel",
+        "Reject",
+        "Retry",
         "Since",
         "Subscription",
         "SubscriptionEvent",
@@ -116,10 +132,12 @@ _HOMES = {
     "broker.client.client": ("Client", "connect"),
     "broker.remote.reconnect": ("BackoffPolicy",),
     "broker.embedded": ("Broker",),
+    "broker.model.consumers": ("ConsumerInfo", "ConsumerSettings", "WaitingJob"),
     "broker.model.levels": ("Level",),
     "broker.model.positions": ("BusPosition", "Position"),
     "broker_native.messages": ("Batch", "Message"),
     "broker_native.posting": ("Publication", "Receipt"),
+    "broker_native.work": ("Job", "JobBatch"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

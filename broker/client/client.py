@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-from broker.bus import CREDIT_BYTES_DEFAULT, Bus, ChannelInfo
+from broker.bus import CREDIT_BYTES_DEFAULT, GRACE_S, Bus, ChannelInfo
 from broker.client.connection import Connection
 from broker.client.consumer import ClientConsumer
 from broker.client.history import ClientHistory
 from broker.client.subscription import ClientSubscription
 from broker.client.transport import tcp_connector, unix_connector
+from broker.client.workers import ClientWorkers, WorkerSettings, worker_of
 from broker.events import emit
 from broker.model.consumers import WINDOW_BYTES_DEFAULT, WINDOW_DEFAULT
 from broker.model.errors import BrokerError, error
@@ -39,7 +40,16 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
     from typing import Self
 
-    from broker.bus import History, HistorySince, HistoryUntil, ListedChannel, Payload, Start, SubscriptionEvent
+    from broker.bus import (
+        FunctionT,
+        History,
+        HistorySince,
+        HistoryUntil,
+        ListedChannel,
+        Payload,
+        Start,
+        SubscriptionEvent,
+    )
     from broker.client.transport import Connector
     from broker.model.consumers import ConsumerInfo, WaitingJob
     from broker_native.posting import Publication, Receipt
@@ -79,6 +89,7 @@ class Client(RemoteBus[Connection], Bus):
         self._lost: asyncio.Future[BrokerError] = self.loop.create_future()
         self._drainers: list[asyncio.Future[None]] = []
         self._waiting: list[asyncio.Future[None]] = []
+        self._workers: list[WorkerSettings] = []
 
     async def start(self) -> Self:
         """Connect. A first connection that fails is not tried again.
@@ -294,6 +305,19 @@ class Client(RemoteBus[Connection], Bus):
         on_event: Callable[[SubscriptionEvent], object] | None = None,
     ) -> ClientConsumer:
         return ClientConsumer(self, name, window, window_bytes, on_event)
+
+    def worker(
+        self,
+        *filters: str,
+        queue: str | None = None,
+        concurrency: int = 1,
+        prefetch: int | None = None,
+        **queue_settings: Any,
+    ) -> Callable[[FunctionT], FunctionT]:
+        return worker_of(self._workers, filters, queue, concurrency, prefetch, queue_settings)
+
+    def run_workers(self, grace_s: float = GRACE_S) -> ClientWorkers:
+        return ClientWorkers(self, self._workers, grace_s)
 
     async def consumer_info(self, name: str) -> ConsumerInfo:
         return consuming.decode_info(await self.ask("consumer", named(name)))
