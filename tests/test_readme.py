@@ -61,7 +61,7 @@ def test_command_has_the_options_it_is_shown_with(words: list[str]) -> None:
 
 def test_readme_shows_commands_and_programs() -> None:
     assert {words[1] for words in commands(README)} >= {"serve", "pub", "sub", "bench", "errors"}
-    assert len(PROGRAMS) == 6
+    assert len(PROGRAMS) == 7
 
 
 def run(program: list[str], folder: Path) -> str:
@@ -177,3 +177,8 @@ def test_blocking_program_runs(tmp_path: Path, server_url: str, before: str) -> 
     assert SERVER_URL in PROGRAMS[5]
     printed = run(["-c", before + PROGRAMS[5].replace(SERVER_URL, server_url)], tmp_path)
     assert printed == "['thread 0', 'thread 1', 'thread 2', 'thread 3']\n1000 1000\n"
+
+
+def test_worker_program_runs(tmp_path: Path, server_url: str) -> None:
+    assert SERVER_URL in PROGRAMS[6]
+    assert run(["-c", PROGRAMS[6].replace(SERVER_URL, server_url)], tmp_path) == "resized cat.png\n"
