@@ -32,7 +32,8 @@ from broker.wire import consuming, control, requests
 from broker.wire.kinds import Kind
 from broker_native.fanout import Subscription
 from broker_native.intake import Intake
-from broker_native.tails import Line, Publisher
+from broker_native.lines import Line
+from broker_native.publisher import Publisher
 from broker_native.unsent import Sender
 
 if TYPE_CHECKING:
@@ -61,7 +62,6 @@ HELD_BY_MEMORY = 32
 NAMES_AHEAD_MAX = 1_024
 """Channels that a connection is about to name, and that are loaded with the one that it waits for."""
 U64 = struct.Struct("<Q")
-ACK = int(Kind.ACK)
 
 
 class _NotLoaded(Exception):
@@ -222,9 +222,6 @@ class Session(Intake):
 
     def on_frame(self, kind: int, flags: int, body: bytes) -> None:
         try:
-            if kind == ACK and self._consuming is not None and not flags:
-                self._consuming.ack(body)
-                return
             if flags:
                 raise error("MALFORMED_FRAME", f"frame of kind {kind}: got flags {flags:#x}, expected 0")
             if not self.opened:
@@ -239,6 +236,13 @@ class Session(Intake):
             self.end(failure)
         else:
             self._handle(partial(handler, self, body))
+
+    def on_ack(self, body: bytes) -> None:
+        assert self._consuming is not None
+        try:
+            self._consuming.ack(body)
+        except BrokerError as failure:
+            self.end(failure)
 
     def on_channels(self, first: int, names: list[bytes]) -> int:
         limit = self.node.limits.channels_per_connection_max
@@ -404,7 +408,7 @@ class Session(Intake):
         self._waiting = None
         self._load_asked = False
         self._load_failure = failure
-        self.tails.now_us = self.node.clock.now_us()
+        self.tails.begin_read(self.node.clock.now_us())
         self._handle(handler)
         self._load_failure = None
         if self._waiting is None:
@@ -771,6 +775,7 @@ class Session(Intake):
         """Its part in consumers, from now on."""
         if self._consuming is None:
             self._consuming = Consuming(self)
+            self.settles = True
         return self._consuming
 
     def check_room(self, request: control.Subscribe) -> None:

@@ -558,7 +558,8 @@ class Consumer:
         self._timer = None
         if not self.ready or self.jobs is None:
             return
-        now_us = self._core.tails.now_us = max(self._home.clock.now_us(), self._core.tails.now_us)
+        now_us = self._home.clock.now_us()
+        self._core.tails.begin_read(now_us)
         if self.jobs.expire(now_us):
             self._wait_all()
         self.touch()

@@ -175,7 +175,6 @@ class Node:
         self._reload: Profiles | None = None
         self._failures: list[int] = []
         self._turned_us = 0
-        self._wait_timer: asyncio.TimerHandle | None = None
         self._second_timer: asyncio.TimerHandle | None = None
         self._seconds = 0
         self._closed = False
@@ -317,9 +316,10 @@ class Node:
 
     def _turn(self) -> None:
         try:
+            now_us = self.clock.now_us()
             if self.consumers.touched:
-                self.consumers.turn(self.tails.now_us)
-            self.core.end_turn(self.tails.now_us)
+                self.consumers.turn(now_us)
+            self.core.end_turn(now_us)
             if self.core.in_commit is None:
                 self._start_commit()
             self._flush()
@@ -359,7 +359,7 @@ class Node:
 
     def _give_out(self) -> None:
         """Consumers have read something: what they give out leaves with this turn."""
-        self.consumers.turn(self.tails.now_us)
+        self.consumers.turn(self.clock.now_us())
         self._send()
         if self.consumers.touched or not self.core.states.settled:
             self.kick()
@@ -395,18 +395,8 @@ class Node:
         if group is not None:
             self._pace.commits()
             self._commit.commit(group)
-            if self._wait_timer is None:
-                self._check_wait()
         elif self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
-
-    def _check_wait(self) -> None:
-        """While a commit is under way, see whether accepted records must wait for it: at the moment when they must."""
-        self._wait_timer = None
-        if self.core.in_commit is not None and not self._closed:
-            left_us = self.core.judge_wait(self.clock.now_us())
-            if left_us:
-                self._wait_timer = self.loop.call_later(left_us / 1e6, self._check_wait)
 
     def _done(self, group: Group, failure: BrokerError | None) -> None:
         """The commit thread is through with a group."""
@@ -425,9 +415,10 @@ class Node:
         if self.tails.refuse_code and self.tails.refuse_code != _BUSY:
             emit("storage_recovered", group=group.number)
             self.tails.refuse_code = 0
-        self.core.committed(self.clock.now_us())
+        now_us = self.clock.now_us()
+        self.core.committed(now_us)
         # Early chunks of this turn are closed first: a group takes closed ones only.
-        self.core.end_turn(self.tails.now_us)
+        self.core.end_turn(now_us)
         self._start_commit()
         self.core.deliver(group)
         self.history.settled()
@@ -443,7 +434,7 @@ class Node:
     def _failed(self, failure: BrokerError) -> None:
         lost = handed_over(failure)
         emit("commit_failed", code=failure.name, detail=failure.detail, handed_over=lost)
-        self.core.end_turn(self.tails.now_us)
+        self.core.end_turn(self.clock.now_us())
         self.core.failed(failure, handed_over=lost)
         self.catchup.undone()
         self.consumers.failed()
@@ -578,7 +569,7 @@ class Node:
 
     def _take_profiles(self) -> None:
         assert self._reload is not None
-        self.core.end_turn(self.tails.now_us)
+        self.core.end_turn(self.clock.now_us())
         if self.core.idle:
             self.core.reload(self._reload)
             self._retention.reload(Policies.of(self._reload))
@@ -644,9 +635,8 @@ class Node:
         self.loader.stop()
         self._eviction.stop()
         self.catchup.stop()
-        for timer in (self._wait_timer, self._second_timer):
-            if timer is not None:
-                timer.cancel()
+        if self._second_timer is not None:
+            self._second_timer.cancel()
         try:
             await self.loop.run_in_executor(None, self._close_log)
         finally:

@@ -101,7 +101,7 @@ class Reader:
     @property
     def settled(self) -> bool:
         """Whether all that there is has come, or as much as there is room for."""
-        return self.following.live or self._subscription.credit <= 0
+        return (self.following.live or self._subscription.credit <= 0) and not self._outbox.queued
 
     @property
     def live(self) -> bool:

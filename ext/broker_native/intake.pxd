@@ -3,7 +3,9 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from broker_native.fanout cimport Fanout, Outbox, Subscription
-from broker_native.tails cimport Bytes, Publisher, Tails
+from broker_native.growing cimport Bytes
+from broker_native.publisher cimport Publisher
+from broker_native.tails cimport Tails
 
 cdef extern from "clock.h" nogil:
     uint64_t monotonic_us()
@@ -60,6 +62,7 @@ cdef class Intake:
     cdef public uint32_t frame_bytes_max
     cdef public uint64_t heard_us       # when the last bytes came, by the clock's steady time
     cdef public bint early              # its half frame counts among those of strangers
+    cdef public bint settles            # it has taken jobs: ACK frames go to `on_ack`
     cdef public bint closed
     cdef readonly bint held             # what was put off waits for `let_go`
     cdef readonly bint suspended        # nothing is handled until `resume`, not even the rest of a read

@@ -1,7 +1,8 @@
 from collections.abc import Callable
 
 from broker_native.fanout import Fanout, Outbox, Subscription
-from broker_native.tails import Publisher, Tails
+from broker_native.publisher import Publisher
+from broker_native.tails import Tails
 
 class Clock:
     offset_us: int
@@ -42,6 +43,7 @@ class Intake:
     frame_bytes_max: int
     heard_us: int
     early: bool
+    settles: bool
     closed: bool
     def __init__(self, fanout: Fanout, buffer: ReadBuffer, clock: Clock, frame_bytes_max: int) -> None: ...
     @property

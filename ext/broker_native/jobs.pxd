@@ -3,11 +3,12 @@
 # One job is one item of a slab, its record behind it (a large one in memory of its own), and is linked into all that it
 # belongs to: its channel's sequences, its lane or the dead, its key, and the member that has or had it.
 
+cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from broker_native.slabs cimport SlabHeap
+from broker_native.growing cimport Bytes
+from broker_native.slabs cimport ITEM_CLASSES, SlabHeap
 from broker_native.slots cimport SlotTable
-from broker_native.tails cimport Bytes
 
 cdef enum:
     LANES = 4
@@ -67,6 +68,7 @@ cdef struct Job:
     uint8_t state                 # JOB_*
     uint8_t flags                 # FLAG_*
     uint8_t reason
+    uint32_t item_class           # of its memory
 
 cdef struct JobList:
     Job* first
@@ -149,6 +151,7 @@ cdef struct NoteEntry:
     uint32_t next
 
 
+@cython.final
 cdef class Jobs:
     cdef bint by_lanes
     cdef bint by_key
@@ -169,6 +172,8 @@ cdef class Jobs:
     cdef uint64_t states[4]             # jobs in each
     cdef uint64_t order
     cdef SlabHeap heap                  # jobs, lots, chains, grants and tracks
+    cdef Job* idle[ITEM_CLASSES]        # memory of jobs that are done, linked by `next`
+    cdef size_t idle_bytes
     cdef SlotTable by_id                # channels
     cdef SlotTable chains               # by their keys' hash
     cdef Channel** channels
@@ -211,6 +216,9 @@ cdef class Jobs:
     cdef int take_chunk(self, Channel* channel, const uint8_t* chunk, const uint8_t* end, Place place) except -1
     cdef int add(self, Track* track, uint64_t sequence, Lot** lot, Place place, uint64_t chunk_us,
                  const uint8_t* record, uint32_t size) except -1
+    cdef Job* job_new(self, size_t size) except NULL
+    cdef void idle_add(self, Job* job) noexcept
+    cdef void idle_clear(self) noexcept
     cdef Lot* lot_new(self, Place place) except NULL
     cdef int chain_add(self, Job* job, uint64_t hash) except -1
     cdef void set_state(self, Job* job, uint8_t state) noexcept

@@ -46,12 +46,14 @@ what it touches, never on how much waits. A MemoryError leaves a state that is s
 make another one.
 """
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, qsort, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 
+from broker_native.growing cimport bytes_append, bytes_release, bytes_take
 from broker_native.layout cimport (
     ACK_ENTRY_BYTES,
     ACK_HEADER_BYTES,
@@ -88,9 +90,16 @@ from broker_native.layout cimport (
     store_u32,
     store_u64,
 )
-from broker_native.slabs cimport ITEM_BYTES_MAX, memory_prefetch, slabs_close, slabs_give, slabs_take
+from broker_native.slabs cimport (
+    ITEM_BYTES_MAX,
+    ITEM_CLASSES,
+    ITEM_STEP,
+    memory_prefetch,
+    slabs_close,
+    slabs_give,
+    slabs_take,
+)
 from broker_native.slots cimport table_close, table_find, table_insert, table_open, table_remove
-from broker_native.tails cimport bytes_append, bytes_release, bytes_take
 
 cdef extern from "<stdint.h>" nogil:
     const uint64_t U64_MAX "UINT64_MAX"
@@ -133,6 +142,8 @@ cdef enum:
 
     JOB_OVERHEAD_BYTES = 192
     LEASES_PER_ACK_MAX = 1 << 20
+    IDLE_BYTES_MAX = 256 << 10    # of jobs that are done, kept for the next ones
+    IDLE_MAPPED_MAX = 1 << 20     # of the system, with which nothing is kept once no job is left
     ATTEMPTS_MAX = 65535
     PRIORITY_NORMAL = 2
     RECORD_TIME = 8               # offset of a record's time
@@ -485,6 +496,7 @@ cdef bint fields_read(Fields* fields, const uint8_t* record, uint32_t size) noex
 # -- the consumer ------------------------------------------------------------------------------------------------------
 
 
+@cython.final
 cdef class Jobs:
     """The jobs of one consumer.
 
@@ -526,6 +538,7 @@ cdef class Jobs:
     def __dealloc__(self):
         cdef uint32_t at
         self.clear()
+        self.idle_clear()
         for at in range(self.members_count):
             free(self.members[at].told)
             free(self.members[at])
@@ -767,12 +780,10 @@ cdef class Jobs:
             return 1
         if lot[0] == NULL:
             lot[0] = self.lot_new(place)
-        job = <Job*>slabs_take(&self.heap, sizeof(Job) + size if inside else sizeof(Job))
-        if job == NULL:
-            raise MemoryError
+        job = self.job_new(sizeof(Job) + size if inside else sizeof(Job))
         job.record = <uint8_t*>job + sizeof(Job) if inside else <uint8_t*>malloc(size)
         if job.record == NULL:
-            slabs_give(&self.heap, job)
+            self.idle_add(job)
             raise MemoryError
         memcpy(job.record, record, size)
         store_u32(job.record + RECORD_TIME, 0)
@@ -806,6 +817,41 @@ cdef class Jobs:
             if job.chain.first != job:
                 return 0
         return self.enter(job)
+
+    cdef Job* job_new(self, size_t size) except NULL:
+        """A job, zeroed, of so many bytes with its record."""
+        cdef uint32_t item_class = <uint32_t>((size - 1) // ITEM_STEP)
+        cdef Job* job = self.idle[item_class]
+        if job != NULL:
+            self.idle[item_class] = job.next
+            self.idle_bytes -= (item_class + 1) * <size_t>ITEM_STEP
+            memset(job, 0, sizeof(Job))
+        else:
+            job = <Job*>slabs_take(&self.heap, size)
+            if job == NULL:
+                raise MemoryError
+        job.item_class = item_class
+        return job
+
+    cdef void idle_add(self, Job* job) noexcept:
+        """Keep a job's memory for another one, or give it back."""
+        cdef size_t size = (job.item_class + 1) * <size_t>ITEM_STEP
+        if self.idle_bytes + size > IDLE_BYTES_MAX:
+            slabs_give(&self.heap, job)
+            return
+        self.idle_bytes += size
+        job.next = self.idle[job.item_class]
+        self.idle[job.item_class] = job
+
+    cdef void idle_clear(self) noexcept:
+        cdef uint32_t at
+        cdef Job* job
+        for at in range(<uint32_t>ITEM_CLASSES):
+            while self.idle[at] != NULL:
+                job = self.idle[at]
+                self.idle[at] = job.next
+                slabs_give(&self.heap, job)
+        self.idle_bytes = 0
 
     cdef Lot* lot_new(self, Place place) except NULL:
         """A lot in its place, which is nearly always the last."""
@@ -940,7 +986,10 @@ cdef class Jobs:
         self.bytes_held -= JOB_OVERHEAD_BYTES + job.record_bytes
         if job.record != <uint8_t*>job + sizeof(Job):
             free(job.record)
-        slabs_give(&self.heap, job)
+        self.idle_add(job)
+        if self.lots_first == NULL and self.heap.mapped > IDLE_MAPPED_MAX:
+            # After a backlog: what is kept may lie anywhere, and each of it holds a whole slab.
+            self.idle_clear()
 
     cdef int finish(self, Job* job) except -1:
         """A job is done. A dead one has left the dead before."""

@@ -81,6 +81,7 @@ ACK_LEASES_MAX = 1 << 20
 BY_BACKOFF = 2**64 - 1
 EPHEMERAL_ID = 1 << 62
 INDEX_MAX = 2**32 - 1
+SEQUENCE_MAX = 2**63 - 1
 NOWHERE = (2**64 - 1, INDEX_MAX)
 LANE_SHARES = (8, 4, 2, 1)
 NORMAL_PRIORITY = 2
@@ -707,12 +708,17 @@ class PlainJobs:
 
         Args:
             channel: Its id.
-            epoch, first, count: Sequences of one epoch, `first` and `count` from 1. The caller sees to it that they
-                have been given out.
+            epoch, first, count: Sequences of one epoch, `first` and `count` from 1, the last below 2^63 - 1. The
+                caller sees to it that they have been given out.
 
         Returns:
             What does not count, since somebody has it under lease now: runs (first, count).
+
+        Raises:
+            ValueError: The sequences are out of range.
         """
+        if first < 1 or count < 1 or first + count >= SEQUENCE_MAX:
+            raise ValueError(f"done: got {count} sequences from {first}")
         track = self._track(channel, epoch)
         last = first + count - 1
         refused = []

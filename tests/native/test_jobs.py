@@ -6,6 +6,7 @@ from any prefix of them. After each step everything that can be seen of the two 
 
 from __future__ import annotations
 
+import random
 import struct
 from typing import Any, NamedTuple, TypeAlias
 
@@ -14,20 +15,28 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from broker_native import jobs as native
 from broker_native.jobs import Jobs
 from tests.native.plain_jobs import (
     ACK,
     ACK_ENTRY,
     ACK_HEADER,
+    ACK_LEASES_MAX,
     ACK_THROUGH,
     BY_BACKOFF,
     DELAY_MS_MAX,
     EPHEMERAL_ID,
     EXTEND,
     INDEX_MAX,
+    INVALID_TIME,
     JOB,
+    JOB_BYTES,
+    JOB_NAME,
+    JOB_REDELIVERED,
     JOBS,
     JOBS_HEADER,
+    LEASE_EXPIRED,
+    LEASE_UNKNOWN,
     NACK,
     REJECT,
     PlainJobs,
@@ -36,12 +45,13 @@ from tests.reference.frames import (
     DELIVER,
     DELIVER_EARLY,
     DELIVER_NAME,
+    PING,
     Record,
     build_frame,
     build_record,
     frames_of,
 )
-from tests.reference.groups import RECORD_HEADER, Chunk, build_chunk
+from tests.reference.groups import CHUNK_HEADER, RECORD_HEADER, Chunk, build_chunk
 
 SECOND = 1_000_000
 EARLY_CHANNEL = 2
@@ -438,3 +448,495 @@ class Consumer(RuleBasedStateMachine):
 
 Consumer.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 test_machine = Consumer.TestCase
+
+
+# -- one thing at a time -----------------------------------------------------------------------------------------------
+
+
+def records(count: int, **fields: Any) -> list[Record]:
+    """Return records whose payloads are their places."""
+    return [Record(payload=b"%d" % at, **fields) for at in range(count)]
+
+
+def consumer(count: int = 0, **options: Any) -> Both:
+    """Return a consumer with a member 1, and so many jobs of one chunk."""
+    both = Both(**({"first_lease": 100, "seed": 1} | options))
+    both.join(1, 5, 100, 1 << 20)
+    if count:
+        both.take(deliver(chunk_of(records(count), 1), 1))
+    return both
+
+
+def test_jobs_are_granted_in_order_and_done_when_acked() -> None:
+    both = consumer(5)
+    granted = both.granted(1, jobs_max=3)
+    assert (granted.subscription, granted.first, granted.lease_ms) == (5, 100, 30_000)
+    assert [job[:7] for job in granted.jobs] == [
+        (100, 0, 1, 1, 1, JOB_NAME, b"jobs.a"),
+        (101, 0, 1, 2, 1, 0, b""),
+        (102, 0, 1, 3, 1, 0, b""),
+    ]
+    assert granted.jobs[2][7] == build_record(Record(payload=b"2"))
+    assert (both.ready, both.leased, both.floor_of(1), both.floor) == (2, 3, (1, 0), (0, INDEX_MAX))
+    assert both.settle(1, ack_of((100, 1, ACK, 0), (102, 1, ACK, 0)), 0) == []
+    assert (both.leased, both.floor_of(1), both.done) == (1, (1, 1), 2)
+    assert both.granted(1).sequences == [4, 5]
+    assert both.settle(1, ack_of((101, 1, ACK_THROUGH, 0), (103, 2, ACK, 0)), 0) == []
+    assert (both.floor_of(1), both.floor, both.bytes_held) == ((1, 5), (1, 0), 0)
+    assert both.grant(1, 0) == b""
+
+
+def test_other_frames_are_handed_back() -> None:
+    both = consumer()
+    stream = build_frame(PING, b"12345678") + deliver(chunk_of(records(1), 1), 1) + build_frame(0, b"")
+    assert both.take(stream) == [(PING, b"12345678"), (0, b"")]
+    assert (both.ready, both.bytes_held) == (1, JOB_BYTES + 13)
+
+
+def test_records_of_any_size_come_back_as_they_were() -> None:
+    """Small ones lie behind their job, large ones do not; a JOBS frame takes 256 KiB or one job."""
+    sizes = [0, 1, 700, 820, 840, 860, 1100, 70_000, 200_000, 300_000]
+    both = consumer()
+    both.join(2, 5, 100, 10 << 20)
+    sent = [Record(payload=bytes([at]) * size) for at, size in enumerate(sizes)]
+    both.take(deliver(chunk_of(sent, 1), 1))
+    frames = [both.granted(2) for _ in range(3)]
+    assert [len(frame.jobs) for frame in frames] == [8, 1, 1]
+    assert [job[7] for frame in frames for job in frame.jobs] == list(map(build_record, sent))
+    assert both.under_way(2) == (len(sizes), sum(sizes) + 12 * len(sizes))
+    both.leave(2)
+    both.purge()
+    assert both.bytes_held == 0
+
+
+def test_a_window_bounds_jobs_and_bytes() -> None:
+    both = consumer(10)
+    both.join(2, 6, 3, 1 << 20)
+    both.join(3, 6, 100, 30)
+    assert both.granted(2).sequences == [1, 2, 3]
+    assert both.grant(2, 0) == b""
+    assert both.granted(3).sequences == [4, 5]
+    assert both.settle(2, ack_of((100, 1, ACK, 0)), 0) == []
+    assert both.granted(2).sequences == [6]
+    both.join(4, 6, 100, 0)
+    assert both.granted(4).sequences == [7]
+    assert both.grant(4, 0) == b""
+
+
+def test_each_subscription_is_told_each_name_once() -> None:
+    both = consumer(1)
+    both.take(deliver(chunk_of(records(2), 1, channel=2), 2) + deliver(chunk_of(records(1), 2), 3))
+    both.join(2, 6, 100, 1 << 20)
+    told = [[(job[1], job[6]) for job in both.granted(member, jobs_max=2).jobs] for member in (1, 2)]
+    assert told == [[(0, b"jobs.a"), (1, b"jobs.b")], [(0, b"jobs.b"), (1, b"jobs.a")]]
+    both.take(deliver(chunk_of(records(1), 3), 4, name=b"") + deliver(chunk_of(records(1), 3, channel=2), 5))
+    assert [(job[1], job[6]) for job in both.granted(1).jobs] == [(0, b""), (1, b"")]
+
+
+def test_more_channels_than_there_was_room_for() -> None:
+    both = consumer()
+    for channel in range(1, 60):
+        both.take(deliver(chunk_of(records(1), 1, channel=channel), channel, name=b"jobs.%d" % channel))
+    assert [(job[1], job[6]) for job in both.granted(1).jobs] == [(at, b"jobs.%d" % (at + 1)) for at in range(59)]
+
+
+def test_a_lease_ends_at_its_deadline_and_the_job_comes_again_flagged() -> None:
+    both = consumer(3, lease_ms=10)
+    both.granted(1, now_us=5, jobs_max=2)
+    assert both.next_us() == 10_005
+    assert both.expire(10_004) == 0
+    assert both.settle(1, ack_of((100, 1, EXTEND, 20)), 10_004) == []
+    assert both.expire(10_005) == 1
+    assert both.next_us() == 30_004
+    both.join(2, 6, 100, 1 << 20)
+    again = both.granted(2, now_us=10_006)
+    assert (again.sequences, again.attempts, again.flags) == ([2, 3], [2, 1], [JOB_REDELIVERED | JOB_NAME, 0])
+    assert both.settle(1, ack_of((100, 1, EXTEND, 0)), 10_006) == []
+    assert both.next_us() == 20_006
+    assert both.expire(20_006) == 3
+
+
+def test_an_extended_lease_may_last_for_ever() -> None:
+    both = consumer(2, lease_ms=10)
+    both.granted(1)
+    both.configure(lease_ms=0, attempts_max=0, backoff_first_ms=0, backoff_longest_ms=0)
+    assert both.settle(1, ack_of((100, 2, EXTEND, 0)), 0) == []
+    assert both.next_us() == 0
+    assert both.settle(1, ack_of((100, 1, EXTEND, 7)), 1000) == []
+    assert both.next_us() == 8000
+
+
+def test_what_an_ack_is_refused_for() -> None:
+    both = consumer(4, lease_ms=10)
+    both.join(2, 6, 1, 1 << 20)
+    both.granted(1, jobs_max=3)
+    both.granted(2)
+    assert both.settle(1, ack_of((98, 9, ACK, 0)), 0) == [
+        (LEASE_UNKNOWN, 98, 2),
+        (LEASE_UNKNOWN, 103, 4),
+    ]
+    assert both.settle(1, ack_of((100, 3, ACK, 0)), 0) == [(LEASE_EXPIRED, 100, 3)]
+    assert both.settle(1, ack_of((103, 1, ACK_THROUGH, 0), (104, 1, ACK_THROUGH, 0)), 0) == [(LEASE_UNKNOWN, 104, 1)]
+    assert both.settle(2, ack_of((103, 1, NACK, DELAY_MS_MAX + 1)), 0) == [(INVALID_TIME, 103, 1)]
+    assert both.settle(2, ack_of((103, 1, EXTEND, BY_BACKOFF)), 0) == [(INVALID_TIME, 103, 1)]
+    both.expire(10_000)
+    # It has ended, and nobody was granted the job anew.
+    assert both.settle(2, ack_of((103, 1, NACK, 0), (103, 1, EXTEND, 0)), 0) == [(LEASE_EXPIRED, 103, 1)] * 2
+    assert both.settle(1, ack_of((103, 1, ACK, 0)), 0) == [(LEASE_UNKNOWN, 103, 1)]
+    assert both.settle(2, ack_of((103, 1, ACK, 0)), 0) == []
+    assert both.done == 4
+
+
+def test_an_old_lease_is_void_once_its_job_is_granted_anew() -> None:
+    both = consumer(1, lease_ms=10)
+    both.join(2, 6, 1, 1 << 20)
+    both.granted(1)
+    both.expire(10_000)
+    both.granted(2, now_us=10_000)
+    assert both.settle(1, ack_of((100, 1, ACK, 0)), 0) == [(LEASE_EXPIRED, 100, 1)]
+    both.leave(2)
+    assert both.settle(1, ack_of((101, 1, ACK, 0)), 0) == [(LEASE_EXPIRED, 101, 1)]
+    assert (both.ready, both.leased) == (1, 0)
+    assert both.granted(1).attempts == [3]
+
+
+def test_a_nack_waits_by_the_back_off() -> None:
+    """Twice as long each time, to the longest, and half to one and a half times that."""
+    both = consumer(1, backoff_first_ms=100, backoff_longest_ms=300)
+    waits = []
+    now_us = 0
+    for _ in range(70):
+        lease = both.granted(1, now_us=now_us).first
+        assert both.settle(1, ack_of((lease, 1, NACK, BY_BACKOFF)), now_us) == []
+        assert (both.delayed, both.grant(1, now_us)) == (1, b"")
+        waits.append(both.next_us() - now_us)
+        now_us = both.next_us()
+        assert both.expire(now_us) == 1
+    for wait_us, base_ms in zip(waits, [100, 200, *[300] * 68], strict=True):
+        assert base_ms * 500 <= wait_us < base_ms * 1500
+    assert len(set(waits)) > 60
+
+
+def test_jobs_die_of_attempts_and_of_rejection() -> None:
+    both = consumer(3, attempts_max=2)
+    both.granted(1)
+    assert both.settle(1, ack_of((100, 1, NACK, 0), (101, 1, REJECT, 0)), 0) == []
+    assert (both.doomed, both.ready, both.leased) == (1, 1, 1)
+    lease = both.granted(1).first
+    assert both.settle(1, ack_of((lease, 1, NACK, 5)), 0) == []
+    assert (both.doomed, both.leased, both.delayed, both.floor_of(1)) == (2, 1, 0, (1, 0))
+    name, record = b"jobs.a", [build_record(Record(payload=b"%d" % at)) for at in range(2)]
+    assert both.dead() == [(name, 1, 2, 1, 1, record[1]), (name, 1, 1, 2, 2, record[0])]
+    assert both.dead() == []
+    assert (both.doomed, both.floor_of(1)) == (0, (1, 2))
+
+
+def test_a_member_that_leaves_gives_its_leases_back_at_once() -> None:
+    both = consumer(4, lease_ms=10, attempts_max=3)
+    both.join(2, 6, 100, 1 << 20)
+    both.granted(1, jobs_max=3)
+    both.settle(1, ack_of((101, 1, ACK, 0)), 0)
+    assert both.leave(1) == 2
+    with pytest.raises(KeyError):
+        both.grant(1, 0)
+    with pytest.raises(KeyError):
+        both.settle(1, ack_of(), 0)
+    with pytest.raises(KeyError):
+        both.leave(1)
+    again = both.granted(2)
+    assert (again.sequences, again.attempts) == ([1, 3, 4], [2, 2, 1])
+    assert both.next_us() == 10_000
+
+
+def test_keys_keep_their_order_whatever_comes_again() -> None:
+    both = consumer(by_key=True)
+    keyed = [Record(payload=b"%d" % at, key=key) for at, key in enumerate([b"a", b"b", b"a", None, b"b", b"a"])]
+    both.take(deliver(chunk_of(keyed, 1), 1))
+    granted = both.granted(1)
+    assert granted.sequences == [1, 2, 4]
+    assert both.ready == 3
+    assert both.settle(1, ack_of((100, 1, NACK, 5), (101, 1, ACK, 0)), 0) == []
+    assert both.granted(1).sequences == [5]
+    assert both.grant(1, 4_999) == b""
+    both.expire(5_000)
+    assert both.granted(1, now_us=5_000).sequences == [1]
+    assert both.done_at(1, 1, 3, 1) == []
+    assert both.settle(1, ack_of((104, 1, REJECT, 0)), 5_000) == []
+    assert both.granted(1).sequences == [6]
+
+
+def test_low_lanes_get_their_share() -> None:
+    """Of 15 grants lanes get 8, 4, 2 and 1; what one does not use the others get."""
+    both = consumer(lanes=True)
+    both.take(deliver(chunk_of([record for lane in (3, 2, 1, 0) for record in records(30, priority=lane)], 1), 1))
+    lanes = [3 - (sequence - 1) // 30 for sequence in both.granted(1, jobs_max=15).sequences]
+    assert [lanes.count(lane) for lane in range(4)] == [8, 4, 2, 1]
+    for lane in (1, 2):
+        both.done_at(1, 1, 1 + (3 - lane) * 30, 30)
+    lanes = [3 - (sequence - 1) // 30 for sequence in both.granted(1, jobs_max=18).sequences]
+    assert [lanes.count(lane) for lane in (0, 3)] == [16, 2]
+
+
+def test_an_exclusive_holder_gets_everything_again_from_what_failed_on() -> None:
+    both = consumer(5, exclusive=True, attempts_max=2)
+    both.granted(1)
+    assert both.settle(1, ack_of((100, 1, ACK, 0), (102, 2, NACK, 3)), 0) == []
+    assert (both.leased, both.ready, both.delayed) == (1, 2, 1)
+    assert both.grant(1, 0) == b""
+    assert both.expire(3_000) == 1
+    again = both.granted(1)
+    assert (again.sequences, again.attempts, again.flags) == ([3, 4, 5], [2, 1, 1], [JOB_REDELIVERED] * 3)
+    both.leave(1)
+    both.join(2, 6, 100, 1 << 20)
+    again = both.granted(2)
+    assert (again.sequences, again.attempts) == ([2, 3, 4, 5], [2, 2, 1, 1])
+    assert both.expire(30_000_000) == 4
+    assert (both.doomed, both.ready) == (1, 3)
+    assert both.granted(2).sequences == [3, 4, 5]
+
+
+def test_expired_records_are_dropped_when_they_would_be_granted() -> None:
+    both = consumer()
+    mixed = [Record(payload=b"a", expiry_s=1), Record(payload=b"b"), Record(payload=b"c", expiry_s=1, time_us=1)]
+    both.take(deliver(chunk_of(mixed, 1, time_us=SECOND), 1))
+    assert both.granted(1, now_us=2 * SECOND).sequences == [2, 3]
+    assert (both.expired, both.done, both.changed, both.floor_of(1)) == (1, 1, True, (1, 1))
+
+
+def test_acks_by_position_count_unless_somebody_has_the_job() -> None:
+    both = consumer(8)
+    both.join(2, 6, 100, 1 << 20)
+    both.granted(1, jobs_max=1)
+    both.granted(2, jobs_max=5)
+    both.settle(2, ack_of((102, 1, REJECT, 0), (103, 1, NACK, 0)), 0)
+    assert both.done_at(1, 1, 1, 20) == [(1, 2), (5, 2)]
+    assert (both.ready, both.leased, both.doomed) == (0, 4, 1)
+    both.take(deliver(chunk_of(records(15), 9), 2))
+    assert both.granted(2).sequences == [21, 22, 23]
+    assert both.done_at(2, 4, 1, 2) == []
+    for first, count in ((0, 1), (1, 0), (1, 2**63 - 1), (2**63 - 1, 1), (2**64 - 1, 2**64 - 1)):
+        with pytest.raises(ValueError, match="done: got"):
+            both.done_at(1, 1, first, count)
+
+
+def test_places_and_what_was_seen_of_them() -> None:
+    """An early chunk vouches for the groups up to two before its own; jobs up to what was seen come flagged."""
+    both = consumer()
+    both.take(deliver(chunk_of(records(1), 1, channel=2), 9, 1, DELIVER_EARLY))
+    assert (both.floor, both.seen) == ((7, INDEX_MAX), (0, 0))
+    both.take(deliver(chunk_of(records(1), 1), 8, 3) + deliver(chunk_of(records(1), 2), 9, 0))
+    assert both.floor == (8, 2)
+    assert both.granted(1, jobs_max=2).sequences == [1, 1]
+    assert both.seen == (9, 1)
+    assert both.settle(1, ack_of((100, 2, ACK, 0)), 0) == []
+    assert both.floor == (8, INDEX_MAX)
+    both.reached(20, 1)
+    assert both.floor == (8, INDEX_MAX)
+    stored = both.changes()
+    assert both.changes() == b""
+    later = Both(first_lease=1000, seed=1)
+    later.restore([b"", stored])
+    assert later.floor == (8, INDEX_MAX)
+    later.join(1, 5, 100, 1 << 20)
+    later.take(deliver(chunk_of(records(1), 1, channel=2), 9, 1) + deliver(chunk_of(records(2), 2), 9, 0))
+    later.take(deliver(chunk_of(records(1), 4), 10))
+    assert later.granted(1).flags == [JOB_REDELIVERED | JOB_NAME, JOB_REDELIVERED, 0]
+    both.granted(1)
+    both.settle(1, ack_of((102, 1, ACK, 0)), 0)
+    assert both.floor == (20, 1)
+    assert len(both.changes()) == len(both.changes(always=True)) == 48
+
+
+def test_floors_of_channels_are_kept_by_position() -> None:
+    both = consumer(3, by_position=True)
+    both.take(deliver(chunk_of(records(2), 4, epoch=2), 2))
+    both.set_floor(2, 7, 50)
+    both.granted(1)
+    both.settle(1, ack_of((103, 2, ACK, 0)), 0)
+    stored = both.changes()
+    later = Both(by_position=True, first_lease=1000, seed=1)
+    later.restore([stored], *both.seen)
+    later.check()
+    assert (later.floor_of(1), later.floor_of(2), later.floor_of(3)) == ((2, 5), (0, 0), (0, 0))
+    # The earlier epoch is known to have jobs as soon as it is read again.
+    assert both.floor_of(1) == (1, 0)
+    assert both.floor_of(2) == (7, 50)
+
+
+def test_a_reset_forgets_everything_but_members() -> None:
+    both = consumer(3, by_position=True, by_key=True)
+    both.take(deliver(chunk_of([Record(key=b"k"), Record(key=b"k")], 4), 2))
+    both.granted(1)
+    both.settle(1, ack_of((100, 1, NACK, 5), (101, 1, REJECT, 0)), 0)
+    both.reset(9, 4)
+    both.set_floor(1, 3, 17)
+    both.check()
+    assert (both.floor, both.floor_of(1), both.under_way(1), both.bytes_held) == ((9, 4), (3, 17), (0, 0), 0)
+    assert both.settle(1, ack_of((100, 1, ACK, 0)), 0) == [(LEASE_EXPIRED, 100, 1)]
+    stored = both.changes()
+    assert not both.changed
+    later = Both(by_position=True, first_lease=1000, seed=1)
+    later.restore([consumer(2).snapshot(), stored])
+    assert (later.floor, later.floor_of(1)) == ((9, 4), (3, 17))
+
+
+def test_many_leases_at_a_time_and_one_that_stays() -> None:
+    """Pages of leases come and go while the oldest lease is held."""
+    both = Both(first_lease=1, seed=1)
+    both.join(1, 5, 1, 1 << 20)
+    both.join(2, 6, 10_000, 1 << 20)
+    both.take(deliver(chunk_of(records(3000), 1), 1))
+    both.granted(1)
+    for _ in range(3):
+        granted = both.granted(2, jobs_max=900)
+        assert both.settle(2, ack_of((granted.first, 900, ACK, 0)), 0) == []
+    assert both.settle(1, ack_of((1, 1, ACK, 0)), 0) == []
+    assert both.granted(1).first == 2702
+    both.check()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        bytes(15),
+        ACK_HEADER.pack(1, 1, 1),
+        ack_of((1, 1, ACK, 0)) + b"x",
+        ack_of((1, 1, 0, 0)),
+        ack_of((1, 1, 6, 0)),
+        ack_of((1, 0, ACK, 0)),
+        ack_of((1, 1, ACK, 1)),
+        ack_of((1, 1, REJECT, 1)),
+        ack_of((1, 1, ACK_THROUGH, 1)),
+        ack_of((1, 2, ACK_THROUGH, 0)),
+        ack_of((2**64 - 1, 2, ACK, 0)),
+        ack_of((1, ACK_LEASES_MAX, ACK, 0), (1, 1, ACK, 0)),
+        ACK_HEADER.pack(1, 1, 1) + ACK_ENTRY.pack(1, 1, ACK, b"\1\0\0", 0),
+        ACK_HEADER.pack(1, 1, 1) + ACK_ENTRY.pack(1, 1, ACK, b"\0\0\1", 0),
+    ],
+)
+def test_a_damaged_ack_is_refused_as_a_whole(body: bytes) -> None:
+    both = consumer(1)
+    lease = both.granted(1).first
+    with pytest.raises(ValueError, match="ack: got"):
+        both.settle(1, body, 0)
+    assert both.settle(1, ack_of((lease, 1, ACK, 0)), 0) == []
+    assert both.settle(1, ack_of((2**64 - 1, 1, ACK, 0)), 0) == [(LEASE_UNKNOWN, 2**64 - 1, 1)]
+
+
+def damaged(at: int, value: int, size: int = 1, record: Record | None = None) -> bytes:
+    """Return a delivery of one record in which some bytes say something else; `at` counts from its chunk."""
+    frame = bytearray(deliver(chunk_of([record or Record(payload=b"payload")], 1), 1))
+    offset = len(frame) - len(build_chunk(chunk_of([record or Record(payload=b"payload")], 1)))
+    frame[offset + at : offset + at + size] = value.to_bytes(size, "little")
+    return bytes(frame)
+
+
+RECORD_AT = CHUNK_HEADER.size
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        b"x",
+        deliver(chunk_of(records(1), 1), 1)[:-1],
+        build_frame(DELIVER, bytes(15)),
+        build_frame(DELIVER, bytes(16), DELIVER_NAME),
+        build_frame(DELIVER, bytes(16) + b"\5abcd", DELIVER_NAME),
+        build_frame(DELIVER, bytes(70)),
+        damaged(0, 1000, 4),
+        damaged(24, 0, 8),
+        damaged(24, 2**63, 8),
+        damaged(32, 0, 4),
+        damaged(32, 2, 4),
+        damaged(RECORD_AT, 11, 4),
+        damaged(RECORD_AT, 20, 4),
+        damaged(RECORD_AT, 18, 4),
+        damaged(RECORD_AT + 4, 0x8000, 2),
+        damaged(RECORD_AT + 16, 0, 4, Record(gone=(2, 1))),
+        damaged(RECORD_AT + 16, 2, 4, Record(gone=(2, 1))),
+        damaged(RECORD_AT + 4, 0x0001, 2),
+        damaged(RECORD_AT + 4, 0x0001, 2, Record()),
+        damaged(RECORD_AT + 4, 0x0002, 2),
+        damaged(RECORD_AT + 4, 0x0006, 2, Record(payload=b"12345678")),
+        damaged(RECORD_AT + 4, 0x0008, 2, Record(payload=b"123")),
+        damaged(RECORD_AT + 4, 0x0010, 2, Record(payload=b"1")),
+        damaged(RECORD_AT + 4, 0x0010, 2),
+    ],
+)
+def test_a_damaged_stream_is_refused(frames: bytes) -> None:
+    jobs = Jobs(first_lease=1, seed=1, by_key=True, lanes=True)
+    with pytest.raises(ValueError, match="frames: "):
+        jobs.take(frames)
+    assert jobs.take(deliver(chunk_of(records(3), 2), 2)) == []
+    assert jobs.ready >= 2
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"x",
+        bytes(48),
+        b"\1\2" + bytes(46),
+        b"\3\1" + bytes(46),
+        b"\1\1" + bytes(47),
+        b"\1\1\0\0\1" + bytes(43),
+        b"\1\1\0\0\1" + bytes(43) + bytes(36) + b"\1" + bytes(11),
+        b"\1\1\0\0\1" + bytes(43) + bytes(36) + b"\1" + bytes(11) + bytes(16),
+        b"\1\1\0\0\1" + bytes(43) + bytes(36) + b"\1" + bytes(11) + struct.pack("<QQ", 5, 4),
+        b"\1\1\0\0\1" + bytes(43) + bytes(36) + b"\1" + bytes(11) + struct.pack("<QQ", 5, 2**63),
+    ],
+)
+def test_a_damaged_state_is_refused(payload: bytes) -> None:
+    jobs = Jobs(first_lease=1, seed=1)
+    with pytest.raises(ValueError, match="jobs: got"):
+        jobs.restore([payload])
+
+
+def test_a_state_is_restored_before_anything_else() -> None:
+    both = consumer(1)
+    with pytest.raises(ValueError, match="restore: "):
+        both.restore([])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"first_lease": 0},
+        {"exclusive": True, "lanes": True},
+        {"exclusive": True, "by_key": True},
+        {"lease_ms": DELAY_MS_MAX + 1},
+        {"attempts_max": 65536},
+        {"backoff_first_ms": 2, "backoff_longest_ms": 1},
+        {"backoff_longest_ms": DELAY_MS_MAX + 1},
+    ],
+)
+def test_settings_out_of_range_are_refused(options: Settings) -> None:
+    for make in (Jobs, PlainJobs):
+        with pytest.raises(ValueError, match=r"got|exclusive"):
+            make(**({"first_lease": 1, "seed": 1} | options))
+
+
+@pytest.mark.parametrize(("member", "window"), [(0, 1), (2, 0), (1, 1)])
+def test_members_out_of_range_are_refused(member: int, window: int) -> None:
+    with pytest.raises(ValueError, match="member: "):
+        consumer().join(member, 1, window, 1)
+
+
+def test_constants_are_those_of_the_twin() -> None:
+    assert (native.JOB_BYTES, native.DELAY_MS_MAX, native.ACK_LEASES_MAX) == (JOB_BYTES, DELAY_MS_MAX, ACK_LEASES_MAX)
+
+
+def test_a_backlog_that_is_done_leaves_nothing_behind() -> None:
+    """More than is kept for the next jobs, done in no order."""
+    jobs = Jobs(first_lease=1, seed=1)
+    jobs.join(1, 5, 100_000, 1 << 30)
+    for at in range(100):
+        jobs.take(deliver(chunk_of([Record(payload=bytes(200))] * 100, 1 + 100 * at), at + 1))
+    leases = []
+    while frame := jobs.grant(1, 0):
+        leases += [job[0] for job in Granted(frame).jobs]
+    random.Random(4770).shuffle(leases)
+    assert jobs.settle(1, ack_of(*((lease, 1, ACK, 0) for lease in leases)), 0) == []
+    assert (jobs.done, jobs.leased, jobs.bytes_held, jobs.floor_of(1)) == (10_000, 0, 0, (1, 10_000))
+    assert len(jobs.changes()) == 48

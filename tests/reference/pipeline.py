@@ -16,7 +16,8 @@ from broker.model.limits import Limits
 from broker.model.profiles import Profile, Profiles
 from broker.wire import control
 from broker_native.fanout import Outbox, Subscription
-from broker_native.tails import CODES, Line, Publisher
+from broker_native.lines import Line
+from broker_native.publisher import CODES, Publisher
 from tests.reference import groups as reference
 from tests.reference.frames import (
     PUBLISHED,
@@ -186,7 +187,7 @@ class Pipeline:
     def wait(self, us: int) -> None:
         """Let time pass."""
         self.now_us += us
-        self.core.tails.now_us = self.now_us
+        self.core.tails.begin_read(self.now_us)
 
     def end_turn(self) -> None:
         self.core.end_turn(self.now_us)
