@@ -84,8 +84,8 @@ async def ask_create(
 def list_consumers(prefix: str, as_json: bool, url: str | None) -> None:
     """Print consumers and work queues.
 
-    In order, those whose names begin with PREFIX. Columns: name, mode (or paused), members, jobs that wait (+: and some that nobody has counted), jobs under way, jobs
-    given up, what it reads.
+    In order, those whose names begin with PREFIX. Columns: name, mode (or paused), members, jobs that wait (+: and
+    some that nobody has counted), jobs under way, jobs given up, what it reads.
 
     \b
     broker consumer ls
@@ -123,7 +123,8 @@ def info(name: str, as_json: bool, url: str | None) -> None:
 def take_next(name: str, count: int, timeout_s: float, no_ack: bool, form: str | None, url: str | None) -> None:
     """Print the next jobs, and acknowledge them.
 
-    Of a consumer or a queue. It becomes its member for as long as that takes; of a consumer it becomes the holder, and whoever held it is told.
+    Of a consumer or a queue. It becomes its member for as long as that takes; of a consumer it becomes the holder,
+    and whoever held it is told.
 
     \b
     broker consumer next billing
@@ -177,7 +178,8 @@ def line_of(job: Job, form: str | None) -> bytes:
 def reset(name: str, start: str, yes: bool, url: str | None) -> None:
     """Have a consumer go on somewhere else.
 
-    What is before START is done, what is behind it comes (again). START is new, start, last:N, since:TIME, EPOCH:SEQUENCE of its one channel, or JOURNAL:GROUP:INDEX.
+    What is before START is done, what is behind it comes (again). START is new, start, last:N, since:TIME,
+    EPOCH:SEQUENCE of its one channel, or JOURNAL:GROUP:INDEX.
 
     \b
     broker consumer reset billing start --yes

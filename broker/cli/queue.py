@@ -129,8 +129,8 @@ def info(name: str, as_json: bool, url: str | None) -> None:
 def peek(name: str, limit: int, as_json: bool, url: str | None) -> None:
     """Print jobs without taking them.
 
-    Those that are not done, the next ones first. Columns: channel, sequence, attempts so far, state, payload. Only what the broker has in memory is there; what waits
-    behind it is counted by `info`.
+    Those that are not done, the next ones first. Columns: channel, sequence, attempts so far, state, payload. Only
+    what the broker has in memory is there; what waits behind it is counted by `info`.
 
     \b
     broker queue peek resize
@@ -245,9 +245,10 @@ async def ask_purge(url: str, name: str) -> int:
 def work(name: str, program: str, concurrency: int, grace_s: float, url: str | None) -> None:
     """Run a command for each job of a queue.
 
-    Until SIGTERM or Ctrl-C. The payload is its standard input; BROKER_CHANNEL, BROKER_SEQUENCE, BROKER_ATTEMPT and, if there is one, BROKER_KEY
-    are in its environment. Status 0: the job is done. Status 5: it will never succeed, and is a dead letter. Any other:
-    it comes again after the queue's back-off. Its lease is extended while the command runs.
+    Until SIGTERM or Ctrl-C. The payload is its standard input; BROKER_CHANNEL, BROKER_SEQUENCE, BROKER_ATTEMPT and,
+    if there is one, BROKER_KEY are in its environment. Status 0: the job is done. Status 5: it will never succeed,
+    and is a dead letter. Any other: it comes again after the queue's back-off. Its lease is extended while the
+    command runs.
 
     \b
     broker queue work resize --exec 'convert - -resize 50% "out/$BROKER_SEQUENCE.png"' --concurrency 4
