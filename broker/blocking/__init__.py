@@ -15,8 +15,8 @@ writes. Both are greenlets under gevent. Nothing here knows asyncio, or gevent, 
 gevent does not replace.
 
 `client` is the bus, `connection` its socket, `subscription`, `consumer` and `history` what is read and `reading` how,
-`waiting` how a thread waits. What outlives a connection, and what frames mean, is shared with the asyncio client:
-`broker.remote`.
+`workers` who does the jobs of queues, `waiting` how a thread waits. What outlives a connection, and what frames mean,
+is shared with the asyncio client: `broker.remote`.
 """
 
 from __future__ import annotations
@@ -26,5 +26,6 @@ from broker.blocking.consumer import Consumer, Settled
 from broker.blocking.history import History
 from broker.blocking.subscription import Subscription
 from broker.blocking.waiting import Pending, Window
+from broker.blocking.workers import Workers
 
-__all__ = ["Client", "Consumer", "History", "Pending", "Settled", "Subscription", "Window", "connect"]
+__all__ = ["Client", "Consumer", "History", "Pending", "Settled", "Subscription", "Window", "Workers", "connect"]

@@ -15,7 +15,7 @@ from broker.client.consumer import ClientConsumer
 from broker.client.history import ClientHistory
 from broker.client.subscription import ClientSubscription
 from broker.client.transport import tcp_connector, unix_connector
-from broker.client.workers import ClientWorkers, WorkerSettings, worker_of
+from broker.client.workers import ClientWorkers, check_coroutine
 from broker.events import emit
 from broker.model.consumers import WINDOW_BYTES_DEFAULT, WINDOW_DEFAULT
 from broker.model.errors import BrokerError, error
@@ -34,6 +34,7 @@ from broker.remote.bus import (
 from broker.remote.consumers import ConsumersPages, consumer_of, named, queue_of, start_of
 from broker.remote.pages import NamesPages, make_pages
 from broker.remote.reconnect import is_final
+from broker.remote.workers import WorkerSettings, worker_of
 from broker.wire import consuming, control, requests
 
 if TYPE_CHECKING:
@@ -314,7 +315,7 @@ class Client(RemoteBus[Connection], Bus):
         prefetch: int | None = None,
         **queue_settings: Any,
     ) -> Callable[[FunctionT], FunctionT]:
-        return worker_of(self._workers, filters, queue, concurrency, prefetch, queue_settings)
+        return worker_of(self._workers, filters, queue, concurrency, prefetch, queue_settings, check_coroutine)
 
     def run_workers(self, grace_s: float = GRACE_S) -> ClientWorkers:
         return ClientWorkers(self, self._workers, grace_s)

@@ -8,100 +8,38 @@ is extended. Signals are the application's: whoever runs workers cancels the tas
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from broker.bus import Reject, Retry, Workers
 from broker.events import emit
 from broker.model.errors import error
+from broker.remote.workers import BEATS_A_LEASE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping, Sequence
+    from collections.abc import Generator, Sequence
     from types import TracebackType
     from typing import Self
 
-    from broker.bus import Bus, Consumer, FunctionT
+    from broker.bus import Bus, Consumer
+    from broker.remote.workers import WorkerSettings
     from broker_native.work import Job
 
-__all__ = ["ClientWorkers", "WorkerSettings", "worker_of"]
-
-BEATS_A_LEASE: Final = 3
-"""The lease of a job that is being done is extended so often before it would end."""
+__all__ = ["ClientWorkers", "check_coroutine"]
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerSettings:
-    """What a function works off, and how.
+def check_coroutine(function: object) -> None:
+    """Return if a function is a coroutine function.
 
-    Attributes:
-        function: Called with each job.
-        queue: The queue's name.
-        filters: What the queue reads; none for one that is there already.
-        concurrency: Jobs that are done at once, from 1.
-        prefetch: Jobs that wait here besides, so that nobody is idle for a round trip.
-        queue_settings: More of `Bus.create_queue`.
+    Raises:
+        RequestError: INVALID_CONSUMER; it is none.
     """
-
-    function: Callable[[Job], Any]
-    queue: str
-    filters: tuple[str, ...]
-    concurrency: int
-    prefetch: int
-    queue_settings: Mapping[str, Any]
-
-    @classmethod
-    def of(
-        cls,
-        function: Callable[[Job], Any],
-        queue: str | None,
-        filters: tuple[str, ...],
-        concurrency: int,
-        prefetch: int | None,
-        queue_settings: Mapping[str, Any],
-    ) -> WorkerSettings:
-        """Judge what somebody has asked for.
-
-        Raises:
-            RequestError: INVALID_CONSUMER; there is nothing to work off, or nobody to do it.
-        """
-        if concurrency < 1 or (prefetch is not None and prefetch < 0):
-            raise error(
-                "INVALID_CONSUMER",
-                f"worker: got concurrency {concurrency} and prefetch {prefetch}, expected 1 or more and 0 or more",
-            )
-        if not filters and queue is None:
-            raise error(
-                "INVALID_CONSUMER",
-                "worker: got neither channels nor a queue",
-                "Name the channels that it works off, or a queue that is there already.",
-            )
-        named = queue or str(getattr(function, "__name__", ""))
-        ahead = concurrency if prefetch is None else prefetch
-        return cls(function, named, filters, concurrency, ahead, queue_settings)
-
-
-def worker_of(
-    added: list[WorkerSettings],
-    filters: tuple[str, ...],
-    queue: str | None,
-    concurrency: int,
-    prefetch: int | None,
-    queue_settings: Mapping[str, Any],
-) -> Callable[[FunctionT], FunctionT]:
-    """Return a decorator that adds a coroutine function to those that work; see `Bus.worker`."""
-
-    def add(function: FunctionT) -> FunctionT:
-        if not iscoroutinefunction(function):
-            raise error(
-                "INVALID_CONSUMER",
-                f"worker: got {function!r}, expected a coroutine function (async def)",
-                "Have it call `asyncio.to_thread` for what blocks; `broker.blocking` has workers in threads.",
-            )
-        added.append(WorkerSettings.of(function, queue, filters, concurrency, prefetch, queue_settings))
-        return function
-
-    return add
+    if not iscoroutinefunction(function):
+        raise error(
+            "INVALID_CONSUMER",
+            f"worker: got {function!r}, expected a coroutine function (async def)",
+            "Have it call `asyncio.to_thread` for what blocks; `broker.blocking` has workers in threads.",
+        )
 
 
 class ClientWorkers(Workers):

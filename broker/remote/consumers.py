@@ -117,8 +117,8 @@ def start_of(filters: tuple[str, ...], start: Start) -> ConsumerStart:
             )
     raise error(
         "INVALID_POSITION",
-        f"consumer: got a start of {start!r:.60} for {len(filters)} filters",
-        "A position is of one channel: name the channel of each.",
+        f"consumer: got a start of {start!r:.60} for {len(filters)} filters, expected new, start, last, a time or a place",
+        "A position alone is of the one channel of its consumer; a mapping names the channel of each.",
     )
 
 

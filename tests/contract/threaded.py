@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from broker import blocking
 from broker.bus import Bus, Consumer, History, Subscription
-from broker.client.workers import ClientWorkers, WorkerSettings, worker_of
+from broker.client.workers import ClientWorkers, check_coroutine
 from broker.model.consumers import WINDOW_BYTES_DEFAULT, WINDOW_DEFAULT
 from broker.model.errors import BrokerError
+from broker.remote.workers import WorkerSettings, worker_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
@@ -119,7 +120,7 @@ class ThreadedBus(Bus):
         prefetch: int | None = None,
         **queue_settings: Any,
     ) -> Any:
-        return worker_of(self._workers, filters, queue, concurrency, prefetch, queue_settings)
+        return worker_of(self._workers, filters, queue, concurrency, prefetch, queue_settings, check_coroutine)
 
     def run_workers(self, grace_s: float = 30.0) -> ClientWorkers:
         return ClientWorkers(self, self._workers, grace_s)
