@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from broker.core.sequencer import Sequencer
     from broker.node.catchup import CatchUp
+    from broker.node.consumers import Consumers
     from broker_native.intake import ReadBuffer
     from broker_native.unsent import Unsent
 
@@ -39,22 +40,27 @@ class Budget:
         buffer: Where frames wait that have not arrived whole, or for their turn.
         catchup: Keeps slices of the log.
         unsent: What transports hold.
+        consumers: Keep what they have read until it is done.
 
     Attributes:
         used_bytes: As of the last `look`.
         arriving_bytes: Of it, frames that have not arrived whole, or wait for their turn.
         pending_bytes: Of it, groups that are not committed.
-        kept_bytes: Of it, the newest groups and slices of the log, for those who read on from there.
+        kept_bytes: Of it, the newest groups and slices of the log, for those who read on from there, and the jobs of
+            consumers.
         holds: Publishers are not to be read.
         refuses: PUBLISH is to be refused.
         share_bytes: What one connection may have queued whose transport takes nothing.
     """
 
-    def __init__(self, core: Sequencer, buffer: ReadBuffer, catchup: CatchUp, unsent: Unsent) -> None:
+    def __init__(
+        self, core: Sequencer, buffer: ReadBuffer, catchup: CatchUp, unsent: Unsent, consumers: Consumers
+    ) -> None:
         self._core = core
         self._buffer = buffer
         self._catchup = catchup
         self._unsent = unsent
+        self._consumers = consumers
         self.used_bytes = 0
         self.arriving_bytes = 0
         self.pending_bytes = 0
@@ -80,7 +86,8 @@ class Budget:
         in_commit = core.in_commit
         self.pending_bytes = pending = core.tails.group_bytes + (len(in_commit.value) if in_commit is not None else 0)
         self.arriving_bytes = arriving = buffer.early.bytes + buffer.partial.bytes + buffer.backlog.bytes
-        self.kept_bytes = kept = core.recent.size_bytes + core.passing.size_bytes + self._catchup.slices_bytes
+        kept = core.recent.size_bytes + core.passing.size_bytes + self._catchup.slices_bytes
+        self.kept_bytes = kept = kept + self._consumers.kept_bytes
         self.used_bytes = used = self.queued_bytes + pending + arriving + kept
         limit = self.limit_bytes
         self.holds = used * 100 >= limit * (RELEASE_PERCENT if self.holds else HOLD_PERCENT)

@@ -47,9 +47,6 @@ HEAD = Struct("<I4xQQQQQ")
 """What stands before each stored change of jobs: bytes of the settings behind it, 0 when they are as before; how many
 jobs were done, given out again and given up since the consumer was made; and up to which position dead letters were
 published again."""
-WINDOW_BYTES = 8 << 20
-MEMORY_SHARE = 32
-"""Nor more than this part of what all queues may hold."""
 FRAME_COPY_BYTES = 4 << 10
 TIMER_S_MAX = 3_600.0
 
@@ -381,6 +378,9 @@ class Consumer:
 
     def store(self, done: Done) -> None:
         """Have what has changed stored; `done` hears when it is committed, or that it cannot be."""
+        if not self.ready:
+            done(error("BUSY", f"consumer {self.name.decode()}: it is being restored", "Try again in a moment."))
+            return
         self._askers.append(done)
         self._core.states.touch(self)
         self._home.kick()
@@ -490,7 +490,7 @@ class Consumer:
         if self._unacked or self._askers or jobs.changed:
             self._core.states.touch(self)
         if self._reader is not None:
-            self._reader.leave_room(jobs.bytes_held)
+            self._reader.leave_room(self._home.window_bytes, jobs.bytes_held)
         due_us = jobs.next_us()
         if due_us and (self._timer is None or due_us < self._timer_us):
             self._set_timer(due_us, now_us)
@@ -572,7 +572,7 @@ class Consumer:
         if self._reader is not None or not self.ready:
             return
         assert self.jobs is not None
-        window_bytes = min(WINDOW_BYTES, self._core.limits.memory_bytes_max // MEMORY_SHARE)
+        window_bytes = self._home.window_bytes
         reader = Reader(self._core, self._home.catchup, self, self.literals, self.patterns, window_bytes)
         self._reader = reader
         if self.patterns:

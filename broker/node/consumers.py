@@ -49,6 +49,12 @@ __all__ = ["Consumers"]
 IDLE_US = 10_000_000
 """How long one stays in memory that nobody uses."""
 LOOK_AGAIN_S = 0.005
+WINDOW_BYTES = 8 << 20
+"""What one keeps of its source at most, about;"""
+WINDOW_BYTES_MIN = 64 << 10
+"""and at least, when others have taken"""
+MEMORY_SHARE = 8
+"""this part of what all queues may hold, which they share."""
 SEED_STEP = 0x9E3779B97F4A7C15
 
 
@@ -96,8 +102,10 @@ class Consumers:
         self.next_lease = (core.tails.run << 40) + 1
         self.dead = 0
         self._redelivered = 0
+        self._crowded = False
         self._placing = Placing(core, log, catchup)
         self._consumers: dict[bytes, Consumer | None] = {}
+        self._loaded: dict[Consumer, None] = {}
         self._busy: set[bytes] = set()
         self._listed = False
         self._listeners: list[Done] = []
@@ -166,12 +174,14 @@ class Consumers:
 
     def left(self, consumer: Consumer) -> None:
         """A consumer has left memory."""
+        self._loaded.pop(consumer, None)
         if self._consumers.get(consumer.name) is consumer:
             self._consumers[consumer.name] = None
 
     def taken(self, consumer: Consumer) -> None:
-        """A consumer stays in memory after all, to be made anew."""
+        """A consumer comes into memory, or stays there to be made anew."""
         self._consumers[consumer.name] = consumer
+        self._loaded[consumer] = None
 
     # -- the node's calls ----------------------------------------------------------------------------------------------
 
@@ -183,14 +193,21 @@ class Consumers:
 
     def failed(self) -> None:
         """A commit has failed: what was read of the groups that are undone is void."""
-        for consumer in self._in_memory():
+        for consumer in list(self._loaded):
             if consumer.ready and not self.core.states.pending(consumer):
                 consumer.undone()
 
+    @property
+    def window_bytes(self) -> int:
+        """What each of them may keep of what it reads."""
+        share_bytes = self.core.limits.memory_bytes_max // MEMORY_SHARE // max(len(self._loaded), 1)
+        return WINDOW_BYTES_MIN if self._crowded else max(min(WINDOW_BYTES, share_bytes), WINDOW_BYTES_MIN)
+
     def tick(self) -> None:
         """Once a second."""
+        self._crowded = self.kept_bytes > self.core.limits.memory_bytes_max // MEMORY_SHARE
         now_us = self.clock.steady_us()
-        for consumer in self._in_memory():
+        for consumer in list(self._loaded):
             if consumer.ready:
                 consumer.advance()
                 if not consumer.members and now_us - consumer.used_us > IDLE_US:
@@ -199,25 +216,22 @@ class Consumers:
     def stop(self) -> None:
         """Have stored how far all are, with the last groups, and take nothing more."""
         self._stopped = True
-        for consumer in self._in_memory():
+        for consumer in list(self._loaded):
             consumer.save()
 
     def close(self) -> None:
         """End; nothing is committed any more."""
-        for consumer in self._in_memory():
+        for consumer in list(self._loaded):
             consumer.close()
-
-    def _in_memory(self) -> list[Consumer]:
-        return [consumer for consumer in self._consumers.values() if consumer is not None]
 
     @property
     def kept_bytes(self) -> int:
         """What all of them keep of what they read."""
-        return sum(consumer.jobs.bytes_held for consumer in self._consumers.values() if consumer and consumer.jobs)
+        return sum(consumer.jobs.bytes_held for consumer in self._loaded if consumer.jobs is not None)
 
     def stats(self) -> dict[str, object]:
         """Counters and gauges."""
-        jobs = [consumer.jobs for consumer in self._in_memory() if consumer.jobs is not None]
+        jobs = [consumer.jobs for consumer in self._loaded if consumer.jobs is not None]
         return {
             "consumers": len(self._consumers),
             "consumers_in_memory": len(jobs),
@@ -250,7 +264,8 @@ class Consumers:
             else:
                 consumer = self._consumers[name]
                 if consumer is None:
-                    consumer = self._consumers[name] = Consumer(self, name)
+                    consumer = Consumer(self, name)
+                    self.taken(consumer)
                 one = consumer
                 one.load(lambda failure: found(one if failure is None else failure))
 
@@ -311,10 +326,14 @@ class Consumers:
                         return
                 elif info is not None:
                     infos.append(info)
-                if left:
-                    self._tell(left.pop(0).decode(), step)
-                else:
-                    told(ConsumersPart(tuple(infos), len(names) > limit))
+                while left:
+                    name = left.pop(0)
+                    consumer = self._consumers.get(name)
+                    if consumer is None or not consumer.ready:
+                        self._tell(name.decode(), step)
+                        return
+                    infos.append(consumer.info())
+                told(ConsumersPart(tuple(infos), len(names) > limit))
 
             step(None)
 
@@ -398,7 +417,7 @@ class Consumers:
             told(error("LIMIT", f"consumers: got {len(self._consumers) + 1}, limit {limit}"))
             return
         consumer = Consumer(self, name, settings)
-        self._consumers[name] = consumer
+        self.taken(consumer)
         self._busy.add(name)
 
         def fail(failure: BrokerError) -> None:

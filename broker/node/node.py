@@ -156,7 +156,6 @@ class Node:
         self.catchup = CatchUp(core, log, loop, self.kick, self._send, self.clock.steady_us, self._lost)
         self.loader = Loader(core, log, self.clock, loop)
         self.unsent = Unsent()
-        self.budget = Budget(core, self.buffer, self.catchup, self.unsent)
         self._short_of_memory: dict[Connection, None] = {}
         self._refused_memory = 0
         self._turns_unwatched = 0
@@ -168,6 +167,7 @@ class Node:
         self.listing = Listing(core, log, loop, self.catchup.submit, self.kick)
         self.states = StateStore(core, log, self.loader, self.catchup.submit, self.kick)
         self.consumers = Consumers(core, log, self.catchup, self.loader, self.states, self.clock, loop, self.kick)
+        self.budget = Budget(core, self.buffer, self.catchup, self.unsent, self.consumers)
         self._retained = RetainedBroker(core, log, self.loader, broker_time, loop, self.kick)
         self._retention = Retention(self._retained, Policies.of(core.profiles))
         self._idle: asyncio.Future[None] | None = None

@@ -51,7 +51,7 @@ class Reader:
         catchup: Drives it.
         taker: Gets what is read.
         literals, patterns: What it reads; literals are in memory, with their profiles.
-        window_bytes: What the taker keeps at most, about.
+        window_bytes: What the taker may keep at first, about.
     """
 
     def __init__(
@@ -65,7 +65,6 @@ class Reader:
     ) -> None:
         self._catchup = catchup
         self._taker = taker
-        self._window_bytes = window_bytes
         self._outbox = Outbox(core.fanout, self)
         self._outbox.transport = self
         overdraft = core.limits.subscription_bytes_max
@@ -87,14 +86,14 @@ class Reader:
             self._catchup.leave(self.following)
         self._outbox.close()
 
-    def leave_room(self, kept_bytes: int) -> None:
+    def leave_room(self, window_bytes: int, kept_bytes: int) -> None:
         """Read as much as the window leaves beside what the taker keeps. Not within `take`."""
         subscription = self._subscription
         before = subscription.credit
-        free = self._window_bytes - kept_bytes - self._outbox.queued
+        free = window_bytes - kept_bytes - self._outbox.queued
         if not subscription.behind:
             subscription.credit = free
-        elif before <= 0 < free or free - before >= self._window_bytes // CREDIT_SHARE:
+        elif before <= 0 < free or free - before >= window_bytes // CREDIT_SHARE:
             subscription.credit = free
             self._catchup.step(self.following)
 

@@ -480,6 +480,7 @@ def decode_bus(value: object) -> FromBus:
 
 
 def decode_start(start: object) -> Start:
+    """Take the value of `start` apart; raises MalformedFrame when it is none."""
     if not isinstance(start, dict) or len(start) != 1:
         raise wrong("start", "a map of one way to start")
     match next(iter(start)):

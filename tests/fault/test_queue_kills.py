@@ -114,8 +114,8 @@ async def work(server: Server, history: History, chance: random.Random) -> None:
                 kind, body = await peer.next()
                 if kind == Kind.ACKED:
                     _, number = consuming.decode_acked(body)
-                    for each in [each for each in said if each <= number]:
-                        history.done.update(said.pop(each))
+                    for told in [each for each in said if each <= number]:
+                        history.done.update(said.pop(told))
                 elif kind == Kind.ERROR:
                     refusal = control.decode_error(body)
                     assert refusal.ack is not None, refusal

@@ -20,6 +20,7 @@ from broker_native.tails import Tails
 from tests.reference import intake as twin
 from tests.reference import tails as twin_tails
 from tests.reference.frames import (
+    ACK,
     CHANNEL,
     CREDIT,
     CREDIT_BODY,
@@ -74,6 +75,9 @@ class Watched(Intake):
 
     def on_credit(self, subscription: Subscription) -> None:
         self.note("credit", subscription.number)
+
+    def on_ack(self, body: bytes) -> None:
+        self.note("ack", body)
 
     def on_put_off(self) -> None:
         self.pauses.append(True)
@@ -388,6 +392,43 @@ def test_read_buffer_has_a_range() -> None:
     assert len(connection.intake.get_buffer(10)) == 4096
     with pytest.raises(ValueError, match="read: got 4097"):
         connection.intake.buffer_updated(4097)
+
+
+def test_an_ack_is_any_frame_until_the_connection_settles() -> None:
+    connection = Connection()
+    ack = build_frame(ACK, b"settled")
+    connection.intake.feed(ack)
+    connection.intake.settles = True
+    connection.intake.feed(ack + build_frame(ACK, b"flags", flags=1) + build_frame(PING, bytes(8)))
+    assert connection.intake.calls == [
+        ("frame", ACK, 0, b"settled"), ("ack", b"settled"), ("frame", ACK, 1, b"flags"), ("frame", PING, 0, bytes(8))
+    ]  # fmt: skip
+
+
+def test_an_ack_is_taken_when_the_turn_has_no_room_and_what_follows_it_is_not() -> None:
+    loop = Loop()
+    intakes = [loop.intake() for _ in range(200)]
+    for intake in intakes:
+        intake.settles = True
+        intake.feed(build_frame(ACK, b"one"))
+    assert [intake.calls for intake in intakes] == [[("ack", b"one")]] * 200
+    assert not any(intake.put_off for intake in intakes)
+    last = intakes[-1]
+    last.feed(build_frame(ACK, b"two") + build_frame(ACK, b"three"))
+    assert last.calls == [("ack", b"one"), ("ack", b"two")]
+    assert (last.put_off, last.pauses) == (True, [True])
+    loop.drain()
+    assert last.calls[-1] == ("ack", b"three")
+    assert last.pauses == [True, False]
+
+
+def test_an_ack_that_ends_its_connection_is_the_last_frame() -> None:
+    connection = Connection()
+    connection.intake.settles = True
+    connection.intake.stops_at = ("ack", b"wrong")
+    connection.intake.feed(build_frame(ACK, b"wrong") + build_frame(PING, bytes(8)))
+    assert connection.intake.calls == [("ack", b"wrong")]
+    assert connection.intake.closed
 
 
 # --- Half frames of many --------------------------------------------------------------------------------------------

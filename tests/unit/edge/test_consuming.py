@@ -20,7 +20,7 @@ from broker.model.consumers import (
 )
 from broker.model.limits import Limits
 from broker.model.positions import BusPosition
-from broker.node import consumer as consumer_module
+from broker.node import consumers as consumers_module
 from broker.node.letters import fields_of
 from broker.wire import consuming, control
 from broker.wire.kinds import Kind
@@ -562,7 +562,8 @@ def test_a_paused_consumer_gives_out_nothing_also_after_a_crash(stage: Stage, pe
 
 
 def test_more_than_fits_into_memory_is_read_as_there_is_room(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(consumer_module, "WINDOW_BYTES", 20_000)
+    monkeypatch.setattr(consumers_module, "WINDOW_BYTES", 20_000)
+    monkeypatch.setattr(consumers_module, "WINDOW_BYTES_MIN", 20_000)
     for at in range(100):
         peer.publish("s.jobs", *[b"%04d" % (at * 10 + each) + bytes(200) for each in range(10)])
     peer.make(QUEUE)
@@ -705,3 +706,40 @@ def test_an_ack_of_somebody_elses_lease_is_refused(stage: Stage, peer: Peer) -> 
     peer.say(Verdict.NACK, job, 100 * 366 * 86_400_000)
     assert peer.errors[-1].failure.name == "INVALID_TIME"
     assert peer.info().leased == 1
+
+
+def test_a_page_of_consumers_is_told_whether_they_are_in_memory_or_not(stage: Stage, peer: Peer) -> None:
+    for at in range(120):
+        peer.make(ConsumerSettings(f"c.{at:03}", ("s.x",)))
+    for again in (peer, None):
+        if again is None:
+            stage.crash()
+            again = Peer(stage, "again")
+        part = consuming.decode_infos(again.ask("consumers"))
+        assert ([info.settings.name for info in part.consumers], part.more) == (
+            [f"c.{at:03}" for at in range(100)],
+            True,
+        )
+        part = consuming.decode_infos(again.ask("consumers", after="c.099"))
+        assert (len(part.consumers), part.more) == (20, False)
+
+
+def test_what_is_asked_while_a_consumer_is_restored_is_refused_or_waits(stage: Stage, peer: Peer) -> None:
+    peer.publish("s.jobs", b"one")
+    peer.make(QUEUE)
+    peer.join()
+    [job] = peer.take()
+    stage.hold()
+    peer.ack(job)
+    peer.ask("consumer_pause", name="work", paused=True)
+    stage.fail(Fate.LOST)
+    stage.feed("peer", control.encode_request(9, "consumer", {"name": "work"}))
+    peer.ack(job)
+    stage.release()
+    peer.hear()
+    names = [each.failure.name for each in peer.errors]
+    assert names.count("COMMIT_UNKNOWN") == 2
+    info = consuming.decode_info(peer.replies[-1])
+    assert (info.settings.paused, info.members, info.acked) == (False, 1, 0)
+    assert peer.acked == {1: 2}
+    assert peer.payloads() == [b"one"]
