@@ -161,7 +161,7 @@ def test_jobs_are_told_when_there_are_consumers() -> None:
         "2 consumers",
         "2 jobs under way",
         "given out again 2/s",
-        "given up -/s",
+        "given up 0/s",
         "resize: 25/s, 10 wait, 2 under way at 1 member, 3 given up",
         "a\\x1b: -/s, 0 wait, 0 under way at 0 members, paused",
     ]
