@@ -151,7 +151,7 @@ class Profile:
     hold: str = field(
         default=HOLD_NONE,
         metadata=setting(
-            "What retention waits for; consumers is refused until there are durable consumers.",
+            "What retention waits for; consumers is refused, since it waits for nobody yet.",
             choices=(HOLD_NONE, HOLD_CONSUMERS),
             reloadable=True,
         ),
@@ -174,7 +174,7 @@ class Profile:
         if self.hold == HOLD_CONSUMERS:
             raise invalid(
                 "profile.hold",
-                f"got {HOLD_CONSUMERS!r}, expected {HOLD_NONE!r}: there are no durable consumers to wait for yet",
+                f"got {HOLD_CONSUMERS!r}, expected {HOLD_NONE!r}: retention waits for nobody yet",
                 "Leave it out; readers that fall behind retention are told so (trimmed).",
             )
         if 0 < self.retention_bytes < RETENTION_BYTES_MIN:

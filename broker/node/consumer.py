@@ -73,13 +73,15 @@ class Member:
     Attributes:
         number: The consumer's number of it; 0 before it has joined.
         acks: Number of its last ACK.
-        told: Up to which of them it was told what became of it.
+        told: Up to which of them it is known what became of it.
+        owed: `told`, as long as it was not told so; else 0.
         waits: It is among those who are given jobs in turn.
         gone: It is no member any more.
     """
 
     __slots__ = (
-        "acks", "bytes_max", "consumer", "gone", "number", "outbox", "owner", "subscription", "told", "waits", "window",
+        "acks", "bytes_max", "consumer", "gone", "number", "outbox", "owed", "owner", "subscription", "told", "waits",
+        "window",
     )  # fmt: skip
 
     def __init__(self, owner: MemberOwner, outbox: Outbox, subscription: int, window: int, bytes_max: int) -> None:
@@ -92,8 +94,15 @@ class Member:
         self.number = 0
         self.acks = 0
         self.told = 0
+        self.owed = 0
         self.waits = False
         self.gone = False
+
+    def tell_owed(self) -> None:
+        """Tell it what is committed."""
+        if self.owed:
+            number, self.owed = self.owed, 0
+            self.owner.member_acked(self, number)
 
 
 class Consumer:
@@ -366,6 +375,7 @@ class Consumer:
         """A commit has failed, and with it what members have said (`Stateful`)."""
         unknown = error("COMMIT_UNKNOWN", f"consumer {self.name.decode()}: the commit failed")
         for member in self.members.values():
+            member.tell_owed()
             if member.acks > member.told:
                 member.told = member.acks
                 member.owner.member_unknown(member, member.acks)
@@ -389,10 +399,20 @@ class Consumer:
         if failure is None:
             for member, number in batch:
                 if not member.gone:
-                    member.told = number
-                    member.owner.member_acked(member, number)
+                    member.told = member.owed = number
+                    self._tell_soon(member)
         for asker in askers:
             asker(failure)
+
+    def _tell_soon(self, member: Member) -> None:
+        """Tell a member what is committed; who has jobs under way hears of it with the next ones, if these come soon.
+
+        A member that has one job at a time would else be sent twice as much in half as large pieces.
+        """
+        if self.jobs is not None and self.jobs.under_way(member.number)[0]:
+            self._home.tell_later(member)
+        else:
+            member.tell_owed()
 
     # -- members -------------------------------------------------------------------------------------------------------
 
@@ -419,6 +439,7 @@ class Consumer:
         if member.gone:
             return
         assert self.jobs is not None
+        member.tell_owed()
         member.gone = True
         del self.members[member.number]
         self._unacked.pop(member, None)
@@ -510,6 +531,7 @@ class Consumer:
                 frame = jobs.grant(member.number, now_us, share)
                 if frame:
                     given = True
+                    member.tell_owed()
                     if len(frame) <= FRAME_COPY_BYTES:
                         member.outbox.ordered_frame(frame)
                     else:

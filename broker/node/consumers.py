@@ -49,6 +49,8 @@ __all__ = ["Consumers"]
 IDLE_US = 10_000_000
 """How long one stays in memory that nobody uses."""
 LOOK_AGAIN_S = 0.005
+TELL_S = 0.005
+"""How long a member with jobs under way waits to hear that what it said is committed: the next jobs may bring it."""
 WINDOW_BYTES = 8 << 20
 """What one keeps of its source at most, about;"""
 WINDOW_BYTES_MIN = 64 << 10
@@ -103,6 +105,7 @@ class Consumers:
         self.dead = 0
         self._redelivered = 0
         self._crowded = False
+        self._owed: list[Member] = []
         self._placing = Placing(core, log, catchup)
         self._consumers: dict[bytes, Consumer | None] = {}
         self._loaded: dict[Consumer, None] = {}
@@ -171,6 +174,19 @@ class Consumers:
             self.kick()
 
         self.loop.call_later(LOOK_AGAIN_S, look)
+
+    def tell_later(self, member: Member) -> None:
+        """Tell a member what it is owed in a moment, unless it hears of it before."""
+        if not self._owed:
+            self.loop.call_later(TELL_S, self._tell_owed)
+        self._owed.append(member)
+
+    def _tell_owed(self) -> None:
+        owed, self._owed = self._owed, []
+        for member in owed:
+            if not member.gone:
+                member.tell_owed()
+        self.kick()
 
     def left(self, consumer: Consumer) -> None:
         """A consumer has left memory."""

@@ -213,7 +213,8 @@ cdef class Jobs:
     cdef Channel* channel_of(self, uint64_t id) except NULL
     cdef Track* track_of(self, Channel* channel, uint64_t epoch) except NULL
     cdef int take_delivery(self, const uint8_t* frame, const uint8_t* end) except -1
-    cdef int take_chunk(self, Channel* channel, const uint8_t* chunk, const uint8_t* end, Place place) except -1
+    cdef int take_chunk(self, Channel* channel, const uint8_t* chunk, const uint8_t* end, Place place,
+                        bint passed) except -1
     cdef int add(self, Track* track, uint64_t sequence, Lot** lot, Place place, uint64_t chunk_us,
                  const uint8_t* record, uint32_t size) except -1
     cdef Job* job_new(self, size_t size) except NULL

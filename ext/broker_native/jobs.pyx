@@ -6,8 +6,9 @@ numbers. It belongs to one thread.
 **Jobs.** Chunks come in as DELIVER frames (`take`) of one subscription that tells names. A record is a job until it is
 done; a GONE run is done at once, and so are sequences that the stream leaves out (retention took them). Records of
 ephemeral channels are passed over: a durable consumer reads what is stored. What has come once is known: when the
-stream is read again from an earlier place, jobs that wait, are leased or are done are passed over. A job whose record
-is past its EXPIRY is dropped when it would be granted; it counts as done.
+stream is read again from an earlier place, jobs that wait, are leased or are done are passed over, and whatever stands
+at the floor of the bus or before it. A job whose record is past its EXPIRY is dropped when it would be granted; it
+counts as done.
 
 **Order.** Jobs are granted in the order in which they came, with `lanes` by the PRIORITY of their records: of 15 grants
 8 go to lane 0, then 4, 2 and 1, as far as these have any. What comes again goes before what is new in its lane, in the
@@ -694,6 +695,7 @@ cdef class Jobs:
         cdef Channel* channel
         cdef uint8_t* copy
         cdef Place place
+        cdef bint passed
         if end - at < DELIVER_HEADER_BYTES:
             return 1
         place = place_at(load_u64(at + 8), load_u32(at + 4))
@@ -716,6 +718,8 @@ cdef class Jobs:
             channel.name_bytes = name[0]
         if channel.id >= EPHEMERAL_ID:
             return 0
+        self.find_floor()
+        passed = not self.by_position and place.group and not place_after(place, self.last_floor)
         if not place.group:
             # A run of GONE that stands for several groups has no place of its own.
             place = self.vouched
@@ -724,10 +728,11 @@ cdef class Jobs:
         elif place.group > 2:
             # It came before the groups that are on their way to the disk.
             self.vouched = place_max(self.vouched, place_at(place.group - 2, U32_MAX))
-        return self.take_chunk(channel, at, end, place)
+        return self.take_chunk(channel, at, end, place, passed)
 
-    cdef int take_chunk(self, Channel* channel, const uint8_t* chunk, const uint8_t* end, Place place) except -1:
-        """Take a chunk of which the header fits; 1 when it is damaged."""
+    cdef int take_chunk(self, Channel* channel, const uint8_t* chunk, const uint8_t* end, Place place,
+                        bint passed) except -1:
+        """Take a chunk of which the header fits; 1 when it is damaged. All of it is done if the floor has passed it."""
         cdef uint64_t sequence = load_u64(chunk + CHUNK_FIRST)
         cdef uint64_t stop = sequence + load_u32(chunk + CHUNK_COUNT)
         cdef uint64_t chunk_us = load_u64(chunk + CHUNK_TIME)
@@ -759,7 +764,7 @@ cdef class Jobs:
                 return 1
             if sequence + run - 1 > track.known:
                 # Then it is the next one, and nothing from before a restart says that it is done.
-                if load_u16(at + 4) & RECORD_GONE:
+                if passed or load_u16(at + 4) & RECORD_GONE:
                     track.known = sequence + run - 1
                 elif self.add(track, sequence, &lot, place, chunk_us, at, size):
                     return 1
@@ -1110,8 +1115,10 @@ cdef class Jobs:
     cdef int come_back(self, Job** jobs, size_t count) except -1:
         """Leased jobs come back at once, and delayed ones are due, in the order in which they were taken."""
         cdef size_t at
+        if not count:
+            return 0
         qsort(jobs, count, sizeof(Job*), job_earlier)
-        if self.exclusive and count:
+        if self.exclusive:
             self.come_along(jobs[0])
             count = 1
         for at in range(count):
@@ -1356,7 +1363,7 @@ cdef class Jobs:
         """The frame of the newest leases; names from the given count on are told in it."""
         cdef bytes frame = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>(FRAME_HEADER_BYTES + size))
         cdef uint8_t* to = <uint8_t*>PyBytes_AS_STRING(frame)
-        cdef uint64_t lease
+        cdef uint64_t _lease
         cdef uint32_t number, name_bytes
         cdef uint8_t flags
         cdef Job* job = self.leased_job(first)
@@ -1370,7 +1377,7 @@ cdef class Jobs:
         store_u64(to + 8, first)
         store_u64(to + 16, self.lease_ms)
         to += JOBS_HEADER_BYTES
-        for lease in range(first, self.next_lease):
+        for _lease in range(first, self.next_lease):
             # They are the last that the member was given, one after the other.
             if job.held_next != NULL:
                 memory_prefetch(job.held_next)
@@ -2122,7 +2129,8 @@ cdef int check_entries(const uint8_t* at, const uint8_t* end) except -1:
         if (not VERB_ACK <= verb <= VERB_ACK_THROUGH or at[13] or load_u16(at + 14) or count < 1
                 or load_u64(at) > U64_MAX - count + 1):
             raise ValueError(f"ack: got verb {verb} of {count} leases from {load_u64(at)}")
-        if (load_u64(at + 16) and verb != VERB_NACK and verb != VERB_EXTEND) or (count > 1 and verb == VERB_ACK_THROUGH):
+        if ((load_u64(at + 16) and verb != VERB_NACK and verb != VERB_EXTEND)
+                or (count > 1 and verb == VERB_ACK_THROUGH)):
             raise ValueError(f"ack: got verb {verb} of {count} leases with {load_u64(at + 16)} ms")
         if leases > LEASES_PER_ACK_MAX:
             raise ValueError(f"ack: got {leases} leases, limit {ACK_LEASES_MAX}")

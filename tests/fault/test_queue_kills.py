@@ -47,6 +47,7 @@ class Peer:
     @classmethod
     async def connect(cls, server: Server) -> Peer:
         while True:
+            peer = None
             try:
                 peer = cls(*await asyncio.open_connection("127.0.0.1", server.port))
                 peer.send(control.encode_hello("queue"))
@@ -54,6 +55,8 @@ class Peer:
                 assert kind == Kind.WELCOME
                 peer.run = control.decode_welcome(body).run
             except (EOFError, OSError):
+                if peer is not None:
+                    peer.close()
                 await asyncio.sleep(0.02)
             else:
                 return peer

@@ -685,6 +685,7 @@ def consumers() -> Trace:
 
     def settle(subscription: int, number: int, *entries: Settle, name: str = "client") -> None:
         send(name, consuming.encode_ack(subscription, number, entries))
+        act("wait 5000")
 
     opened(script)
     send("client", encode_channel(0, b"s.jobs"))
@@ -702,7 +703,7 @@ def consumers() -> Trace:
     ask(7, "consumer_set", name="x", filters=["s.x"], start={"bus": [JOURNAL, 1, 0]})
     note("A member with room for two.")
     send("client", join(1, "mail.send", 2))
-    note("The first is done: the third comes at once, and ACKED when that is committed.")
+    note("The first is done: the third comes at once, and ACKED when that is committed, with the next jobs or soon.")
     settle(1, 1, Settle(lease + 1, 1, Verdict.ACK))
     note("The second fails: it comes again after its back-off, when there is room.")
     settle(1, 2, Settle(lease + 2, 1, Verdict.NACK, BACK_OFF))

@@ -6,8 +6,9 @@ machine: no clock, no I/O. Times are broker time in microseconds since 1970, mem
 **Jobs.** Chunks come in as DELIVER frames (`take`) of one subscription that tells names. A record is a job until it is
 done; a GONE run is done at once, and so are sequences that the stream leaves out (retention took them). Records of
 ephemeral channels (ids from 2^62 on) are passed over: a durable consumer reads what is stored. What has come once is
-known: when the stream is read again from an earlier place, jobs that wait, are leased or are done are passed over. A
-job whose record is past its EXPIRY is dropped when it would be granted; it counts as done.
+known: when the stream is read again from an earlier place, jobs that wait, are leased or are done are passed over, and
+whatever stands at the floor of the bus or before it. A job whose record is past its EXPIRY is dropped when it would be
+granted; it counts as done.
 
 **Order.** Jobs are granted in the order in which they came, with `lanes` by the PRIORITY of their records: of 15 grants
 8 go to lane 0, then 4, 2 and 1, as far as these have any. What comes again goes before what is new in its lane, in the
@@ -311,6 +312,7 @@ class PlainJobs:
             if chunk.channel >= EPHEMERAL_ID:
                 continue
             early = bool(delivery.flags & DELIVER_EARLY)
+            passed = not self.by_position and delivery.group > 0 and (delivery.group, delivery.index) <= self.floor
             place = (delivery.group, delivery.index) if delivery.group else self.vouched
             if not early:
                 self.vouched = max(self.vouched, place)
@@ -332,7 +334,7 @@ class PlainJobs:
                         self._know(track, sequence - 1)
                     continue
                 if sequence > track.known:
-                    if sequence in track.ahead:
+                    if sequence in track.ahead or passed:
                         self._know(track, sequence)
                     else:
                         time_us = chunk.time_us + record.time_us
@@ -443,12 +445,15 @@ class PlainJobs:
         job.lot.left -= 1
         if not job.lot.left and job.lot in self.lots:
             self.lots.remove(job.lot)
-        log = self.acked_log.setdefault(track, [])
-        if log and log[-1][1] + 1 == job.sequence:
-            log[-1] = (log[-1][0], job.sequence)
-        else:
-            log.append((job.sequence, job.sequence))
+        self._log(track, job.sequence, job.sequence)
         self.done += 1
+
+    def _log(self, track: Track, first: int, last: int) -> None:
+        log = self.acked_log.setdefault(track, [])
+        if log and log[-1][1] + 1 == first:
+            log[-1] = (log[-1][0], last)
+        else:
+            log.append((first, last))
 
     def _die(self, job: Job, reason: int) -> None:
         """A job is dead, and done once that has been told."""
@@ -731,7 +736,7 @@ class PlainJobs:
         above = max(first, track.known + 1)
         if above <= last:
             track.ahead.update(range(above, last + 1))
-            self.acked_log.setdefault(track, []).append((above, last))
+            self._log(track, above, last)
             track.absorb()
         return [(run_first, run_last - run_first + 1) for run_first, run_last in runs_of(refused)]
 

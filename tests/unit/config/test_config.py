@@ -172,7 +172,7 @@ def test_other_text_is_no_time(text: str) -> None:
         ),
         (
             "[[profiles]]\npattern = 'a'\nhold = 'consumers'",
-            ["profiles[0].hold: got 'consumers', expected 'none': there are no durable consumers"],
+            ["profiles[0].hold: got 'consumers', expected 'none': retention waits for nobody"],
         ),
         ("[[profiles]]\npattern = 'a'\ndurable = 1", ["profiles[0].durable: unknown setting", "durability"]),
         ("[[profiles]", ["not valid TOML"]),

@@ -107,6 +107,7 @@ class Peer:
     def settle(self, *entries: Settle, subscription: int = 1) -> None:
         number = self.acks[subscription] = self.acks.get(subscription, 0) + 1
         self.send(consuming.encode_ack(subscription, number, entries))
+        self.wait(5_000)
 
     def say(self, verdict: Verdict, job: Job, ms: int = 0, subscription: int = 1) -> None:
         self.settle(Settle(job.lease, 1, verdict, ms), subscription=subscription)
@@ -186,6 +187,8 @@ def test_what_is_published_later_comes_at_once_and_the_next_does_not_wait_for_th
     assert not peer.acked
     stage.release()
     peer.hear()
+    assert not peer.acked, "it has a job under way, and hears of it with the next or soon"
+    peer.wait(5_000)
     assert peer.acked == {1: 1}
 
 
@@ -736,7 +739,7 @@ def test_what_is_asked_while_a_consumer_is_restored_is_refused_or_waits(stage: S
     stage.feed("peer", control.encode_request(9, "consumer", {"name": "work"}))
     peer.ack(job)
     stage.release()
-    peer.hear()
+    peer.wait(5_000)
     names = [each.failure.name for each in peer.errors]
     assert names.count("COMMIT_UNKNOWN") == 2
     info = consuming.decode_info(peer.replies[-1])

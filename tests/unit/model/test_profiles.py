@@ -146,7 +146,7 @@ def test_nothing_is_retained_of_what_is_never_stored(values: dict[str, Any]) -> 
 
 
 def test_waiting_for_consumers_is_refused_with_the_reason() -> None:
-    with pytest.raises(ConfigError, match=r"profile\.hold: got 'consumers', expected 'none': there are no durable"):
+    with pytest.raises(ConfigError, match=r"profile\.hold: got 'consumers', expected 'none': retention waits"):
         Profile(b">", hold="consumers")
 
 
