@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from broker.bus import (
         Bus,
         ChannelInfo,
+        Consumer,
         History,
         Last,
         ListedChannel,
+        Reject,
+        Retry,
         Since,
         Subscription,
         SubscriptionEvent,
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     )
     from broker.client.client import Client, connect
     from broker.embedded import Broker
+    from broker.model.consumers import ConsumerInfo, ConsumerSettings, WaitingJob
     from broker.model.errors import (
         BrokerError,
         CommitUnknown,
@@ -61,6 +65,7 @@ if TYPE_CHECKING:
     from broker.remote.reconnect import BackoffPolicy
     from broker_native.messages import Batch, Message
     from broker_native.posting import Publication, Receipt
+    from broker_native.work import Job, JobBatch
 
 __all__ = [
     "BackoffPolicy",
@@ -75,11 +80,16 @@ __all__ = [
     "ConfigError",
     "Conflict",
     "ConnectionLost",
+    "Consumer",
+    "ConsumerInfo",
+    "ConsumerSettings",
     "Denied",
     "FrameTooLarge",
     "History",
     "InvalidChannel",
     "InvalidPattern",
+    "Job",
+    "JobBatch",
     "Last",
     "Level",
     "LimitExceeded",
@@ -90,8 +100,10 @@ __all__ = [
     "ProtocolError",
     "Publication",
     "Receipt",
+    "Reject",
     "Remedy",
     "RequestError",
+    "Retry",
     "Since",
     "StorageCorrupt",
     "StorageError",
@@ -101,6 +113,7 @@ __all__ = [
     "Transaction",
     "Unavailable",
     "Until",
+    "WaitingJob",
     "__version__",
     "connect",
 ]
@@ -109,9 +122,12 @@ _HOMES = {
     "broker.bus": (
         "Bus",
         "ChannelInfo",
+        "Consumer",
         "History",
         "Last",
         "ListedChannel",
+        "Reject",
+        "Retry",
         "Since",
         "Subscription",
         "SubscriptionEvent",
@@ -121,10 +137,12 @@ _HOMES = {
     "broker.client.client": ("Client", "connect"),
     "broker.remote.reconnect": ("BackoffPolicy",),
     "broker.embedded": ("Broker",),
+    "broker.model.consumers": ("ConsumerInfo", "ConsumerSettings", "WaitingJob"),
     "broker.model.levels": ("Level",),
     "broker.model.positions": ("BusPosition", "Position"),
     "broker_native.messages": ("Batch", "Message"),
     "broker_native.posting": ("Publication", "Receipt"),
+    "broker_native.work": ("Job", "JobBatch"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

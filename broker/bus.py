@@ -10,7 +10,7 @@ and delivered in the order of the calls. Between channels there is no order.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 from broker.model.consumers import WINDOW_BYTES_DEFAULT, WINDOW_DEFAULT
 
@@ -37,6 +37,8 @@ __all__ = [
     "Last",
     "ListedChannel",
     "Payload",
+    "Reject",
+    "Retry",
     "Since",
     "Start",
     "Subscription",
@@ -49,6 +51,26 @@ Payload: TypeAlias = bytes | bytearray | memoryview
 
 CREDIT_BYTES_DEFAULT = 4 * 1024 * 1024
 REQUEST_TIMEOUT_S = 5.0
+GRACE_S = 30.0
+"""How long the functions of workers may go on when they are stopped."""
+
+FunctionT = TypeVar("FunctionT", bound="Callable[..., Any]")
+
+
+class Reject(Exception):
+    """Raised by a worker's function: its job will never succeed, and is not to come again."""
+
+
+class Retry(Exception):
+    """Raised by a worker's function: its job is to come again.
+
+    Args:
+        delay_s: When, seconds from now; None leaves it to the queue's back-off.
+    """
+
+    def __init__(self, delay_s: float | None = None) -> None:
+        super().__init__(delay_s)
+        self.delay_s = delay_s
 
 
 class Last(NamedTuple):
@@ -330,6 +352,10 @@ class Consumer(ABC):
         """
 
     @abstractmethod
+    def stop(self) -> None:
+        """Hand out nothing any more: iterations end. What was handed out can be settled until it is closed."""
+
+    @abstractmethod
     def flush(self) -> Awaitable[None]:
         """Wait until everything that was said is answered. What was refused is told by events."""
 
@@ -348,6 +374,32 @@ class Consumer(ABC):
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+
+class Workers(ABC):
+    """Functions that work off queues; see `Bus.run_workers`."""
+
+    @abstractmethod
+    def __await__(self) -> Generator[Any, Any, None]:
+        """Work until this is cancelled.
+
+        Raises:
+            BrokerError: A worker cannot start, or cannot go on.
+        """
+
+    @abstractmethod
+    async def __aenter__(self) -> Self:
+        """Begin to work.
+
+        Raises:
+            BrokerError: A worker cannot start: INVALID_CONSUMER, CONSUMER_EXISTS, UNKNOWN_CONSUMER, …
+        """
+
+    @abstractmethod
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Take no more jobs, let functions end, and give the rest back."""
 
 
 class Bus(ABC):
@@ -744,6 +796,46 @@ class Bus(ABC):
 
         Raises:
             RequestError: INVALID_CONSUMER; that can be no consumer's name.
+        """
+
+    @abstractmethod
+    def worker(
+        self,
+        *filters: str,
+        queue: str | None = None,
+        concurrency: int = 1,
+        prefetch: int | None = None,
+        **queue_settings: Any,
+    ) -> Callable[[FunctionT], FunctionT]:
+        """Have a coroutine function work off a queue, when `run_workers` is called: `@bus.worker("jobs.resize")`.
+
+        It is called with each job. When it returns, the job is done; when it raises, the job comes again after the
+        queue's back-off; `Reject` gives it up, and `Retry` says when it comes again. It may settle the job itself. The
+        job's lease is extended while it runs.
+
+        Args:
+            filters: What the queue reads; it is made when the workers start. None: it is there already.
+            queue: Its name; the function's name without it.
+            concurrency: Jobs that are done at once, from 1.
+            prefetch: Jobs that wait in the client besides; as many as `concurrency` without it.
+            queue_settings: As for `create_queue`: `lease_s`, `attempts_max`, `dead_letter`, …
+
+        Raises:
+            RequestError: INVALID_CONSUMER; it is no coroutine function, or there is nothing to work off.
+        """
+
+    @abstractmethod
+    def run_workers(self, grace_s: float = GRACE_S) -> Workers:
+        """Run the workers: `await bus.run_workers()`, until that is cancelled; or `async with bus.run_workers():`,
+        while the block lasts.
+
+        When they stop, no more jobs are taken, functions that run may end, and the rest is given back.
+
+        Args:
+            grace_s: How long they may take; then they are cancelled, and their jobs given to others.
+
+        Returns:
+            The workers, to be awaited or entered once. Waiting raises why one of them cannot go on.
         """
 
     @abstractmethod

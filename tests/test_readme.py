@@ -61,7 +61,7 @@ def test_command_has_the_options_it_is_shown_with(words: list[str]) -> None:
 
 def test_readme_shows_commands_and_programs() -> None:
     assert {words[1] for words in commands(README)} >= {"serve", "pub", "sub", "bench", "errors"}
-    assert len(PROGRAMS) == 10
+    assert len(PROGRAMS) == 11
 
 
 def run(program: list[str], folder: Path) -> str:
@@ -199,3 +199,9 @@ def test_blocking_program_runs(tmp_path: Path, server_url: str, before: str) -> 
 def test_program_with_a_transaction_runs(tmp_path: Path) -> None:
     (program,) = (program for program in PROGRAMS if "transaction" in program)
     assert run(["-c", program], tmp_path) == "[3, 1, 1]\n"
+
+
+def test_worker_program_runs(tmp_path: Path, server_url: str) -> None:
+    (program,) = (program for program in PROGRAMS if "worker(" in program)
+    assert SERVER_URL in program
+    assert run(["-c", program.replace(SERVER_URL, server_url)], tmp_path) == "resized cat.png\n"

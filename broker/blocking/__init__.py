@@ -15,8 +15,8 @@ writes. Both are greenlets under gevent. Nothing here knows asyncio, or gevent, 
 gevent does not replace.
 
 `client` is the bus, `connection` its socket, `subscription`, `consumer` and `history` what is read and `reading` how,
-`transaction` what is published together, `waiting` how a thread waits. What outlives a connection, and what frames
-mean, is shared with the asyncio client: `broker.remote`.
+`transaction` what is published together, `workers` who does the jobs of queues, `waiting` how a thread waits. What
+outlives a connection, and what frames mean, is shared with the asyncio client: `broker.remote`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from broker.blocking.history import History
 from broker.blocking.subscription import Subscription
 from broker.blocking.transaction import Transaction
 from broker.blocking.waiting import Pending, Window
+from broker.blocking.workers import Workers
 
 __all__ = [
     "Client",
@@ -37,5 +38,6 @@ __all__ = [
     "Subscription",
     "Transaction",
     "Window",
+    "Workers",
     "connect",
 ]

@@ -23,7 +23,8 @@ from broker.blocking.history import History
 from broker.blocking.subscription import Subscription
 from broker.blocking.transaction import Transaction
 from broker.blocking.waiting import Answer, Deadline, Pending, Waiter, Window, add_waiter, wake
-from broker.bus import CREDIT_BYTES_DEFAULT, REQUEST_TIMEOUT_S, ChannelInfo
+from broker.blocking.workers import Workers
+from broker.bus import CREDIT_BYTES_DEFAULT, GRACE_S, REQUEST_TIMEOUT_S, ChannelInfo
 from broker.events import emit
 from broker.model.consumers import WINDOW_BYTES_DEFAULT, WINDOW_DEFAULT
 from broker.model.errors import BrokerError, error
@@ -43,6 +44,7 @@ from broker.remote.bus import (
 from broker.remote.consumers import ConsumersPages, consumer_of, named, queue_of, start_of
 from broker.remote.pages import NamesPages, make_pages
 from broker.remote.reconnect import is_final
+from broker.remote.workers import WorkerSettings, worker_of
 from broker.wire import consuming, control, requests
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from broker.bus import HistorySince, HistoryUntil, ListedChannel, Payload, Start, SubscriptionEvent
+    from broker.bus import FunctionT, HistorySince, HistoryUntil, ListedChannel, Payload, Start, SubscriptionEvent
     from broker.model.consumers import ConsumerInfo, WaitingJob
     from broker.model.positions import Position
     from broker.remote.address import TcpAddress, UnixAddress
@@ -94,6 +96,7 @@ class Client(RemoteBus[Connection]):
         self._pings: dict[int, Waiter] = {}
         self._drainers: list[Waiter] = []
         self._waiting: list[Waiter] = []
+        self._workers: list[WorkerSettings] = []
         self._stop = threading.Lock()  # taken until the bus ends
         self._stop.acquire()
         self._reader: threading.Thread | None = None
@@ -611,6 +614,42 @@ class Client(RemoteBus[Connection]):
             BrokerError: It is refused: INVALID_CONSUMER, UNKNOWN_CONSUMER, DENIED, …; TIMEOUT.
         """
         return Consumer(self, name, window, window_bytes, on_event).open(timeout_s)
+
+    def worker(
+        self,
+        *filters: str,
+        queue: str | None = None,
+        concurrency: int = 1,
+        prefetch: int | None = None,
+        **queue_settings: Any,
+    ) -> Callable[[FunctionT], FunctionT]:
+        """Have a function work off a queue, when `run_workers` is called: `@bus.worker("jobs.resize")`.
+
+        It is called with each job, by a thread of its own. When it returns, the job is done; when it raises, the job
+        comes again after the queue's back-off; `Reject` gives it up, and `Retry` says when it comes again. The job's
+        lease is extended while it runs.
+
+        Args:
+            filters: What the queue reads; it is made when the workers start. None: it is there already.
+            queue: Its name; the function's name without it.
+            concurrency: Jobs that are done at once, each by a thread, from 1.
+            prefetch: Jobs that wait in the client besides; as many as `concurrency` without it.
+            queue_settings: As for `create_queue`: `lease_s`, `attempts_max`, `dead_letter`, …
+
+        Raises:
+            RequestError: INVALID_CONSUMER; there is nothing to work off.
+        """
+        return worker_of(self._workers, filters, queue, concurrency, prefetch, queue_settings)
+
+    def run_workers(self, grace_s: float = GRACE_S) -> Workers:
+        """Return the workers: `bus.run_workers().run()` until `end` is called, or `with bus.run_workers():` meanwhile.
+
+        When they stop, no more jobs are taken, functions that run may end, and the rest is given back.
+
+        Args:
+            grace_s: How long they may take, seconds.
+        """
+        return Workers(self, self._workers, grace_s)
 
     def consumer_info(self, name: str, *, timeout_s: float | None = None) -> ConsumerInfo:
         """Answer what there is to tell of a consumer or a work queue, as `Bus.consumer_info` does; TIMEOUT besides."""

@@ -133,6 +133,11 @@ class Consumer(Reader, RemoteConsumer):
             self._client.send_soon()
         return Settled(self, outcome)
 
+    def stop(self) -> None:
+        """Hand out nothing any more: iterations end. What was handed out can be settled until it is closed."""
+        with self._client.lock:
+            super().stop()
+
     def wait(self, outcome: Outcome, timeout_s: float | None) -> None:
         """Send what was said, and wait until it is committed; see `Settled.result`."""
         deadline = Deadline(self._client.timeout_s if timeout_s is None else timeout_s)
@@ -177,8 +182,7 @@ class Consumer(Reader, RemoteConsumer):
             timeout_s: How long to wait.
         """
         deadline = Deadline(timeout_s)
-        with self._client.lock:
-            self.stop()
+        self.stop()
         while (waiter := self._flusher()) is not None and waiter.wait(deadline.left_s()):
             pass
         with self._client.lock:

@@ -33,6 +33,8 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "reply": "Answer what is asked of channels.",
         "history": "Print what is stored of a channel.",
         "channel": "List channels, trim or remove one.",
+        "consumer": "Readers with a name, whose place the broker keeps.",
+        "queue": "Work queues: look into one, work one off.",
         "top": "Watch a running server, and who is behind.",
         "bench": "Measure the broker and verify every message.",
         "backup": "Copy a broker's data, running or not.",

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-from broker.bus import CREDIT_BYTES_DEFAULT, REQUEST_TIMEOUT_S, Bus, ChannelInfo
+from broker.bus import CREDIT_BYTES_DEFAULT, GRACE_S, REQUEST_TIMEOUT_S, Bus, ChannelInfo
 from broker.client.connection import Connection
 from broker.client.consumer import ClientConsumer
 from broker.client.history import ClientHistory
 from broker.client.subscription import ClientSubscription
 from broker.client.transaction import ClientTransaction
 from broker.client.transport import tcp_connector, unix_connector
+from broker.client.workers import ClientWorkers, check_coroutine
 from broker.events import emit
 from broker.model.consumers import WINDOW_BYTES_DEFAULT, WINDOW_DEFAULT
 from broker.model.errors import BrokerError, error
@@ -35,13 +36,23 @@ from broker.remote.bus import (
 from broker.remote.consumers import ConsumersPages, consumer_of, named, queue_of, start_of
 from broker.remote.pages import NamesPages, make_pages
 from broker.remote.reconnect import is_final
+from broker.remote.workers import WorkerSettings, worker_of
 from broker.wire import consuming, control, requests
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
     from typing import Self
 
-    from broker.bus import History, HistorySince, HistoryUntil, ListedChannel, Payload, Start, SubscriptionEvent
+    from broker.bus import (
+        FunctionT,
+        History,
+        HistorySince,
+        HistoryUntil,
+        ListedChannel,
+        Payload,
+        Start,
+        SubscriptionEvent,
+    )
     from broker.client.transport import Connector
     from broker.model.consumers import ConsumerInfo, WaitingJob
     from broker.model.positions import Position
@@ -83,6 +94,7 @@ class Client(RemoteBus[Connection], Bus):
         self._lost: asyncio.Future[BrokerError] = self.loop.create_future()
         self._drainers: list[asyncio.Future[None]] = []
         self._waiting: list[asyncio.Future[None]] = []
+        self._workers: list[WorkerSettings] = []
 
     async def start(self) -> Self:
         """Connect. A first connection that fails is not tried again.
@@ -344,6 +356,19 @@ class Client(RemoteBus[Connection], Bus):
         on_event: Callable[[SubscriptionEvent], object] | None = None,
     ) -> ClientConsumer:
         return ClientConsumer(self, name, window, window_bytes, on_event)
+
+    def worker(
+        self,
+        *filters: str,
+        queue: str | None = None,
+        concurrency: int = 1,
+        prefetch: int | None = None,
+        **queue_settings: Any,
+    ) -> Callable[[FunctionT], FunctionT]:
+        return worker_of(self._workers, filters, queue, concurrency, prefetch, queue_settings, check_coroutine)
+
+    def run_workers(self, grace_s: float = GRACE_S) -> ClientWorkers:
+        return ClientWorkers(self, self._workers, grace_s)
 
     async def consumer_info(self, name: str) -> ConsumerInfo:
         return consuming.decode_info(await self.ask("consumer", named(name)))

@@ -436,6 +436,20 @@ EVENTS: tuple[Event, ...] = (
         "Await drain() before closing, or give close() more time.",
         (_integer("messages", "publishes without an answer"),),
     ),
+    Event(
+        "job_failed",
+        Severity.WARNING,
+        "client",
+        "a worker's function raised an exception; the job comes again after its queue's back-off",
+        "Look at the traceback. The queue's attempts_max and dead_letter say when such a job is given up.",
+        (
+            _text("queue", "name of the work queue"),
+            _text("channel", "the job's channel"),
+            _integer("sequence", "and sequence"),
+            _integer("attempt", "how often it was tried, this time included"),
+            _ERROR,
+        ),
+    ),
     # -- the process, whatever runs in it
     Event(
         "loop_error",

@@ -132,7 +132,7 @@ class RemoteConsumer(Kept, ABC):
         self._told: list[Settlement] = []  # they were, and this is not answered
         self._left = 0  # requests of which the answer of `_told` consists
         self._beating = False
-        self._taken = 0  # jobs that had been taken when the application was last seen to take one
+        self._life = 0  # how often the application had taken a job, or said something, at the last beat
         self._idle_beats = 0
         self._failure: BrokerError | None = None
         self._closed = False
@@ -328,15 +328,21 @@ class RemoteConsumer(Kept, ABC):
         self._connection.send(control.encode_subscribe(control.Subscribe(number, (), 0, consumer=self._wanted)))
 
     def _beat(self, lease_ms: int) -> None:
-        """Extend what waits to be taken, as long as the application goes on taking."""
+        """Extend what waits to be taken, as long as the application shows signs of life.
+
+        If it shows none for a lease, the jobs are left to others, and dropped when their leases have ended.
+        """
         self._beating = False
         if not self._number or not self._cursor.queued:
             return
-        self._idle_beats = self._idle_beats + 1 if self._taken == self._cursor.taken else 0
-        self._taken = self._cursor.taken
+        self._idle_beats = self._idle_beats + 1 if self._life == self._cursor.taken + self._settling.said else 0
         if self._idle_beats <= BEATS_A_LEASE:
             for batch, index, count in self._cursor.waiting():
                 self._settling.say(batch, index, count, Verdict.EXTEND, 0)
+        elif self._idle_beats > 2 * BEATS_A_LEASE:
+            self._cursor.clear()
+            return
+        self._life = self._cursor.taken + self._settling.said
         self._beating = True
         self._later(lease_ms / 1000 / BEATS_A_LEASE, lambda: self._beat(lease_ms))
 

@@ -117,8 +117,8 @@ def start_of(filters: tuple[str, ...], start: Start) -> ConsumerStart:
             )
     raise error(
         "INVALID_POSITION",
-        f"consumer: got a start of {start!r:.60} for {len(filters)} filters",
-        "A position is of one channel: name the channel of each.",
+        f"consumer: got a start of {start!r:.60} for {len(filters)} filters, expected a start that fits them",
+        "A position alone is of the one channel of its consumer; a mapping names the channel of each.",
     )
 
 

@@ -712,8 +712,8 @@ cdef class Source:
                 waiter.set_result(None)
 
     cdef object take(self, bint whole):
-        """The next message or batch, or None when there is none now."""
-        raise NotImplementedError
+        """The next message or batch, or None when there is none now. A bare source has none."""
+        return None
 
     cdef bint is_ready(self):
         """Whether a read finds something now, and the loop has had its turn."""

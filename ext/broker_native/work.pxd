@@ -84,6 +84,7 @@ cdef class Settling:
     cdef object kick
     cdef object error
     cdef readonly uint32_t subscription
+    cdef readonly uint64_t said         # how often something was said
     cdef uint64_t number                # of the newest ACK
     cdef list open                      # settlements that were not sent
     cdef object in_flight               # a deque of those that were sent on this subscription, and not answered

@@ -645,6 +645,7 @@ cdef class Settling:
         if count == 1 and batch.marks[index]:
             raise self.error("LEASE_UNKNOWN", f"job {batch.first_lease + index}: was settled before")
         settlement = settled.settlement = self.place(batch)
+        self.said += 1
         while at < index + count:
             if batch.marks[at]:
                 at += 1
@@ -669,6 +670,7 @@ cdef class Settling:
         cdef Run run
         settled.batch, settled.index, settled.count, settled.loop = job.batch, job.index, 1, self.loop
         settlement = settled.settlement = self.place(job.batch)
+        self.said += 1
         run = settlement.say(job.batch, job.index, 1, ACK_THROUGH, 0)
         run.covered = self.cover(job.batch, job.index)
         return settled

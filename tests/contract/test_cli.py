@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -245,3 +246,70 @@ def test_names_complete(program: Program, room: str) -> None:
     asked = {"_BROKER_COMPLETE": "bash_complete", "COMP_WORDS": f"broker history s.{room}.", "COMP_CWORD": "2"}
     assert program.complete(asked).split() == [f"plain,s.{room}.one", f"plain,s.{room}.two"]
     assert not program.complete({**asked, "BROKER_URL": "broker+unix:///nowhere/socket"}).split()
+
+
+def test_consumers_are_made_read_and_set_back(program: Program, room: str) -> None:
+    channel, name = f"s.{room}", f"c.{room}"
+    program.run("pub", channel, given=b"one\ntwo\nthree\n")
+    made = program.run("consumer", "create", name, channel)
+    assert f"{name}: consumer, one holder at a time".encode() in made
+    assert program.run("consumer", "next", name) == f"{channel}\tone\n".encode()
+    assert program.run("consumer", "next", name, "--no-ack", "--raw") == b"two"
+    rows = program.run("consumer", "next", name, "--count", "5", "--timeout", "0.5", "--json").splitlines()
+    (second, third) = map(json.loads, rows)
+    assert (second["payload"], second["sequence"], second["redelivered"]) == ("two", 2, True)
+    assert (third["payload"], third["redelivered"]) == ("three", False)
+    assert b"TIMEOUT" in program.run("consumer", "next", name, "--timeout", "0.1", status=ExitCode.RETRY)
+    found = json.loads(program.run("consumer", "info", name, "--json"))
+    assert (found["mode"], found["acked"], found["ready"], found["filters"]) == ("exclusive", 3, 0, [channel])
+    assert b"3 done" in program.run("consumer", "info", name)
+    assert b"nobody is there to be asked" in program.run("consumer", "reset", name, "start", status=ExitCode.STOP)
+    program.run("consumer", "reset", name, "start", "--yes")
+    assert program.run("consumer", "next", name, "--raw") == b"one"
+    program.run("consumer", "pause", name)
+    (line,) = program.run("consumer", "ls", name).decode().splitlines()
+    assert line.split("\t")[:2] == [name, "paused"]
+    assert b"TIMEOUT" in program.run("consumer", "next", name, "--timeout", "0.1", status=ExitCode.RETRY)
+    program.run("consumer", "resume", name)
+    assert program.run("consumer", "next", name, "--raw") == b"two"
+    asked = {"_BROKER_COMPLETE": "bash_complete", "COMP_WORDS": f"broker consumer info c.{room}", "COMP_CWORD": "3"}
+    assert program.complete(asked).split() == [f"plain,{name}"]
+    program.run("consumer", "rm", name, "--yes")
+    assert b"UNKNOWN_CONSUMER" in program.run("consumer", "info", name, status=ExitCode.STOP)
+    assert b"INVALID_CONSUMER" in program.run("consumer", "info", "a..b", status=ExitCode.STOP)
+
+
+def test_queues_are_looked_into_and_worked_off(program: Program, room: str, tmp_path: Path) -> None:
+    channel, name, dead = f"s.{room}", f"q.{room}", f"s.dead-{room}"
+    settings = ("--dead-letter", dead, "--backoff", "0.05", "0.1", "--attempts", "3", "--lanes")
+    made = program.run("queue", "create", name, channel, *settings)
+    assert b"work queue" in made
+    assert b"by priority" in made
+    program.run("pub", channel, given=b"good\nbad\nflaky\n")
+    program.run("consumer", "next", name, "--no-ack")
+    rows = [line.split("\t") for line in program.run("queue", "peek", name).decode().splitlines()]
+    assert sorted(row[4] for row in rows) == ["bad", "flaky", "good"]
+    assert {row[3] for row in rows} == {"ready"}
+    (row, *_) = map(json.loads, program.run("queue", "peek", name, "--json", "--limit", "1").splitlines())
+    assert (row["channel"], row["state"]) == (channel, "ready")
+    script = (
+        f'read line; echo "$line $BROKER_ATTEMPT" >> {tmp_path}/seen; '
+        'case "$line" in bad) exit 5;; flaky) [ "$BROKER_ATTEMPT" -ge 2 ] || exit 1;; esac'
+    )
+    with program.start("queue", "work", name, "--exec", script, "--concurrency", "2") as worker:
+        deadline = time.monotonic() + 20
+        while json.loads(program.run("queue", "info", name, "--json"))["acked"] < 2:
+            assert time.monotonic() < deadline
+        worker.terminate()
+        assert worker.wait(20) == 0
+    seen = (tmp_path / "seen").read_text().split("\n")
+    assert any(line.startswith("good ") for line in seen)
+    assert any(line.startswith("flaky 2") or line.startswith("flaky 3") for line in seen)
+    found = json.loads(program.run("queue", "info", name, "--json"))
+    assert (found["mode"], found["dead"], found["leased"], found["members"]) == ("shared", 1, 0, 0)
+    assert f"{name}: 1 dead letters".encode() in program.run("queue", "redrive", name)
+    assert b"jobs are done" in program.run("queue", "purge", name, "--yes")
+    assert program.run("queue", "peek", name) == b""
+    assert program.run("queue", "ls", name).decode().split("\t")[0] == name
+    assert b"--yes" in program.run("queue", "purge", name, status=ExitCode.STOP)
+    assert b"UNKNOWN_CONSUMER" in program.run("queue", "work", "q.none", "--exec", "true", status=ExitCode.STOP)

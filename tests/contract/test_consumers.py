@@ -25,9 +25,11 @@ def numbered(count: int, begin: int = 0) -> list[bytes]:
 async def settled(bus: Bus, name: str) -> Any:
     """Return what is told of a consumer once it has looked at all that there is."""
     async with asyncio.timeout(10):
-        while (info := await bus.consumer_info(name)).lag != 0:
+        while True:
+            info = await bus.consumer_info(name)
+            if info.lag == 0:
+                return info
             await asyncio.sleep(0.01)
-    return info
 
 
 async def test_a_consumer_goes_on_where_it_was(home: Home, room: str) -> None:
@@ -233,7 +235,7 @@ async def test_settings_are_judged_and_kept(home: Home, room: str) -> None:
             {"dead_letter": f"s.{room}"},
         ):
             with pytest.raises(BrokerError, match="INVALID_CONSUMER"):
-                await bus.create_consumer(f"{name}.bad", f"s.{room}", **bad)  # type: ignore[arg-type]
+                await bus.create_consumer(f"{name}.bad", f"s.{room}", **bad)
         with pytest.raises(BrokerError, match="INVALID_PATTERN"):
             await bus.create_consumer(f"{name}.bad", "a..b")
         with pytest.raises(BrokerError, match="NOT_STORED"):

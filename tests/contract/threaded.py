@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from broker import blocking
 from broker.bus import Bus, Consumer, History, Subscription, Transaction
+from broker.client.workers import ClientWorkers, check_coroutine
 from broker.model.consumers import WINDOW_BYTES_DEFAULT, WINDOW_DEFAULT
 from broker.model.errors import BrokerError
+from broker.remote.workers import WorkerSettings, worker_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
@@ -62,6 +64,7 @@ class ThreadedBus(Bus):
         self.client = client
         self.loop = asyncio.get_running_loop()
         self._pool = ThreadPoolExecutor(THREADS, "caller")
+        self._workers: list[WorkerSettings] = []
 
     def in_thread(self, function: Callable[..., Any], *args: Any, **options: Any) -> asyncio.Future[Any]:
         """Call a function that waits, in a thread."""
@@ -120,6 +123,19 @@ class ThreadedBus(Bus):
 
     def consume(self, name: str, **options: Any) -> ThreadedConsumer:
         return ThreadedConsumer(self, name, **options)
+
+    def worker(
+        self,
+        *filters: str,
+        queue: str | None = None,
+        concurrency: int = 1,
+        prefetch: int | None = None,
+        **queue_settings: Any,
+    ) -> Any:
+        return worker_of(self._workers, filters, queue, concurrency, prefetch, queue_settings, check_coroutine)
+
+    def run_workers(self, grace_s: float = 30.0) -> ClientWorkers:
+        return ClientWorkers(self, self._workers, grace_s)
 
     async def consumer_info(self, name: str) -> Any:
         return await self.in_thread(self.client.consumer_info, name)
@@ -318,6 +334,9 @@ class ThreadedConsumer(ThreadedSubscription, Consumer):  # type: ignore[misc]  #
         self._kept = deque()
         self.name = name
         self.events = self._inner.events
+
+    def stop(self) -> None:
+        self._inner.stop()
 
     def ack_through(self, job: Any) -> Any:
         return ThreadedSettled(self._bus, self._inner.ack_through(job))

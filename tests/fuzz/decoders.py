@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from broker.config import Config
 from broker.model import names
-from broker.model.errors import BrokerError
+from broker.model.consumers import Settle, Verdict
+from broker.model.errors import BrokerError, error
 from broker.model.history import (
     BusPart,
     BusQuery,
@@ -25,10 +26,12 @@ from broker.model.history import (
     Trim,
 )
 from broker.model.positions import BusPosition
-from broker.wire import control, requests
+from broker.wire import consuming, control, requests
+from broker_native.work import Settling
 from tests.fuzz import seeds
 from tests.fuzz.stepped import SteppedNode
-from tests.reference.frames import ERROR, FRAME_HEADER, frames_of
+from tests.reference.frames import ERROR, FRAME_HEADER, Record, frames_of
+from tests.reference.jobs import JOB_HEADER, JOBS_HEADER, NAME, REDELIVERED, Told, build_jobs
 from tests.reference.journal import Fate
 
 if TYPE_CHECKING:
@@ -118,6 +121,34 @@ def answer(decode: Callable[[Mapping[str, Any]], Any]) -> Decoder:
     return lambda body: decode(control.decode_reply(body)[1]), reply
 
 
+def decode_jobs(body: bytes) -> consuming.Jobs:
+    """JOBS as a member takes it; what is read of each job must be what the plain decoder reads."""
+    settling = Settling(None, int, error, 1)
+    batch = settling.receive(body, [], settling.say)
+    jobs = consuming.decode_jobs(body)
+    for job, plain in zip(batch, jobs.jobs, strict=True):
+        read = (job.lease, job.epoch, job.sequence, job.time, job.attempt, job.redelivered)
+        if read != (plain.lease, plain.epoch, plain.sequence, plain.time_us, plain.attempt, plain.redelivered):
+            raise AssertionError(f"{job!r} is {plain!r}")
+        fields = (job.channel, job.payload, job.key, job.priority, job.publisher, job.expiry_s)
+        if sum(len(field) for field in fields if isinstance(field, (str, bytes))) > 2 * len(body):
+            raise AssertionError(f"{fields!r} are more than came")
+    return jobs
+
+
+def encode_jobs(jobs: consuming.Jobs) -> bytes:
+    """JOBS of what was decoded."""
+    first = jobs.jobs[0].lease
+    body = JOBS_HEADER.pack(jobs.subscription, len(jobs.jobs), first, jobs.lease_ms, 0)
+    for job in jobs.jobs:
+        name = job.name or b""
+        flags = (REDELIVERED if job.redelivered else 0) | (NAME if job.name is not None else 0)
+        size = JOB_HEADER.size + len(name) + len(job.record)
+        place = (size, job.channel, job.epoch, job.sequence, job.time_us)
+        body += JOB_HEADER.pack(*place, job.attempt, flags, len(name), 0) + name + job.record
+    return bytes(FRAME_HEADER.size) + body
+
+
 QUESTIONS: list[Callable[[Mapping[str, Any]], Any]] = [
     requests.decode_history_query,
     requests.decode_bus_query,
@@ -165,6 +196,9 @@ DECODERS: list[Decoder] = [
         lambda body: (control.decode_named(body), body[control.decode_named(body).at :]),
         lambda value: control.encode_named(4, value[0].name, value[0].number, value[0].count, value[1]),
     ),
+    (consuming.decode_ack, lambda value: consuming.encode_ack(*value)),
+    (consuming.decode_acked, lambda value: consuming.encode_acked(*value)),
+    (decode_jobs, encode_jobs),
 ]
 
 
@@ -205,6 +239,11 @@ def body_seeds() -> list[bytes]:
         BusPart("resumed", (NamedChunk("a.x", 1, 2, b"chunk"),), BusPosition(seeds.JOURNAL, 1, 2), more=True),
         NamesPart((ChannelRow("a.x", 1, 2, 3, 3), ChannelRow("a.y", 0, 0, 0, 0)), more=False),
     ]
+    jobs = [
+        Told(b"a.x", 0, 1, 7, Record(b"payload", key=b"key"), 1_000, 2, redelivered=True),
+        Told(None, 0, 1, 8, Record(b"", priority=0, expiry_s=9)),
+        Told(b"a.y", 1, 1, 1, Record(b"x")),
+    ]
     frames = [
         control.encode_hello("me", seeds.PRODUCER, "token"),
         control.encode_welcome(
@@ -226,6 +265,9 @@ def body_seeds() -> list[bytes]:
         *(control.encode_request(1, "ask", requests.pack_query(query)) for query in queries),
         *(requests.encode_part(1, part) for part in parts),
         seeds.ASKS[0],
+        consuming.encode_ack(1, 2, [Settle(5, 3, Verdict.ACK), Settle(9, 1, Verdict.NACK, 1000)]),
+        consuming.encode_acked(1, 2),
+        bytes(FRAME_HEADER.size) + build_jobs(1, 5, 30_000, jobs),
     ]
     return [seeds.plan(state=index) + frame[FRAME_HEADER.size :] for index, frame in enumerate(frames)]
 

@@ -250,8 +250,9 @@ def test_neighbours_leave_as_one_entry() -> None:
     first, second = member.plain(3), member.plain(2, 4)
     for job in first:
         job.ack()
-    list(second)[0].ack()
-    list(second)[1].nack(0.001)
+    one, two = second
+    one.ack()
+    two.nack(0.001)
     assert member.kicks == 1
     assert member.taken() == [(1, [(100, 4, ACK, 0), (104, 1, NACK, 1)])]
     assert member.taken() == []
@@ -265,7 +266,7 @@ def test_neighbours_leave_as_one_entry() -> None:
     st.lists(st.tuples(st.integers(0, 19), st.sampled_from([ACK, NACK, REJECT, EXTEND]), st.booleans()), max_size=40)
 )
 def test_what_is_said_is_what_is_sent(said: list[tuple[int, int, bool]]) -> None:
-    """Each lease is settled once, extended as often as one likes, whatever the order and however it is cut into turns."""
+    """Each lease is settled once, and extended as often as one likes, whatever the order and the turns."""
     member = Member()
     jobs: list[Job] = [job for count, first in ((8, 1), (12, 9)) for job in member.plain(count, first)]
     verbs: dict[int, Any] = {ACK: Job.ack, NACK: Job.nack, REJECT: Job.reject, EXTEND: Job.extend}
@@ -449,7 +450,7 @@ def test_only_a_window_of_what_came_is_kept() -> None:
     member = Member(window=10)
     batches = [member.plain(4, 1 + 4 * at) for at in range(6)]
     member.settling.through(list(batches[-1])[3])
-    assert [batch.places(0, 4)[0][2] for batch in batches if list(batch)[0].settled] == [13, 17, 21]
+    assert [batch.places(0, 4)[0][2] for batch in batches if next(iter(batch)).settled] == [13, 17, 21]
 
 
 def test_an_ack_for_somebody_else_to_send() -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from broker.cli.top.watch import Show
 
 READERS_MAX = 500
+CONSUMERS_MAX = 100
 """As many as a server tells in one answer."""
 
 
@@ -27,6 +28,8 @@ READERS_MAX = 500
 @click.option("--count", "looks", type=click.IntRange(1), metavar="N", help="End after so many looks.")
 @click.option("--readers", "readers_max", type=click.IntRange(0, READERS_MAX), default=50, show_default=True,
               metavar="N", help="Ask for so many of those who lag, the ones most behind.")  # fmt: skip
+@click.option("--consumers", "consumers_max", type=click.IntRange(0, CONSUMERS_MAX), default=20, show_default=True,
+              metavar="N", help="Ask for so many consumers and work queues, the first ones by name.")  # fmt: skip
 @click.option("--plain", is_flag=True, help="A row a look; without a terminal it is so anyway.")
 @click.option("--json", "as_json", is_flag=True, help="An object a line, with all that the server tells.")
 @click.option("--url", envvar="BROKER_URL", show_envvar=True, help="The broker.  [default: broker://127.0.0.1:4770]")
@@ -35,6 +38,7 @@ def command(
     once: bool,
     looks: int | None,
     readers_max: int,
+    consumers_max: int,
     plain: bool,
     as_json: bool,
     url: str | None,
@@ -53,6 +57,9 @@ def command(
               archive
     memory    what queues hold, of limits.memory_bytes_max: from 80 % on
               publishers are not read, from 95 % on they are refused
+    jobs      of durable consumers and work queues, if there are any: what each
+              has done a second, what waits, what is under way and at how many
+              members, and what was given up for good
     behind    subscriptions that are read too slowly and get what is stored at
               their own pace. By how much, how old the newest message is that
               they got (late), since when, and who they are. They hurt nobody:
@@ -87,14 +94,19 @@ def command(
 
         shown = Screen(url, interval_s)
     try:
-        asyncio.run(run(url, shown, interval_s, readers_max, looks))
+        asyncio.run(run(url, shown, interval_s, readers_max, consumers_max, looks))
     except asyncio.CancelledError:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTERM)
 
 
 async def run(
-    url: str, shown: AbstractContextManager[Show], interval_s: float, readers_max: int, looks: int | None
+    url: str,
+    shown: AbstractContextManager[Show],
+    interval_s: float,
+    readers_max: int,
+    consumers_max: int,
+    looks: int | None,
 ) -> None:
     """Connect, and look; the terminal is taken when the server is there, and given back in any case."""
     from broker import connect
@@ -106,4 +118,4 @@ async def run(
         with shown as show:
             # Ctrl-C is seen to by asyncio; SIGTERM would leave the terminal as it is.
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-            await Watch(bus, show, interval_s, readers_max).run(looks)
+            await Watch(bus, show, interval_s, readers_max, consumers_max).run(looks)

@@ -8,13 +8,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["COUNTERS", "Change", "Reader", "Snapshot", "compare"]
+__all__ = ["COUNTERS", "Change", "Consumer", "Reader", "Snapshot", "compare"]
 
 COUNTERS: Final = (
     "records_in",
@@ -30,6 +30,8 @@ COUNTERS: Final = (
     "slices_read",
     "slices_shared",
     "publishes_refused_memory",
+    "jobs_redelivered",
+    "jobs_dead",
     "archive_written_bytes",
     "cpu_s",
     "archive_cpu_s",
@@ -92,6 +94,45 @@ class Reader:
 
 
 @dataclass(frozen=True, slots=True)
+class Consumer:
+    """A durable consumer or a work queue.
+
+    Attributes:
+        name: Its name.
+        paused: Nothing is given out.
+        members: Who takes jobs.
+        waiting: Jobs that nobody has: ready, delayed, and not looked at as far as they are counted.
+        leased: Jobs under way.
+        acked, dead: Jobs that were done, and given up, since it was made.
+    """
+
+    name: str
+    paused: bool
+    members: int
+    waiting: int
+    leased: int
+    acked: int
+    dead: int
+
+    @classmethod
+    def of(cls, fields: Mapping[str, object]) -> Consumer:
+        """Take one of the `consumers` of a REPLY to `consumers`."""
+
+        def figure(key: str) -> int:
+            return int(_number(fields.get(key)) or 0)
+
+        return cls(
+            str(fields.get("name") or ""),
+            fields.get("paused") is True,
+            figure("members"),
+            figure("ready") + figure("delayed") + figure("lag"),
+            figure("leased"),
+            figure("acked"),
+            figure("dead"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """One look at a server.
 
@@ -102,6 +143,7 @@ class Snapshot:
         stats: What it told of itself.
         readers: Those that lag, as many as were asked for.
         more: There are others.
+        consumers: The first ones by name, as many as were asked for.
     """
 
     at_s: float
@@ -110,6 +152,7 @@ class Snapshot:
     stats: Mapping[str, object]
     readers: tuple[Reader, ...] = ()
     more: bool = False
+    consumers: tuple[Consumer, ...] = ()
 
     def figure(self, name: str) -> float | None:
         """Return one of the numbers, or None if the server does not tell it."""
@@ -126,6 +169,8 @@ class Change:
         restarted: There is one, of another run or of another process.
         rates: Growth a second, by counter; what is unknown is not in it.
         readers: Those that lag, the ones that are most behind first.
+        consumers: Those that were asked for, the ones with most jobs waiting first.
+        done: Jobs done a second, by the consumer's name; what is unknown is not in it.
     """
 
     now: Snapshot
@@ -133,6 +178,8 @@ class Change:
     restarted: bool
     rates: Mapping[str, float]
     readers: tuple[Reader, ...]
+    consumers: tuple[Consumer, ...] = ()
+    done: Mapping[str, float] = field(default_factory=dict)
 
     def rate(self, name: str) -> float | None:
         """Return how much a counter grows a second, or None if that is unknown."""
@@ -147,16 +194,24 @@ def compare(previous: Snapshot | None, now: Snapshot) -> Change:
         now: The later one.
     """
     readers = tuple(sorted(now.readers, key=lambda reader: (-reader.behind_groups, -reader.behind_s)))
+    consumers = tuple(sorted(now.consumers, key=lambda consumer: (-consumer.waiting, consumer.name)))
     restarted = previous is not None and _life(previous) != _life(now)
     if previous is None or restarted or now.at_s <= previous.at_s:
-        return Change(now, None, restarted, {}, readers)
+        return Change(now, None, restarted, {}, readers, consumers)
     elapsed_s = now.at_s - previous.at_s
     rates = {}
     for name in COUNTERS:
         before, after = previous.figure(name), now.figure(name)
         if before is not None and after is not None and after >= before:
             rates[name] = (after - before) / elapsed_s
-    return Change(now, elapsed_s, False, rates, readers)
+    before_by_name = {consumer.name: consumer.acked for consumer in previous.consumers}
+    done = {
+        consumer.name: (consumer.acked - before_by_name[consumer.name]) / elapsed_s
+        for consumer in consumers
+        # One that was removed and made again has gone back.
+        if 0 <= before_by_name.get(consumer.name, -1) <= consumer.acked
+    }
+    return Change(now, elapsed_s, False, rates, readers, consumers, done)
 
 
 def _life(snapshot: Snapshot) -> tuple[object, object]:

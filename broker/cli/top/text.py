@@ -14,7 +14,7 @@ from broker.cli.main import printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from broker.cli.top.rates import Change, Reader
+    from broker.cli.top.rates import Change, Consumer, Reader
 
 UNKNOWN: Final = "-"
 
@@ -116,6 +116,7 @@ def sections(change: Change) -> list[tuple[str, list[Fact]]]:
         ("commits", _commits(change)),
         ("memory", _memory(change)),
         ("clients", _clients(change)),
+        *([("jobs", _jobs(change))] if change.now.figure("consumers") else []),
     ]
 
 
@@ -198,6 +199,31 @@ def _clients(change: Change) -> list[Fact]:
     if rate("publishes_refused_memory"):
         facts.append(Fact(f"{count(rate('publishes_refused_memory'))} publishes refused/s", "bold red"))
     return facts
+
+
+def _jobs(change: Change) -> list[Fact]:
+    rate, figure = change.rate, change.now.figure
+    return [
+        Fact(f"{count(figure('consumers'))} consumers", "bold"),
+        Fact(f"{count(figure('jobs_leased'))} jobs under way"),
+        Fact(f"given out again {count(rate('jobs_redelivered'))}/s"),
+        Fact(f"given up {count(rate('jobs_dead'))}/s", "bold yellow" if rate("jobs_dead") else ""),
+        *(_consumer(change, each) for each in change.consumers),
+    ]
+
+
+def _consumer(change: Change, consumer: Consumer) -> Fact:
+    """Return how a consumer gets on; loud when nobody does what waits, or it is paused."""
+    members = f"{count(consumer.members)} {'member' if consumer.members == 1 else 'members'}"
+    words = [
+        f"{printable(consumer.name)}: {count(change.done.get(consumer.name))}/s",
+        f"{count(consumer.waiting)} wait",
+        f"{count(consumer.leased)} under way at {members}",
+        *([f"{count(consumer.dead)} given up"] if consumer.dead else []),
+        *(["paused"] if consumer.paused else []),
+    ]
+    is_left = consumer.paused or (consumer.waiting and not consumer.members)
+    return Fact(", ".join(words), "bold yellow" if is_left else "")
 
 
 def lagging(change: Change) -> list[Fact]:
@@ -289,6 +315,7 @@ def json_row(change: Change) -> str:
             "stats": now.stats,
             "readers": [_reader_fields(now.time_s, reader) for reader in change.readers],
             "more": now.more,
+            "consumers": [_consumer_fields(change, consumer) for consumer in change.consumers],
         },
         default=str,
     )
@@ -310,6 +337,19 @@ def _reader_fields(time_s: float, reader: Reader) -> dict[str, object]:
         "queued_bytes": reader.queued_bytes,
         "credit": reader.credit,
         "policy": reader.policy or None,
+    }
+
+
+def _consumer_fields(change: Change, consumer: Consumer) -> dict[str, object]:
+    return {
+        "name": consumer.name,
+        "paused": consumer.paused,
+        "members": consumer.members,
+        "waiting": consumer.waiting,
+        "leased": consumer.leased,
+        "acked": consumer.acked,
+        "acked_per_s": change.done.get(consumer.name),
+        "dead": consumer.dead,
     }
 
 

@@ -10,7 +10,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Final, Protocol
 
-from broker.cli.top.rates import Reader, Snapshot, compare
+from broker.cli.top.rates import Consumer, Reader, Snapshot, compare
 from broker.model.errors import BrokerError, Remedy, error
 
 if TYPE_CHECKING:
@@ -56,13 +56,15 @@ class Watch:
         show: Gets what is found.
         interval_s: Between two looks.
         readers_max: How many of those who lag are asked for; 0 asks for none.
+        consumers_max: How many consumers are; the same.
     """
 
-    def __init__(self, bus: Asked, show: Show, interval_s: float, readers_max: int) -> None:
+    def __init__(self, bus: Asked, show: Show, interval_s: float, readers_max: int, consumers_max: int = 0) -> None:
         self._bus = bus
         self._show = show
         self._interval_s = interval_s
         self._readers_max = readers_max
+        self._consumers_max = consumers_max
         self._answered_s = time.monotonic()
 
     async def run(self, looks: int | None) -> None:
@@ -126,11 +128,16 @@ class Watch:
         fields: dict[str, Any] = {}
         if self._readers_max:
             fields = await self._bus.ask("lagging", {"limit": self._readers_max})
+        told = stats if isinstance(stats, dict) else {}
+        listed: dict[str, Any] = {}
+        if self._consumers_max and told.get("consumers"):
+            listed = await self._bus.ask("consumers", {"limit": self._consumers_max})
         return Snapshot(
             at_s,
             time.time(),
             at_s - begun_s,
-            stats if isinstance(stats, dict) else {},
+            told,
             tuple(Reader.of(each) for each in fields.get("readers", []) if isinstance(each, dict)),
             fields.get("more") is True,
+            tuple(Consumer.of(each) for each in listed.get("consumers", []) if isinstance(each, dict)),
         )

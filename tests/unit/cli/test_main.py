@@ -169,7 +169,7 @@ def test_module_is_the_command() -> None:
         ("broker top --o", ["--once"]),
         ("broker ver", ["verify", "version"]),
         ("broker e", ["errors", "events"]),
-        ("broker con", ["config"]),
+        ("broker con", ["consumer", "config"]),
         ("broker config ch", ["check"]),
         ("broker config show --to", ["--toml"]),
         ("broker errors slow", ["SLOW_CONSUMER"]),

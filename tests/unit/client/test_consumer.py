@@ -271,6 +271,23 @@ async def test_what_waits_to_be_taken_is_extended(server: Scripted, bus: Client)
     await consumer.close()
 
 
+async def test_an_application_that_stands_still_leaves_its_jobs_to_others(server: Scripted, bus: Client) -> None:
+    consumer, peer, number = await begun(server, bus)
+    peer.send(jobs(number, 1, range(1, 5), lease=1, lease_ms=30))
+    (job,) = await take(consumer, 1)
+    extended = 0
+    while extended < 4:
+        _, turn, entries = await acked(peer)
+        assert entries == [Settle(2, 3, Verdict.EXTEND)]
+        peer.send(consuming.encode_acked(number, turn))
+        extended += 1
+    async with asyncio.timeout(5):
+        while consumer._cursor.queued:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    assert not job.settled
+    await consumer.close()
+
+
 async def test_a_frame_that_makes_no_sense_costs_the_connection(server: Scripted, bus: Client) -> None:
     _, peer, number = await begun(server, bus)
     peer.send(jobs(number, 1, range(1, 2), lease=1, named=False))

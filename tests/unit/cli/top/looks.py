@@ -36,6 +36,8 @@ def stats(**figures: object) -> dict[str, object]:
         "queued_bytes": 60 * MIB,
         "publishers_held": 0,
         "publishes_refused_memory": 0,
+        "jobs_redelivered": 0,
+        "jobs_dead": 0,
         "commit_p50_us": 850,
         "commit_p99_us": 12_300,
         "loop_lag_p99_us": 0,

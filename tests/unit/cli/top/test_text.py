@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from broker.cli.top import text
+from broker.cli.top.rates import Consumer, compare
 from broker.cli.top.text import Fact, fill_lines
-from tests.unit.cli.top.looks import change, reader
+from tests.unit.cli.top.looks import change, reader, snapshot
 
 EVIL = "a\x1b[2J\nb\u202e"
 
@@ -143,3 +145,29 @@ def test_an_object_has_the_servers_own_keys_and_what_follows_from_them() -> None
 def test_since_has_a_date_when_it_is_long_ago() -> None:
     assert text.since(change(), reader(since_s=86_400.0)).count("-") == 1
     assert text.since(change(), reader(since_s=86_399.0)).count(":") == 2
+
+
+def test_jobs_are_told_when_there_are_consumers() -> None:
+    assert "jobs" not in [label for label, _ in text.sections(change())]
+    resize = {"name": "resize", "ready": 5, "delayed": 1, "lag": 4, "leased": 2, "acked": 100, "dead": 3, "members": 1}
+    paused = {"name": "a\x1b", "paused": True, "acked": 7, "members": 0}
+    before = snapshot(consumers=2, jobs_redelivered=10)
+    before = replace(before, consumers=tuple(map(Consumer.of, (resize, paused))))
+    after = snapshot(102.0, consumers=2, jobs_leased=2, jobs_redelivered=14, jobs_dead=0)
+    after = replace(after, consumers=tuple(map(Consumer.of, ({**resize, "acked": 150}, {**paused, "acked": 3}))))
+    found = compare(before, after)
+    facts = dict(text.sections(found))["jobs"]
+    assert [fact.text for fact in facts] == [
+        "2 consumers",
+        "2 jobs under way",
+        "given out again 2/s",
+        "given up 0/s",
+        "resize: 25/s, 10 wait, 2 under way at 1 member, 3 given up",
+        "a\\x1b: -/s, 0 wait, 0 under way at 0 members, paused",
+    ]
+    assert [fact.style for fact in facts[-2:]] == ["", "bold yellow"]
+    told = json.loads(text.json_row(found))["consumers"]
+    assert [(each["name"], each["waiting"], each["acked_per_s"]) for each in told] == [
+        ("resize", 10, 25),
+        ("a\x1b", 0, None),
+    ]

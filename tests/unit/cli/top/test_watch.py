@@ -29,6 +29,8 @@ class Server:
         self.asked.append((operation, arguments))
         if operation == "lagging":
             return {"readers": [{"name": "phone", "behind_groups": 4}, "what is this?"], "more": True}
+        if operation == "consumers":
+            return {"consumers": [{"name": "resize", "ready": 3, "acked": 1}, "what is this?"], "more": False}
         answer = self._answers.pop(0) if self._answers else stats()
         if isinstance(answer, asyncio.Event):
             await answer.wait()
@@ -99,6 +101,17 @@ async def test_readers_are_asked_for_when_they_are_wanted() -> None:
     notes = await looked(server, readers_max=0)
     assert {operation for operation, _ in server.asked} == {"stats"}
     assert notes.changes[0].readers == ()
+
+
+async def test_consumers_are_asked_for_when_there_are_any() -> None:
+    server = Server(stats(), stats(consumers=2))
+    notes = Notes()
+    async with asyncio.timeout(10):
+        await Watch(server, notes, 0.001, 0, consumers_max=7).run(1)
+    assert [arguments for operation, arguments in server.asked if operation == "consumers"] == [{"limit": 7}]
+    assert notes.changes[0].consumers == ()
+    (one,) = notes.changes[1].consumers
+    assert (one.name, one.waiting, one.acked) == ("resize", 3, 1)
 
 
 @pytest.mark.parametrize("name", ["CONNECTION_LOST", "GOING_AWAY", "BUSY", "TIMEOUT"])
