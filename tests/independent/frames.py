@@ -542,7 +542,7 @@ def _jobs(body: bytes) -> Jobs:
     if len(body) < _JOBS.size:
         raise Malformed(f"a JOBS of {len(body)} bytes")
     subscription, count, lease, lease_ms, reserved = _JOBS.unpack_from(body)
-    jobs = []
+    jobs: list[Job] = []
     at = _JOBS.size
     while at < len(body):
         one, at = _job(body, at, lease + len(jobs))
