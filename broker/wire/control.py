@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import msgpack
 
+from broker.model.consumers import WINDOW_BYTES_DEFAULT, WINDOW_DEFAULT, WINDOW_MAX, Consume
 from broker.model.errors import BrokerError, error, from_wire, to_wire
 from broker.wire.kinds import HELLO_MAGIC, JOURNAL_BYTES, PRODUCER_BYTES, VERSION, Kind
 from broker_native import bodies
@@ -45,6 +46,7 @@ __all__ = [
     "Welcome",
     "decode",
     "decode_channel",
+    "decode_consume",
     "decode_credit",
     "decode_error",
     "decode_event",
@@ -74,6 +76,7 @@ __all__ = [
     "encode_unsubscribed",
     "encode_welcome",
     "frame",
+    "pack_consume",
     "pack_headers",
 ]
 
@@ -413,12 +416,16 @@ Start: TypeAlias = FromNew | FromStart | FromPositions | FromBus | FromTime | Fr
 
 @dataclass(frozen=True, slots=True)
 class Subscribe:
-    """A subscription that a client asks for; the server checks the filters' grammar."""
+    """A subscription that a client asks for; the server checks the filters' grammar.
+
+    With `consumer` it is a member of that, and has no filters, credit or start of its own.
+    """
 
     subscription: int
     filters: tuple[str, ...]
     credit: int
     start: Start = FromNew()
+    consumer: Consume | None = None
 
 
 def encode_start(start: Start) -> dict[str, object] | None:
@@ -447,9 +454,10 @@ def encode_subscribe(subscribe: Subscribe) -> bytes:
         Kind.SUBSCRIBE,
         {
             "subscription": subscribe.subscription,
-            "filters": list(subscribe.filters),
-            "credit": subscribe.credit,
+            "filters": list(subscribe.filters) if subscribe.consumer is None else None,
+            "credit": subscribe.credit if subscribe.consumer is None else None,
             "start": encode_start(subscribe.start),
+            "consumer": pack_consume(subscribe.consumer) if subscribe.consumer is not None else None,
         },
     )
 
@@ -496,6 +504,8 @@ def decode_subscribe(body: bytes | memoryview) -> Subscribe:
         MalformedFrame: A field is missing or wrong.
     """
     fields = decode(body)
+    if "consumer" in fields:
+        return decode_member(fields)
     filters = take_list(fields, "filters")
     if not filters or not all(isinstance(item, str) for item in filters):
         raise wrong("filters", "an array of strings, at least one")
@@ -505,6 +515,34 @@ def decode_subscribe(body: bytes | memoryview) -> Subscribe:
         credit=take_int(fields, "credit"),
         start=decode_start(fields["start"]) if "start" in fields else FromNew(),
     )
+
+
+def pack_consume(consume: Consume) -> dict[str, object]:
+    """Return the value of SUBSCRIBE's `consumer`."""
+    return {"name": consume.name, "window": consume.window, "bytes": consume.bytes_max}
+
+
+def decode_consume(value: object) -> Consume:
+    """Take SUBSCRIBE's `consumer` apart.
+
+    Raises:
+        MalformedFrame: A field is missing or wrong.
+    """
+    if not isinstance(value, dict):
+        raise wrong("consumer", "a map")
+    return Consume(
+        take_str(value, "name"),
+        min(take_int(value, "window", U32_MAX, smallest=1), WINDOW_MAX) if "window" in value else WINDOW_DEFAULT,
+        take_int(value, "bytes", smallest=1) if "bytes" in value else WINDOW_BYTES_DEFAULT,
+    )
+
+
+def decode_member(fields: Mapping[str, Any]) -> Subscribe:
+    """Take a SUBSCRIBE with `consumer`."""
+    consumer = decode_consume(fields["consumer"])
+    if fields.get("filters") or "start" in fields:
+        raise wrong("filters, start", "left out beside `consumer`")
+    return Subscribe(take_int(fields, "subscription", U32_MAX, smallest=1), (), 0, FromNew(), consumer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -592,7 +630,10 @@ def decode_unsubscribe(body: bytes | memoryview) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An ERROR frame. What it refuses is the field among the last five that is not None; none: the connection."""
+    """An ERROR frame. What it refuses is the one of `subscription` to `number` that is there; none: all.
+
+    With `ack` it is of a subscription's ACK with that number alone: of what that says of the leases from `lease` on.
+    """
 
     failure: BrokerError
     subscription: int | None = None
@@ -600,6 +641,9 @@ class Refusal:
     channel: int | None = None
     number: int | None = None
     count: int | None = None
+    ack: int | None = None
+    lease: int | None = None
+    leases: int | None = None
 
 
 def encode_error(
@@ -610,6 +654,9 @@ def encode_error(
     channel: int | None = None,
     number: int | None = None,
     count: int | None = None,
+    ack: int | None = None,
+    lease: int | None = None,
+    leases: int | None = None,
 ) -> bytes:
     """Encode ERROR.
 
@@ -620,9 +667,12 @@ def encode_error(
         channel: The connection's number of the channel whose name is refused.
         number: The first producer's number of the PUBLISH that is refused.
         count: How many numbers, with `number`.
+        ack: The number of the ACK of `subscription` that it refuses, or some of it.
+        lease, leases: The leases that this concerns, with `ack`; left out for all of it.
     """
     concerns = {"subscription": subscription, "request": request, "channel": channel, "number": number, "count": count}
-    return encode(Kind.ERROR, {**to_wire(failure), **concerns})
+    settled = {"ack": ack, "lease": lease, "leases": leases}
+    return encode(Kind.ERROR, {**to_wire(failure), **concerns, **settled})
 
 
 def decode_error(body: bytes | memoryview) -> Refusal:
@@ -641,6 +691,9 @@ def decode_error(body: bytes | memoryview) -> Refusal:
         channel=take_optional_int(fields, "channel", U32_MAX),
         number=take_optional_int(fields, "number"),
         count=take_optional_int(fields, "count", U32_MAX),
+        ack=take_optional_int(fields, "ack"),
+        lease=take_optional_int(fields, "lease"),
+        leases=take_optional_int(fields, "leases", U32_MAX),
     )
 
 

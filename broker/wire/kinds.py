@@ -30,6 +30,12 @@ PUBLISH_COUNT_MAX: Final = 65535
 PUBLISHED_ENTRY_BYTES: Final = 40
 DELIVER_HEADER_BYTES: Final = 16
 CREDIT_BYTES: Final = 16
+ACK_HEADER_BYTES: Final = 16
+ACK_ENTRY_BYTES: Final = 24
+JOBS_HEADER_BYTES: Final = 32
+JOB_HEADER_BYTES: Final = 40
+JOBS_BYTES_MAX: Final = 256 * KIB
+ACKED_BYTES: Final = 16
 RECORD_HEADER_BYTES: Final = 12
 CHUNK_HEADER_BYTES: Final = 56
 CHUNK_BYTES_CLOSE: Final = 64 * KIB
@@ -62,6 +68,8 @@ class Kind(IntEnum):
     DELIVER = 18
     ACK = 19
     CREDIT = 20
+    JOBS = 21
+    ACKED = 22
 
 
 class DeliverFlag(IntFlag):
@@ -69,6 +77,13 @@ class DeliverFlag(IntFlag):
 
     NAME = 1
     EARLY = 2
+
+
+class JobFlag(IntFlag):
+    """Flags of a job."""
+
+    REDELIVERED = 1
+    NAME = 2
 
 
 class RecordFlag(IntFlag):

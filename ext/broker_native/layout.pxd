@@ -35,6 +35,8 @@ cdef enum:
     KIND_DELIVER = 18
     KIND_ACK = 19
     KIND_CREDIT = 20
+    KIND_JOBS = 21
+    KIND_ACKED = 22
 
     PUBLISH_HEADER_BYTES = 16     # u32 channel, u32 count, u64 number
     PUBLISH_COUNT_MAX = 65535
@@ -44,6 +46,14 @@ cdef enum:
     DELIVER_FLAG_NAME = 1
     DELIVER_FLAG_EARLY = 2
     CREDIT_BYTES = 16             # u32 subscription, u32 zero, u64 bytes
+    ACK_HEADER_BYTES = 16         # u32 subscription, u32 count, u64 number
+    ACK_ENTRY_BYTES = 24          # u64 first lease, u32 leases, u8 verb, 3 zero, u64 ms
+    JOBS_HEADER_BYTES = 32        # u32 subscription, u32 count, u64 first lease, u64 lease_ms, u64 zero
+    JOB_HEADER_BYTES = 40         # u32 size, u32 channel, u64 epoch, u64 sequence, u64 time_us, u16 attempt, u8 flags,
+    #                               u8 name length, u32 zero
+    JOB_FLAG_REDELIVERED = 1
+    JOB_FLAG_NAME = 2
+    ACKED_BYTES = 16              # u32 subscription, u32 zero, u64 number
 
     RECORD_HEADER_BYTES = 12      # u32 size, u16 flags, u16 zero, u32 time_us
     RECORD_PUBLISHER = 0x0001

@@ -29,6 +29,7 @@ PROMISED = {
     2003: "CONNECTION_LOST",
     2004: "PRODUCER_TAKEN",
     2005: "PING_TIMEOUT",
+    2006: "CONSUMER_TAKEN",
     3001: "MALFORMED_FRAME",
     3002: "FRAME_TOO_LARGE",
     3003: "VERSION",
@@ -52,6 +53,12 @@ PROMISED = {
     3021: "FORKED",
     3022: "ADDRESS",
     3023: "CROSS_SHARD",
+    3025: "NOT_STORED",
+    3026: "UNKNOWN_CONSUMER",
+    3027: "INVALID_CONSUMER",
+    3028: "CONSUMER_EXISTS",
+    3029: "LEASE_UNKNOWN",
+    3030: "LEASE_EXPIRED",
     4001: "COMMIT_UNKNOWN",
     4002: "STORAGE_CORRUPT",
     4003: "STORAGE_FORMAT",
@@ -79,6 +86,9 @@ def test_row_is_complete(row: errors.ErrorCode) -> None:
     if row.scope is errors.Scope.LOCAL:
         assert row.remedy in (Remedy.STOP, Remedy.STORAGE)
     if row.remedy is Remedy.RESUME or issubclass(row.kind, errors.ProtocolError):
+        if row.name == "CONSUMER_TAKEN":  # which ends a subscription alone: that is what is begun anew
+            assert row.scope is errors.Scope.REQUEST
+            return
         assert row.scope is errors.Scope.CONNECTION
 
 
