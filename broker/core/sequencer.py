@@ -55,6 +55,8 @@ PUBLISHED_DUPLICATE = 1
 ACCEPTED_WAIT_US = 50_000
 """An accepted record is at most this far ahead of the disk; beyond it new ones wait for their commit."""
 EARLY_FOREVER_US = (1 << 64) - 1
+OWN_HEADERS_BYTES_MAX = (1 << 16) - 1
+"""Of a copy that the broker makes of a user's record: its headers and what the broker adds."""
 OWN_PAYLOAD_BYTES_MAX = 2 * PART_BYTES_MAX
 """Of a record in the broker's own channels, whatever the limits of others are."""
 RECENT_BYTES = 8 << 20
@@ -85,7 +87,7 @@ class Sequencer:
         self.tails = Tails(1, hash_seed)
         self.fanout = Fanout(self.tails)
         self.lines = Lines()
-        self.own = OwnPublisher(self.tails, limits.headers_bytes_max)
+        self.own = OwnPublisher(self.tails, OWN_HEADERS_BYTES_MAX)
         self.states = States(self)
         self.recent = Recent(min(RECENT_BYTES, limits.memory_bytes_max // MEMORY_SHARE))
         self.course = Course()
@@ -96,6 +98,7 @@ class Sequencer:
         self.applied_chain = 0
         self.removals = 0
         self.somebody_lags = False
+        self.ended_well = True
         self.in_commit: Group | None = None
         self.duplicates: list[Duplicate] = []
         self.requests: list[Callable[[BrokerError | None], None]] = []
@@ -165,6 +168,7 @@ class Sequencer:
         if producers is not None:
             self.lines.stored_elsewhere = max(producers - len(self.lines), 0)
         self._complete = complete
+        self.ended_well = clean
         self._unclean_run = max(self._unclean_run, unclean_run)
         self._count_profiles()
         self.applied_number, self.applied_chain = number, chain

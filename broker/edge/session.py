@@ -19,6 +19,7 @@ from broker._version import __version__
 from broker.access.gate import Identity, Verb
 from broker.core.group import Duplicate
 from broker.edge.admission import leave_ms
+from broker.edge.consuming import OPERATIONS, Consuming
 from broker.events import emit, tally
 from broker.model.errors import BrokerError, StorageError, error
 from broker.model.history import HistoryQuery
@@ -27,7 +28,7 @@ from broker.model.names import check_channel, check_pattern, display, is_pattern
 from broker.node.catchup import INDEX_END, Following, Wanted
 from broker.node.history import ASKS_MAX
 from broker.node.listing import NamesScan
-from broker.wire import control, requests
+from broker.wire import consuming, control, requests
 from broker.wire.kinds import Kind
 from broker_native.fanout import Subscription
 from broker_native.intake import Intake
@@ -110,6 +111,7 @@ class Session(Intake):
 
     __slots__ = (
         "_channels_named",
+        "_consuming",
         "_ended_us",
         "_filters_count",
         "_held_by",
@@ -137,6 +139,7 @@ class Session(Intake):
         self.early = True
         self.transport: Any = None
         self._channels_named = 0
+        self._consuming: Consuming | None = None
         self._ended_us = 0
         self._filters_count = 0
         self._held_by = 0
@@ -186,6 +189,8 @@ class Session(Intake):
             if subscription.state is not None:
                 self.node.catchup.leave(subscription.state)
         self.subscriptions = None
+        if self._consuming is not None:
+            self._consuming.leave()
         if self.publisher is not None:
             self.publisher.leave()
         if self.publisher is not None and self.publisher.line.holder is self:
@@ -230,6 +235,13 @@ class Session(Intake):
             self.end(failure)
         else:
             self._handle(partial(handler, self, body))
+
+    def on_ack(self, body: bytes) -> None:
+        assert self._consuming is not None
+        try:
+            self._consuming.ack(body)
+        except BrokerError as failure:
+            self.end(failure)
 
     def on_channels(self, first: int, names: list[bytes]) -> int:
         limit = self.node.limits.channels_per_connection_max
@@ -675,7 +687,9 @@ class Session(Intake):
 
     def _subscribe(self, body: bytes) -> None:
         request = control.decode_subscribe(body)
-        if isinstance(request.start, control.FromTime):
+        if request.consumer is not None:
+            self._consumes().subscribe(request)
+        elif isinstance(request.start, control.FromTime):
             self._locate(request, request.start.time_us)
         else:
             self._open_subscription(request)
@@ -683,7 +697,7 @@ class Session(Intake):
     def _locate(self, request: control.Subscribe, time_us: int) -> None:
         """Find where a SUBSCRIBE by time begins; until then it counts as a subscription of the connection."""
         try:
-            self._check_room(request)
+            self.check_room(request)
         except BrokerError as failure:
             self.outbox.frame(control.encode_error(failure, subscription=request.subscription))
             return
@@ -739,7 +753,7 @@ class Session(Intake):
     def _admit(self, request: control.Subscribe) -> tuple[Following, list[control.Outcome], tuple[int, int]]:
         """Check a SUBSCRIBE and prepare what it follows."""
         limits = self.node.limits
-        self._check_room(request)
+        self.check_room(request)
         if self.subscriptions is None:
             self.subscriptions = {}
         literals, patterns = self._filters(request.filters)
@@ -756,14 +770,22 @@ class Session(Intake):
         self._filters_count += len(literals) + len(patterns)
         return following, outcomes, following.place or (self.node.core.applied_number, INDEX_END)
 
-    def _check_room(self, request: control.Subscribe) -> None:
+    def _consumes(self) -> Consuming:
+        """Its part in consumers, from now on."""
+        if self._consuming is None:
+            self._consuming = Consuming(self)
+            self.settles = True
+        return self._consuming
+
+    def check_room(self, request: control.Subscribe) -> None:
         """Hold the bounds on what one connection subscribes to, before anything is made for it."""
         limits = self.node.limits
         there, locating = self.subscriptions or {}, self._locating or ()
+        members = self._consuming.members if self._consuming is not None else {}
         filters = len(request.filters)
-        if request.subscription in there or request.subscription in locating:
+        if request.subscription in there or request.subscription in locating or request.subscription in members:
             raise error("SUBSCRIPTION_IN_USE", f"subscription {request.subscription} is there already")
-        count = len(there) + len(locating) + 1
+        count = len(there) + len(locating) + len(members) + 1
         if count > limits.subscriptions_per_connection_max:
             raise error(
                 "TOO_MANY_SUBSCRIPTIONS",
@@ -893,6 +915,8 @@ class Session(Intake):
     def _unsubscribe(self, body: bytes) -> None:
         number = control.decode_unsubscribe(body)
         subscription = (self.subscriptions or {}).pop(number, None)
+        if subscription is None and self._consuming is not None and self._consuming.unsubscribe(number):
+            return
         if subscription is None:
             failure = error("UNKNOWN_SUBSCRIPTION", f"subscription {number}: there is none on this connection")
             self.outbox.frame(control.encode_error(failure, subscription=number))
@@ -990,6 +1014,10 @@ class Session(Intake):
         self.node.core.trim(name, asked.first, lambda failure: self._changed(request.request, failure, reply))
         self.node.kick()
 
+    def _ask_consumers(self, request: control.Request) -> None:
+        """Have consumers do something, or tell of them."""
+        self._consumes().ask(request)
+
     def _remove(self, request: control.Request) -> None:
         """Remove a channel; answered when that is committed."""
         asked = control.take_str(request.more, "name")
@@ -1075,6 +1103,10 @@ class Session(Intake):
         failure = error("INVALID_CHANNEL", f"publish {number}: channel number {slot} has no channel")
         self.refuse(failure, number, count)
 
+    def _late_ack(self, body: bytes) -> None:
+        """An ACK of a connection that is no member of a consumer."""
+        consuming.decode_ack(body)
+
     def _late_credit(self, body: bytes) -> None:
         """A CREDIT of a connection that has no subscription (any more), or one that is not well formed."""
         control.decode_credit(body)
@@ -1089,6 +1121,7 @@ _QUESTIONS: dict[str, Callable[[Session, control.Request], None]] = {
     "history": Session._history,
     "remove": Session._remove,
     "trim": Session._trim,
+    **dict.fromkeys(OPERATIONS, Session._ask_consumers),
 }
 """Operations that answer by themselves, later."""
 _HANDLERS: dict[int, Callable[[Session, bytes], None]] = {
@@ -1101,4 +1134,5 @@ _HANDLERS: dict[int, Callable[[Session, bytes], None]] = {
     Kind.REQUEST: Session._request,
     Kind.PUBLISH: Session._late_publish,
     Kind.CREDIT: Session._late_credit,
+    Kind.ACK: Session._late_ack,
 }

@@ -567,6 +567,14 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         Scope.REQUEST,
     ),
     ErrorCode(
+        3031,
+        "INVALID_TIME",
+        "a delay or a time is out of its range",
+        "Choose a time within the range that the detail names.",
+        RequestError,
+        Scope.REQUEST,
+    ),
+    ErrorCode(
         4001,
         "COMMIT_UNKNOWN",
         "the commit failed after it was handed to the disk; the records may or may not be stored",

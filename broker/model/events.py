@@ -202,6 +202,20 @@ EVENTS: tuple[Event, ...] = (
         ),
     ),
     Event(
+        "dead_letter_refused",
+        Severity.ERROR,
+        "node",
+        "a job that a consumer has given up could not be copied into its dead-letter channel; it stays where it was",
+        "Look at the message by its channel and sequence, and let the dead-letter channel take as much as its source.",
+        (
+            _text("consumer", "the consumer's name"),
+            _text("channel", "where the message is"),
+            _integer("sequence", "and its sequence there"),
+            _CODE,
+            _DETAIL,
+        ),
+    ),
+    Event(
         "memory_short",
         Severity.WARNING,
         "node",

@@ -125,6 +125,26 @@ class Limits:
             reloadable=True,
         ),
     )
+    consumers_max: int = field(
+        default=10_000,
+        metadata=setting(
+            "Durable consumers and work queues of the whole broker; one more is answered LIMIT.",
+            unit="consumers",
+            low=0,
+            high=1 << 20,
+            reloadable=True,
+        ),
+    )
+    members_per_consumer_max: int = field(
+        default=4_096,
+        metadata=setting(
+            "Members of one work queue; one more is answered LIMIT.",
+            unit="members",
+            low=1,
+            high=1 << 20,
+            reloadable=True,
+        ),
+    )
     connections_max: int = field(
         default=0,
         metadata=setting(
@@ -285,6 +305,8 @@ class Limits:
             filters_per_connection_max=6,
             pattern_tokens_max=4,
             producers_max=4,
+            consumers_max=4,
+            members_per_consumer_max=4,
             connections_max=4,
             hello_timeout_s=0.2,
             ping_interval_s=0.2,

@@ -226,6 +226,7 @@ class Following:
         window: The credit that it began with.
         reading: The literal that is read next while it is lagging.
         passing: (turn, index) of the first ephemeral chunk that it has not got, while it is lagging.
+        keeps_all: It gets everything that is stored, whatever profiles want for those who fall behind.
     """
 
     __slots__ = (
@@ -234,6 +235,7 @@ class Following:
         "busy",
         "early_done",
         "exhausted",
+        "keeps_all",
         "lagging",
         "literals",
         "live",
@@ -270,6 +272,7 @@ class Following:
         self.window = subscription.credit
         self.reading: bytes | None = None
         self.passing = (0, 0)
+        self.keeps_all = False
 
     @property
     def filters(self) -> tuple[bytes, ...]:
@@ -452,7 +455,8 @@ class CatchUp:
         for subscription in slow:
             if subscription.state is None:
                 continue
-            if self._policy(self._core.tails.name_of(subscription.refused_channel), SLOW_DISCONNECT):
+            name = self._core.tails.name_of(subscription.refused_channel)
+            if self._policy(subscription.state, name, SLOW_DISCONNECT):
                 self.cut += 1
                 self._lost(subscription, _slow_consumer(subscription))
             else:
@@ -467,10 +471,10 @@ class CatchUp:
             if following is not None and not subscription.slow and following.attached:
                 self._demote(following, undelivered, None)
 
-    def _policy(self, name: bytes | None, policy: str) -> bool:
-        """Whether a channel's profile has this policy for readers that fall behind."""
+    def _policy(self, following: Following, name: bytes | None, policy: str) -> bool:
+        """Whether a channel's profile has this policy for a reader that falls behind."""
         profiles = self._core.profiles
-        if policy not in profiles.slow or name is None:
+        if policy not in profiles.slow or name is None or following.keeps_all:
             return False
         try:
             return profiles.resolve(name).slow == policy
@@ -621,7 +625,7 @@ class CatchUp:
         info = self._core.tails.info(name)
         assert info is not None
         self._pass_trimmed(following, name, info[3])
-        if following.lagging and self._policy(name, SLOW_LATEST):
+        if following.lagging and self._policy(following, name, SLOW_LATEST):
             self._skip(following, name, info)
         return name
 
@@ -823,7 +827,7 @@ class CatchUp:
             whole = self._conflate(following, name, whole, first + count - 1)
             self._fanout.deliver_one(subscription, whole, group, index)
             at += 1
-            if not (following.lagging and self._policy(name, SLOW_LATEST)):
+            if not (following.lagging and self._policy(following, name, SLOW_LATEST)):
                 assert one.replay is not None
                 at, _ = self._fanout.deliver_run(subscription, one.replay, at, bytes_max - len(whole), None)
         if at:
@@ -925,7 +929,7 @@ class CatchUp:
 
     def _conflate(self, following: Following, name: bytes, chunk: bytes, last: int) -> bytes:
         """Return what of a chunk a reader gets that has fallen behind, if its channel's profile wants no more."""
-        if not following.lagging or not self._policy(name, SLOW_LATEST):
+        if not following.lagging or not self._policy(following, name, SLOW_LATEST):
             return chunk
         info = self._core.tails.info(name)
         if info is None or last >= info[4]:
@@ -1029,7 +1033,7 @@ class CatchUp:
         self, following: Following, name: bytes, found: list[tuple[int, int, bytes, int]]
     ) -> list[tuple[int, int, bytes, int]]:
         """Return what memory has of a channel as a reader gets it that has fallen behind."""
-        if not self._policy(name, SLOW_LATEST):
+        if not self._policy(following, name, SLOW_LATEST):
             return found
         after = following.after[name]
         wanted = []
@@ -1079,7 +1083,7 @@ class CatchUp:
             if name is None:  # it has left memory, and with it what its readers knew of it
                 dropped = True
             elif name in following.literals or any(matches(pattern, name) for pattern in following.patterns):
-                latest = self._policy(name, SLOW_LATEST)
+                latest = self._policy(following, name, SLOW_LATEST)
                 left -= len(chunk)
                 if (left < 0 and chosen) or (latest and name in seen):
                     dropped = True

@@ -28,6 +28,7 @@ from broker.node.behind import describe_behind
 from broker.node.budget import Budget
 from broker.node.catchup import CatchUp, Following
 from broker.node.commit import CommitThread, handed_over
+from broker.node.consumers import Consumers
 from broker.node.eviction import Eviction
 from broker.node.history import HistoryReader
 from broker.node.housekeeping import Housekeeping
@@ -123,6 +124,7 @@ class Node:
         limits: Bounds.
         loader: What is stored and not in memory.
         states: What the broker remembers beside messages.
+        consumers: Durable consumers and work queues.
         clock: Broker time.
         buffer: The loop's read buffer.
         unsent: What transports hold that have asked for a pause.
@@ -165,6 +167,7 @@ class Node:
         self.history = HistoryReader(core, log, self.catchup.submit, self.kick)
         self.listing = Listing(core, log, loop, self.catchup.submit, self.kick)
         self.states = StateStore(core, log, self.loader, self.catchup.submit, self.kick)
+        self.consumers = Consumers(core, log, self.catchup, self.loader, self.states, self.clock, loop, self.kick)
         self._retained = RetainedBroker(core, log, self.loader, broker_time, loop, self.kick)
         self._retention = Retention(self._retained, Policies.of(core.profiles))
         self._idle: asyncio.Future[None] | None = None
@@ -313,6 +316,8 @@ class Node:
 
     def _turn(self) -> None:
         try:
+            if self.consumers.touched:
+                self.consumers.turn(self.tails.now_us)
             self.core.end_turn(self.clock.now_us())
             if self.core.in_commit is None:
                 self._start_commit()
@@ -342,12 +347,21 @@ class Node:
 
     def _flush(self) -> None:
         self._send()
+        if self.consumers.touched:
+            self._give_out()
         if self.fanout.slow:
             slow, self.fanout.slow = self.fanout.slow, []
             self.catchup.demote(slow)
         self.catchup.flushed()
         self.history.flushed()
         self._watch_memory()
+
+    def _give_out(self) -> None:
+        """Consumers have read something: what they give out leaves with this turn."""
+        self.consumers.turn(self.tails.now_us)
+        self._send()
+        if self.consumers.touched or not self.core.states.settled:
+            self.kick()
 
     def _watch_memory(self) -> None:
         """Hold publishers while queues hold too much memory, and refuse what comes all the same when it gets more."""
@@ -422,6 +436,7 @@ class Node:
         self.core.end_turn(self.clock.now_us())
         self.core.failed(failure, handed_over=lost)
         self.catchup.undone()
+        self.consumers.failed()
         self.tails.refuse_code = failure.code if failure.name == "STORAGE_FULL" else _UNAVAILABLE
         if failure.name != "STORAGE_FULL":
             now_us = self.clock.steady_us()
@@ -576,6 +591,7 @@ class Node:
         self._eviction.sweep()
         self._retention.tick()
         self.catchup.tick(self.clock.now_us())
+        self.consumers.tick()
         now_us = self.clock.steady_us()
         if self._seconds % max(1, round(self.limits.ping_interval_s / 3)) == 0:
             for connection in list(self.connections):
@@ -607,12 +623,14 @@ class Node:
         if self.tails.refuse_code == _BUSY:
             self.tails.refuse_code = 0
         await self._retained.settle()
+        self.consumers.stop()
         if not self._broken:
             self._turn()
         while not self.core.idle and not self.tails.refuse_code and not self._broken:
             self._idle = self.loop.create_future()
             await self._idle
         self._closed = True
+        self.consumers.close()
         self.loader.stop()
         self._eviction.stop()
         self.catchup.stop()
@@ -664,6 +682,7 @@ class Node:
             "disconnected_slow": self.catchup.cut + self._cut,
             "slices_read": self.catchup.slices_read,
             "slices_shared": self.catchup.slices_shared,
+            **self.consumers.stats(),
             "memory_budget_bytes": self.budget.limit_bytes,
             "memory_used_bytes": self.budget.used_bytes,
             "queued_bytes": self.budget.queued_bytes,

@@ -60,6 +60,7 @@ cdef class Intake:
     cdef public uint32_t frame_bytes_max
     cdef public uint64_t heard_us       # when the last bytes came, by the clock's steady time
     cdef public bint early              # its half frame counts among those of strangers
+    cdef public bint settles            # it has taken jobs: ACK frames go to `on_ack`
     cdef public bint closed
     cdef readonly bint held             # what was put off waits for `let_go`
     cdef readonly bint suspended        # nothing is handled until `resume`, not even the rest of a read

@@ -20,8 +20,8 @@ some dozens of them, since a client that comes back names all that it publishes 
 A subclass gives `on_frame(kind, flags, body)`, `on_channels(first, names)` (answers how many of the frames it has
 taken; the first of those that it has not goes to `on_frame`, and so does one that stands alone),
 `on_refused(code, slot, number, count)`, `on_duplicate(slot, number, count)`, `on_malformed(code, size)`,
-`on_credit(subscription)` (of one that is behind), `on_exhausted()` (there is no memory for what came, or for what
-should be sent: end the connection) and `on_read()` (bytes were taken in: end the turn). When it shares its loop with
+`on_credit(subscription)` (of one that is behind), `on_ack(body)` (while it `settles`; else an ACK is as any frame),
+`on_exhausted()` (there is no memory for what came, or for what should be sent: end the connection) and `on_read()` (bytes were taken in: end the turn). When it shares its loop with
 others, also `on_put_off()` and `on_caught_up()` (pause and resume reading), `on_crowded(name, bytes, limit, held_us)`
 (end the connection: it takes up room that others need) and `on_failed(failure)` (a handler raised while it went on with
 what was put off). All of it belongs to the loop's thread.
@@ -716,6 +716,11 @@ cdef class Intake:
                 and not load_u32(body + 4)):
             if not self.take_credit(body):
                 return TAKEN_LAST if self.closed else TAKEN
+            enough = not self.may_handle(1)
+        elif frame[4] == KIND_ACK and self.settles and not frame[5]:
+            # One is small whatever it says of its jobs, and who has one job at a time waits for the next: it is taken
+            # whatever the budget says, and what follows it is not.
+            self.on_ack(PyBytes_FromStringAndSize(<const char*>body, size))
             enough = not self.may_handle(1)
         elif self.may_handle(self.turns_allowed()):
             self.on_frame(frame[4], frame[5], PyBytes_FromStringAndSize(<const char*>body, size))

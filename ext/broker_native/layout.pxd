@@ -47,8 +47,9 @@ cdef enum:
     DELIVER_FLAG_EARLY = 2
     CREDIT_BYTES = 16             # u32 subscription, u32 zero, u64 bytes
     ACK_HEADER_BYTES = 16         # u32 subscription, u32 count, u64 number
-    ACK_ENTRY_BYTES = 24          # u64 first lease, u32 leases, u8 verb, 3 zero, u64 ms
-    JOBS_HEADER_BYTES = 32        # u32 subscription, u32 count, u64 first lease, u64 lease_ms, u64 zero
+    ACK_ENTRY_BYTES = 24          # u64 lease, u32 leases, u8 verb, 3 zero, u64 ms
+    JOBS_HEADER_BYTES = 32        # u32 subscription, u32 count, u64 lease, u64 lease_ms, u64 zero
+    JOBS_BODY_BYTES_MAX = 262144  # or one job
     JOB_HEADER_BYTES = 40         # u32 size, u32 channel, u64 epoch, u64 sequence, u64 time_us, u16 attempt, u8 flags,
     #                               u8 name length, u32 zero
     JOB_FLAG_REDELIVERED = 1

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 KINDS = {
     1: "HELLO", 2: "WELCOME", 3: "ERROR", 4: "PING", 5: "PONG", 6: "GOING_AWAY", 7: "CHANNEL", 8: "SUBSCRIBE",
     9: "SUBSCRIBED", 10: "UNSUBSCRIBE", 11: "UNSUBSCRIBED", 12: "EVENT", 13: "REQUEST", 14: "REPLY", 16: "PUBLISH",
-    17: "PUBLISHED", 18: "DELIVER", 20: "CREDIT",
+    17: "PUBLISHED", 18: "DELIVER", 19: "ACK", 20: "CREDIT", 21: "JOBS", 22: "ACKED",
 }  # fmt: skip
+VERBS = {1: "ack", 2: "nack", 3: "reject", 4: "extend", 5: "ack through"}
 LEVELS = {1: "ephemeral", 2: "accepted", 3: "synced", 4: "replicated"}
 REASONS = {1: "expired", 2: "compacted", 3: "revoked", 4: "erased", 5: "dropped"}
 RECORD_FIELDS = (
@@ -235,6 +236,53 @@ def credit_fields(body: Bytes) -> Iterator[Field]:
     yield number(body, 8, "bytes")
 
 
+def ack_fields(body: Bytes) -> Iterator[Field]:
+    yield number(body, 4, "subscription")
+    yield number(body, 4, "count")
+    yield number(body, 8, "number")
+    while body.left:
+        yield number(body, 8, "entry: lease")
+        yield number(body, 4, "  leases")
+        verb = body.take(1)
+        yield verb, f"  verb {verb[0]} {VERBS[verb[0]]}"
+        yield body.take(3), "  reserved"
+        yield number(body, 8, "  ms")
+
+
+def jobs_fields(body: Bytes) -> Iterator[Field]:
+    yield number(body, 4, "subscription")
+    yield number(body, 4, "count")
+    yield number(body, 8, "lease")
+    yield number(body, 8, "lease_ms")
+    yield number(body, 8, "reserved")
+    while body.left:
+        yield from job_fields(Bytes(body.take(body.peek(4))))
+
+
+def job_fields(job: Bytes) -> Iterator[Field]:
+    yield number(job, 4, "job: size")
+    yield number(job, 4, "  channel")
+    yield number(job, 8, "  epoch")
+    yield number(job, 8, "  sequence")
+    yield number(job, 8, "  time_us")
+    yield number(job, 2, "  attempt")
+    flags = job.take(1)
+    shown = [word for bit, word in ((1, "REDELIVERED"), (2, "NAME")) if flags[0] & bit]
+    yield flags, f"  flags {' '.join(shown) or 'none'}"
+    length = job.peek(1)
+    yield number(job, 1, "  name_size")
+    yield number(job, 4, "  reserved")
+    name = job.take(length)
+    yield name, f"  name {text_of(name)}"
+    yield from record_fields(job, "  record")
+
+
+def acked_fields(body: Bytes) -> Iterator[Field]:
+    yield number(body, 4, "subscription")
+    yield number(body, 4, "reserved")
+    yield number(body, 8, "number")
+
+
 def channel_fields(body: Bytes) -> Iterator[Field]:
     yield number(body, 4, "number")
     name = body.take(body.left)
@@ -281,6 +329,12 @@ def body_fields(body: Bytes, name: str, flags: int) -> Iterator[Field]:
             return channel_fields(body)
         case "CREDIT":
             return credit_fields(body)
+        case "ACK":
+            return ack_fields(body)
+        case "JOBS":
+            return jobs_fields(body)
+        case "ACKED":
+            return acked_fields(body)
         case "PUBLISH":
             return publish_fields(body)
         case "PUBLISHED":

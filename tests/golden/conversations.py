@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import msgpack
 
-from broker.wire import control
+from broker.model.consumers import BACK_OFF, Consume, ConsumerSettings, ConsumerStart, DoneRun, Settle, Verdict
+from broker.wire import consuming, control
 from broker.wire.control import (
     FromPositions,
     FromStart,
@@ -20,6 +21,7 @@ from broker.wire.control import (
     encode_unsubscribe,
 )
 from broker.wire.kinds import Kind
+from tests.golden.annotate import frames
 from tests.golden.publishing import BufferClient
 from tests.golden.script import Script
 from tests.golden.stage import JOURNAL, TIME_US
@@ -664,12 +666,107 @@ def history() -> Trace:
     return script.trace
 
 
+def join(subscription: int, name: str, window: int = 256) -> bytes:
+    """Build a SUBSCRIBE to a consumer."""
+    return encode_subscribe(Subscribe(subscription, (), 0, consumer=Consume(name, window)))
+
+
+def consumers() -> Trace:
+    """Durable consumers and work queues: leases, what is said of them, dead letters, a lost commit and a crash."""
+    script = Script("Consumers and work queues", "default")
+    note, act, send = script.note, script.act, script.send
+    lease = 1 << 40
+
+    def ask(request: int, op: str, **arguments: object) -> bytes:
+        return send("client", control.encode_request(request, op, arguments))
+
+    def make(request: int, settings: ConsumerSettings, start: ConsumerStart, *, update: bool = False) -> None:
+        ask(request, "consumer_set", **consuming.pack_consumer_set(settings, start, update=update))
+
+    def settle(subscription: int, number: int, *entries: Settle, name: str = "client") -> None:
+        send(name, consuming.encode_ack(subscription, number, entries))
+
+    opened(script)
+    send("client", encode_channel(0, b"s.jobs"))
+    send("client", publish(0, 1, b"one", Record(b"two", key=b"k"), b"three", b"four"))
+    queue = ConsumerSettings("mail.send", ("s.jobs",), dead_letter="s.dead", attempts_max=2, backoff_ms=(0, 0))
+    note("A queue; the same again; and other settings, refused and taken.")
+    make(1, queue, ConsumerStart())
+    make(2, queue, ConsumerStart())
+    changed = ConsumerSettings("mail.send", ("s.jobs",), dead_letter="s.dead", attempts_max=2, backoff_ms=(100, 100))
+    make(3, changed, ConsumerStart())
+    make(4, changed, ConsumerStart(), update=True)
+    note("What cannot be: dead letters that come again, an ephemeral channel, a place of the bus for literals.")
+    make(5, ConsumerSettings("x", ("s.>",), dead_letter="s.dead"), ConsumerStart())
+    make(6, ConsumerSettings("x", ("e.x",)), ConsumerStart())
+    ask(7, "consumer_set", name="x", filters=["s.x"], start={"bus": [JOURNAL, 1, 0]})
+    note("A member with room for two.")
+    send("client", join(1, "mail.send", 2))
+    note("The first is done: the third comes at once, and ACKED when that is committed.")
+    settle(1, 1, Settle(lease + 1, 1, Verdict.ACK))
+    note("The second fails: it comes again after its back-off, when there is room.")
+    settle(1, 2, Settle(lease + 2, 1, Verdict.NACK, BACK_OFF))
+    act("wait 200000")
+    note(
+        "The third takes longer; the fourth is rejected, which makes room; and the second fails once more: it is dead."
+    )
+    settle(1, 3, Settle(lease + 3, 1, Verdict.EXTEND, 60_000), Settle(lease + 4, 1, Verdict.REJECT))
+    settle(1, 4, Settle(lease + 5, 1, Verdict.NACK))
+    note("A lease that nobody was given, one that is settled, and a delay that is too long.")
+    settle(1, 5, Settle(lease + 99, 1, Verdict.ACK), Settle(lease + 1, 1, Verdict.ACK))
+    settle(1, 6, Settle(lease + 3, 1, Verdict.NACK, 1 << 40))
+    ask(8, "consumer", name="mail.send")
+    ask(9, "consumer_peek", name="mail.send")
+    note("Another member has room, and gets what the first gives back when it unsubscribes.")
+    opened(script, "other")
+    send("other", join(5, "mail.send"))
+    send("client", encode_unsubscribe(1))
+    settle(5, 1, Settle(lease + 99, 1, Verdict.ACK_THROUGH), name="other")
+    note("Its connection ends; a new one is told what becomes of what it had.")
+    act("disconnect other")
+    note("Dead letters, which are published again, once.")
+    ask(10, "history", channel="s.dead")
+    ask(11, "consumer_redrive", name="mail.send")
+    ask(12, "consumer_redrive", name="mail.send")
+    note("Paused and resumed, set back to the second record, and marked as done by positions.")
+    send("client", join(2, "mail.send"))
+    ask(13, "consumer_pause", name="mail.send", paused=True)
+    ask(14, "consumer_reset", **consuming.pack_reset("mail.send", ConsumerStart(positions=(("s.jobs", EPOCH, 1),))))
+    ask(15, "consumer_done", **consuming.pack_done("mail.send", [DoneRun("s.jobs", EPOCH, 2, 3)]))
+    given = [frame[8:] for frame in frames(ask(16, "consumer_pause", name="mail.send", paused=False)) if frame[4] == 21]
+    note("A commit fails: what was said is void, and comes again.")
+    act("hold")
+    settle(2, 1, Settle(consuming.decode_jobs(given[0]).jobs[0].lease, 1, Verdict.ACK))
+    act("release LOST")
+    note("An exclusive consumer by a pattern, which has no last record; its second holder takes over.")
+    make(17, ConsumerSettings("log", ("s.*",), mode="exclusive", lease_ms=0), ConsumerStart(last=1))
+    make(18, ConsumerSettings("log", ("s.*",), mode="exclusive", lease_ms=0), ConsumerStart())
+    send("client", join(3, "log", 3))
+    send("client", join(4, "log", 2))
+    note("The broker dies. What was not done comes again, and may have been seen.")
+    act("crash")
+    opened(script)
+    ask(1, "consumers", limit=1)
+    send("client", join(1, "log", 2))
+    ask(2, "consumer_purge", name="mail.send")
+    note("Removed, and unknown from then on.")
+    ask(3, "consumer_remove", name="log")
+    ask(4, "consumer", name="log")
+    send("client", join(1, "log"))
+    note("An ACK of no subscription is passed over; one out of its turn ends the connection.")
+    settle(9, 7, Settle(1, 1, Verdict.ACK))
+    send("client", join(2, "mail.send"))
+    settle(2, 2, Settle(1, 1, Verdict.ACK))
+    return script.trace
+
+
 def closing() -> Trace:
     """Every frame that ends an open connection."""
     script = Script("Frames that end a connection")
     cases: list[tuple[str, bytes]] = [
         ("A kind that only a server sends.", control.frame(Kind.WELCOME, b"\x80")),
-        ("ACK is reserved.", control.frame(Kind.ACK, b"")),
+        ("An ACK of 15 bytes.", control.frame(Kind.ACK, bytes(15))),
+        ("An ACK without entries.", control.frame(Kind.ACK, bytes(16))),
         ("A kind that nobody knows.", control.frame(99, b"")),
         ("Flags.", control.frame(Kind.PING, bytes(8), flags=1)),
         ("The reserved field.", bytes.fromhex("0800000004000100")),
@@ -735,7 +832,7 @@ CONVERSATIONS: dict[str, Callable[[], Trace]] = {
     build.__name__: build
     for build in (
         specification, handshake, durability, line, refusals, starts, patterns, early, failures, taken_back, credit,
-        slow, subscriptions, requests, history, resuming, drain, closing,
+        slow, subscriptions, requests, history, resuming, drain, closing, consumers,
         publishing,
     )
 }  # fmt: skip

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import msgpack
 
+from broker.model.consumers import Consume, Settle, Verdict
 from broker.model.errors import error
-from broker.wire import control
+from broker.wire import consuming, control
 from broker.wire.kinds import Kind
 from broker_native.crc32c import crc32c_of
 from tests.golden.annotate import Bytes, annotate, chunk_fields, frames, render
@@ -58,6 +59,8 @@ PUBLISHED = control.frame(
     Kind.PUBLISHED,
     struct.pack("<QQQIIBB6x", 1, EPOCH, 1, 2, 0, 3, 0) + struct.pack("<QQQIIBB6x", 3, 0, 0, 1, 1, 1, 1),
 )
+LEASE = (1 << 40) + 1
+JOB = consuming.JOB.pack(40 + 6 + 17, 0, EPOCH, 4, TIME_US, 2, 3, 6, 0) + b"s.jobs" + build_record(Record(b"hello"))
 OUTCOMES = (control.Outcome("s.chat", "resumed", EPOCH, 4), control.Outcome("s.news", "new", 0, 0))
 EXAMPLES: dict[str, bytes] = {
     "HELLO": control.encode_hello("example 1", PRODUCER),
@@ -91,6 +94,12 @@ EXAMPLES: dict[str, bytes] = {
         chunk(1, TIME_US, Record(b"hello")), group=2, index=0, name=b"a.chat", flags=2
     ),
     "CREDIT": control.encode_credit(1, 65_536),
+    "SUBSCRIBE, to a consumer": control.encode_subscribe(
+        control.Subscribe(3, (), 0, consumer=Consume("mail.send", 16, 65_536))
+    ),
+    "JOBS": control.frame(Kind.JOBS, consuming.JOBS_HEADER.pack(3, 1, LEASE, 30_000, 0) + JOB),
+    "ACK": consuming.encode_ack(3, 1, (Settle(LEASE, 1, Verdict.ACK), Settle(LEASE + 1, 2, Verdict.NACK, 5_000))),
+    "ACKED": consuming.encode_acked(3, 1),
 }
 
 

@@ -153,6 +153,11 @@ class MemoryJournal:
         bodies = [self.tables.channels.get(channel) for channel in ids]
         return [None if body is None else body[4 : 4 + body[2]] for body in bodies]
 
+    def names(self, prefix: bytes, after: bytes, count_max: int) -> list[bytes]:
+        """The smallest names of channels with a prefix past another name, ascending, at most so many."""
+        names = sorted(body[4 : 4 + body[2]] for body in self.tables.channels.values())
+        return [name for name in names if name.startswith(prefix) and name > after][:count_max]
+
     def resolve_lines(self, producers: list[bytes]) -> list[bytes]:
         """Return the entry to apply for each producer's line, nothing for one that is not stored."""
         return [self._line_entry(producer) for producer in producers]

@@ -5,6 +5,7 @@ The checks are functions of the document's text, so that a test can plant a wron
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import struct
 from functools import cache
@@ -18,17 +19,20 @@ from broker.config import ServerConfig
 from broker.core import sequencer
 from broker.core.recent import INDEX_END
 from broker.edge import session
+from broker.edge.consuming import OPERATIONS
 from broker.edge.native import GREETING_MAX
+from broker.model import consumers
 from broker.model.errors import BY_CODE, BY_NAME, ERROR_CODES, BrokerError, Remedy, error
 from broker.model.history import HISTORY_BYTES_DEFAULT, HISTORY_BYTES_MAX, NAMES_MAX, PLACES_MAX
 from broker.model.levels import Level
 from broker.model.limits import FRAME_OVERHEAD_BYTES, Limits
 from broker.model.names import NAME_BYTES_MAX, TOKEN_BYTES_MAX, check_channel
 from broker.model.settings import settings_of
+from broker.node import letters
 from broker.node.history import ASKS_MAX
 from broker.node.stretch import SEQUENCES_MAX
 from broker.remote.places import BusPlace
-from broker.wire import control, kinds
+from broker.wire import consuming, control, kinds
 from broker.wire.kinds import Kind
 from broker_native.crc32c import crc32c_of
 from broker_native.messages import FrameReader
@@ -39,6 +43,7 @@ from tests.golden.conversations import publish
 from tests.golden.conversations import specification as conversation
 from tests.golden.document import CHUNK, EXAMPLES
 from tests.golden.stage import Stage
+from tests.native.plain_jobs import ACK_LEASES_MAX, DELAY_MS_MAX, JOBS_BODY_BYTES_MAX, LANE_SHARES
 from tests.reference.frames import Record, build_record
 from tests.reference.groups import Chunk, build_chunk
 from tests.reference.server import deliver
@@ -253,8 +258,16 @@ def check_hot_bodies(document: Document) -> None:
     channel, publish, published = document.drawings(7)
     deliver, credit = document.drawings(10)
     [token] = document.drawings(13)
-    for drawing in (channel, publish, published, deliver, credit, token):
+    jobs, job, ack, entry = document.drawings(18)
+    for drawing in (channel, publish, published, deliver, credit, token, jobs, job, ack, entry):
         drawing.fields()
+    assert job.sizes == struct_sizes(consuming.JOB)
+    assert job.offsets[-1] == layout()["JOB_HEADER_BYTES"] == kinds.JOB_HEADER_BYTES
+    assert ack.sizes == struct_sizes(consuming.ACK_HEADER) == layout_types("ACK_HEADER_BYTES")
+    assert entry.sizes == struct_sizes(consuming.ACK_ENTRY) == layout_types("ACK_ENTRY_BYTES")
+    assert jobs.sizes == struct_sizes(consuming.JOBS_HEADER) == layout_types("JOBS_HEADER_BYTES")
+    assert struct_sizes(consuming.ACKED) == layout_types("ACKED_BYTES")
+    assert "**ACKED** `u32 subscription, u32 0, u64 number`" in document.prose(18)
     assert channel.sizes == struct_sizes(control.CHANNEL_NUMBER)
     assert token.sizes == struct_sizes(control.TOKEN)
     assert credit.sizes == struct_sizes(control.CREDIT) == layout_types("CREDIT_BYTES")
@@ -266,6 +279,9 @@ def check_hot_bodies(document: Document) -> None:
         (published, "PUBLISHED_ENTRY_BYTES"),
         (deliver, "DELIVER_HEADER_BYTES"),
         (credit, "CREDIT_BYTES"),
+        (jobs, "JOBS_HEADER_BYTES"),
+        (ack, "ACK_HEADER_BYTES"),
+        (entry, "ACK_ENTRY_BYTES"),
     ):
         assert drawing.offsets[-1] == layout()[name]
         comment = re.search(rf"^    {name} = \d+ +# (.*)$", LAYOUT_TEXT, re.M)
@@ -285,6 +301,34 @@ def check_hot_bodies(document: Document) -> None:
     assert f"each record's `size` is at least {layout()['RECORD_HEADER_BYTES']} and" in document.prose(10)
 
 
+def check_consumers(document: Document) -> None:
+    """What section 18 says in numbers of settings, verbs and lanes."""
+    prose = " ".join(document.sections[18].split())
+    verbs = document.table(18, "| verb |")
+    assert [(int(verb), name.replace(" ", "_").upper()) for verb, name, _ in verbs] == [
+        (int(verdict), verdict.name) for verdict in consumers.Verdict
+    ]
+    assert f"from 1; {consumers.WINDOW_DEFAULT} unless said" in prose
+    assert f"from 1; {consumers.WINDOW_BYTES_DEFAULT:,} unless said" in prose
+    settings = consumers.ConsumerSettings("", ())
+    low, high = consumers.LEASE_MS_MIN, consumers.LEASE_MS_MAX
+    assert f"from {low} to {high:,}; {settings.lease_ms:,} unless said. Of an exclusive one also 0:" in prose
+    assert f"up to {consumers.ATTEMPTS_MAX:,}; {settings.attempts_max}, unless said, sets no bound" in prose
+    assert f"{consumers.ATTEMPTS_MAX:,} stands for more" in prose
+    assert f"`{list(settings.backoff_ms)}` unless said" in prose
+    critical, high_share, normal, low_share = LANE_SHARES
+    assert f"of {sum(LANE_SHARES)} that are given out {critical} are critical, {high_share} high" in prose
+    assert f"{high_share} high, {normal} normal and {low_share} low" in prose
+    assert f"flag NAME ({int(kinds.JobFlag.NAME)})" in prose
+    assert f"Flag REDELIVERED ({int(kinds.JobFlag.REDELIVERED)})" in prose
+    ops = {op.strip("`") for op, *_ in document.table(18, "| op | further keys")}
+    assert ops == set(OPERATIONS)
+    named = [key.strip("`") for keys, *_ in document.table(18, "| setting | type") for key in keys.split(", ")]
+    assert named == [field.name for field in dataclasses.fields(consumers.ConsumerSettings)]
+    headers = {key.strip("`") for keys, *_ in document.table(18, "| header | type") for key in keys.split(", ")}
+    assert headers == letters.OWN_KEYS
+
+
 def check_deliver_flags(document: Document) -> None:
     rows = document.table(10, "| frame flag")
     assert {name: int(bit) for bit, name, _ in rows} == {flag.name: int(flag) for flag in kinds.DeliverFlag}
@@ -300,7 +344,6 @@ def check_kinds(document: Document) -> None:
     client = {Kind[name] for _, name, by, *_ in rows if by in ("client", "both")}
     assert client == {Kind.HELLO, *session._HANDLERS}
     assert {name for _, name, by, *_ in rows if by == "both"} == {"PING", "PONG"}
-    assert {name for _, name, by, *_ in rows if by == "–"} == {"ACK"}
     answers = {name: row for _, name, _, *row in rows}
     assert answers["PING"][0].startswith("u64 token")
     assert answers["CHANNEL"][0].startswith("u32 number, then the name")
@@ -421,6 +464,17 @@ def check_fixed_limits(document: Document) -> None:
         "values of a control body": control.ITEMS_TOTAL_MAX,
         "values of HELLO's map": control.HELLO_ITEMS_TOTAL_MAX,
     }
+    known |= {
+        "body of JOBS of more than one job, bytes": kinds.JOBS_BYTES_MAX,
+        "consumer's name, bytes": consumers.CONSUMER_NAME_BYTES_MAX,
+        "filters of a consumer": consumers.CONSUMER_FILTERS_MAX,
+        "jobs under way to a member": consumers.WINDOW_MAX,
+        "leases of one ACK": ACK_LEASES_MAX,
+        "delay or extension of a job, milliseconds": consumers.DELAY_MS_MAX,
+        "consumers of one answer to `consumers`": consumers.CONSUMERS_PAGE_MAX,
+        "jobs of one answer to `consumer_peek`, runs of one `consumer_done`": consumers.JOBS_PAGE_MAX,
+    }
+    assert (kinds.JOBS_BYTES_MAX, consumers.DELAY_MS_MAX) == (JOBS_BODY_BYTES_MAX, DELAY_MS_MAX)
     for what, limit in known.items():
         assert fixed[what][0] == f"{limit:,}", what
     assert set(fixed) == {*known, "body of any server's frame, bytes"}
@@ -489,8 +543,13 @@ WHOLE: dict[str, tuple[int, dict[str, Any], Callable[[bytes], object]]] = {
     "ERROR": (
         14,
         {"code": 1001, "name": "BUSY", "detail": "d", "hint": "h", "retry_after_ms": 1, "subscription": 1, "request": 1,
-         "channel": 1, "number": 1, "count": 1},
+         "channel": 1, "number": 1, "count": 1, "ack": 1, "lease": 1, "leases": 1},
         control.decode_error,
+    ),
+    "`consumer`": (
+        18,
+        {"name": "c", "window": 1, "bytes": 1},
+        lambda body: control.decode_subscribe(msgpack.packb({"subscription": 1, "consumer": msgpack.unpackb(body)})),
     ),
 }  # fmt: skip
 
@@ -581,6 +640,18 @@ def recode_published(body: bytes) -> bytes:
     return control.frame(Kind.PUBLISHED, b"".join(sequencer.PUBLISHED.pack(*entry) for entry in entries))
 
 
+def recode_jobs(jobs: consuming.Jobs) -> bytes:
+    body = b""
+    for job in jobs.jobs:
+        name = job.name or b""
+        flags = (kinds.JobFlag.REDELIVERED if job.redelivered else 0) | (kinds.JobFlag.NAME if name else 0)
+        size = consuming.JOB.size + len(name) + len(job.record)
+        place = job.channel, job.epoch, job.sequence, job.time_us
+        body += consuming.JOB.pack(size, *place, job.attempt, int(flags), len(name), 0) + name + job.record
+    header = consuming.JOBS_HEADER.pack(jobs.subscription, len(jobs.jobs), jobs.jobs[0].lease, jobs.lease_ms, 0)
+    return control.frame(Kind.JOBS, header + body)
+
+
 def recode_hello(body: bytes) -> bytes:
     hello = control.decode_hello(body)
     return control.encode_hello(hello.client, hello.producer, hello.token)
@@ -595,6 +666,9 @@ def recode_error(body: bytes) -> bytes:
         channel=refusal.channel,
         number=refusal.number,
         count=refusal.count,
+        ack=refusal.ack,
+        lease=refusal.lease,
+        leases=refusal.leases,
     )
 
 
@@ -635,6 +709,9 @@ RECODE: dict[Kind, Callable[[bytes], bytes]] = {
     Kind.REPLY: recode_reply,
     Kind.PUBLISHED: recode_published,
     Kind.CREDIT: lambda body: control.encode_credit(*control.decode_credit(body)),
+    Kind.ACK: lambda body: consuming.encode_ack(*consuming.decode_ack(body)),
+    Kind.ACKED: lambda body: consuming.encode_acked(*consuming.decode_acked(body)),
+    Kind.JOBS: lambda body: recode_jobs(consuming.decode_jobs(body)),
 }
 
 
@@ -716,7 +793,7 @@ def check_examples(document: Document) -> None:
     headings = re.findall(r"^### (.*)$", document.sections[16], re.M)
     blocks = document.blocks(16, "hex")
     assert headings == list(EXAMPLES)
-    assert {heading.split(",")[0] for heading in headings} == {kind.name for kind in Kind} - {"ACK"}
+    assert {heading.split(",")[0] for heading in headings} == {kind.name for kind in Kind}
     for heading, (_, block) in zip(headings, blocks, strict=True):
         data = check_hex_block(block)
         assert data == EXAMPLES[heading], heading
@@ -756,13 +833,14 @@ LEGAL = {
         control.encode_unsubscribe(2),
     ),
     "CREDIT": (control.encode_credit(1, 1), b""),
+    "ACK": (EXAMPLES["ACK"], b""),
     "REQUEST": (control.encode_request(1, "channel", {"name": "s.x"}), control.encode_request(1, "dance")),
     "PING": (control.encode_ping(1), b""),
     "PONG": (control.encode_pong(1), b""),
 }
 """Of each frame that a client sends one that is good, behind what it needs, and one that is refused."""
 ILLEGAL = {
-    "any other kind": [control.frame(kind, b"") for kind in (0, 2, 3, 6, 9, 11, 12, 14, 15, 17, 18, 19, 21, 255)],
+    "any other kind": [control.frame(kind, b"") for kind in (0, 2, 3, 6, 9, 11, 12, 14, 15, 17, 18, 21, 22, 255)],
     "flags or reserved not zero, a body that is not as drawn": [
         control.frame(Kind.PING, bytes(8), flags=1),
         bytes.fromhex("0800000004000100"),
@@ -996,6 +1074,20 @@ CLAIMS = [
     (13, "carry a u64 token"),
     (13, "is treated as the codes of 2xxx are"),
     (15, "duplicate with epoch 0 |"),
+    (14, "(§18) | | `lease` | uint, optional | with `ack`: the first of the leases"),
+    (18, "counted from 0, has the lease `lease` + i."),
+    (18, "from the moment at which the server sent it; 0: for ever."),
+    (18, "Without NAME `name_size` is 0."),
+    (18, "but its own `time_us` is 0:"),
+    (18, "`attempt` counts from 1;"),
+    (18, "counts the ACKs of the subscription: 1, 2, 3, … without gap."),
+    (18, "from `lease` on, at least 1. `ms` is 0 unless said."),
+    (18, "`ms` from now; 0: as long as it did at first"),
+    (18, "are done; `leases` is 1 |"),
+    (18, "a code of 4xxx."),
+    (18, "`member` is 0 unless one has it"),
+    (18, "| `consumers` | `prefix`, `after`: str, optional; `limit`: uint, from 1, optional |"),
+    (18, "| `consumer_peek` | `name`: str; `limit`: uint, from 1, optional |"),
 ]
 """Sentences with a number in them that no other check computes; a trace of tests/golden shows what each says."""
 
