@@ -59,6 +59,7 @@ class Work(StrEnum):
     SHARED = "shared"
     SLOW = "slow"
     CATCHUP = "catchup"
+    QUEUE = "queue"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,9 @@ class Options:
         unarchived_bytes: `restart` only: how much of it the archive has not, about.
         clients: `storm` only: the crowd that comes back; `channels` are then those of each of them.
         slow: `slow` only: how many of the subscribers stop reading.
+        members: `queue` only: connections that work it off.
+        keys: `queue` only: how many keys its messages have in turn, of which one message is under way each; 0: none.
+        one_at_a_time: `queue` only: a member has one message, and the next when it has acknowledged that.
         patience_s: how long the server may owe something and send nothing before the rest counts as lost.
     """
 
@@ -113,6 +117,9 @@ class Options:
     unarchived_bytes: int = 0
     clients: int = 0
     slow: int = 0
+    members: int = 0
+    keys: int = 0
+    one_at_a_time: bool = False
     patience_s: float = 10.0
 
     @property
@@ -162,6 +169,7 @@ class Defaults:
     unarchived_bytes: int = 0
     clients: int = 0
     slow: int = 0
+    members: int = 0
 
 
 DEFAULTS: Final = {
@@ -181,6 +189,7 @@ DEFAULTS: Final = {
     Work.STORM: Defaults(subscribers=(10,), channels=20, rate=1_000, seconds=5.0, clients=5_000),
     Work.SLOW: Defaults(subscribers=(1_000,), rate=50_000, seconds=60.0, slow=900),
     Work.CATCHUP: Defaults(subscribers=(200,), rate=100_000, seconds=10.0, messages=1_000_000),
+    Work.QUEUE: Defaults(seconds=0, messages=1_000_000, batch=100, members=4),
 }
 
 PAYLOAD_BYTES_MAX: Final = 1 * MIB
@@ -210,7 +219,10 @@ def complaint(options: Options) -> str | None:
             work not in (Work.IDLE, Work.RESTART) and not options.seconds and not options.messages,
             "one of --seconds and --messages must end it",
         ),
-        (work in (Work.REPLAY, Work.CLIENT, Work.SHARED) and not options.messages, f"{work}: needs --messages"),
+        (
+            work in (Work.REPLAY, Work.CLIENT, Work.SHARED, Work.QUEUE) and not options.messages,
+            f"{work}: needs --messages",
+        ),
         (
             work is Work.SHARED and not 2 <= options.publishers <= options.messages,
             f"shared: got {options.publishers} processes, from 2 to one for each of {options.messages} messages",
@@ -276,6 +288,19 @@ def complaint(options: Options) -> str | None:
             work in (Work.SLOW, Work.CATCHUP) and options.durability is Level.EPHEMERAL,
             f"{work}: ephemeral messages are not stored, so nobody catches up",
         ),
+        (
+            (options.members > 0) != (work is Work.QUEUE),
+            "--members is for `queue`, at least 1",
+        ),
+        (
+            work is not Work.QUEUE and (options.keys > 0 or options.one_at_a_time),
+            "--keys and --one-at-a-time are for `queue`",
+        ),
+        (
+            work is Work.QUEUE and (options.channels, options.subscribers, options.pattern) != (1, 1, False),
+            "queue: it has one channel, and members: no --channels, --subscribers or --pattern",
+        ),
+        (work is Work.QUEUE and options.durability is Level.EPHEMERAL, "queue: ephemeral messages are not queued"),
         (options.archived and work is not Work.REPLAY, "--archived is for `replay`"),
         (options.embedded and work is not Work.CLIENT, "--embedded is for `client`"),
         (options.embedded and options.url is not None, "--embedded has no server, so no --url"),

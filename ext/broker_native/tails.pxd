@@ -176,7 +176,7 @@ cdef class Tails:
     cdef public uint64_t group_number   # the open group's
     cdef uint32_t epoch_counter         # ephemeral epochs drawn in this run
     cdef public uint64_t now_us
-    cdef public uint64_t early_until_us # broker time after which accepted records wait for their commit
+    cdef public uint64_t early_until_us  # broker time after which accepted records wait for their commit
     cdef public bint accepted_waits     # it was over when the last read began
     cdef public int refuse_code         # storage does not take records now: the code that says why, else 0
     cdef readonly uint64_t turn_bytes   # decided since the last turn's close
