@@ -35,6 +35,10 @@ IN_FLIGHT_BYTES_MAX: Final = 128 * MIB
 IN_FLIGHT_RECORDS: Final = 8192
 """Records that wait for their answers, of all publishers together, where answers are timed: more would wait longer."""
 
+QUEUED_RECORDS: Final = 2048
+"""Records that wait for their answers while a queue is filled: fewer than elsewhere, since this is not measured, and a
+server that syncs each message by itself may answer none of them before it has stored all that it has read."""
+
 RECORD_OVERHEAD_BYTES: Final = 96
 """A record's header, the server's fields, and the headers of a chunk that it may have for itself."""
 
@@ -82,7 +86,8 @@ class Options:
         crc: check every chunk's CRC as well.
         pin: keep the server and the driver on cores of their own (Linux).
         embedded: `client` only: the embedded home instead of a server.
-        window: records on their way to the slowest subscriber; 0 takes what credit and memory allow.
+        window: records on their way to the slowest subscriber; 0 takes what credit and memory allow. Of `queue`, jobs
+            that may be with a member.
         read_back: `channels` only: read everything in the end, and check it.
         archived: `replay` only: read when the archive has all of it.
         stored_bytes: `restart` only: how much the files hold when the server is killed, about.
@@ -142,6 +147,8 @@ class Options:
         """Records that may be on their way to the slowest subscriber: within its credit, and within memory for all."""
         if self.owned:
             return max(self.window or IN_FLIGHT_RECORDS // self.publishers, 4 * self.batch)
+        if self.work is Work.QUEUE:
+            return max(QUEUED_RECORDS, 4 * self.batch)
         # Publishers do not wait for those who are to fall behind.
         readers = -(-(self.subscribers - self.slow) // self.audiences)
         alone = WINDOW_BYTES_EPHEMERAL if self.durability is Level.EPHEMERAL else WINDOW_BYTES_STORED
