@@ -31,7 +31,9 @@ class CrewRig:
         self.ours = [ours for _, ours in pairs]
         for each in (*self.ours, *self.theirs):
             each.setblocking(False)
-        self.members = Members(messages=messages, payload_bytes=PAYLOAD_BYTES, protocol=protocol, **options)
+        self.members = Members(
+            **{"messages": messages, "payload_bytes": PAYLOAD_BYTES, "protocol": protocol, **options}
+        )
         for ours, seat in zip(self.ours, seats, strict=True):
             self.members.add_member(ours.fileno(), **seat)
 

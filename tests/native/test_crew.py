@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import socket
 from typing import Any
 
@@ -73,6 +75,13 @@ def test_somebody_looks_meanwhile() -> None:
     assert crew.PROTOCOLS == ("broker", "redis-stream", "jetstream")
 
 
+def test_only_the_first_thing_that_goes_wrong_is_told() -> None:
+    with crew_rig("broker", 1, seats=[{}, {}]) as rig:
+        done = rig.run(b"\xff" * 8, b"\xff" * 8)
+    assert done.failure is not None
+    assert (done.failure.reason, done.failure.connection) == ("protocol", 0)
+
+
 def test_a_server_that_is_gone_ends_the_run() -> None:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
@@ -104,3 +113,15 @@ def test_who_answers_no_ack_at_all_is_told() -> None:
         done = rig.members.run(patience_s=10, on_slice=feed)
     assert done.failure is not None
     assert done.failure.detail == "16384 acks of one member are not answered"
+
+
+def test_without_descriptors_there_is_no_crew() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, before[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            Members(messages=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

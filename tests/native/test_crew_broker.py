@@ -105,10 +105,8 @@ def test_what_never_comes_comes_twice_or_is_changed_is_seen() -> None:
     with crew_rig("broker", 4) as rig:
         done = rig.run(changed)
     assert (done.lost, done.duplicated, done.corrupt) == (4, 0, 4)
-    other = build_record(Record(b"x" * 7))
-    short = struct.pack("<IIQQQHBBI", 40 + len(other), 0, 1, 1, 7, 1, 0, 0, 0) + other
-    with crew_rig("broker", 2, keys=2) as rig:
-        assert rig.run(jobs(1, [short, job(0)]) + acked(1)).corrupt == 1
+    with crew_rig("broker", 2, keys=2, payload_bytes=128) as rig:
+        assert rig.run(jobs(1, [job(0), job(1)]) + acked(1)).corrupt == 2, "of another size, and smaller than a payload"
 
 
 def test_keys_go_on_only_in_order_and_when_theirs_is_acknowledged() -> None:
@@ -144,6 +142,9 @@ FAULTS = {
     "a record past its job": LEGAL[:80] + struct.pack("<I", 500) + LEGAL[84:],
     "a name past its job": LEGAL[:74] + b"\2\xff" + LEGAL[76:],
     "flags that nobody knows": LEGAL[:85] + b"\x40" + LEGAL[86:],
+    "a record that was taken out": LEGAL[:85] + b"\x80" + LEGAL[86:],
+    "an answer of another size": LEGAL + build_frame(ACKED, struct.pack("<IIQQ", 1, 0, 1, 0)),
+    "a ping of another size": build_frame(PING, bytes(9)),
     "fields past the record": LEGAL[:84] + b"\x10" + LEGAL[85:92] + b"\xff\xff" + LEGAL[94:],
     "an answer to nothing": acked(1),
     "an answer twice": LEGAL + acked(1) + acked(1),

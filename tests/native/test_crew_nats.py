@@ -82,6 +82,7 @@ FAULTS = {
     "a message that was not asked for": (b"".join(job(at) for at in range(5)), "protocol"),
     "a message that has nowhere to be acknowledged": (nats.message(NAME, payload(0)), "protocol"),
     "an answer to nothing": (ANSWER, "protocol"),
+    "an answer to somebody else": (job(0) + nats.message(INBOX[:-1] + b"x", b""), "protocol"),
     "a request that has expired": (nats.status(INBOX, b"408 Request Timeout"), "refused"),
     "an error": (b"-ERR 'no'\r\n", "refused"),
     "a line of somebody else": (b"HTTP/1.1 200 OK\r\n", "protocol"),
@@ -96,6 +97,28 @@ def test_a_server_that_breaks_the_protocol_ends_the_run(fault: str) -> None:
         done = rig.run(said)
     assert done.failure is not None
     assert done.failure.reason == reason
+
+
+def test_a_server_that_reads_nothing_for_a_while_is_waited_for() -> None:
+    count = 4_000
+    with crew_rig("jetstream", count, seats=[SEAT], batch=count, bounded=False) as rig:
+        frames = b"".join(map(job, range(count)))
+        sent, said = 0, b""
+
+        def feed() -> None:
+            nonlocal sent, said
+            if sent == len(frames):
+                said += rig.said()
+            while sent < len(frames):
+                try:
+                    sent += rig.theirs[0].send(frames[sent : sent + 100_000])
+                except BlockingIOError:
+                    return
+
+        feed()
+        rig.members.run(patience_s=0.5, on_slice=feed)
+        said += rig.said()
+    assert said.count(b"+ACK") == count
 
 
 def test_a_heartbeat_is_no_message() -> None:
