@@ -1,7 +1,8 @@
 """The slow part of a connection: a blocking conversation that ends in a socket for the driver.
 
-HELLO, CHANNEL, SUBSCRIBE and REQUEST are spoken here; PUBLISH, DELIVER and CREDIT are the driver's. Frames are read to
-their last byte and no further, so that nothing of what follows is lost when the socket is handed over.
+HELLO, CHANNEL, SUBSCRIBE and REQUEST are spoken here; PUBLISH, DELIVER and CREDIT are the driver's, JOBS and ACK the
+crew's. Frames are read to their last byte and no further, so that nothing of what follows is lost when the socket is
+handed over.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from broker.model.consumers import Consume
 from broker.model.errors import error, from_wire
 from broker.remote.address import TcpAddress, parse_url
 from broker.wire import control
@@ -90,6 +92,21 @@ class Conversation:
         self._socket.sendall(
             control.encode_subscribe(control.Subscribe(SUBSCRIPTION, tuple(filters), credit_bytes, start))
         )
+        control.decode_subscribed(self._expect(Kind.SUBSCRIBED))
+
+    def join(self, consumer: str, window: int, bytes_max: int) -> None:
+        """Subscribe, as number SUBSCRIPTION, as a member of a consumer.
+
+        Args:
+            consumer: its name.
+            window: jobs that may be under way to it.
+            bytes_max: and of how many bytes.
+
+        Raises:
+            BrokerError: the server refuses.
+        """
+        consume = Consume(consumer, window, bytes_max)
+        self._socket.sendall(control.encode_subscribe(control.Subscribe(SUBSCRIPTION, (), 0, consumer=consume)))
         control.decode_subscribed(self._expect(Kind.SUBSCRIBED))
 
     def stats(self) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from broker_native.histogram import Histogram
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from broker_native.driver import Failure, Outcome
+    from broker_native.driver import Outcome
+    from broker_native.driver_load import Failure
 
 DESCRIPTORS_SPARE: Final = 256
 """Open files that a process needs besides its connections."""
@@ -77,6 +78,7 @@ class Load:
             ids=options.ids,
             owned=options.owned,
             random=options.work is Work.CHANNELS,
+            keys=options.keys,
         )
 
     def prepare(self) -> None:

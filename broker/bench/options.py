@@ -35,6 +35,10 @@ IN_FLIGHT_BYTES_MAX: Final = 128 * MIB
 IN_FLIGHT_RECORDS: Final = 8192
 """Records that wait for their answers, of all publishers together, where answers are timed: more would wait longer."""
 
+QUEUED_RECORDS: Final = 2048
+"""Records that wait for their answers while a queue is filled: fewer than elsewhere, since this is not measured, and a
+server that syncs each message by itself may answer none of them before it has stored all that it has read."""
+
 RECORD_OVERHEAD_BYTES: Final = 96
 """A record's header, the server's fields, and the headers of a chunk that it may have for itself."""
 
@@ -61,6 +65,7 @@ class Work(StrEnum):
     CATCHUP = "catchup"
     REQUESTS = "requests"
     TRANSACTIONS = "transactions"
+    QUEUE = "queue"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +89,17 @@ class Options:
         ids: give every message an id of its own.
         pin: keep the server and the driver on cores of their own (Linux).
         embedded: `client` only: the embedded home instead of a server.
-        window: records on their way to the slowest subscriber; 0 takes what credit and memory allow.
+        window: records on their way to the slowest subscriber; 0 takes what credit and memory allow. Of `queue`, jobs
+            that may be with a member.
         read_back: `channels` only: read everything in the end, and check it.
         archived: `replay` only: read when the archive has all of it.
         stored_bytes: `restart` only: how much the files hold when the server is killed, about.
         unarchived_bytes: `restart` only: how much of it the archive has not, about.
         clients: `storm` only: the crowd that comes back; `channels` are then those of each of them.
         slow: `slow` only: how many of the subscribers stop reading.
+        members: `queue` only: connections that work it off.
+        keys: `queue` only: how many keys its messages have in turn, of which one message is under way each; 0: none.
+        one_at_a_time: `queue` only: a member has one message, and the next when it has acknowledged that.
         patience_s: how long the server may owe something and send nothing before the rest counts as lost.
     """
 
@@ -117,6 +126,9 @@ class Options:
     unarchived_bytes: int = 0
     clients: int = 0
     slow: int = 0
+    members: int = 0
+    keys: int = 0
+    one_at_a_time: bool = False
     patience_s: float = 10.0
 
     @property
@@ -139,6 +151,8 @@ class Options:
         """Records that may be on their way to the slowest subscriber: within its credit, and within memory for all."""
         if self.owned:
             return max(self.window or IN_FLIGHT_RECORDS // self.publishers, 4 * self.batch)
+        if self.work is Work.QUEUE:
+            return max(QUEUED_RECORDS, 4 * self.batch)
         # Publishers do not wait for those who are to fall behind.
         readers = -(-(self.subscribers - self.slow) // self.audiences)
         alone = WINDOW_BYTES_EPHEMERAL if self.durability is Level.EPHEMERAL else WINDOW_BYTES_STORED
@@ -166,6 +180,7 @@ class Defaults:
     unarchived_bytes: int = 0
     clients: int = 0
     slow: int = 0
+    members: int = 0
 
 
 DEFAULTS: Final = {
@@ -187,6 +202,7 @@ DEFAULTS: Final = {
     Work.CATCHUP: Defaults(subscribers=(200,), rate=100_000, seconds=10.0, messages=1_000_000),
     Work.REQUESTS: Defaults(seconds=0, messages=200_000),
     Work.TRANSACTIONS: Defaults(publishers=256, seconds=0, messages=1_000_000, batch=10),
+    Work.QUEUE: Defaults(seconds=0, messages=1_000_000, batch=100, members=4),
 }
 
 PAYLOAD_BYTES_MAX: Final = 1 * MIB
@@ -223,7 +239,8 @@ def complaint(options: Options) -> str | None:
             "one of --seconds and --messages must end it",
         ),
         (
-            work in (Work.REPLAY, Work.CLIENT, Work.SHARED, Work.REQUESTS, Work.TRANSACTIONS) and not options.messages,
+            work in (Work.REPLAY, Work.CLIENT, Work.SHARED, Work.REQUESTS, Work.TRANSACTIONS, Work.QUEUE)
+            and not options.messages,
             f"{work}: needs --messages",
         ),
         (
@@ -291,6 +308,19 @@ def complaint(options: Options) -> str | None:
             work in (Work.SLOW, Work.CATCHUP) and options.durability is Level.EPHEMERAL,
             f"{work}: ephemeral messages are not stored, so nobody catches up",
         ),
+        (
+            (options.members > 0) != (work is Work.QUEUE),
+            "--members is for `queue`, at least 1",
+        ),
+        (
+            work is not Work.QUEUE and (options.keys > 0 or options.one_at_a_time),
+            "--keys and --one-at-a-time are for `queue`",
+        ),
+        (
+            work is Work.QUEUE and (options.channels, options.subscribers, options.pattern) != (1, 1, False),
+            "queue: it has one channel, and members: no --channels, --subscribers or --pattern",
+        ),
+        (work is Work.QUEUE and options.durability is Level.EPHEMERAL, "queue: ephemeral messages are not queued"),
         (options.archived and work is not Work.REPLAY, "--archived is for `replay`"),
         (options.embedded and work is not Work.CLIENT, "--embedded is for `client`"),
         (options.embedded and options.url is not None, "--embedded has no server, so no --url"),

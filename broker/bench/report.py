@@ -26,6 +26,10 @@ def title(result: Result) -> str:
     """Return what was done, in one line."""
     options = result.options
     who = [plural(options.publishers, "publisher"), plural(options.subscribers, "subscriber")]
+    if options.members:
+        who[1] = plural(options.members, "member") + (", one message at a time" if options.one_at_a_time else "")
+    if options.keys:
+        who.append(plural(options.keys, "key"))
     who += [plural(options.channels, "channel"), f"{options.payload:,}-byte payloads", f"batch {options.batch:,}"]
     if options.ids:
         who.append("message ids")

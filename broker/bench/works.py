@@ -14,6 +14,7 @@ from broker.bench.client import run_client, run_embedded
 from broker.bench.load import RUNNERS, raise_descriptor_limit, run_live, run_replay
 from broker.bench.machine import commit_us_p50
 from broker.bench.options import Options, Work
+from broker.bench.queue import run_queue
 from broker.bench.restart import run_restart
 from broker.bench.server import own_server, running_server
 from broker.bench.shared import run_shared
@@ -49,7 +50,7 @@ def run_work(
     """
     floor_us = commit_us_p50()
     # A crowd is there twice for a moment: the server may see the new connections before the end of the old ones.
-    raise_descriptor_limit(options.publishers + options.subscribers + 2 * options.clients)
+    raise_descriptor_limit(options.publishers + options.subscribers + options.members + 2 * options.clients)
     if options.embedded:
         assert open_embedded is not None
         results = run_embedded(options, open_embedded)
@@ -88,7 +89,8 @@ def _run_with_server(options: Options, connect: Opener | None) -> list[Result]:
 
 
 OTHERS: Final = {
-    Work.CHANNELS: run_channels, Work.STORM: run_storm, Work.SLOW: run_slow, Work.CATCHUP: run_catchup
+    Work.CHANNELS: run_channels, Work.STORM: run_storm, Work.SLOW: run_slow, Work.CATCHUP: run_catchup,
+    Work.QUEUE: run_queue,
 }  # fmt: skip
 """The works that have modules of their own."""
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 WORKS = (
     "pubsub", "fanout", "many", "latency", "replay", "client", "idle", "channels", "cold", "restart", "storm", "shared",
-    "slow", "catchup", "requests", "transactions",
+    "slow", "catchup", "requests", "transactions", "queue",
 )  # fmt: skip
 
 
@@ -92,6 +92,9 @@ class BenchCommand(click.Command):
 @click.option("--unarchived-bytes", type=click.IntRange(0), metavar="BYTES", help="`restart`: how much not archived.")
 @click.option("--clients", type=click.IntRange(1), metavar="N", help="`storm`: those who come back.  [default: 5000]")
 @click.option("--slow", type=click.IntRange(1), metavar="N", help="`slow`: those who stop reading.  [default: 900]")
+@click.option("--members", type=click.IntRange(1), metavar="N", help="`queue`: those who work it off.  [default: 4]")
+@click.option("--keys", type=click.IntRange(1), metavar="N", help="`queue`: keys of its messages, each in order.")
+@click.option("--one-at-a-time", is_flag=True, help="`queue`: a member has one message at a time.")
 @click.option("--no-read-back", "read_back", flag_value=False, default=True, help="`channels`: leave out the reading.")
 @click.option(
     "--window",
@@ -126,6 +129,7 @@ def command(
     transactions  256 tasks (--publishers) of the Python client, each with a transaction of --batch messages at a time
     catchup  --subscribers read --messages from the start; the latency is that of others, who are live at --rate
     requests one task that asks, then 1,000; --subscribers respond; --durability ephemeral is what requests are for
+    queue    --messages are published, then 4 --members lease and acknowledge each; the latency is that of answers
 
     `broker bench compare` does works on other brokers as well, and tells who is how much better; its options are its
     own: `broker bench compare --help`.
@@ -180,6 +184,7 @@ def options_of(
         "stored_bytes": defaults.stored_bytes,
         "clients": defaults.clients,
         "slow": defaults.slow,
+        "members": defaults.members,
         "unarchived_bytes": min(defaults.unarchived_bytes, chosen.get("stored_bytes", GIB) // 2),
         **chosen,
     }

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 WITH = ("redis", "nats", "mosquitto", "rabbitmq", "embedded")
 WORKS = (
-    "ephemeral", "fanout-10", "fanout-100", "fanout-1000", "synced", "everysec", "replay", "latency", "python",
-    "python-synced", "embedded",
+    "ephemeral", "fanout-10", "fanout-100", "fanout-1000", "synced", "everysec", "replay", "latency", "queue",
+    "queue-everysec", "queue-single", "python", "python-synced", "embedded",
 )  # fmt: skip
 FILE = click.Path(dir_okay=False)
 

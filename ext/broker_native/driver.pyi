@@ -1,17 +1,12 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, final
 
+from broker_native.driver_load import Failure
 from broker_native.histogram import Histogram
 from broker_native.ledger import Verifier as Verifier
 from broker_native.ledger import payload_of as payload_of
 
 DIALECTS: tuple[str, ...]
-
-class Failure(NamedTuple):
-    reason: str
-    connection: int
-    detail: str
-    body: bytes
 
 class Outcome(NamedTuple):
     finished: bool
@@ -52,6 +47,7 @@ class Driver:
         owned: bool = False,
         random: bool = False,
         ids: bool = False,
+        keys: int = 0,
         dialect: str = "broker",
     ) -> None: ...
     @property

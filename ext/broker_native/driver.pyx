@@ -22,37 +22,31 @@ from collections import namedtuple
 from secrets import token_hex
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport UINT64_MAX, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcpy, memset, strerror
+from libc.string cimport memcpy, strerror
 
 from broker_native import driver_broker, driver_mqtt, driver_nats, driver_redis, ledger
-from broker_native.driver_broker cimport DRIVER_ID_BYTES, broker_dialect, broker_write
+from broker_native.driver_broker cimport DRIVER_ID_BYTES, broker_dialect, broker_keyed_dialect, broker_write
 from broker_native.driver_load cimport (
-    Audience, Connection, Dialect, FAILURE_CLOSED, FAILURE_MEMORY, FAILURE_NONE, FAILURE_PROTOCOL, FAILURE_REFUSED,
-    FAILURE_SOCKET, INBOX_BYTES_MAX, LINE_BYTES_MAX, LINE_END_BYTES, Lane, Load, POLLER_EVENTS_MAX, POLLER_NEVER,
-    Publisher, PollerEvent, STAMP_BYTES, STAMP_PUBLISHERS_MAX, Sent, Subscriber, Text, clock_cpu_ns, clock_ns,
-    connection_append, connection_flush, connection_interest, lane_bind, ledger_close, ledger_lost, ledger_open,
-    load_fail, numbers_sum, pattern_fill, poller_add, poller_close, poller_open, poller_wait)
-from broker_native.driver_load import FAILURES
+    Audience, Connection, Dialect, FAILURE_NONE, FAILURE_PROTOCOL, FAILURE_SOCKET, INBOX_BYTES_MAX, KEYS_MAX,
+    KEY_FIELD_BYTES, LINE_BYTES_MAX, LINE_END_BYTES, Lane, Load, POLLER_EVENTS_MAX, POLLER_NEVER, Publisher,
+    PollerEvent, RECEIVE_BYTES, STAMP_BYTES, STAMP_PUBLISHERS_MAX, Sent, Subscriber, Text, clock_cpu_ns, clock_ns,
+    connection_append, connection_flush, connection_interest, connection_receive, lane_bind, ledger_close, ledger_lost,
+    ledger_open, load_connect, load_failure, numbers_sum, pattern_fill, poller_close, poller_open, poller_wait)
 from broker_native.driver_mqtt cimport mqtt_dialect
 from broker_native.driver_nats cimport jetstream_dialect, nats_dialect
 from broker_native.driver_redis cimport redis_dialect, redis_stream_dialect, redis_stream_read_on
 from broker_native.histogram cimport Histogram
 from broker_native.layout cimport PUBLISH_COUNT_MAX, RECORD_ID
 
-cdef extern from "<sys/socket.h>" nogil:
-    ssize_t recv(int fd, void* data, size_t size, int flags)
-
 cdef enum:
     CREDIT_PORTIONS = 8
     TICK_NS = 100_000
     TICKS_PER_SECOND = 10_000
     SLICE_NS = 100_000_000         # how long the loop runs before signals and stalls are looked at
-    RECEIVE_BYTES = 256 * 1024     # one recv: stays in the second-level cache until it has been checked
     SEND_BYTES = 256 * 1024        # one send of a publisher
     ANSWER_BYTES = 512             # a subscriber's: CREDIT and PONG
     SPILL_LINES_MAX = 6            # of LINE_BYTES_MAX each, before a payload: a message of Redis has the most
@@ -73,7 +67,6 @@ DIALECTS = ("broker", "redis", "redis-stream", "nats", "jetstream", "mqtt-0", "m
 
 Verifier, payload_of = ledger.Verifier, ledger.payload_of     # what a driver sends and checks, for Python
 
-Failure = namedtuple("Failure", ("reason", "connection", "detail", "body"))
 Outcome = namedtuple("Outcome", (
     "finished", "seconds", "cpu_s", "sent", "acked", "acked_twice", "deliveries", "lost", "duplicated", "reordered",
     "corrupt", "misplaced", "unordered", "events", "lagging", "live", "level_min", "level_max", "failure"))
@@ -217,53 +210,6 @@ cdef uint64_t load_publish(Load* load, uint64_t now_ns) noexcept nogil:
     return wake_ns
 
 
-# --- Reading ------------------------------------------------------------------------------------------------------
-
-
-cdef void connection_spill(Load* load, Connection* connection, const uint8_t* rest, size_t size) noexcept nogil:
-    """Keep the bytes after the last whole piece. They may be in the spill already; then nothing moves."""
-    cdef uint8_t* grown
-    if size > connection.spill_capacity:
-        grown = <uint8_t*>realloc(connection.spill, 2 * size)
-        if grown == NULL:
-            load_fail(load, connection, FAILURE_MEMORY, b"spill")
-            return
-        connection.spill = grown
-        connection.spill_capacity = 2 * size
-    if size:
-        memcpy(connection.spill, rest, size)
-    connection.spill_bytes = size
-
-
-cdef void connection_receive(Load* load, Connection* connection, Histogram latency) noexcept nogil:
-    """Read once and take what came. The poller is level-triggered: what is left in the socket comes next turn.
-
-    Args:
-        load, connection: who reads.
-        latency: takes how old deliveries are, or how long a publisher's frames have waited for their answers.
-    """
-    cdef size_t kept = connection.spill_bytes, size, taken
-    cdef ssize_t received
-    cdef uint64_t now_ns
-    received = recv(connection.fd, load.buffer + kept, RECEIVE_BYTES, 0)
-    if received < 0:
-        if errno != EAGAIN and errno != EINTR:
-            load_fail(load, connection, FAILURE_SOCKET, b"recv")
-        return
-    if received == 0:
-        load_fail(load, connection, FAILURE_CLOSED, b"the server closed the connection")
-        return
-    now_ns = clock_ns()
-    if kept:
-        memcpy(load.buffer, connection.spill, kept)
-    size = kept + <size_t>received
-    taken = load.dialect.take(load, connection, load.buffer, size, now_ns, latency)
-    connection_spill(load, connection, load.buffer + taken, size - taken)
-    load.active_ns = now_ns
-    if taken:
-        load.arrived_ns = now_ns
-
-
 # --- The loop -----------------------------------------------------------------------------------------------------
 
 
@@ -348,32 +294,6 @@ cdef bint load_turns(Load* load, Histogram latency, Histogram answers, Histogram
 # --- Opening and closing ------------------------------------------------------------------------------------------
 
 
-cdef int load_connect(Load* load, int fd, size_t out_capacity) except -1:
-    """Take a socket in. Returns 0; the connection is the last one."""
-    cdef Connection* connections
-    cdef uint32_t capacity
-    if load.connections_count == load.capacity:
-        capacity = 2 * load.capacity + 64
-        connections = <Connection*>realloc(load.connections, capacity * sizeof(Connection))
-        if connections == NULL:
-            raise MemoryError
-        load.connections = connections
-        load.capacity = capacity
-    cdef Connection* connection = &load.connections[load.connections_count]
-    memset(connection, 0, sizeof(Connection))
-    connection.fd = fd
-    connection.out_capacity = out_capacity
-    connection.out = <uint8_t*>malloc(out_capacity)
-    if connection.out == NULL:
-        raise MemoryError
-    cdef int reason = poller_add(&load.poller, fd)
-    if reason:
-        free(connection.out)
-        raise OSError(reason, strerror(reason).decode())
-    load.connections_count += 1
-    return 0
-
-
 cdef int publisher_open(Load* load, Publisher* publisher, uint64_t head) except -1:
     """Give a publisher its channels. What it has is freed with the driver, if this fails as well. Returns 0."""
     cdef uint32_t i
@@ -440,7 +360,7 @@ cdef class Driver:
 
     def __init__(self, names, *, uint32_t publishers, uint32_t audiences=1, uint32_t payload_bytes=128,
                  uint32_t batch=1, uint64_t window=16384, uint32_t frame_bytes_max=1 << 21, bint crc=False,
-                 bint owned=False, bint random=False, bint ids=False, dialect="broker"):
+                 bint owned=False, bint random=False, bint ids=False, uint32_t keys=0, dialect="broker"):
         """Prepare a load over channels.
 
         Args:
@@ -458,9 +378,11 @@ cdef class Driver:
                 by its connection. How long each frame waits for its answer is measured then, and each channel's
                 answers must follow one another.
             random: publishers take their channels at random instead of in turn; only with `owned`.
-            ids: each record has an id of its own.
+            ids: each record has an id of its own; not with keys.
+            keys: each record has a key, of which there are so many: its flow's counter modulo their number, in
+                KEY_BYTES (8) digits. 0 for records without; with keys there are no subscribers.
             dialect: the protocol of all sockets: one of DIALECTS. What only the broker's has (`owned`, `crc`, `ids`,
-                `head`, credit, and chunks, answers and events in an Outcome) means nothing in others.
+                `head`, `keys`, credit, and chunks, answers and events in an Outcome) means nothing in others.
 
         Raises:
             ValueError: an argument is out of its range.
@@ -481,8 +403,13 @@ cdef class Driver:
         if self.load.channels:
             raise ValueError("a driver is prepared once")
         self.dialect = DIALECTS.index(dialect)
-        if self.dialect != DIALECT_BROKER and (owned or random or crc or ids):
-            raise ValueError(f"{dialect}: got owned, random, crc or ids, which mean nothing in it")
+        if self.dialect != DIALECT_BROKER and (owned or random or crc or ids or keys):
+            raise ValueError(f"{dialect}: got owned, random, crc, ids or keys, which mean nothing in it")
+        if ids and keys:
+            raise ValueError("got ids and keys, of which a record has one here")
+        if keys > KEYS_MAX:
+            raise ValueError(f"keys: got {keys}, limit {KEYS_MAX}")
+        self.load.keys = keys
         if self.dialect == DIALECT_MQTT_1 and window > driver_mqtt.IDENTIFIERS:
             raise ValueError(f"window: got {window}, limit {driver_mqtt.IDENTIFIERS}: QoS 1 tells no more apart")
         record_bytes = self.prepare_dialect(names, payload_bytes, ids)
@@ -524,7 +451,7 @@ cdef class Driver:
         load.dialect = self.dialect_of()
         if self.dialect == DIALECT_BROKER:
             load.frame_extra_bytes = driver_broker.extra_bytes()
-            return driver_broker.record_bytes_max(payload_bytes, ids)
+            return driver_broker.record_bytes_max(payload_bytes, ids) + (KEY_FIELD_BYTES if load.keys else 0)
         for name in names:
             head = self.head_of(name, payload_bytes)
             heads.append(head)
@@ -537,7 +464,7 @@ cdef class Driver:
 
     cdef const Dialect* dialect_of(self) noexcept:
         if self.dialect == DIALECT_BROKER:
-            return broker_dialect()
+            return broker_keyed_dialect() if self.load.keys else broker_dialect()
         if self.dialect == DIALECT_REDIS:
             return redis_dialect()
         if self.dialect == DIALECT_REDIS_STREAM:
@@ -673,9 +600,12 @@ cdef class Driver:
             count: of `redis-stream`, how many entries of each stream it asks for at once; it begins at their start.
 
         Raises:
+            ValueError: records have keys.
             MemoryError, OSError: no memory, or the poller cannot take the socket.
         """
         cdef Load* load = &self.load
+        if load.keys:
+            raise ValueError(f"keys: got {load.keys} and a subscriber, who takes records without")
         cdef Subscriber** subscribers = <Subscriber**>realloc(
             load.subscribers, (load.subscribers_count + 1) * sizeof(Subscriber*))
         if subscribers == NULL:
@@ -882,18 +812,4 @@ cdef class Driver:
             deliveries=self.count_taken() - taken, lost=self.count_lost(), duplicated=duplicated,
             reordered=reordered, corrupt=corrupt + load.crc_wrong, misplaced=load.misplaced,
             unordered=load.unordered, events=load.events, lagging=load.lagging, live=load.live,
-            level_min=load.level_min if load.level_max else 0, level_max=load.level_max, failure=self.failure())
-
-    cdef object failure(self):
-        cdef Load* load = &self.load
-        cdef bytes detail, body = b""
-        if load.failure == FAILURE_NONE:
-            return None
-        detail = load.failure_detail if load.failure_detail != NULL else b""
-        if load.failure_errno:
-            detail += b": " + strerror(load.failure_errno)
-        if load.failure_body != NULL:
-            body = PyBytes_FromStringAndSize(<const char*>load.failure_body, load.failure_bytes)
-        if load.failure == FAILURE_REFUSED:
-            detail += b": " + body
-        return Failure(FAILURES[load.failure], load.failure_connection, detail.decode(errors="replace"), body)
+            level_min=load.level_min if load.level_max else 0, level_max=load.level_max, failure=load_failure(load))

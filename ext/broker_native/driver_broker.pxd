@@ -5,7 +5,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from broker_native.driver_load cimport Dialect, Load, Publisher, Sent, payload_write, publisher_wrote
+from broker_native.driver_load cimport Connection, Dialect, Load, Publisher, Sent, payload_write, publisher_wrote
 from broker_native.layout cimport (
     FRAME_HEADER_BYTES, KIND_PUBLISH, PUBLISH_HEADER_BYTES, RECORD_HEADER_BYTES, store_u32, store_u64)
 
@@ -13,6 +13,11 @@ cdef enum:
     DRIVER_ID_BYTES = 17             # u8 16, then u32 publisher, u32 channel, u64 counter
 
 cdef const Dialect* broker_dialect() noexcept nogil
+# The same, with a key in each record.
+cdef const Dialect* broker_keyed_dialect() noexcept nogil
+# Where a record's payload begins; above `size` when its fields do not fit.
+cdef uint32_t record_fields_bytes(const uint8_t* record, uint32_t size) noexcept nogil
+cdef void connection_pong(Load* load, Connection* connection, const uint8_t* token) noexcept nogil
 
 
 cdef inline void frame_header_write(uint8_t* frame, uint32_t body_bytes, uint32_t kind) noexcept nogil:

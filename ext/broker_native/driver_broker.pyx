@@ -12,9 +12,10 @@ from libc.string cimport memcmp, memcpy, memset, strlen
 
 from broker_native.crc32c cimport crc32c
 from broker_native.driver_load cimport (
-    Connection, Dialect, FAILURE_ERROR, FAILURE_GOING_AWAY, FAILURE_NONE, FAILURE_PROTOCOL, Lane, Load, Publisher, Run,
-    STAMP_CHANNEL, STAMP_TIME, Sent, Subscriber, UNBOUND, channel_named, connection_append, connection_flush, lane_bind,
-    ledger_take, load_fail, load_fail_body, publisher_acked, run_end, run_take)
+    Connection, Dialect, FAILURE_ERROR, FAILURE_GOING_AWAY, FAILURE_NONE, FAILURE_PROTOCOL, KEY_BYTES, KEY_FIELD_BYTES,
+    Lane, Load, Publisher, Run, STAMP_CHANNEL, STAMP_TIME, Sent, Subscriber, UNBOUND, channel_named, connection_append,
+    connection_flush, lane_bind, ledger_take, load_fail, load_fail_body, payload_write, publisher_acked,
+    publisher_wrote, run_end, run_take)
 from broker_native.histogram cimport Histogram
 from broker_native.layout cimport (
     CHUNK_CHANNEL, CHUNK_COUNT, CHUNK_CRC, CHUNK_EPOCH, CHUNK_FIRST, CHUNK_FLAGS, CHUNK_HEADER_BYTES, CREDIT_BYTES,
@@ -22,7 +23,7 @@ from broker_native.layout cimport (
     KIND_DELIVER, KIND_ERROR, KIND_EVENT, KIND_GOING_AWAY, KIND_PING, KIND_PONG, KIND_PUBLISHED,
     PUBLISHED_ENTRY_BYTES, PUBLISHED_FLAG_DUPLICATE, PUBLISH_HEADER_BYTES, RECORD_EXPIRY, RECORD_FLAGS_KNOWN,
     RECORD_GONE, RECORD_HEADERS, RECORD_HEADER_BYTES, RECORD_ID, RECORD_KEY, RECORD_NUMBER, RECORD_PRIORITY,
-    RECORD_PUBLISHER, load_u16, load_u32, load_u64, store_u32, store_u64)
+    RECORD_PUBLISHER, load_u16, load_u32, load_u64, store_u16, store_u32, store_u64)
 
 cdef enum:
     SUBSCRIPTION = 1               # the number of a subscriber's only subscription
@@ -62,6 +63,34 @@ cdef void assure(Load* load, Connection* connection) noexcept nogil:
     cdef uint8_t[8] token
     memset(token, 0, sizeof(token))
     connection_pong(load, connection, token)
+
+
+cdef uint8_t* write_keyed(Load* load, Publisher* publisher, uint8_t* frame, uint32_t channel, uint32_t count,
+                          uint64_t time_ns) noexcept nogil:
+    """Write one PUBLISH frame of records with keys."""
+    cdef uint8_t* record = frame + FRAME_HEADER_BYTES + PUBLISH_HEADER_BYTES
+    cdef uint8_t* digit
+    cdef uint32_t i, number = publisher.turn
+    cdef uint64_t counter, key
+    frame_header_write(frame, PUBLISH_HEADER_BYTES + count * load.record_bytes, KIND_PUBLISH)
+    store_u32(frame + 8, number)
+    store_u32(frame + 12, count)
+    store_u64(frame + 16, publisher.records + 1)
+    for i in range(count):
+        counter = publisher.counters[number] + i
+        store_u64(record, load.record_head | <uint64_t>RECORD_KEY << 32)
+        store_u32(record + 8, 0)
+        store_u16(record + RECORD_HEADER_BYTES, KEY_BYTES)
+        key = counter % load.keys
+        digit = record + RECORD_HEADER_BYTES + KEY_FIELD_BYTES
+        while digit > record + RECORD_HEADER_BYTES + 2:
+            digit -= 1
+            digit[0] = <uint8_t>(48 + key % 10)
+            key = key // 10
+        payload_write(load, record + RECORD_HEADER_BYTES + KEY_FIELD_BYTES, publisher.index, counter, time_ns, channel)
+        record += load.record_bytes
+    publisher_wrote(publisher, number, count)
+    return record
 
 
 # --- Answers ------------------------------------------------------------------------------------------------------
@@ -402,15 +431,25 @@ cdef size_t take_bytes(Load* load, Connection* connection, const uint8_t* data, 
     return at
 
 
-cdef Dialect dialect
+cdef Dialect dialect, keyed
 dialect.write = NULL                # broker_write, which its caller takes in
 dialect.take = take_bytes
 dialect.assure = assure
 dialect.answered = True
 
 
+keyed.write = write_keyed
+keyed.take = take_bytes
+keyed.assure = assure
+keyed.answered = True
+
+
 cdef const Dialect* broker_dialect() noexcept nogil:
     return &dialect
+
+
+cdef const Dialect* broker_keyed_dialect() noexcept nogil:
+    return &keyed
 
 
 def extra_bytes():

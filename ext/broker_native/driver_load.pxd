@@ -63,9 +63,14 @@ cdef extern from "driver_poll.h" nogil:
     int poller_wait(Poller* poller, uint64_t deadline_ns, PollerEvent* events)
 
 cdef enum:
+    KEY_BYTES = 8                  # of a record's key: the digits of its number
+    KEY_FIELD_BYTES = 2 + KEY_BYTES
+    KEYS_MAX = 100_000_000
+
     UNBOUND = 0xFFFFFFFF           # a lane's channel before it is known
     INBOX_BYTES_MAX = 32
     LINE_END_BYTES = 2             # CR LF
+    RECEIVE_BYTES = 256 * 1024     # one recv: stays in the second-level cache until it has been checked
     LINE_BYTES_MAX = 64 * 1024     # of a text protocol; the longest is the greeting of NATS
 
     FAILURE_NONE = 0
@@ -184,8 +189,9 @@ cdef struct Load:
     uint32_t payload_bytes
     uint32_t record_bytes       # with all that its dialect puts around it, at most
     uint32_t frame_extra_bytes  # what a frame takes besides its records
-    uint64_t record_head        # the first 8 bytes of a record
+    uint64_t record_head        # the first 8 bytes of a record without a key
     uint32_t fields_bytes       # between its header and its payload: DRIVER_ID_BYTES with ids, else 0
+    uint32_t keys               # that records have in turn; 0: they have none
     uint32_t batch
     bint crc
     uint32_t frame_bytes_max
@@ -252,6 +258,8 @@ cdef void load_fail_body(Load* load, Connection* connection, int failure, const 
 # Fails with what a server of another kind said, in its words; `detail` names what it answered.
 cdef void load_refused(Load* load, Connection* connection, const char* detail, const uint8_t* said,
                        size_t size) noexcept nogil
+# What ended a run as a Failure, None when nothing did.
+cdef object load_failure(const Load* load)
 
 
 # --- Sending ------------------------------------------------------------------------------------------------------
@@ -259,6 +267,10 @@ cdef void load_refused(Load* load, Connection* connection, const char* detail, c
 # Sends what is waiting, and asks to be told when the socket takes the rest.
 cdef void connection_flush(Load* load, Connection* connection) noexcept nogil
 cdef void connection_interest(Load* load, Connection* connection) noexcept nogil
+# Takes a socket in as the last connection; it is borrowed.
+cdef int load_connect(Load* load, int fd, size_t out_capacity) except -1
+# Reads once, and has the dialect take what came.
+cdef void connection_receive(Load* load, Connection* connection, Histogram latency) noexcept nogil
 # Like connection_append, but makes room; NULL when there is no memory, and then the run has failed.
 cdef uint8_t* connection_reserve(Load* load, Connection* connection, size_t size) noexcept nogil
 

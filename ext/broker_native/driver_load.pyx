@@ -1,18 +1,24 @@
-"""What all dialects of the load driver do alike: failing, sending, finding a channel, keeping how a message began.
+"""What all dialects of the load driver do alike: failing, sending, reading, finding a channel, how a message began.
 
 driver_load.pxd says what each part is. Nothing here knows a protocol, a clock or a poller's events.
 """
 
+from collections import namedtuple
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport malloc, realloc
-from libc.string cimport memchr, memcmp, memcpy
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memchr, memcmp, memcpy, memset, strerror
 
 cdef extern from "<sys/socket.h>" nogil:
+    ssize_t recv(int fd, void* data, size_t size, int flags)
     ssize_t send(int fd, const void* data, size_t size, int flags)
 
 cdef enum:
     SAID_BYTES_MAX = 1024          # of what a server said when it refused
+
+Failure = namedtuple("Failure", ("reason", "connection", "detail", "body"))
 
 FAILURES = ("", "error", "going_away", "closed", "socket", "protocol", "memory", "refused")
 """What FAILURE_* are called in an Outcome."""
@@ -46,6 +52,50 @@ cdef void load_refused(Load* load, Connection* connection, const char* detail, c
     load_fail_body(load, connection, FAILURE_REFUSED, said,
                    <uint32_t>(size if size < SAID_BYTES_MAX else SAID_BYTES_MAX))
     load.failure_detail = detail
+
+
+cdef object load_failure(const Load* load):
+    """Return the failure that ended a run, for Python; None when it came to its end."""
+    cdef bytes detail, body = b""
+    if load.failure == FAILURE_NONE:
+        return None
+    detail = load.failure_detail if load.failure_detail != NULL else b""
+    if load.failure_errno:
+        detail += b": " + strerror(load.failure_errno)
+    if load.failure_body != NULL:
+        body = PyBytes_FromStringAndSize(<const char*>load.failure_body, load.failure_bytes)
+    if load.failure == FAILURE_REFUSED:
+        detail += b": " + body
+    return Failure(FAILURES[load.failure], load.failure_connection, detail.decode(errors="replace"), body)
+
+
+# --- Connecting -----------------------------------------------------------------------------------------------------
+
+
+cdef int load_connect(Load* load, int fd, size_t out_capacity) except -1:
+    """Take a socket in. Returns 0; the connection is the last one."""
+    cdef Connection* connections
+    cdef uint32_t capacity
+    if load.connections_count == load.capacity:
+        capacity = 2 * load.capacity + 64
+        connections = <Connection*>realloc(load.connections, capacity * sizeof(Connection))
+        if connections == NULL:
+            raise MemoryError
+        load.connections = connections
+        load.capacity = capacity
+    cdef Connection* connection = &load.connections[load.connections_count]
+    memset(connection, 0, sizeof(Connection))
+    connection.fd = fd
+    connection.out_capacity = out_capacity
+    connection.out = <uint8_t*>malloc(out_capacity)
+    if connection.out == NULL:
+        raise MemoryError
+    cdef int reason = poller_add(&load.poller, fd)
+    if reason:
+        free(connection.out)
+        raise OSError(reason, strerror(reason).decode())
+    load.connections_count += 1
+    return 0
 
 
 # --- Sending ------------------------------------------------------------------------------------------------------
@@ -109,6 +159,53 @@ cdef uint8_t* write_lines(Load* load, Publisher* publisher, uint8_t* at, uint32_
         at += LINE_END_BYTES
     publisher_wrote(publisher, channel, count)
     return at
+
+
+# --- Reading ------------------------------------------------------------------------------------------------------
+
+
+cdef void connection_spill(Load* load, Connection* connection, const uint8_t* rest, size_t size) noexcept nogil:
+    """Keep the bytes after the last whole piece. They may be in the spill already; then nothing moves."""
+    cdef uint8_t* grown
+    if size > connection.spill_capacity:
+        grown = <uint8_t*>realloc(connection.spill, 2 * size)
+        if grown == NULL:
+            load_fail(load, connection, FAILURE_MEMORY, b"spill")
+            return
+        connection.spill = grown
+        connection.spill_capacity = 2 * size
+    if size:
+        memcpy(connection.spill, rest, size)
+    connection.spill_bytes = size
+
+
+cdef void connection_receive(Load* load, Connection* connection, Histogram latency) noexcept nogil:
+    """Read once and take what came. The poller is level-triggered: what is left in the socket comes next turn.
+
+    Args:
+        load, connection: who reads.
+        latency: takes how old deliveries are, or how long a publisher's frames have waited for their answers.
+    """
+    cdef size_t kept = connection.spill_bytes, size, taken
+    cdef ssize_t received
+    cdef uint64_t now_ns
+    received = recv(connection.fd, load.buffer + kept, RECEIVE_BYTES, 0)
+    if received < 0:
+        if errno != EAGAIN and errno != EINTR:
+            load_fail(load, connection, FAILURE_SOCKET, b"recv")
+        return
+    if received == 0:
+        load_fail(load, connection, FAILURE_CLOSED, b"the server closed the connection")
+        return
+    now_ns = clock_ns()
+    if kept:
+        memcpy(load.buffer, connection.spill, kept)
+    size = kept + <size_t>received
+    taken = load.dialect.take(load, connection, load.buffer, size, now_ns, latency)
+    connection_spill(load, connection, load.buffer + taken, size - taken)
+    load.active_ns = now_ns
+    if taken:
+        load.arrived_ns = now_ns
 
 
 # --- Channels -----------------------------------------------------------------------------------------------------

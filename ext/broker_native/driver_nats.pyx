@@ -18,7 +18,7 @@ It must not know how a stream or a consumer is made; that is done before a socke
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memchr, memcmp, memcpy
+from libc.string cimport memchr, memcmp, memcpy, memset
 
 from broker_native.driver_load cimport (
     Connection, Dialect, FAILURE_NONE, FAILURE_PROTOCOL, LINE_END_BYTES, Load, Publisher, Run, Subscriber, Text,
@@ -30,15 +30,6 @@ from broker_native.histogram cimport Histogram
 cdef enum:
     WORDS_MAX = 6                  # of a line with a message: HMSG subject sid reply headers-size size
     SPACE = 32
-
-cdef struct Message:               # a MSG or HMSG that has come whole
-    Text subject
-    Text reply                     # of size 0 when there is none
-    const uint8_t* body            # headers and payload
-    size_t headers_bytes
-    size_t bytes                   # of both
-    size_t begin_bytes             # of the line up to the word behind the sid
-    size_t taken                   # with its line; 0: it is not whole, or the run has failed
 
 
 # --- Sending ------------------------------------------------------------------------------------------------------
@@ -136,7 +127,7 @@ cdef Message message_of(Load* load, Connection* connection, const uint8_t* data,
     cdef uint64_t bytes = 0, headers_bytes = 0
     cdef uint32_t sizes = 2 if data[0] == 72 else 1                # H of HMSG
     cdef uint32_t count = words_of(data, line - LINE_END_BYTES, words)
-    message.taken = 0
+    memset(&message, 0, sizeof(Message))
     if not 3 + sizes <= count <= 4 + sizes or not number_parse(words[count - 1].bytes, words[count - 1].size, &bytes):
         load_fail(load, connection, FAILURE_PROTOCOL, b"nats: a message's line that cannot be read")
         return message

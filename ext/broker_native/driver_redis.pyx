@@ -15,7 +15,7 @@ What begins with - is an error: it ends the run with what it says.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memchr, memcmp, memcpy
+from libc.string cimport memchr, memcmp, memcpy, memset
 
 from broker_native.driver_load cimport (
     Connection, Dialect, FAILURE_NONE, FAILURE_PROTOCOL, LINE_BYTES_MAX, LINE_END_BYTES, Lane, Load, Publisher, Run,
@@ -27,11 +27,8 @@ cdef enum:
     ID_BYTES_MAX = 20 + 1 + 20     # milliseconds, -, a number
     BULK_HEAD_BYTES_MAX = 16       # $, a size, the end of the line
 
-    ARRAY = 42                     # *
     PUSH = 62                      # >
     MAP = 37                       # %
-    BULK = 36                      # $
-    INTEGER = 58                   # :
     ERROR = 45                     # -
     DASH = 45                      # -
 
@@ -41,11 +38,6 @@ cdef enum:
 
 cdef const char* ENTRY_BEGIN = b"*2\r\n"                 # an id, and the fields
 cdef const char* ENTRY_FIELD = b"*2\r\n$1\r\nd\r\n"     # a name, and the payload
-
-cdef struct Bulk:
-    const uint8_t* bytes
-    size_t size
-    size_t taken                   # with its head and its end; 0: it is not whole, or the run has failed
 
 
 # --- Parts --------------------------------------------------------------------------------------------------------
@@ -304,38 +296,49 @@ cdef bint lane_follow(Load* load, Lane* lane, const Bulk* id) noexcept nogil:
     return True
 
 
-cdef size_t take_entry(Load* load, Connection* connection, const uint8_t* data, size_t size, Run* run,
-                       Histogram latency) noexcept nogil:
-    """Take one entry with its one field. 0 while it is not whole or when the run fails."""
-    cdef Subscriber* subscriber = connection.subscriber
-    cdef size_t at = ENTRY_BEGIN_BYTES, head, payload_bytes = 0
-    cdef Bulk id
+cdef Entry entry_of(Load* load, Connection* connection, const uint8_t* data, size_t size) noexcept nogil:
+    """Take an entry with its one field apart."""
+    cdef Entry entry
+    cdef size_t at = ENTRY_BEGIN_BYTES, head
+    memset(&entry, 0, sizeof(Entry))
     if size < ENTRY_BEGIN_BYTES:
-        return 0
+        return entry
     if memcmp(data, ENTRY_BEGIN, ENTRY_BEGIN_BYTES) != 0:
         load_fail(load, connection, FAILURE_PROTOCOL, b"redis: XREAD: an entry that is no pair")
-        return 0
-    id = take_bulk(load, connection, data + at, size - at)
-    if id.taken == 0:
-        return 0
-    at += id.taken
+        return entry
+    entry.id = take_bulk(load, connection, data + at, size - at)
+    if entry.id.taken == 0:
+        return entry
+    at += entry.id.taken
     if size - at < ENTRY_FIELD_BYTES:
-        return 0
+        return entry
     if memcmp(data + at, ENTRY_FIELD, ENTRY_FIELD_BYTES) != 0:
         load_fail(load, connection, FAILURE_PROTOCOL, b"redis: XREAD: an entry with other fields than were added")
-        return 0
+        return entry
     at += ENTRY_FIELD_BYTES
-    head = take_payload_size(load, connection, data + at, size - at, &payload_bytes)
-    if head == 0 or size - at - head < payload_bytes + LINE_END_BYTES:
-        return 0
+    head = take_payload_size(load, connection, data + at, size - at, &entry.payload_bytes)
+    if head == 0 or size - at - head < entry.payload_bytes + LINE_END_BYTES:
+        return entry
     at += head
-    if not line_ends(load, connection, data + at + payload_bytes):
+    if not line_ends(load, connection, data + at + entry.payload_bytes):
+        return entry
+    entry.payload = data + at
+    entry.taken = at + entry.payload_bytes + LINE_END_BYTES
+    return entry
+
+
+cdef size_t take_entry(Load* load, Connection* connection, const uint8_t* data, size_t size, Run* run,
+                       Histogram latency) noexcept nogil:
+    """Take one entry. 0 while it is not whole or when the run fails."""
+    cdef Subscriber* subscriber = connection.subscriber
+    cdef Entry entry = entry_of(load, connection, data, size)
+    if entry.taken == 0:
         return 0
-    if not lane_follow(load, subscriber.lane, &id):
+    if not lane_follow(load, subscriber.lane, &entry.id):
         load_fail(load, connection, FAILURE_PROTOCOL, b"redis: XREAD: an id that is none")
         return 0
-    payload_take(subscriber, data + at, payload_bytes, run, latency)
-    return at + payload_bytes + LINE_END_BYTES
+    payload_take(subscriber, entry.payload, entry.payload_bytes, run, latency)
+    return entry.taken
 
 
 cdef size_t take_entries(Load* load, Connection* connection, const uint8_t* data, size_t size, uint64_t now_ns,
@@ -389,6 +392,7 @@ cdef const Dialect* redis_stream_dialect() noexcept nogil:
 
 
 cdef bytes bulk_of(bytes string):
+    """Return a string as RESP has it."""
     return b"$%d\r\n%b\r\n" % (len(string), string)
 
 

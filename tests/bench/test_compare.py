@@ -66,6 +66,23 @@ def test_the_same_work_on_each(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert comparison_of(told).right
 
 
+@NEEDS["redis"]
+@NEEDS["nats"]
+def test_queues_are_worked_off_by_each(tmp_path: Path) -> None:
+    works = ("queue", "queue-everysec", "queue-single")
+    status, told = compare(tmp_path, "--with", "redis,nats", "--works", ",".join(works))
+    assert status == 0, [each["words"] for each in told["verdicts"]]
+    for work in works:
+        found = standings(told, work)
+        assert list(found) == ["broker", "redis", "nats"]
+        for standing in found.values():
+            (measurement,) = standing["rounds"]
+            assert measurement["deliveries"] == measurement["messages"] > 0
+    assert "appendfsync always" in standings(told, "queue")["redis"]["configuration"]
+    assert "appendfsync everysec" in standings(told, "queue-everysec")["redis"]["configuration"]
+    assert "sync_interval: always" in standings(told, "queue-single")["nats"]["configuration"]
+
+
 @NEEDS["mosquitto"]
 def test_mosquitto_takes_part(tmp_path: Path) -> None:
     status, told = compare(tmp_path, "--with", "mosquitto", "--works", "everysec")

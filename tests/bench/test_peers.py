@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from broker.bench.peers import PEERS, peer_of
+from broker.bench.peers import PEERS, QUEUES, peer_of, redis
 from broker.bench.peers.work import PeerWork
 from broker.model.errors import BrokerError
+from broker_native.crew import Members
 from broker_native.driver import DIALECTS, Driver
 from tests.bench.peer_servers import needs, peer_server
 
@@ -130,6 +131,47 @@ def test_what_was_stored_before_is_read_from_its_start(servers: dict[str, PeerSe
                 assert (outcome.finished, outcome.deliveries, outcome.failure) == (True, 3_000, None)
                 driver.halt(0)
         assert outcome.lost == 0
+
+
+@contextmanager
+def queued(address: Address, work: PeerWork, messages: int, batch: int) -> Iterator[Members]:
+    """Yield three members of a queue that has been filled."""
+    peer = QUEUES[work.dialect]
+    with loaded(address, work, subscribers=0) as (driver, _), ExitStack() as stack:
+        judge(driver.run(messages=messages), messages, 0)
+        words = peer.make_queue(address, work)
+        members = Members(messages=messages, batch=batch, words=words, protocol=work.dialect)
+        for number in range(3):
+            seat = peer.open_member(address, work, number, batch)
+            stack.enter_context(seat.socket)
+            members.add_member(seat.socket.fileno(), ask=seat.ask, inbox=seat.inbox)
+        assert peer.count_undone(address, work) == messages
+        yield members
+
+
+@pytest.mark.parametrize("batch", [1, 2, 40, 1000])
+@pytest.mark.parametrize("dialect", STORED)
+def test_a_queue_is_worked_off(servers: dict[str, PeerServer], dialect: str, batch: int) -> None:
+    address, work = servers[SERVER_OF[dialect]].address, work_of(dialect)
+    with queued(address, work, 500, batch) as members:
+        done = members.run()
+        wrong = done.lost, done.duplicated, done.corrupt, done.unacked
+        assert (done.finished, done.failure, wrong) == (True, None, (0, 0, 0, 0))
+        assert (done.taken, done.acked) == (500, 500)
+        assert members.latency.count > 0
+        assert QUEUES[dialect].count_undone(address, work) == 0
+
+
+@redis_there
+def test_entries_that_somebody_else_acknowledges_are_seen(servers: dict[str, PeerServer]) -> None:
+    address, work = servers["redis-server"].address, work_of("redis-stream")
+    with queued(address, work, 30, 40) as members, redis.Conversation(address, work) as other:
+        (name,) = work.names
+        # One entry goes to a member who is none of ours.
+        other.ask(b"XREADGROUP", b"GROUP", redis.GROUP, b"other", b"COUNT", b"1", b"STREAMS", name, b">")
+        done = members.run(patience_s=0.3)
+        assert (done.finished, done.lost) == (False, 1)
+        assert redis.count_undone(address, work) == 1
 
 
 @pytest.mark.parametrize("dialect", SPOKEN)

@@ -69,6 +69,40 @@ def test_native_works(tmp_path: Path, work: str, durability: str) -> None:
     assert result["commit_us_p50"] > 0
 
 
+QUEUES = {
+    "batches": ("--publishers", "2"),
+    "one at a time": ("--one-at-a-time", "--members", "9"),
+    "by key": ("--keys", "50", "--members", "5"),
+    "a small window": ("--window", "7", "--publishers", "3", "--keys", "10"),
+}
+
+
+@pytest.mark.parametrize("durability", ["accepted", "synced"])
+@pytest.mark.parametrize("how", QUEUES)
+def test_a_queue_is_worked_off(tmp_path: Path, how: str, durability: str) -> None:
+    (result,) = run(tmp_path, "queue", "--messages", "3000", "--durability", durability, *QUEUES[how])
+    assert (result["work"], result["messages"], result["extra"]["deliveries"]) == ("queue", 3000, 3000)
+    assert result["extra"]["members"] == {"batches": 4, "one at a time": 9, "by key": 5, "a small window": 4}[how]
+    assert result["latency_us"]["p50"] > 0
+    assert result["fsyncs"] > 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("queue", "--durability", "ephemeral"),
+        ("queue", "--channels", "2"),
+        ("queue", "--subscribers", "2"),
+        ("queue", "--messages", "0", "--seconds", "1"),
+        ("pubsub", "--members", "2"),
+        ("pubsub", "--keys", "2"),
+        ("pubsub", "--one-at-a-time"),
+    ],
+)
+def test_what_makes_no_sense_of_a_queue_is_refused(wrong: tuple[str, ...]) -> None:
+    assert main(["bench", *wrong]) == 2
+
+
 def test_who_stops_reading_falls_behind_and_comes_back(tmp_path: Path) -> None:
     arguments = ("--subscribers", "4", "--slow", "2", "--payload", "100000", "--rate", "600", "--seconds", "0.5")
     for pattern in ((), ("--pattern", "--channels", "7")):

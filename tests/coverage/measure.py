@@ -45,7 +45,7 @@ BRANCHES_MIN_PERCENT = 95.0
 PROCESSES = 2
 
 # Two processes at a time, the longest first. A test of a native module that is not named here runs with the first.
-NATIVE_SECOND = ("driver", "trie", "posting", "intake", "fanout", "btree")
+NATIVE_SECOND = ("driver", "crew", "trie", "posting", "intake", "fanout", "btree")
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ PROMISED: Final = (
     "fanout-10>=3*best", "fanout-100>=2*best", "fanout-1000>=3*best",
     "synced>=4*redis", "synced>=10*nats",
     "replay>=2*redis",
+    "queue>=1.5*each",
     "latency.p50<=1.05*best", "latency.p99<=1.05*best",
     "python>=5*each", "python-synced>=5*each",
     "embedded>=20*each",

@@ -41,6 +41,11 @@ class Course:
         server: on whom.
         options: the sizes, as of `broker bench`.
         stack: closes the sockets when the work is over.
+
+    Attributes:
+        driver: the driver.
+        load: of ours, what has the driver; else None.
+        peer, peer_work: of others, who speaks with them and of what.
     """
 
     def __init__(self, work: Work, mode: Mode, server: Server, options: bench.Options, stack: ExitStack) -> None:
@@ -48,17 +53,17 @@ class Course:
         self.options = options
         self._server = server
         self._stack = stack
-        self._load: Load | None = None
+        self.load: Load | None = None
         if mode.dialect == "broker":
             url = f"broker://{server.address[0]}:{server.address[1]}"
-            self._load = Load(options, Target(url, None), stack)
-            self.driver = self._load.driver
+            self.load = Load(options, Target(url, None), stack)
+            self.driver = self.load.driver
             return
-        self._peer = peer_of(mode.dialect)
-        self._peer_work = PeerWork(mode.dialect, room=f"bench.{secrets.token_hex(4)}")
-        self._peer.prepare(server.address, self._peer_work)
+        self.peer = peer_of(mode.dialect)
+        self.peer_work = PeerWork(mode.dialect, room=f"bench.{secrets.token_hex(4)}")
+        self.peer.prepare(server.address, self.peer_work)
         self.driver = Driver(
-            self._peer_work.names,
+            self.peer_work.names,
             publishers=options.publishers,
             payload_bytes=options.payload,
             window=options.window_records,
@@ -67,20 +72,20 @@ class Course:
 
     def add_publishers(self) -> None:
         """Connect who publishes."""
-        if self._load is not None:
-            self._load.add_publishers()
+        if self.load is not None:
+            self.load.add_publishers()
             return
         for _ in range(self.options.publishers):
-            opened = self._stack.enter_context(self._peer.open_publisher(self._server.address, self._peer_work))
+            opened = self._stack.enter_context(self.peer.open_publisher(self._server.address, self.peer_work))
             self.driver.add_publisher(opened.fileno())
 
     def add_subscribers(self) -> None:
         """Connect who reads: from the start if it is stored."""
-        if self._load is not None:
-            self._load.add_subscribers(from_start=self.work.replay)
+        if self.load is not None:
+            self.load.add_subscribers(from_start=self.work.replay)
             return
         for _ in range(self.options.subscribers):
-            opened = self._stack.enter_context(self._peer.open_subscriber(self._server.address, self._peer_work))
+            opened = self._stack.enter_context(self.peer.open_subscriber(self._server.address, self.peer_work))
             self.driver.add_subscriber(opened.fileno())
 
     def run(self, measurement: Measurement, *, publish: bool = True) -> Outcome:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
 
-from broker.bench.compare import clients, embedded, native
+from broker.bench.compare import clients, embedded, native, queues
 from broker.bench.compare.catalogue import BROKERS, PEERS
 from broker.bench.compare.outcome import OURS, Comparison, Measurement, Row, Standing
 from broker.bench.compare.servers import StandingServer, StartedServer
@@ -232,6 +232,9 @@ class Rounds:
     def _measure_on(self, server: Server, work: Work, mode: Mode, name: str) -> Measurement:
         plan = self._plan
         if work.by is By.NATIVE:
+            if work.members:
+                sizes = queues.options_of(work, seconds=plan.seconds, payload=plan.payload, patience_s=plan.patience_s)
+                return queues.measure(work, mode, server, sizes)
             options = native.options_of(work, seconds=plan.seconds, payload=plan.payload, patience_s=plan.patience_s)
             return native.measure(work, mode, server, options)
         return clients.measure(

@@ -25,6 +25,12 @@ REPLAY_MESSAGES: Final = 1_000_000
 REPLAY_MESSAGES_A_SECOND: Final = 400_000
 """How many of them for each second of a measurement."""
 
+QUEUE_MESSAGES_A_SECOND: Final = 200_000
+"""That are queued before they are worked off, for each second of a measurement."""
+
+SINGLE_MESSAGES_A_SECOND: Final = 20_000
+"""The same where members have one at a time."""
+
 
 class By(StrEnum):
     """Who does a work."""
@@ -67,6 +73,8 @@ class Work:
         subscribers: how many read all of it.
         rate: messages a second that are offered; 0 is as fast as it goes.
         replay: publish first, then read it all.
+        members: publish first, then so many work it off and acknowledge each message; 0: nobody does.
+        one_at_a_time: a member has one message at a time.
         figures: what it is judged by.
     """
 
@@ -78,6 +86,8 @@ class Work:
     subscribers: int = 1
     rate: int = 0
     replay: bool = False
+    members: int = 0
+    one_at_a_time: bool = False
     figures: tuple[str, ...] = ("rate",)
 
     @property
@@ -121,6 +131,27 @@ REPLAY: Final = MappingProxyType(
         "broker": Mode("bench", "subscribe from the start", "stored and synced"),
         "redis": Mode("everysec", "XREAD from 0", "stored, in memory as well", "redis-stream"),
         "nats": Mode("default", "ordered consumer from the start", "stored", "jetstream"),
+    }
+)
+
+ACKS_LATER: Final = "acknowledgements are written a little later"
+"""What JetStream does whatever is set: a consumer's state is flushed behind its answers."""
+
+QUEUE: Final = MappingProxyType(
+    {
+        "broker": Mode("bench", "shared consumer: JOBS, ACK", "on the disk before an acknowledgement is answered"),
+        "redis": Mode(
+            "always", "XREADGROUP, XACK", "on the disk before an acknowledgement is answered", "redis-stream"
+        ),
+        "nats": Mode("always", "JetStream, file: pull, +ACK", f"messages on the disk; {ACKS_LATER}", "jetstream"),
+    }
+)
+
+QUEUE_RELAXED: Final = MappingProxyType(
+    {
+        "broker": Mode("bench", "shared consumer: JOBS, ACK", "on the disk before an acknowledgement is answered"),
+        "redis": Mode("everysec", "XREADGROUP, XACK", "answered at once, on the disk within a second", "redis-stream"),
+        "nats": Mode("default", "JetStream, file: pull, +ACK", f"messages synced by 2 min; {ACKS_LATER}", "jetstream"),
     }
 )
 
@@ -172,6 +203,15 @@ ALL: Final = (
     Work(
         "latency", f"latency at {LATENCY_RATE:,}/s, ephemeral", By.NATIVE, EPHEMERAL,
         rate=LATENCY_RATE, figures=("p50", "p99"),
+    ),
+    Work("queue", "lease and acknowledge, 4 members, synced", By.NATIVE, QUEUE, Level.SYNCED, members=4),
+    Work(
+        "queue-everysec", "lease and acknowledge, 4 members, theirs synced a little later", By.NATIVE, QUEUE_RELAXED,
+        Level.SYNCED, members=4,
+    ),
+    Work(
+        "queue-single", "lease and acknowledge one at a time, 64 members, synced", By.NATIVE, QUEUE, Level.SYNCED,
+        members=64, one_at_a_time=True,
     ),
     Work("python", "Python client, 1 → 1, ephemeral", By.CLIENT, CLIENTS),
     Work("python-synced", "Python client, 1 → 1, synced", By.CLIENT, CLIENTS_SYNCED, Level.SYNCED),

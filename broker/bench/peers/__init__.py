@@ -22,7 +22,7 @@ from broker.bench.peers import mqtt, nats, redis
 if TYPE_CHECKING:
     import socket
 
-    from broker.bench.peers.work import Address, PeerWork
+    from broker.bench.peers.work import Address, PeerWork, Seat
 
 
 class Peer(Protocol):
@@ -40,6 +40,24 @@ class Peer(Protocol):
     def clean_up(self, address: Address, work: PeerWork) -> None:
         """Remove what a work has left on the server."""
 
+
+class QueuePeer(Protocol):
+    """What those have besides who have work queues."""
+
+    QUEUE_BATCH: int
+
+    def make_queue(self, address: Address, work: PeerWork) -> bytes:
+        """Make a queue over what is stored of a work, and return what members' acknowledgements say."""
+
+    def open_member(self, address: Address, work: PeerWork, number: int, batch: int) -> Seat:
+        """Connect a member that asks for so many messages at once."""
+
+    def count_undone(self, address: Address, work: PeerWork) -> int:
+        """Return how many messages of the queue are not acknowledged."""
+
+
+QUEUES: Final[dict[str, QueuePeer]] = {"redis-stream": redis, "jetstream": nats}
+"""Who speaks a dialect that has work queues."""
 
 PEERS: Final[dict[str, Peer]] = {
     "redis": redis,

@@ -1,8 +1,8 @@
-"""NATS: CONNECT and SUB, and for JetStream the stream and its consumers. PUB and MSG are the driver's.
+"""NATS: CONNECT and SUB, and for JetStream the stream and its consumers. PUB and MSG are the driver's and the crew's.
 
 A reader of JetStream has a push consumer as the clients' ordered consumers have it: no acknowledgements, in memory,
 with flow control. The server sends as it likes and asks now and then whether its reader has come so far, so a reader
-that is slow is waited for and not cut off.
+that is slow is waited for and not cut off. A work queue is a durable pull consumer.
 
 A consumer begins to send as soon as it is made; it is made over another connection, so that what it sends stays in the
 reader's socket for the driver.
@@ -15,12 +15,22 @@ import secrets
 from typing import TYPE_CHECKING, Any, Final
 
 from broker.bench.peers.blocking import Blocking
+from broker.bench.peers.work import Seat
 from broker.model.errors import error
+from broker_native import crew_nats
 
 if TYPE_CHECKING:
     import socket
 
     from broker.bench.peers.work import Address, PeerWork
+
+QUEUE: Final = "bench"
+"""The durable consumer that is a work queue."""
+
+QUEUE_BATCH: Final = 256
+"""Messages that a member asks for at once: of 256, 1,000 and 5,000 the fastest."""
+
+ACK_WAIT_NS: Final = 60_000_000_000
 
 HEARTBEAT_NS: Final = 5_000_000_000
 """How often a consumer without messages says that it is there; flow control demands that it does."""
@@ -171,6 +181,56 @@ def open_subscriber(address: Address, work: PeerWork, audience: int = 0) -> sock
             request = {"stream_name": stream_of(work), "config": consumer_configuration(work, audience, inbox)}
             control.ask(f"$JS.API.CONSUMER.CREATE.{stream_of(work)}", request)
         return conversation.detach()
+
+
+def queue_configuration() -> dict[str, Any]:
+    """Return what a work queue is: a durable pull consumer that each message is acknowledged to."""
+    return {
+        "durable_name": QUEUE,
+        "deliver_policy": "all",
+        "ack_policy": "explicit",
+        "ack_wait": ACK_WAIT_NS,
+        # By default no more than a thousand messages may be with members, which is less than these ask for.
+        "max_ack_pending": 1_000_000,
+        "max_waiting": 65_536,
+        "num_replicas": 1,
+    }
+
+
+def make_queue(address: Address, work: PeerWork) -> bytes:
+    """Make a consumer of a work's stream; members' acknowledgements are addressed by each message.
+
+    Raises:
+        BrokerError: there is no NATS server, or it refuses.
+    """
+    with Conversation(address) as conversation:
+        request = {"stream_name": stream_of(work), "config": queue_configuration()}
+        conversation.ask(f"$JS.API.CONSUMER.DURABLE.CREATE.{stream_of(work)}.{QUEUE}", request)
+    return b""
+
+
+def open_member(address: Address, work: PeerWork, number: int, batch: int) -> Seat:
+    """Connect a member, who asks for so many messages at once, and wait until its inbox is there.
+
+    Raises:
+        BrokerError: there is no NATS server, or it refuses.
+    """
+    inbox = f"_INBOX.{secrets.token_hex(8)}".encode()
+    with Conversation(address) as conversation:
+        conversation.tell(b"SUB %b %d\r\n" % (inbox, number + 1))
+        ask = crew_nats.ask_words(stream_of(work).encode(), QUEUE.encode(), inbox, batch)
+        return Seat(conversation.detach(), ask, inbox)
+
+
+def count_undone(address: Address, work: PeerWork) -> int:
+    """Return how many messages the consumer has not had acknowledged, and not delivered.
+
+    Raises:
+        BrokerError: there is no NATS server, or it refuses.
+    """
+    with Conversation(address) as conversation:
+        info = conversation.ask(f"$JS.API.CONSUMER.INFO.{stream_of(work)}.{QUEUE}")
+        return int(info["num_ack_pending"]) + int(info["num_pending"])
 
 
 def clean_up(address: Address, work: PeerWork) -> None:

@@ -4,10 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    import socket
 
 Address: TypeAlias = tuple[str, int]
 """A host and a TCP port."""
+
+
+class Seat(NamedTuple):
+    """A member of a work queue that is connected.
+
+    Attributes:
+        socket: for the crew; non-blocking, and closed by whoever asked for it.
+        ask: what the member says to be given messages.
+        inbox: where its answers come, if its protocol has such a thing.
+    """
+
+    socket: socket.socket
+    ask: bytes
+    inbox: bytes = b""
 
 
 @dataclass(frozen=True)
