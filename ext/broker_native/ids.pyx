@@ -111,9 +111,10 @@ cdef void ids_open(IdTable* table) noexcept nogil:
 
 
 cdef void ids_close(IdTable* table) noexcept nogil:
-    cdef uint32_t index
+    cdef uint32_t index, at
     for index in range(table.blocks_count):
-        free(table.blocks[(table.blocks_first + index) & (table.blocks_capacity - 1)])
+        at = (table.blocks_first + index) & (table.blocks_capacity - 1)
+        free(table.blocks[at])
     for index in range(table.segments_count):
         free(table.segments[index])
     free(table.blocks)

@@ -805,7 +805,7 @@ def recode_publish(frame: bytes) -> bytes:
         if expect is None:
             buffer.post("s.chat", *fields)
         else:
-            buffer.publish("s.chat", *fields, expect)
+            buffer.publish("s.chat", *fields, expect=expect)
     block = buffer.take()
     assert block is not None
     return frames(bytes(block))[1]
