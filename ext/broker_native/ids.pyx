@@ -115,9 +115,9 @@ cdef void ids_close(IdTable* table) noexcept nogil:
     for index in range(table.blocks_count):
         at = (table.blocks_first + index) & (table.blocks_capacity - 1)
         free(table.blocks[at])
+    free(table.blocks)
     for index in range(table.segments_count):
         free(table.segments[index])
-    free(table.blocks)
     free(table.segments)
     free(table.spare)
     ids_open(table)

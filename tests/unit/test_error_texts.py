@@ -132,7 +132,6 @@ NOT_PROVOKED = {
     "NUMBER_OVERLAP": "clients repeat with the same bounds",
     "CROSS_SHARD": "there are no transactions yet",
     "CONSUMER_TAKEN": "takes a second holder: tests/unit/edge/test_consuming.py, as the next ones",
-    "NOT_STORED": "takes a consumer of an ephemeral channel",
     "UNKNOWN_CONSUMER": "takes a consumer that there is not",
     "INVALID_CONSUMER": "takes a consumer's settings",
     "CONSUMER_EXISTS": "takes a consumer's settings, twice",

@@ -22,6 +22,7 @@ KEYS = [
     "channels",
     "payload",
     "batch",
+    "ids",
     "messages",
     "seconds",
     "messages_per_s",
