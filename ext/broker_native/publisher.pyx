@@ -264,7 +264,10 @@ cdef class Publisher(PublishedEntries):
             self.tails.prepare(channel)
         # All that may be short of memory stands before the line moves on. What of it is done in vain does no harm.
         self.reserve_answer(channel)
-        self.open_line(channel, number, 1)
+        if self.line.producer is not None:
+            bytes_reserve(&self.line.group_runs, LINE_RUN_BYTES)
+        if not self.line.open_first and channel.level != LEVEL_EPHEMERAL:
+            self.open_line(channel, number, 0)
         first = channel.next
         self.append_records(channel, at, count)
         self.line.next = number + count
@@ -298,7 +301,10 @@ cdef class Publisher(PublishedEntries):
 
     cdef int reserve_answer(self, Channel* channel) except -1:
         """Make room for one more PUBLISHED entry where `answer` will put it."""
-        return self.reserve_answers(channel.chunk_class == CLASS_GROUP, 1)
+        cdef bint in_group = channel.chunk_class == CLASS_GROUP
+        if not (self.in_group if in_group else self.in_turn):
+            return self.reserve_answers(in_group, 1)
+        return bytes_reserve(&self.group_answers if in_group else &self.turn_answers, PUBLISHED_ENTRY_BYTES)
 
     cdef int reserve_answers(self, bint in_group, uint32_t entries) except -1:
         if in_group:
