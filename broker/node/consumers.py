@@ -57,6 +57,7 @@ WINDOW_BYTES_MIN = 64 << 10
 """and at least, when others have taken"""
 MEMORY_SHARE = 8
 """this part of what all queues may hold, which they share."""
+SEGMENTS_AT_ONCE = 4_096
 SEED_STEP = 0x9E3779B97F4A7C15
 
 
@@ -135,8 +136,7 @@ class Consumers:
         failure = job.exception()
         if failure is None:
             self._listed = True
-            in_memory = [name for name in self.core.tails.names() if name.startswith(CHANNEL_PREFIX)]
-            for channel in (*job.result(), *in_memory):
+            for channel in (*job.result(), *self._names_in_memory()):
                 self._consumers.setdefault(channel.removeprefix(CHANNEL_PREFIX), None)
         refusal = None
         if failure is not None:
@@ -144,6 +144,16 @@ class Consumers:
         listeners, self._listeners = self._listeners, []
         for done in listeners:
             done(refusal)
+
+    def _names_in_memory(self) -> list[bytes]:
+        """The channels of consumers that memory knows, which what is stored may not tell yet."""
+        names: list[bytes] = []
+        key, more = 0, True
+        while more:
+            found, key = self.core.tails.names_between(key, SEGMENTS_AT_ONCE, CHANNEL_PREFIX, b"", None)
+            names += found
+            more = bool(key)
+        return names
 
     def unknown(self, name: bytes) -> BrokerError:
         """Return the error for a consumer that there is not."""
@@ -221,6 +231,8 @@ class Consumers:
 
     def tick(self) -> None:
         """Once a second."""
+        if not self._listed and not self._listeners:
+            self.list_names(_ignore)
         self._crowded = self.kept_bytes > self.core.limits.memory_bytes_max // MEMORY_SHARE
         now_us = self.clock.steady_us()
         for consumer in list(self._loaded):
@@ -587,6 +599,10 @@ class Consumers:
             Redrive(self, consumer, limit, counted).start()
 
         self._with(asked, go, counted)
+
+
+def _ignore(failure: BrokerError | None) -> None:
+    """Nobody asked: whoever does next tries again."""
 
 
 def _restoring() -> BrokerError:

@@ -25,6 +25,8 @@ _HEADER = struct.Struct("<IBBH")
 _RECORD = struct.Struct("<IHHI")
 _CHUNK = struct.Struct("<IIQQQIIQQ")
 _DELIVER = struct.Struct("<IIQ")
+_JOBS = struct.Struct("<IIQQQ")
+_JOB = struct.Struct("<IIQQQHBBI")
 _ENTRY = struct.Struct("<QQQIIBB6s")
 _GONE = struct.Struct("<B3sI")
 
@@ -51,7 +53,10 @@ class Kind(enum.IntEnum):
     PUBLISH = 16
     PUBLISHED = 17
     DELIVER = 18
+    ACK = 19
     CREDIT = 20
+    JOBS = 21
+    ACKED = 22
 
 
 class Flag(enum.IntFlag):
@@ -92,6 +97,9 @@ class Error:
     number: int
     count: int
     retry_after_ms: int | None = None
+    ack: int | None = None
+    lease: int | None = None
+    leases: int | None = None
 
     @property
     def retry(self) -> bool:
@@ -231,7 +239,47 @@ class Deliver:
     chunk: Chunk
 
 
-Answer = Welcome | Error | Ping | Pong | GoingAway | Subscribed | Unsubscribed | Event | Reply | Published | Deliver
+@dataclass(frozen=True, slots=True)
+class Job:
+    lease: int
+    channel: int
+    name: str | None
+    epoch: int
+    sequence: int
+    time_us: int
+    attempt: int
+    redelivered: bool
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Jobs:
+    subscription: int
+    lease_ms: int
+    jobs: tuple[Job, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Acked:
+    subscription: int
+    number: int
+
+
+Answer = (
+    Welcome
+    | Error
+    | Ping
+    | Pong
+    | GoingAway
+    | Subscribed
+    | Unsubscribed
+    | Event
+    | Reply
+    | Published
+    | Deliver
+    | Jobs
+    | Acked
+)
 
 
 def frame(kind: Kind, body: bytes) -> bytes:
@@ -260,6 +308,12 @@ def publish(channel: int, number: int, records: list[bytes]) -> bytes:
 
 def credit(subscription: int, size: int) -> bytes:
     return frame(Kind.CREDIT, struct.pack("<IIQ", subscription, 0, size))
+
+
+def ack(subscription: int, number: int, *entries: tuple[int, int, int, int]) -> bytes:
+    """An ACK; an entry is (lease, leases, verb, ms)."""
+    rows = [struct.pack("<QIBBBBQ", lease, leases, verb, 0, 0, 0, ms) for lease, leases, verb, ms in entries]
+    return frame(Kind.ACK, struct.pack("<IIQ", subscription, len(entries), number) + b"".join(rows))
 
 
 def token(kind: Kind, number: int) -> bytes:
@@ -383,6 +437,12 @@ def decode(kind: int, flags: int, body: bytes) -> Answer:
         return _deliver(flags, body)
     if kind == Kind.PUBLISHED:
         return _published(body)
+    if kind == Kind.JOBS:
+        return _jobs(body)
+    if kind == Kind.ACKED:
+        if len(body) != 16 or any(body[4:8]):
+            raise Malformed("an ACKED that is not as drawn")
+        return Acked(int.from_bytes(body[:4], "little"), int.from_bytes(body[8:], "little"))
     if kind in (Kind.PING, Kind.PONG):
         if len(body) != 8:
             raise Malformed("a token is 8 bytes")
@@ -424,7 +484,11 @@ def _error(fields: _Map) -> Error:
         fields.uint(concerns[0], bits) if concerns else 0,
         fields.uint("count", 32) if "count" in fields.fields else 0,
         _retry_after(fields),
+        *(fields.uint(key, bits) if key in fields.fields else None for key, bits in _OF_ACK),
     )
+
+
+_OF_ACK = (("ack", 64), ("lease", 64), ("leases", 32))
 
 
 def _retry_after(fields: _Map) -> int | None:
@@ -464,6 +528,34 @@ def _published(body: bytes) -> Published:
             raise Malformed("reserved bits of an entry")
         entries.append(Entry(number, epoch, first, count, of, level, flags == 1))
     return Published(tuple(entries))
+
+
+def _jobs(body: bytes) -> Jobs:
+    if len(body) < _JOBS.size:
+        raise Malformed(f"a JOBS of {len(body)} bytes")
+    subscription, count, lease, lease_ms, reserved = _JOBS.unpack_from(body)
+    jobs: list[Job] = []
+    at = _JOBS.size
+    while at < len(body):
+        one, at = _job(body, at, lease + len(jobs))
+        jobs.append(one)
+    if len(jobs) != count or not count or reserved:
+        raise Malformed(f"a JOBS of {len(jobs)} jobs that counts {count}")
+    return Jobs(subscription, lease_ms, tuple(jobs))
+
+
+def _job(body: bytes, at: int, lease: int) -> tuple[Job, int]:
+    if len(body) - at < _JOB.size:
+        raise Malformed("a job is cut short")
+    size, of, epoch, sequence, time_us, attempt, flags, name_size, reserved = _JOB.unpack_from(body, at)
+    begin, end = at + _JOB.size + name_size, at + size
+    if flags & ~3 or reserved or begin > end or end > len(body) or bool(flags & 2) != bool(name_size) or not attempt:
+        raise Malformed(f"a job of {size} bytes with flags {flags}, attempt {attempt}")
+    name = body[begin - name_size : begin].decode("ascii") if name_size else None
+    record, after = _record(body[:end], begin)
+    if after != end or record.run or record.time_us:
+        raise Malformed("a job's record does not fill it, or is none")
+    return Job(lease, of, name, epoch, sequence, time_us, attempt, bool(flags & 1), record), end
 
 
 def _deliver(flags: int, body: bytes) -> Deliver:

@@ -18,7 +18,16 @@ from tests.independent.frames import Kind, Malformed, Splitter
 FOLDER = Path(__file__).parent
 MODULES = ("client", "conversation", "crc32c", "frames", "line", "msgpack", "place")
 SPECIFICATION = FOLDER.parents[1] / "broker" / "wire" / "specification.md"
-CLIENT_KINDS = {Kind.HELLO, Kind.CHANNEL, Kind.SUBSCRIBE, Kind.UNSUBSCRIBE, Kind.REQUEST, Kind.PUBLISH, Kind.CREDIT}
+CLIENT_KINDS = {
+    Kind.HELLO,
+    Kind.CHANNEL,
+    Kind.SUBSCRIBE,
+    Kind.UNSUBSCRIBE,
+    Kind.REQUEST,
+    Kind.PUBLISH,
+    Kind.CREDIT,
+    Kind.ACK,
+}
 
 
 def foreign(source: str) -> set[str]:
