@@ -22,10 +22,10 @@ taken; the first of those that it has not goes to `on_frame`, and so does one th
 `on_refused(code, slot, number, count)`, `on_duplicate(slot, number, count)`, `on_malformed(code, size)`,
 `on_credit(subscription)` (of one that is behind), `on_ack(body)` (while it `settles`; else an ACK is as any frame),
 `on_exhausted()` (there is no memory for what came, or for what should be sent: end the connection) and `on_read()`
-(bytes were taken in: end the turn). When it shares its loop with others, also `on_put_off()` and `on_caught_up()` (pause
-and resume reading), `on_crowded(name, bytes, limit, held_us)` (end the connection: it takes up room that others need)
-and `on_failed(failure)` (a handler raised while it went on with what was put off). All of it belongs to the loop's
-thread.
+(bytes were taken in: end the turn). When it shares its loop with others, also `on_put_off()` and `on_caught_up()`
+(pause and resume reading), `on_crowded(name, bytes, limit, held_us)` (end the connection: it takes up room that others
+need) and `on_failed(failure)` (a handler raised while it went on with what was put off). All of it belongs to the
+loop's thread.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
