@@ -158,7 +158,11 @@ cdef class JobBatch:
         return self.say(EXTEND, delay_ms(seconds, 0))
 
     cdef object say(self, uint8_t verb, uint64_t ms):
-        return self.settle(self, self.begin, self.end - self.begin, verb, ms)
+        cdef uint32_t count = self.end - self.begin
+        if count == 1 and self.marks[self.begin]:
+            # Of several, those of which something was said are passed over; so is one, though nothing is left then.
+            count = 0
+        return self.settle(self, self.begin, count, verb, ms)
 
     cdef JobBatch rest(self, uint32_t begin, const uint8_t* at):
         cdef JobBatch batch = JobBatch.__new__(JobBatch)
@@ -465,7 +469,8 @@ cdef class Settlement:
         cdef Run run
         if self.runs:
             run = self.runs[len(self.runs) - 1]
-            if run.batch.marks is batch.marks and run.verb == verb and run.ms == ms and (
+            # Each ACK_THROUGH covers what was before it, and stays a run of its own.
+            if run.batch.marks is batch.marks and run.verb == verb and run.ms == ms and verb != ACK_THROUGH and (
                     run.index + run.count == index):
                 run.count += count
                 return run

@@ -467,3 +467,86 @@ def test_an_ack_for_somebody_else_to_send() -> None:
     member.settling.begin(8)
     with pytest.raises(BrokerError, match="LEASE_EXPIRED"):
         member.settling.frame_of([jobs[2]])
+
+
+# -- corners -----------------------------------------------------------------------------------------------------------
+
+
+def test_corners_of_what_is_said() -> None:
+    member = Member()
+    first, second = member.plain(2), member.plain(3, 3)
+    assert first.places(1, 0) == []
+    one, two = first
+    one.nack(1)
+    two.nack(2)
+    three, four, five = second
+    three.nack(3)
+    settling = member.settling
+    assert settling.unanswered
+    assert not settling.awaited
+    assert member.taken() == [(1, [(100, 1, NACK, 1000), (101, 1, NACK, 2000), (102, 1, NACK, 3000)])]
+    member.acked(1)
+    said = settling.through(four)
+    again = settling.through(five)
+    assert said.exception() is None
+    assert member.taken() == [(2, [(103, 1, ACK_THROUGH, 0), (104, 1, ACK_THROUGH, 0)])]
+    member.acked(2)
+    assert (said.exception(), again.exception(), said.done()) == (None, None, True)
+
+
+def test_corners_of_what_is_refused() -> None:
+    member = Member()
+    first, second = member.plain(2), member.plain(2, 3)
+    said = [job.ack() for batch in (first, second) for job in batch]
+    member.taken()
+    early, late = error("LEASE_EXPIRED", "early"), error("LEASE_EXPIRED", "late")
+    assert member.settling.refuse(1, 101, 1, early) == [("c", 1, 2, 1)]
+    assert member.settling.refuse(1, 103, 50, late) == [("c", 1, 4, 1)]
+    assert [one.exception() for one in said] == [None] * 4  # not answered yet
+    member.acked(1)
+    assert [one.exception() for one in said] == [None, early, None, late]
+
+
+def test_corners_of_what_is_covered() -> None:
+    member = Member(window=4)
+    first, second = member.plain(4), member.plain(4, 5)
+    member.settling.through(next(iter(first)))  # its frame is older than what is kept
+    assert not any(job.settled for job in second)
+    member.settling.through(next(iter(second)))
+    assert [job.settled for job in second] == [True, False, False, False]
+    assert member.taken() == [(1, [(100, 1, ACK_THROUGH, 0), (104, 1, ACK_THROUGH, 0)])]
+    (unanswered,) = member.settling.begin(0)
+    assert [run.places() for run in unanswered.runs] == [[("c", 1, 1, 1)], [("c", 1, 5, 1)]]
+    member.settling.through(list(second)[2])  # nothing of it is kept any more
+    assert member.settling.unanswered
+    late = member.settling.take_late()
+    assert late is not None
+    assert [run.places() for run in late.runs] == [[("c", 1, 7, 1)]]
+
+
+def test_a_cursor_between_two_frames_tells_what_waits() -> None:
+    member, cursor = Member(), JobCursor(None)
+    assert cursor.waiting() == []
+    cursor.push(member.plain(1))
+    cursor.push(member.plain(2, 2))
+    assert cursor.take_now(False).sequence == 1
+    assert [(index, count) for _, index, count in cursor.waiting()] == [(0, 2)]
+
+
+def test_a_name_without_its_flag_is_refused() -> None:
+    body = bytearray(twin.build_jobs(7, 1, 0, [Told(b"c", 0, 1, 1, Record(b"x"))]))
+    body[twin.JOBS_HEADER.size + 34] = 0
+    with pytest.raises(MalformedFrame):
+        Settling(None, int, error, 10).receive(bytes(body), ["c"], print)
+
+
+def test_nothing_that_was_said_holds_when_it_is_answered_at_once() -> None:
+    member = Member()
+    batch = member.plain(1)
+    batch.ack()
+    member.taken()
+    member.acked(1)
+    nothing: Settled = batch.ack()
+    assert nothing.exception() is None  # it is in an ACK that is not sent, since nothing is left to say
+    assert member.taken() == []
+    assert (nothing.done(), nothing.exception()) == (True, None)
