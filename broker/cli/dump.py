@@ -19,7 +19,8 @@ def command(path: Path, patterns: tuple[str, ...], quiet: bool) -> int:
     """Write the messages of DATA to stdout, one JSON object a line, in the order in which they were committed.
 
     DATA is a data directory that nobody serves, or a backup; of a running broker, take a backup and dump that. Nothing
-    is written to it. What is damaged is left out and counted on stderr: `broker verify` names it.
+    is written to it. What is damaged is left out and counted on stderr: `broker verify` names it. What the broker keeps
+    for itself (consumers, delayed messages) is in backups only.
 
     A line has channel, sequence, epoch, time_us and payload, and where the message has them key, headers, publisher,
     priority and expiry_s. Bytes that are not UTF-8 stand in base64 under the name with _base64 behind it.
@@ -37,12 +38,12 @@ def command(path: Path, patterns: tuple[str, ...], quiet: bool) -> int:
     from broker.log.dump import Message, dump
     from broker.model.names import check_pattern, matches
 
-    checked = [check_pattern(pattern) for pattern in patterns]
+    checked = [check_pattern(pattern) for pattern in patterns or (">",)]
     messages = 0
     write = sys.stdout.write
 
     def wanted(name: bytes) -> bool:
-        return not checked or any(matches(pattern, name) for pattern in checked)
+        return any(matches(pattern, name) for pattern in checked)
 
     def give(message: Message) -> None:
         nonlocal messages

@@ -21,10 +21,13 @@ from broker.core.course import Course
 from broker.core.epochs import RUN_SHIFT, Outcome, resume
 from broker.core.group import Duplicate, Group
 from broker.core.lines import Lines
+from broker.core.own import OwnPublisher
 from broker.core.passing import Passing
 from broker.core.recent import Recent
+from broker.core.states import PART_BYTES_MAX, States
 from broker.model.errors import BrokerError, RequestError, error
 from broker.model.levels import Level
+from broker.model.profiles import OWN
 from broker_native.chunks import chunks_expire
 from broker_native.fanout import Fanout
 from broker_native.groups import chain_of
@@ -51,6 +54,8 @@ PUBLISHED_DUPLICATE = 1
 
 ACCEPTED_WAIT_US = 50_000
 """An accepted record is at most this far ahead of the disk; beyond it new ones wait for their commit."""
+OWN_PAYLOAD_BYTES_MAX = 2 * PART_BYTES_MAX
+"""Of a record in the broker's own channels, whatever the limits of others are."""
 RECENT_BYTES = 8 << 20
 PASSING_BYTES = 1 << 20
 MEMORY_SHARE = 8
@@ -79,6 +84,8 @@ class Sequencer:
         self.tails = Tails(1, hash_seed)
         self.fanout = Fanout(self.tails)
         self.lines = Lines()
+        self.own = OwnPublisher(self.tails, limits.headers_bytes_max)
+        self.states = States(self)
         self.recent = Recent(min(RECENT_BYTES, limits.memory_bytes_max // MEMORY_SHARE))
         self.course = Course()
         self.passing = Passing(min(PASSING_BYTES, limits.memory_bytes_max // MEMORY_SHARE))
@@ -338,6 +345,8 @@ class Sequencer:
         return run <= self._restored_run or (accepted and run <= self._unclean_run)
 
     def _payload_bytes_max(self, profile: Profile) -> int:
+        if profile is OWN:
+            return OWN_PAYLOAD_BYTES_MAX
         return min(profile.payload_bytes_max or self.limits.payload_bytes_max, self.limits.payload_bytes_max)
 
     def _count_birth(self, profile: Profile) -> None:
@@ -423,7 +432,7 @@ class Sequencer:
     @property
     def idle(self) -> bool:
         """Whether nothing is pending: no group in commit, none open."""
-        return self.in_commit is None and self.tails.group_empty
+        return self.in_commit is None and self.tails.group_empty and self.states.settled
 
     # -- the turn and the group ----------------------------------------------------------------------------------------
 
@@ -463,7 +472,10 @@ class Sequencer:
 
     def close_group(self, now_us: int) -> Group | None:
         """Close the open group for the journal; None when it is empty or another one is in commit."""
-        if self.in_commit is not None or self.tails.group_empty:
+        if self.in_commit is not None:
+            return None
+        self.states.collect()
+        if self.tails.group_empty:
             return None
         self.in_commit = self._close(now_us, 0, b"")
         return self.in_commit
@@ -499,6 +511,7 @@ class Sequencer:
         self.applied_number, self.applied_chain = group.number, group.chain
         self.recent.add(group)
         self.course.add(group.number, len(group.value))
+        self.states.committed(group.number)
         if self.tails.accepted_waits:
             self.judge_wait(now_us)
         if now_us - group.opened_us >= LATE_US:
@@ -552,6 +565,7 @@ class Sequencer:
         self._opened_us = 0
         self._failed = True
         self.tails.accepted_waits = False
+        self.states.failed()
 
     # -- readers' positions --------------------------------------------------------------------------------------------
 

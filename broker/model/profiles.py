@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from broker.model.errors import error
 from broker.model.levels import Level
-from broker.model.names import TOKENS_MAX, check_pattern, covers, display
+from broker.model.names import TOKENS_MAX, check_pattern, covers, display, is_reserved
 from broker.model.settings import KIB, MIB, check_settings, invalid, setting
 
 if TYPE_CHECKING:
@@ -195,6 +195,16 @@ class Profile:
                 )
 
 
+def _own_profile() -> Profile:
+    own = Profile(b">")
+    object.__setattr__(own, "pattern", b"$")  # which is no user's, so that what goes by patterns tells them apart
+    return own
+
+
+OWN = _own_profile()
+"""The policy of the broker's own channels, `$…`: synced, and nothing is removed but by the broker itself."""
+
+
 class Profiles:
     """The ordered profiles of a broker; immutable, shared between threads freely."""
 
@@ -230,10 +240,10 @@ class Profiles:
                     )
 
     def resolve(self, name: bytes) -> Profile:
-        """Return the profile of a channel: the first whose pattern matches.
+        """Return the profile of a channel: the first whose pattern matches, or `OWN` for one of the broker's own.
 
         Args:
-            name: a validated channel's name.
+            name: a validated channel's name, or a reserved one.
 
         Raises:
             RequestError: NO_PROFILE; none matches.
@@ -243,6 +253,8 @@ class Profiles:
         matched = self._expression.fullmatch(name)
         if matched is not None:
             return self._profiles[(matched.lastindex or 0) - 1]
+        if is_reserved(name):
+            return OWN
         raise error("NO_PROFILE", f"channel {display(name)}: none of {len(self._profiles)} profiles matches it")
 
     def __iter__(self) -> Iterator[Profile]:

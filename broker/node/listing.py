@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from broker.events import emit
 from broker.model.errors import BrokerError, error
 from broker.model.history import ChannelRow, NamesPart
+from broker.model.names import is_reserved
 from broker.node.stretch import Known
 
 if TYPE_CHECKING:
@@ -56,10 +57,14 @@ class NamesScan:
         self._key = 0
         self._before: bytes | None = None
 
+    def listed(self, names: list[bytes]) -> list[bytes]:
+        """Leave out the broker's own channels, unless they are asked for."""
+        return names if is_reserved(self.prefix) else [name for name in names if not is_reserved(name)]
+
     def step(self, core: Sequencer, segments_max: int) -> None:
         """Look at more of the table."""
         names, self._key = core.tails.names_between(self._key, segments_max, self.prefix, self.after, self._before)
-        self.names += names
+        self.names += self.listed(names)
         self.is_done = not self._key
         if self.is_done or len(self.names) > self.count + WASTE_MAX:
             self.names = sorted(set(self.names))
@@ -146,7 +151,8 @@ class Listing:
     def _merge(self, page: Page, names: list[bytes], count: int) -> None:
         """Take what the log told; ask on if too much of it was removed."""
         absent = set(self._core.missing(names))
-        page.stored += [name for name in names if name in absent or self._core.tails.info(name) is not None]
+        there = [name for name in names if name in absent or self._core.tails.info(name) is not None]
+        page.stored += page.scan.listed(there)
         if len(names) == count and len(page.stored) < count:
             page.cursor = names[-1]
             self._ask_log(page)

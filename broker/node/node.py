@@ -36,6 +36,7 @@ from broker.node.loader import Loader
 from broker.node.pace import Pace
 from broker.node.retained import RetainedBroker
 from broker.node.retention import Retention
+from broker.node.states import StateStore
 from broker.node.time import BrokerTime
 from broker_native.intake import ReadBuffer
 from broker_native.unsent import Unsent
@@ -121,6 +122,7 @@ class Node:
         gate: Who may do what.
         limits: Bounds.
         loader: What is stored and not in memory.
+        states: What the broker remembers beside messages.
         clock: Broker time.
         buffer: The loop's read buffer.
         unsent: What transports hold that have asked for a pause.
@@ -162,6 +164,7 @@ class Node:
         self._eviction = Eviction(core, log, self.clock, loop)
         self.history = HistoryReader(core, log, self.catchup.submit, self.kick)
         self.listing = Listing(core, log, loop, self.catchup.submit, self.kick)
+        self.states = StateStore(core, log, self.loader, self.catchup.submit, self.kick)
         self._retained = RetainedBroker(core, log, self.loader, broker_time, loop, self.kick)
         self._retention = Retention(self._retained, Policies.of(core.profiles))
         self._idle: asyncio.Future[None] | None = None

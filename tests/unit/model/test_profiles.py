@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from broker.model.errors import ConfigError, InvalidPattern, RequestError
 from broker.model.levels import Level
 from broker.model.names import covers, matches
-from broker.model.profiles import Profile, Profiles
+from broker.model.profiles import OWN, Profile, Profiles
 from broker.model.settings import settings_of
 
 TYPING = Profile(b"typing.>", Level.EPHEMERAL)
@@ -63,9 +63,11 @@ def test_no_match_is_an_error_that_names_the_channel() -> None:
     assert "'mail.1'" in caught.value.detail
 
 
-def test_reserved_names_have_no_profile() -> None:
-    with pytest.raises(RequestError, match="NO_PROFILE"):
-        Profiles().resolve(b"$reply.1.2")
+def test_reserved_names_are_the_brokers_own_whatever_the_patterns() -> None:
+    for profiles in (Profiles(), Profiles([Profile(b"a.>", durability=Level.EPHEMERAL)])):
+        assert profiles.resolve(b"$tally.x") is OWN
+    assert OWN.durability is Level.SYNCED
+    assert not OWN.retention_s
 
 
 @pytest.mark.parametrize(
