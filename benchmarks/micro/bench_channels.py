@@ -15,7 +15,9 @@ from typing import NamedTuple
 import pytest
 
 from broker_native.fanout import Fanout
-from broker_native.tails import Line, Publisher, Tails
+from broker_native.lines import Line
+from broker_native.publisher import Publisher
+from broker_native.tails import Tails
 
 SYNCED = 3
 PAYLOAD_BYTES = 128

@@ -9,7 +9,9 @@ import pytest
 
 from benchmarks.works import Works, measure
 from broker_native.fanout import Fanout, Outbox, Subscription
-from broker_native.tails import Line, Publisher, Tails
+from broker_native.lines import Line
+from broker_native.publisher import Publisher
+from broker_native.tails import Tails
 
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture

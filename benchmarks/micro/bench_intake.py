@@ -11,7 +11,9 @@ import pytest
 from benchmarks.works import SEED, Works, measure
 from broker_native.fanout import Fanout
 from broker_native.intake import Clock, Intake, ReadBuffer
-from broker_native.tails import Line, Publisher, Tails
+from broker_native.lines import Line
+from broker_native.publisher import Publisher
+from broker_native.tails import Tails
 
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture

@@ -10,7 +10,9 @@ import pytest
 
 from benchmarks.works import SEED, Works
 from benchmarks.works import measure as measure_work
-from broker_native.tails import Line, Publisher, Tails
+from broker_native.lines import Line
+from broker_native.publisher import Publisher
+from broker_native.tails import Tails
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +27,7 @@ PAYLOAD_BYTES = 128
 RECORD = struct.pack("<IHHI", 12 + PAYLOAD_BYTES, 0, 0, 0) + random.Random(SEED).randbytes(PAYLOAD_BYTES)
 CHANNELS = 1000
 WORKS = Works("tails")
+COVERS = ("channels", "lines", "published", "publisher")
 
 
 class House:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from broker.model.errors import BrokerError
-    from broker_native.tails import Publisher
+    from broker_native.publisher import Publisher
 
 __all__ = ["Duplicate", "Group"]
 

@@ -6,7 +6,7 @@ is in memory while somebody uses it.
 
 from __future__ import annotations
 
-from broker_native.tails import Line
+from broker_native.lines import Line
 
 __all__ = ["Lines"]
 

@@ -4,7 +4,7 @@ The pending view is the applied state and at most two groups: one in commit, one
 undone together: what was handed to the journal is answered `COMMIT_UNKNOWN`, what was still open is refused. A
 producer's retry of either finds the line where it was before.
 
-Records themselves are decided in `broker_native.tails`; this module works per turn and per group.
+Records themselves are decided in `broker_native.publisher`; this module works per turn and per group.
 
 Not all that is stored is in memory. Whoever names a channel asks `missing` first and, for what it answers, has the
 stored entries looked up and gives them to `install_each`; the same holds for a producer's line with `knows_producer`
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from broker.model.limits import Limits
     from broker.model.profiles import Profile, Profiles
-    from broker_native.tails import Publisher
+    from broker_native.publisher import Publisher
 
 __all__ = ["Sequencer"]
 

@@ -31,7 +31,8 @@ from broker.wire import control, requests
 from broker.wire.kinds import Kind
 from broker_native.fanout import Subscription
 from broker_native.intake import Intake
-from broker_native.tails import Line, Publisher
+from broker_native.lines import Line
+from broker_native.publisher import Publisher
 from broker_native.unsent import Sender
 
 if TYPE_CHECKING:

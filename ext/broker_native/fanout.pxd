@@ -3,7 +3,9 @@
 cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from broker_native.tails cimport Bytes, Channel, Tails
+from broker_native.channel cimport Channel
+from broker_native.growing cimport Bytes
+from broker_native.tails cimport Tails
 from broker_native.trie cimport PatternTrie
 
 

@@ -20,19 +20,12 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
+from broker_native.channel cimport Channel, channel_name, channel_prefetch_rare
+from broker_native.channels cimport BATCH
+from broker_native.growing cimport bytes_append, bytes_release, bytes_reserve, bytes_take
 from broker_native.layout cimport *
 from broker_native.slots cimport SEGMENT_SLOTS, Segment, table_after, table_segment
-from broker_native.tails cimport (
-    BATCH,
-    Channel,
-    Tails,
-    bytes_append,
-    bytes_release,
-    bytes_reserve,
-    bytes_take,
-    channel_name,
-    channel_prefetch_rare,
-)
+from broker_native.tails cimport Tails
 
 cdef extern from "Python.h":
     void Py_XDECREF(PyObject* object)

@@ -3,7 +3,9 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from broker_native.fanout cimport Fanout, Outbox, Subscription
-from broker_native.tails cimport Bytes, Publisher, Tails
+from broker_native.growing cimport Bytes
+from broker_native.publisher cimport Publisher
+from broker_native.tails cimport Tails
 
 cdef extern from "clock.h" nogil:
     uint64_t monotonic_us()

@@ -1,7 +1,8 @@
 from collections.abc import Callable
 
 from broker_native.fanout import Fanout, Outbox, Subscription
-from broker_native.tails import Publisher, Tails
+from broker_native.publisher import Publisher
+from broker_native.tails import Tails
 
 class Clock:
     offset_us: int

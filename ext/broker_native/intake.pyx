@@ -33,23 +33,17 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
 
+from broker_native.channel cimport Channel, channel_prefetch, channel_prefetch_rare
 from broker_native.fanout cimport Fanout, Outbox, Subscription
+from broker_native.growing cimport Bytes, bytes_release
 from broker_native.layout cimport *
 from broker_native.names cimport name_is_channel
-from broker_native.tails cimport (
-    Bytes,
-    Channel,
-    Publisher,
-    bytes_release,
-    channel_prefetch,
-    channel_prefetch_rare,
-    publisher_channel,
-)
+from broker_native.publisher cimport Publisher, publisher_channel
 
 cdef enum:
     CODE_MALFORMED_FRAME = 3001
     CODE_FRAME_TOO_LARGE = 3002
-    DUPLICATE = 1                       # as in tails.pyx
+    DUPLICATE = 1                       # as in publisher.pyx
 
     # What becomes of a frame.
     TAKEN = 0

@@ -24,9 +24,11 @@ from broker_native.crc32c cimport crc32c
 from broker_native.fanout cimport Fanout, Subscription
 from broker_native.intake cimport Clock, Intake, ReadBuffer
 from broker_native.layout cimport *
+from broker_native.lines cimport Line
 from broker_native.messages cimport Batch, Cursor
 from broker_native.names cimport name_is_channel
-from broker_native.tails cimport Line, Publisher, Tails
+from broker_native.publisher cimport Publisher
+from broker_native.tails cimport Tails
 from tests.fuzz.engine cimport (
     PLAN_BYTES,
     STYLE_BYTES,

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from broker_native.fanout import Fanout, Outbox, Replay, Subscription
 from broker_native.groups import chunk_offset
-from broker_native.tails import Line, Publisher, Tails
+from broker_native.lines import Line
+from broker_native.publisher import Publisher
+from broker_native.tails import Tails
 from tests.reference import fanout as twin
 from tests.reference import groups
 from tests.reference.frames import (

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from broker.model.errors import BY_NAME
 from broker_native.fanout import Fanout, Subscription
 from broker_native.intake import Clock, Intake, ReadBuffer
-from broker_native.tails import Line, Publisher, Tails
+from broker_native.lines import Line
+from broker_native.publisher import Publisher
+from broker_native.tails import Tails
 from tests.reference import intake as twin
 from tests.reference import tails as twin_tails
 from tests.reference.frames import (

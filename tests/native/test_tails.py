@@ -12,8 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.model.errors import BY_NAME
-from broker_native import tails as native
+from broker_native.channels import Channels
 from broker_native.fanout import Fanout, Outbox, Subscription
+from broker_native.lines import Line
+from broker_native.published import PublishedEntries
+from broker_native.publisher import CODES, Publisher
+from broker_native.tails import Tails
 from tests.reference import groups
 from tests.reference import tails as twin
 from tests.reference.frames import (
@@ -46,11 +50,11 @@ PRODUCERS = [b"p" * 16, b"q" * 16, None]
 """The last one is a connection without a producer: its line ends with it."""
 
 
-class Lines(dict[bytes, native.Line]):
+class Lines(dict[bytes, Line]):
     """Lines by producer, made when they are asked for."""
 
-    def __missing__(self, producer: bytes) -> native.Line:
-        line = self[producer] = native.Line(producer)
+    def __missing__(self, producer: bytes) -> Line:
+        line = self[producer] = Line(producer)
         return line
 
 
@@ -58,13 +62,13 @@ class Pair:
     """The native tails and their twin with three connections each, told the same and compared after each step."""
 
     def __init__(self, run: int = 1) -> None:
-        self.native = native.Tails(run, 4770)
+        self.native = Tails(run, 4770)
         self.native.begin_run(run, 1)
         self.twin = twin.Tails(run)
         self.lines = Lines()
         self.twin_lines: dict[bytes, twin.Line] = {}
         self.publishers = [
-            native.Publisher(self.native, native.Line() if name is None else self.lines[name], None, HEADERS_MAX)
+            Publisher(self.native, Line() if name is None else self.lines[name], None, HEADERS_MAX)
             for name in PRODUCERS
         ]
         self.twins = [
@@ -208,9 +212,10 @@ class Pair:
         assert self.native.drop(name) is self.twin.drop(name)
         self.check()
 
-    def check_answers(self, got: list[tuple[native.Publisher, bytes]], expected: dict[twin.Publisher, bytes]) -> None:
+    def check_answers(self, got: list[tuple[Publisher, bytes]], expected: dict[twin.Publisher, bytes]) -> None:
         answers = {index: b"" for index in range(len(PRODUCERS))}
         for publisher, entries in got:
+            assert isinstance(publisher, PublishedEntries)
             answers[self.publishers.index(publisher)] += entries
         assert answers == {index: expected.get(publisher, b"") for index, publisher in enumerate(self.twins)}
 
@@ -242,7 +247,7 @@ class Pair:
 
     def check_replay(self) -> None:
         """A second one that applies the committed groups arrives at the same applied state."""
-        replayed, lines = native.Tails(1, 1234), Lines()
+        replayed, lines = Tails(1, 1234), Lines()
         for value in self.values:
             replayed.apply_group(value, lines.__getitem__)
         for name in NAMES:
@@ -537,7 +542,7 @@ def test_a_channel_that_was_refused_takes_no_publish() -> None:
 
 
 def test_codes_are_the_registrys() -> None:
-    codes = dict(native.CODES)
+    codes = dict(CODES)
     assert codes.pop("DUPLICATE") == 1
     assert codes == {name: BY_NAME[name].code for name in codes}
 
@@ -715,7 +720,7 @@ def test_figures_count_what_was_taken() -> None:
 def test_numbers_out_of_line(number: int, count: int, name: str) -> None:
     pair = Pair()
     pair.publish(0, 4, [Record()] * 5)
-    assert pair.publish(0, 4, [Record()] * count, number) == native.CODES[name]
+    assert pair.publish(0, 4, [Record()] * count, number) == CODES[name]
     assert pair.native.info(b"s.x")[5] == 6  # type: ignore[index]
 
 
@@ -727,7 +732,7 @@ def test_storage_that_refuses_takes_ephemeral_records_and_answers_duplicates() -
     assert pair.publish(0, 4, [Record()]) == 1008
     assert pair.publish(0, 2, [Record()]) == 1008
     assert pair.publish(0, 4, [Record()], 9) == 1008, "which number comes next may not be known either"
-    assert pair.publish(0, 4, [Record()], 1) == native.CODES["DUPLICATE"]
+    assert pair.publish(0, 4, [Record()], 1) == CODES["DUPLICATE"]
     assert pair.publish(0, 0, [Record()]) == 0
 
 
@@ -765,8 +770,8 @@ def test_one_group_with_more_runs_than_a_line_keeps() -> None:
 
 
 def test_lookup_names_what_it_does_not_know() -> None:
-    line = native.Line(b"p" * 16)
-    tails = native.Tails(1, 1)
+    line = Line(b"p" * 16)
+    tails = Tails(1, 1)
     entry = groups.line_entry(b"p" * 16, 11, 10, [(7, 100, 3), (0, 5, 2), (8, 50, 2)])
     tails.apply_entries(groups.build_entry(entry), lambda _: line)
     assert line.lookup(10, 12) == [
@@ -781,8 +786,8 @@ def test_lookup_names_what_it_does_not_know() -> None:
 
 
 def test_a_snapshot_replaces_what_a_line_knew() -> None:
-    line = native.Line(b"p" * 16)
-    tails = native.Tails(1, 1)
+    line = Line(b"p" * 16)
+    tails = Tails(1, 1)
     for entry in (
         groups.line_entry(b"p" * 16, 1, 5, [(7, 1, 5)]),
         groups.line_entry(b"p" * 16, 6, 2, [(8, 1, 2)], flags=groups.SNAPSHOT),
@@ -995,12 +1000,12 @@ def test_an_empty_group_is_a_header() -> None:
 
 
 def test_entries_that_are_not_the_tails_own_come_back() -> None:
-    tails = native.Tails(1, 1)
+    tails = Tails(1, 1)
     entries = [groups.run_entry(3, clean=False), groups.close_entry(2), groups.Entry(900, b"abc", groups.IGNORABLE)]
     packed = b"".join(map(groups.build_entry, entries))
     expected = [(entry.kind, entry.flags, entry.body) for entry in entries]
     for buffer in (packed, bytearray(packed), memoryview(packed)):
-        assert tails.apply_entries(buffer, native.Line) == expected
+        assert tails.apply_entries(buffer, Line) == expected
     assert len(tails) == 0
 
 
@@ -1026,7 +1031,7 @@ def test_entries_that_are_not_the_tails_own_come_back() -> None:
 )
 def test_entries_that_make_no_sense_are_an_error(entries: bytes) -> None:
     with pytest.raises(ValueError, match=r"entry|channel|run"):
-        native.Tails(1, 1).apply_entries(entries, native.Line)
+        Tails(1, 1).apply_entries(entries, Line)
 
 
 @pytest.mark.parametrize("change", [(1, 0), (0, 1), (1, 1)])
@@ -1039,15 +1044,15 @@ def test_an_epoch_that_is_not_the_pending_one_is_an_error(change: tuple[int, int
     channel, epoch, first = struct.unpack("<QQQ", mine.body)
     theirs = groups.epoch_entry(channel, epoch + change[0], first + change[1])
     with pytest.raises(ValueError, match=f"channel {channel}: applied epoch"):
-        pair.native.apply_entries(groups.build_entry(theirs), native.Line)
+        pair.native.apply_entries(groups.build_entry(theirs), Line)
 
 
 def test_an_epoch_that_is_told_twice_is_one() -> None:
     """A sealed segment's delta says again what its groups said."""
-    tails = native.Tails(1, 1)
+    tails = Tails(1, 1)
     channel, epoch = groups.channel_entry(1, "name"), groups.epoch_entry(1, 77, 1)
     packed = b"".join(map(groups.build_entry, (channel, epoch, channel, epoch, groups.epoch_entry(1, 78, 5))))
-    assert tails.apply_entries(packed, native.Line) == []
+    assert tails.apply_entries(packed, Line) == []
     info = tails.info(b"name")
     assert info is not None
     assert info[7] == [(77, 1), (78, 5)]
@@ -1056,7 +1061,7 @@ def test_an_epoch_that_is_told_twice_is_one() -> None:
 def test_a_group_with_a_chunk_of_nobody_is_an_error() -> None:
     value = groups.build_group(groups.Group(1, 0, chunks=(groups.chunk_of(1, 1, 1, [b"x"]),)))
     with pytest.raises(ValueError, match="unknown channel 1"):
-        native.Tails(1, 1).apply_group(value, native.Line)
+        Tails(1, 1).apply_group(value, Line)
 
 
 def test_heads_of_a_table_delta_are_the_state_that_its_groups_left() -> None:
@@ -1067,8 +1072,8 @@ def test_heads_of_a_table_delta_are_the_state_that_its_groups_left() -> None:
         groups.head_entry(1, 2 << 40 | 9, 20, 4),
         groups.head_entry(1, 2 << 40 | 9, 21, 1),  # a later segment that knows a lower bound only
     ]
-    tails = native.Tails(1, 1)
-    tails.apply_entries(b"".join(map(groups.build_entry, delta)), native.Line)
+    tails = Tails(1, 1)
+    tails.apply_entries(b"".join(map(groups.build_entry, delta)), Line)
     epochs = [(1 << 40 | 5, 1), (2 << 40 | 9, 11)]
     assert tails.info(b"a.b") == (1, ACCEPTED, 2 << 40 | 9, 4, 21, 21, 21, epochs)
     assert not tails.ready(b"a.b")
@@ -1081,14 +1086,14 @@ def test_records_go_on_behind_a_replayed_head() -> None:
     pair = Pair()
     pair.publish(0, 4, [Record(b"1"), Record(b"2")])
     pair.group()
-    again = native.Tails(1, 1)
+    again = Tails(1, 1)
     lines = Lines()
     again.apply_group(pair.values[0], lines.__getitem__)
     again.begin_run(2, 2)
     again.load(b"s.x", SYNCED, 2, PAYLOAD_MAX)
-    publisher = native.Publisher(again, lines[b"p" * 16], None, HEADERS_MAX)
+    publisher = Publisher(again, lines[b"p" * 16], None, HEADERS_MAX)
     publisher.bind(0, b"s.x")
-    assert publisher.publish_frame(publish_body(0, 1, [good(), good()])) == native.CODES["DUPLICATE"]
+    assert publisher.publish_frame(publish_body(0, 1, [good(), good()])) == CODES["DUPLICATE"]
     assert publisher.publish_frame(publish_body(0, 3, [good()])) == 0
     value, _ = again.close_group(1, pair.chain, 0, 0, 0)
     (chunk,) = groups.parse_group(value).chunks
@@ -1188,7 +1193,7 @@ def test_an_ephemeral_channel_that_was_stored_begins_an_epoch_after_a_crash() ->
 
 
 def test_what_is_asked_of_a_channel_that_is_not_there() -> None:
-    tails = native.Tails(1, 1)
+    tails = Tails(1, 1)
     tails.mark_unclean(b"nobody")
     assert not tails.ready(b"nobody")
     assert tails.stored_id(b"nobody") == 0
@@ -1198,7 +1203,7 @@ def test_what_is_asked_of_a_channel_that_is_not_there() -> None:
     tails.mark_unclean(b"some")
     assert tails.ready(b"some")
     assert tails.stored_id(b"some") == 0
-    publisher = native.Publisher(tails, native.Line(), None, 0)
+    publisher = Publisher(tails, Line(), None, 0)
     publisher.bind(0, b"some")
     assert publisher.publish_frame(publish_body(0, 1, [build_record(Record())])) == 0
     assert tails.stored_id(b"some") == 1
@@ -1208,22 +1213,22 @@ def test_what_is_asked_of_a_channel_that_is_not_there() -> None:
 @pytest.mark.parametrize("name", [b"", b"n" * 256])
 def test_names_have_a_size(name: bytes) -> None:
     with pytest.raises(ValueError, match="channel name"):
-        native.Tails(1, 1).load(name, SYNCED, 2, 1)
+        Tails(1, 1).load(name, SYNCED, 2, 1)
 
 
 @pytest.mark.parametrize("run", [0, 1 << 24])
 def test_runs_have_a_range(run: int) -> None:
     with pytest.raises(ValueError, match="run: got"):
-        native.Tails(run, 1)
+        Tails(run, 1)
     with pytest.raises(ValueError, match="run: got"):
-        native.Tails(1, 1).begin_run(run, 1)
+        Tails(1, 1).begin_run(run, 1)
 
 
 def test_many_channels_are_found_by_name_and_id() -> None:
     names = [b"room.%d" % index for index in range(5_000)]
     names += [b"n" * size for size in range(1, 256)]
-    tails = native.Tails(1, 99)
-    publisher = native.Publisher(tails, native.Line(), None, 0)
+    tails = Tails(1, 99)
+    publisher = Publisher(tails, Line(), None, 0)
     for number, name in enumerate(names):
         assert tails.load(name, (EPHEMERAL, SYNCED)[number % 2], 2, 1)
         assert not tails.load(name, (EPHEMERAL, SYNCED)[number % 2], 2, 1)
@@ -1255,11 +1260,11 @@ def stored_entries(first: int, count: int) -> bytes:
 
 
 def test_memory_of_channels_comes_and_goes() -> None:
-    tails, count = native.Tails(1, 1), 50_000
+    tails, count = Tails(1, 1), 50_000
     tails.begin_run(2, 10)
     empty = tails.memory_bytes
     for round_ in range(2):
-        tails.apply_entries(stored_entries(1, count), native.Line)
+        tails.apply_entries(stored_entries(1, count), Line)
         assert len(tails) == count
         assert tails.stored_id(b"chat.room.00000000000777") == 777
         assert (tails.memory_bytes - empty) / count <= 400
@@ -1270,18 +1275,27 @@ def test_memory_of_channels_comes_and_goes() -> None:
 
 
 def test_an_id_far_ahead_costs_nothing() -> None:
-    tails = native.Tails(1, 1)
+    tails = Tails(1, 1)
     empty = tails.memory_bytes
-    tails.apply_entries(groups.build_entry(groups.channel_entry((1 << 62) - 2, "far")), native.Line)
+    tails.apply_entries(groups.build_entry(groups.channel_entry((1 << 62) - 2, "far")), Line)
     assert tails.name_of((1 << 62) - 2) == b"far"
     assert tails.id_next == (1 << 62) - 1
     assert tails.memory_bytes <= empty + 65_536
     with pytest.raises(ValueError, match="another channel"):
-        tails.apply_entries(groups.build_entry(groups.channel_entry((1 << 62) - 2, "other")), native.Line)
+        tails.apply_entries(groups.build_entry(groups.channel_entry((1 << 62) - 2, "other")), Line)
+
+
+def test_channels_alone_are_found_changed_and_freed() -> None:
+    channels = Channels(1, 4770)
+    assert channels.load(b"c.x", SYNCED, 2, 100) is True
+    channels.apply_entries(groups.build_entry(groups.channel_entry(7, "c.y", SYNCED)), Line)
+    assert (len(channels), channels.name_of(7), channels.unready([b"c.x", b"c.y"])) == (2, b"c.y", [1])
+    assert channels.evict(0, 1, 2 * channels.slots) == 2
+    assert channels.names() == []
 
 
 def test_an_eviction_goes_on_where_it_stopped() -> None:
-    tails = native.Tails(1, 1)
+    tails = Tails(1, 1)
     for index in range(3_000):
         tails.load(b"room.%d" % index, SYNCED, 2, 10)
     tails.hold(b"room.7")
@@ -1302,15 +1316,15 @@ def test_a_trim_goes_no_further_than_the_head(trims: tuple[int, ...], first: int
     """Sequences 1 to 3 are stored; whatever a trim says, the next record is not below the first."""
     entries = [groups.channel_entry(1, "s.x"), groups.epoch_entry(1, 77, 1), groups.head_entry(1, 77, 4, 1)]
     packed = b"".join(map(groups.build_entry, [*entries, *(groups.trim_entry(1, trim) for trim in trims)]))
-    tails = native.Tails(1, 1)
-    tails.apply_entries(packed, native.Line)
+    tails = Tails(1, 1)
+    tails.apply_entries(packed, Line)
     info = tails.info(b"s.x")
     assert info is not None
     assert (info[3], info[4]) == (first, 4)
 
 
 def test_holds_are_counted_and_end() -> None:
-    tails = native.Tails(1, 1)
+    tails = Tails(1, 1)
     tails.load(b"s.x", SYNCED, 2, 10)
     for use in (tails.hold, tails.hold, tails.release):
         use(b"s.x")
@@ -1328,7 +1342,7 @@ def test_holds_are_counted_and_end() -> None:
 
 
 def test_what_is_used_again_stays_for_a_while() -> None:
-    tails = native.Tails(1, 1)
+    tails = Tails(1, 1)
     tails.now_us = 100_000_000
     tails.load(b"s.x", SYNCED, 2, 10)
     tails.now_us = 105_000_000
@@ -1339,9 +1353,9 @@ def test_what_is_used_again_stays_for_a_while() -> None:
 
 
 def test_a_publisher_lets_its_channels_go_when_it_ends() -> None:
-    tails = native.Tails(1, 1)
+    tails = Tails(1, 1)
     tails.load(b"s.x", SYNCED, 2, 10)
-    publishers = [native.Publisher(tails, native.Line(), None, 0) for _ in range(2)]
+    publishers = [Publisher(tails, Line(), None, 0) for _ in range(2)]
     for publisher in publishers:
         for slot in range(20):
             publisher.bind(slot, b"s.x")
@@ -1403,7 +1417,7 @@ def test_a_head_does_not_overtake_what_is_pending() -> None:
     pair.group()
     pair.publish(0, 4, [Record()])
     with pytest.raises(ValueError, match="pending"):
-        pair.native.apply_entries(groups.build_entry(groups.head_entry(1, 1 << 40 | 1, 2, 1)), native.Line)
+        pair.native.apply_entries(groups.build_entry(groups.head_entry(1, 1 << 40 | 1, 2, 1)), Line)
 
 
 def test_a_drop_of_what_is_in_use_is_an_error() -> None:
@@ -1411,7 +1425,7 @@ def test_a_drop_of_what_is_in_use_is_an_error() -> None:
     pair.publish(0, 4, [Record()])
     pair.group()
     with pytest.raises(ValueError, match="in use"):
-        pair.native.apply_entries(groups.build_entry(groups.drop_entry(1)), native.Line)
+        pair.native.apply_entries(groups.build_entry(groups.drop_entry(1)), Line)
 
 
 def test_ephemeral_records_outlive_a_trim_that_failed() -> None:
@@ -1466,7 +1480,7 @@ def test_profiles_are_counted() -> None:
     tails = pair.native
     tails.load(b"new", SYNCED, 2, 10, 3)
     assert [tails.count(profile) for profile in (3, 4)] == [1, 0]
-    publisher = native.Publisher(tails, native.Line(), None, 0)
+    publisher = Publisher(tails, Line(), None, 0)
     publisher.bind(0, b"new")
     publisher.publish_frame(publish_body(0, 1, [build_record(Record())]))
     publisher.leave()
@@ -1474,11 +1488,11 @@ def test_profiles_are_counted() -> None:
     assert tails.count(3) == 2
     value, _ = tails.close_group(0, 0, 0, 0, 0)
     tails.take_answers()
-    tails.apply_group(value, native.Line)
+    tails.apply_group(value, Line)
     assert tails.evict(1, 1, 2 * tails.slots) == 2
     assert tails.count(3) == 1, "what is stored counts wherever it is"
     pair.journal.good.append(value)
-    tails.apply_entries(pair.journal.resolve([b"new"])[0], native.Line)
+    tails.apply_entries(pair.journal.resolve([b"new"])[0], Line)
     tails.load(b"new", SYNCED, 2, 10, 3)
     assert tails.count(3) == 1
     tails.load(b"new", SYNCED, 2, 10, 4)
@@ -1487,7 +1501,7 @@ def test_profiles_are_counted() -> None:
     assert tails.count(4) == 6
     assert tails.drop(b"new")
     value, _ = tails.close_group(1, 0, 0, 0, 0)
-    tails.apply_group(value, native.Line)
+    tails.apply_group(value, Line)
     assert tails.count(4) == 5
 
 
@@ -1518,8 +1532,8 @@ def test_what_later_versions_write_is_carried() -> None:
         writer=2**64 - 1,
         run=3,
     )
-    tails = native.Tails(1, 1)
-    rest = tails.apply_group(groups.build_group(group), native.Line)
+    tails = Tails(1, 1)
+    rest = tails.apply_group(groups.build_group(group), Line)
     assert rest == [(40_000, groups.IGNORABLE, b"a table that this version does not know")]
     assert tails.info(b"a.b.c") == (4, SYNCED, 3 << 40 | 8, 1, 1_012, 1_012, 1_012, [(3 << 40 | 8, 10)])
 
@@ -1549,9 +1563,9 @@ def test_publishers_and_owners_are_let_go() -> None:
 
     owner = Owner()
     alive = weakref.ref(owner)
-    tails = native.Tails(1, 1)
+    tails = Tails(1, 1)
     tails.load(b"s.x", SYNCED, 2, 10)
-    publisher = native.Publisher(tails, native.Line(), owner, 0)
+    publisher = Publisher(tails, Line(), owner, 0)
     publisher.bind(0, b"s.x")
     publisher.publish_frame(publish_body(0, 1, [build_record(Record())]))
     tails.close_group(0, 0, 0, 0, 0)
@@ -1607,9 +1621,9 @@ def test_names_are_walked_while_more_come() -> None:
     assert sorted(tails.names_between(0, 99, b"s", b"s.a", b"s.b")[0]) == [b"s.ab"]
 
 
-def stored_channels(names: set[bytes]) -> native.Tails:
+def stored_channels(names: set[bytes]) -> Tails:
     """Return tails that have applied the entries of so many stored channels."""
-    tails = native.Tails(1, 7)
+    tails = Tails(1, 7)
     entries = b"".join(
         struct.pack("<IHHQBBBB", (20 + len(name) + 7) // 8 * 8, 1, 0, number, SYNCED, 2, len(name), 0)
         + name.ljust((20 + len(name) + 7) // 8 * 8 - 20, b"\0")
@@ -1624,16 +1638,16 @@ def stored_channels(names: set[bytes]) -> native.Tails:
 
 
 def test_many_are_applied_each_by_itself() -> None:
-    tails = native.Tails(1, 4770)
+    tails = Tails(1, 4770)
     sound = [groups.build_entry(groups.channel_entry(number, f"m.{number}")) for number in range(1, 4)]
-    failures = tails.apply_each([sound[0], b"cut", b"", sound[1][:-1], sound[2]], native.Line)
+    failures = tails.apply_each([sound[0], b"cut", b"", sound[1][:-1], sound[2]], Line)
     assert {at: type(failure) for at, failure in failures.items()} == {1: ValueError, 3: ValueError}
     assert sorted(tails.names()) == [b"m.1", b"m.3"]
 
 
 def test_who_is_not_ready_is_told_by_index() -> None:
-    tails = native.Tails(1, 4770)
-    tails.apply_entries(groups.build_entry(groups.channel_entry(1, "m.stored")), native.Line)
+    tails = Tails(1, 4770)
+    tails.apply_entries(groups.build_entry(groups.channel_entry(1, "m.stored")), Line)
     tails.load(b"m.ready", SYNCED, 2, 10)
     assert tails.unready([b"m.ready", b"m.none", b"m.stored", b"m.ready", b"m.none"]) == [1, 2, 4]
     tails.load_stored([b"m.ready", b"m.none", b"m.stored"], SYNCED, 2, 10, 0, 0, 0)
@@ -1641,8 +1655,8 @@ def test_who_is_not_ready_is_told_by_index() -> None:
 
 
 def test_numbers_are_given_to_many() -> None:
-    tails = native.Tails(1, 4770)
-    publisher = native.Publisher(tails, native.Line(None), None, 100)
+    tails = Tails(1, 4770)
+    publisher = Publisher(tails, Line(None), None, 100)
     for name in (b"m.1", b"m.2"):
         tails.load(name, SYNCED, 2, 10)
     publisher.bind_all(3, [b"m.1", None, b"m.2", b"m.1"])
@@ -1655,7 +1669,7 @@ def test_numbers_are_given_to_many() -> None:
 
 
 def test_of_a_channel_that_nobody_knows_there_is_nothing_to_say_or_do() -> None:
-    tails = native.Tails(1, 1)
+    tails = Tails(1, 1)
     assert tails.uses(b"nobody") == (0, 0)
     assert not tails.trim(b"nobody", 5)
     assert tails.stored_id(b"nobody") == 0
@@ -1666,7 +1680,7 @@ def test_of_a_channel_that_nobody_knows_there_is_nothing_to_say_or_do() -> None:
 
 
 def test_a_reader_by_its_name_holds_a_channel() -> None:
-    tails = native.Tails(1, 1)
+    tails = Tails(1, 1)
     tails.begin_run(1, 1)
     tails.load(b"s.x", SYNCED, 2, 10)
     fanout = Fanout(tails)
@@ -1682,6 +1696,6 @@ def test_a_reader_by_its_name_holds_a_channel() -> None:
 
 
 def test_ids_of_a_run_are_below_those_of_ephemeral_channels() -> None:
-    tails = native.Tails(1, 1)
+    tails = Tails(1, 1)
     with pytest.raises(ValueError, match="id"):
         tails.begin_run(1, 1, (1 << 64) - 1)

@@ -16,7 +16,8 @@ from broker.model.limits import Limits
 from broker.model.profiles import Profile, Profiles
 from broker.wire import control
 from broker_native.fanout import Outbox, Subscription
-from broker_native.tails import CODES, Line, Publisher
+from broker_native.lines import Line
+from broker_native.publisher import CODES, Publisher
 from tests.reference import groups as reference
 from tests.reference.frames import (
     PUBLISHED,

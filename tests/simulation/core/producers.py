@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from broker.model.errors import error
 from broker.wire import control
-from broker_native.tails import CODES
+from broker_native.publisher import CODES
 from tests.reference.frames import ERROR, PUBLISHED, Published, frames_of, published_of
 from tests.reference.pipeline import Connection
 

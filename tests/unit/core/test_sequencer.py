@@ -9,7 +9,8 @@ from broker.model.errors import BY_CODE, BrokerError, error
 from broker.model.levels import Level
 from broker.model.limits import Limits
 from broker.model.profiles import Profile, Profiles
-from broker_native.tails import CODES, Line
+from broker_native.lines import Line
+from broker_native.publisher import CODES
 from tests.reference import groups as reference
 from tests.reference.frames import DELIVER_EARLY, PUBLISHED, Published, frames_of, records_of
 from tests.reference.journal import Fate

@@ -31,9 +31,11 @@ from broker.remote.places import BusPlace
 from broker.wire import control, kinds
 from broker.wire.kinds import Kind
 from broker_native.crc32c import crc32c_of
+from broker_native.lines import Line
 from broker_native.messages import FrameReader
 from broker_native.posting import PublishBuffer
-from broker_native.tails import CODES, Line, Publisher, Tails
+from broker_native.publisher import CODES, Publisher
+from broker_native.tails import Tails
 from tests.golden.annotate import Bytes, annotate, bytes_of, chunk_fields, frames, render
 from tests.golden.conversations import publish
 from tests.golden.conversations import specification as conversation

@@ -1,0 +1,32 @@
+# The publishing side of one connection.
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from broker_native.channel cimport Channel
+from broker_native.lines cimport Line
+from broker_native.published cimport PublishedEntries
+from broker_native.tails cimport Tails
+
+cdef class Publisher(PublishedEntries):
+    cdef readonly Tails tails
+    cdef readonly Line line
+    cdef readonly object owner
+    cdef Channel** slots
+    cdef uint32_t slots_count
+    cdef uint32_t headers_bytes_max
+
+    cpdef void leave(self) noexcept
+    cdef void let_go(self, uint32_t number) noexcept
+    cdef int publish(self, const uint8_t* body, uint32_t size) except -1
+    cdef int out_of_line(self, uint64_t number, uint32_t count) except -1
+    cdef int check_records(self, Channel* channel, const uint8_t* at, uint32_t size, uint32_t count) except -1
+    cdef int check_fields(self, const uint8_t* at, uint32_t size, uint16_t flags, uint32_t* fields) except -1
+    cdef int take_records(self, Channel* channel, const uint8_t* at, uint32_t count, uint32_t slot,
+                  uint64_t number) except -1
+    cdef int append_records(self, Channel* channel, const uint8_t* at, uint32_t count) except -1
+    cdef int reserve_answer(self, Channel* channel) except -1
+
+
+cdef inline Channel* publisher_channel(Publisher publisher, uint32_t slot) noexcept:
+    """The channel under a number of the connection, or NULL."""
+    return publisher.slots[slot] if slot < publisher.slots_count else NULL

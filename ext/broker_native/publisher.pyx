@@ -1,0 +1,288 @@
+"""A connection that publishes: its channel numbers, its line, and each of its PUBLISH frames decided.
+
+A frame is checked whole before anything of it is taken, and it is taken whole or not at all: its records get their
+sequences and are appended to their channel's open chunk, its numbers move the line on, and its answer waits for the end
+of the turn or of the group.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memset
+
+from broker_native.channel cimport CLASS_EPHEMERAL, CLASS_GROUP, CLASS_NONE, STATE_LEAVING, Channel
+from broker_native.growing cimport bytes_reserve
+from broker_native.layout cimport *
+from broker_native.lines cimport Line
+from broker_native.open_chunks cimport ChunkMark
+from broker_native.published cimport PublishedEntries
+from broker_native.tails cimport Tails
+
+cdef enum:
+    SLOT_MAX = (1 << 24) - 1            # the largest number that a connection may give to a channel
+
+# Codes of broker.model.errors that the hot path answers with; a test compares them with the registry.
+cdef enum:
+    CODE_NUMBER_GAP = 1003
+    CODE_INVALID_CHANNEL = 3005
+    CODE_PAYLOAD_TOO_LARGE = 3009
+    CODE_HEADERS_TOO_LARGE = 3010
+    CODE_INVALID_RECORD = 3011
+    CODE_NUMBER_OVERLAP = 3019
+    CODE_COMMIT_UNKNOWN = 4001
+    DUPLICATE = 1                       # no refusal: every number of the frame was taken before
+
+CODES = {
+    "DUPLICATE": DUPLICATE,
+    "NUMBER_GAP": CODE_NUMBER_GAP,
+    "INVALID_CHANNEL": CODE_INVALID_CHANNEL,
+    "PAYLOAD_TOO_LARGE": CODE_PAYLOAD_TOO_LARGE,
+    "HEADERS_TOO_LARGE": CODE_HEADERS_TOO_LARGE,
+    "INVALID_RECORD": CODE_INVALID_RECORD,
+    "NUMBER_OVERLAP": CODE_NUMBER_OVERLAP,
+    "COMMIT_UNKNOWN": CODE_COMMIT_UNKNOWN,
+}
+
+
+# Its channels are told when it goes, so its tails must be there until then: no collector may clear it beforehand.
+@cython.no_gc_clear
+cdef class Publisher(PublishedEntries):
+    """The publishing side of one connection: its channel numbers, its line, its answers.
+
+    Args:
+        tails: Where records go.
+        line: The producer's line.
+        owner: What answers are sent through; opaque here.
+        headers_bytes_max: Limit of a record's headers, bytes.
+    """
+
+    def __cinit__(self, Tails tails not None, Line line not None, object owner, uint32_t headers_bytes_max):
+        self.tails = tails
+        self.line = line
+        self.owner = owner
+        self.headers_bytes_max = headers_bytes_max
+
+    def __dealloc__(self):
+        self.leave()
+        free(self.slots)
+
+    def bind(self, uint32_t number, bytes name):
+        """Give the number to a channel that is in memory, or to none (`name` None): publishes to it are refused."""
+        cdef Channel* channel = NULL
+        cdef Channel** slots
+        cdef uint32_t count
+        if number > SLOT_MAX:
+            raise ValueError(f"channel number: got {number}, range 0 to {SLOT_MAX}")
+        if name is not None:
+            channel = self.tails.find_here(name)
+            if channel == NULL or channel.state == STATE_LEAVING:
+                raise KeyError(name)
+        if number >= self.slots_count:
+            count = self.slots_count if self.slots_count else 4
+            while count <= number:
+                count *= 2
+            slots = <Channel**>realloc(self.slots, count * sizeof(Channel*))
+            if slots == NULL:
+                raise MemoryError
+            memset(slots + self.slots_count, 0, (count - self.slots_count) * sizeof(Channel*))
+            self.slots = slots
+            self.slots_count = count
+        if channel != NULL:
+            channel.holders += 1
+        self.let_go(number)
+        self.slots[number] = channel
+
+    def bind_all(self, uint32_t first, list names not None):
+        """Give consecutive numbers, from `first` on, to channels as `bind` does."""
+        cdef uint32_t number = first
+        for name in names:
+            self.bind(number, name)
+            number += 1
+
+    cpdef void leave(self) noexcept:
+        """The connection is gone: hold no channel any more. Answers that are under way may keep the publisher."""
+        cdef uint32_t number
+        for number in range(self.slots_count):
+            self.let_go(number)
+            self.slots[number] = NULL
+
+    cdef void let_go(self, uint32_t number) noexcept:
+        """The number's channel is not held by it any more."""
+        if self.slots[number] != NULL:
+            self.slots[number].holders -= 1
+            self.slots[number].used_s = self.tails.now_s()
+
+    cdef int publish(self, const uint8_t* body, uint32_t size) except -1:
+        """Decide one PUBLISH frame, whole or not at all.
+
+        Returns:
+            0 when its records have their sequences, DUPLICATE when all its numbers are known already, else the code of
+            the refusal.
+        """
+        cdef uint32_t slot, count
+        cdef uint64_t number
+        cdef Channel* channel
+        cdef int code
+        if size < PUBLISH_HEADER_BYTES:
+            return CODE_INVALID_RECORD
+        slot = load_u32(body)
+        count = load_u32(body + 4)
+        number = load_u64(body + 8)
+        if slot >= self.slots_count or self.slots[slot] == NULL:
+            return CODE_INVALID_CHANNEL
+        if count == 0 or count > PUBLISH_COUNT_MAX:
+            return CODE_INVALID_RECORD
+        channel = self.slots[slot]
+        if number >= self.line.next and self.tails.refuse_code and channel.level != LEVEL_EPHEMERAL:
+            # A number of a failed group may be stored. Until that is known it is no refusal: it would set it free.
+            return CODE_COMMIT_UNKNOWN if number < self.line.closed_next else self.tails.refuse_code
+        if number != self.line.next:
+            return self.out_of_line(number, count)
+        code = self.check_records(channel, body + PUBLISH_HEADER_BYTES, size - PUBLISH_HEADER_BYTES, count)
+        if code:
+            return code
+        self.take_records(channel, body + PUBLISH_HEADER_BYTES, count, slot, number)
+        self.tails.records += count
+        self.tails.record_bytes += size - PUBLISH_HEADER_BYTES
+        self.tails.turn_bytes += size
+        if channel.chunk_class != CLASS_EPHEMERAL:
+            self.tails.group_bytes += size
+        return 0
+
+    cdef int out_of_line(self, uint64_t number, uint32_t count) except -1:
+        if number == 0 or number > self.line.next:
+            return CODE_NUMBER_GAP
+        if number + count > self.line.next:
+            return CODE_NUMBER_OVERLAP
+        return DUPLICATE
+
+    cdef int check_records(self, Channel* channel, const uint8_t* at, uint32_t size, uint32_t count) except -1:
+        """Walk the frame's records; 0 when each is well formed and within limits."""
+        cdef uint32_t left = size
+        cdef uint32_t record, fields
+        cdef uint16_t flags
+        while count:
+            if left < RECORD_HEADER_BYTES:
+                return CODE_INVALID_RECORD
+            record = load_u32(at)
+            flags = load_u16(at + 4)
+            if record < RECORD_HEADER_BYTES or record > left or load_u16(at + 6):
+                return CODE_INVALID_RECORD
+            fields = 0
+            if flags:
+                if flags & ~<uint16_t>RECORD_FLAGS_CLIENT:
+                    return CODE_INVALID_RECORD
+                code = self.check_fields(at + RECORD_HEADER_BYTES, record - RECORD_HEADER_BYTES, flags, &fields)
+                if code:
+                    return code
+            if record - RECORD_HEADER_BYTES - fields > channel.payload_bytes_max:
+                return CODE_PAYLOAD_TOO_LARGE
+            at += record
+            left -= record
+            count -= 1
+        return CODE_INVALID_RECORD if left else 0
+
+    cdef int check_fields(self, const uint8_t* at, uint32_t size, uint16_t flags, uint32_t* fields) except -1:
+        """Check a record's optional fields; their bytes come out in `fields`."""
+        cdef uint32_t used = 0
+        cdef uint32_t length
+        if flags & RECORD_PRIORITY:
+            if size < 1 or at[0] > 3:
+                return CODE_INVALID_RECORD
+            used = 1
+        if flags & RECORD_EXPIRY:
+            if size < used + 4 or load_u32(at + used) == 0:
+                return CODE_INVALID_RECORD
+            used += 4
+        if flags & RECORD_KEY:
+            if size < used + 2:
+                return CODE_INVALID_RECORD
+            length = load_u16(at + used)
+            if length == 0 or length > 255 or size < used + 2 + length:
+                return CODE_INVALID_RECORD
+            used += 2 + length
+        if flags & RECORD_HEADERS:
+            if size < used + 2:
+                return CODE_INVALID_RECORD
+            length = load_u16(at + used)
+            if length > self.headers_bytes_max:
+                return CODE_HEADERS_TOO_LARGE
+            if length == 0 or size < used + 2 + length:
+                return CODE_INVALID_RECORD
+            used += 2 + length
+        fields[0] = used
+        return 0
+
+    cdef int take_records(self, Channel* channel, const uint8_t* at, uint32_t count, uint32_t slot,
+                          uint64_t number) except -1:
+        """Append validated records and note their answer, or do neither when there is no memory for all of it."""
+        cdef uint64_t first
+        if channel.chunk_class == CLASS_NONE:
+            self.tails.prepare(channel)
+        # All that may be short of memory stands before the line moves on. What of it is done in vain does no harm.
+        self.reserve_answer(channel)
+        if self.line.producer is not None:
+            bytes_reserve(&self.line.group_runs, LINE_RUN_BYTES)
+        if not self.line.open_first and channel.level != LEVEL_EPHEMERAL:
+            self.tails.lines_open.append(self.line)
+            self.line.open_first = number
+        first = channel.next
+        self.append_records(channel, at, count)
+        self.line.next = number + count
+        if self.line.producer is not None:
+            self.line.note(channel.id if channel.level != LEVEL_EPHEMERAL else 0, number, first, count)
+        self.answer(channel, number, slot, first, count)
+        return 0
+
+    cdef int append_records(self, Channel* channel, const uint8_t* at, uint32_t count) except -1:
+        """Append validated records, all of them or none."""
+        cdef uint64_t expiry_s
+        cdef uint32_t size
+        cdef uint16_t flags
+        cdef ChunkMark mark
+        mark.next = channel.next
+        mark.time_us = channel.chunk_time_us
+        mark.expiry_s = channel.chunk_expiry_s
+        mark.used = channel.chunk_used
+        mark.count = channel.chunk_count
+        mark.closed = self.tails.closed[channel.chunk_class].count
+        try:
+            while count:
+                size = load_u32(at)
+                flags = load_u16(at + 4)
+                expiry_s = 0
+                if flags & RECORD_EXPIRY:
+                    expiry_s = self.tails.now_us // 1000000 + load_u32(
+                        at + RECORD_HEADER_BYTES + (1 if flags & RECORD_PRIORITY else 0))
+                self.tails.append(channel, at, size, 1, expiry_s)
+                at += size
+                count -= 1
+        except MemoryError:
+            self.tails.take_back(channel, &mark)
+            raise
+        return 0
+
+    cdef int reserve_answer(self, Channel* channel) except -1:
+        """Make room for one more PUBLISHED entry where `answer` will put it."""
+        if channel.chunk_class == CLASS_GROUP:
+            if not self.in_group:
+                self.tails.publishers_group.append(self)
+                self.in_group = True
+            bytes_reserve(&self.group_answers, PUBLISHED_ENTRY_BYTES)
+        else:
+            if not self.in_turn:
+                self.tails.publishers_turn.append(self)
+                self.in_turn = True
+            bytes_reserve(&self.turn_answers, PUBLISHED_ENTRY_BYTES)
+        return 0
+
+    def publish_frame(self, bytes body):
+        """Decide the body of one PUBLISH frame: `publish` for Python."""
+        return self.publish(<const uint8_t*>PyBytes_AS_STRING(body), <uint32_t>PyBytes_GET_SIZE(body))
+
+    def level_of(self, uint32_t number):
+        """The level of the channel under a number, 0 when it has none."""
+        if number >= self.slots_count or self.slots[number] == NULL:
+            return 0
+        return self.slots[number].level
