@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from broker.model.errors import error
 from broker.model.names import display
-from broker_native.tails import Line, Publisher
+from broker_native.lines import Line
+from broker_native.publisher import Publisher
 
 if TYPE_CHECKING:
     from typing import Self

@@ -76,12 +76,10 @@ cdef class Waiting:
     cdef DueList heap
     cdef readonly size_t due_bytes      # of the heap
     cdef size_t due_bytes_max
-    cdef uint64_t horizon_us
+    cdef readonly uint64_t horizon_us   # from this time on the order may lack what it was given; 2^64 - 1: nothing
     cdef uint64_t horizon_sequence
     cdef DueList hand                   # taken and not sent
-    cdef DueList sent                   # sent and not settled
-    cdef size_t sent_begin              # where the last `send` began in it
-    cdef uint64_t sent_settled          # how many were settled before those
+    cdef DueList sent                   # by the last `send`
 
     cdef int hash_of(self, const uint8_t* channel, uint32_t channel_size, const uint8_t* id, uint32_t id_size,
                      Pending* entry) noexcept nogil

@@ -170,6 +170,9 @@ cdef inline uint32_t slot_at(uint64_t due_s, int level) noexcept nogil:
     return <uint32_t>(due_s >> (LEVEL_BITS * level)) & (SLOTS - 1)
 
 
+WHEEL = LEVELS, SLOTS
+
+
 def slot_for(uint64_t due_us, uint64_t cursor_s):
     """The level and the slot in which a message that is due then waits, while the wheel stands at a second."""
     cdef int level = level_for(due_us // 1000000, cursor_s)
@@ -452,7 +455,7 @@ cdef class Waiting:
     @property
     def mark(self):
         """Where changes stand now: what `settle` is told of when they are committed."""
-        return self.changes_begin + self.changes_count, self.sent_settled + self.sent.count
+        return self.changes_begin + self.changes_count
 
     cdef int reserve_changes(self, size_t count) except -1:
         cdef size_t capacity = max(self.changes_capacity, <size_t>CHANGES_MIN)
@@ -488,10 +491,9 @@ cdef class Waiting:
             self.changes_count -= 1
         return 0
 
-    def settle(self, mark not None):
+    def settle(self, uint64_t mark):
         """What was changed before a mark is committed."""
-        cdef size_t count = <size_t>(<uint64_t>mark[0] - self.changes_begin)
-        cdef size_t gone = <size_t>(<uint64_t>mark[1] - self.sent_settled)
+        cdef size_t count = <size_t>(mark - self.changes_begin)
         cdef size_t at
         cdef Change* change
         for at in range(count):
@@ -502,24 +504,15 @@ cdef class Waiting:
         self.changes_begin += count
         for at in range(self.changes_count):
             self.changes[at] = self.changes[at + count]
-        for at in range(gone):
-            PyMem_RawFree(self.sent.items[at].envelope)
-        self.sent.count -= gone
-        self.sent_settled += gone
-        self.sent_begin -= min(gone, self.sent_begin)
-        for at in range(self.sent.count):
-            self.sent.items[at] = self.sent.items[at + gone]
+
+    def take_back(self, size_t count):
+        """Take the last so many changes back: what they stood for was not stored."""
+        self.undo_to(self.changes_count - min(count, self.changes_count))
 
     def undo(self):
-        """Take back everything that is not settled; what was sent waits again."""
-        cdef size_t at
+        """Take back all changes that are not settled, and forget the order, which is read anew."""
         self.undo_to(0)
-        list_reserve(&self.heap, self.sent.count)
-        for at in range(self.sent.count):
-            heap_push(&self.heap, &self.sent.items[at])
-            self.due_bytes += self.sent.items[at].size
-        self.sent.count = 0
-        self.sent_begin = 0
+        self.forget_order()
 
     # .. scheduling and cancelling ..
 
@@ -625,22 +618,17 @@ cdef class Waiting:
             chunk: A slot's chunk.
             after_us, after_sequence: What is not past this place in the order was sent.
             until: The sequence before which to stop.
-
-        Returns:
-            The highest ticket in it, 0 for none.
         """
         cdef const uint8_t* base = <const uint8_t*>PyBytes_AS_STRING(chunk)
         cdef const uint8_t* end = base + PyBytes_GET_SIZE(chunk)
         cdef const uint8_t* at = base + CHUNK_HEADER_BYTES
         cdef const uint8_t* envelope
         cdef uint64_t sequence = load_u64(base + CHUNK_FIRST)
-        cdef uint64_t highest = 0
         cdef Pending entry
         cdef Pending* found
         while at < end and sequence < until:
             envelope = at + RECORD_HEADER_BYTES
             self.hash_envelope(envelope, &entry)
-            highest = max(highest, entry.ticket)
             if entry.due_us > after_us or (entry.due_us == after_us and sequence > after_sequence):
                 found = self.find(&entry, False)
                 if envelope[KIND_AT] == ENVELOPE_CANCELLED:
@@ -658,7 +646,6 @@ cdef class Waiting:
                     found.due_us = entry.due_us
             at += load_u32(at)
             sequence += 1
-        return highest
 
     def finish(self):
         """All that is stored was noted: forget what was cancelled."""
@@ -691,22 +678,26 @@ cdef class Waiting:
         """When the next message in the order is due; 2^64 - 1 when there is none."""
         return self.heap.items[0].due_us if self.heap.count else NEVER
 
-    @property
-    def horizon_us(self):
-        """From which time on the order may lack what is stored, 2^64 - 1 when it lacks nothing that it was given."""
-        return self.horizon_us
-
     def forget_horizon(self):
         """The order is given again what it lacks."""
         self.horizon_us = self.horizon_sequence = NEVER
 
+    def forget_order(self):
+        """Forget what is due next, and what is in hand."""
+        list_free(&self.heap)
+        list_free(&self.hand)
+        list_free(&self.sent)
+        self.due_bytes = 0
+        self.forget_horizon()
+
     def add(self, bytes records not None, uint64_t first):
-        """Take records that `schedule` has made into the order, now that they are stored from sequence `first` on."""
+        """Take a slot's records into the order, now that they are stored from sequence `first` on."""
         cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(records)
         cdef const uint8_t* end = at + PyBytes_GET_SIZE(records)
         while at < end:
-            self.push(load_u64(at + RECORD_HEADER_BYTES), first, at + RECORD_HEADER_BYTES,
-                      load_u32(at) - RECORD_HEADER_BYTES)
+            if at[RECORD_HEADER_BYTES + KIND_AT] == ENVELOPE_SCHEDULED:
+                self.push(load_u64(at + RECORD_HEADER_BYTES), first, at + RECORD_HEADER_BYTES,
+                          load_u32(at) - RECORD_HEADER_BYTES)
             at += load_u32(at)
             first += 1
 
@@ -817,10 +808,11 @@ cdef class Waiting:
         cdef uint64_t last_us = 0
         cdef uint64_t last_sequence = 0
         self.reserve_changes(self.hand.count)
-        list_reserve(&self.sent, self.hand.count)
-        self.sent_begin = self.sent.count
-        for at in range(self.hand.count):
-            item = &self.hand.items[at]
+        list_free(&self.sent)
+        self.sent = self.hand
+        memset(&self.hand, 0, sizeof(DueList))
+        for at in range(self.sent.count):
+            item = &self.sent.items[at]
             last_us, last_sequence = item.due_us, item.sequence
             item.group = 0xFFFFFFFF
             if self.is_live(item.envelope, &entry):
@@ -838,9 +830,6 @@ cdef class Waiting:
                 whole[2] += 1
                 self.remove(&self.segments[entry.high >> (64 - SEGMENT_BITS)], self.find(&entry, False))
                 self.note_change(&entry, False)
-            self.sent.items[self.sent.count] = item[0]
-            self.sent.count += 1
-        self.hand.count = 0
         return [(name, bytes(records), count) for name, records, count in sums], (last_us, last_sequence)
 
     def refuse(self, uint32_t group, uint64_t due_us):
@@ -860,8 +849,8 @@ cdef class Waiting:
         cdef uint8_t header[RECORD_HEADER_BYTES]
         cdef uint32_t count = 0
         memset(header, 0, RECORD_HEADER_BYTES)
-        self.reserve_changes(self.sent.count - self.sent_begin)
-        for at in range(self.sent_begin, self.sent.count):
+        self.reserve_changes(self.sent.count)
+        for at in range(self.sent.count):
             item = &self.sent.items[at]
             if item.group != group:
                 continue

@@ -54,8 +54,8 @@ cdef enum:
     RECORD_HEADERS = 0x0020
     RECORD_ID = 0x0040
     RECORD_GONE = 0x8000
-    RECORD_FLAGS_CLIENT = 0x003C  # what a PUBLISH may carry
-    RECORD_FLAGS_KNOWN = 0x803F
+    RECORD_FLAGS_CLIENT = 0x007C  # what a PUBLISH may carry
+    RECORD_FLAGS_KNOWN = 0x807F
 
     CHUNK_HEADER_BYTES = 56
     CHUNK_CRC = 4                 # offsets of the header's fields

@@ -90,6 +90,10 @@ cdef const uint8_t* record_field(const uint8_t* record, uint16_t wanted) noexcep
         if wanted == RECORD_HEADERS:
             return at
         at += 2 + load_u16(at)
+    if flags & RECORD_ID:
+        if wanted == RECORD_ID:
+            return at
+        at += 1 + at[0]
     return at
 
 
@@ -123,7 +127,13 @@ cdef bint record_is_valid(const uint8_t* record, uint32_t size) noexcept nogil:
         need = <uint64_t>2 + load_u16(at)
         at += need
         left -= need
-    return not flags & RECORD_HEADERS or (left >= 2 and left >= <uint64_t>2 + load_u16(at))
+    if flags & RECORD_HEADERS:
+        if left < 2 or left < <uint64_t>2 + load_u16(at):
+            return False
+        need = <uint64_t>2 + load_u16(at)
+        at += need
+        left -= need
+    return not flags & RECORD_ID or (left >= 1 and left >= <uint64_t>1 + at[0])
 
 
 # -- batches and messages ----------------------------------------------------------------------------------------------

@@ -6,13 +6,13 @@ of the turn or of the group.
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
-from broker_native.channel cimport CLASS_EPHEMERAL, CLASS_GROUP, CLASS_NONE, STATE_LEAVING, Channel
-from broker_native.growing cimport bytes_reserve
+from broker_native.channel cimport CLASS_EPHEMERAL, CLASS_GROUP, CLASS_NONE, STATE_LEAVING, Channel, channel_name
+from broker_native.growing cimport bytes_append, bytes_reserve
 from broker_native.layout cimport *
 from broker_native.lines cimport Line
 from broker_native.open_chunks cimport ChunkMark
@@ -211,6 +211,13 @@ cdef class Publisher(PublishedEntries):
             if length == 0 or size < used + 2 + length:
                 return CODE_INVALID_RECORD
             used += 2 + length
+        if flags & RECORD_ID:
+            if size < used + 1:
+                return CODE_INVALID_RECORD
+            length = at[used]
+            if length == 0 or length > 64 or size < used + 1 + length:
+                return CODE_INVALID_RECORD
+            used += 1 + length
         fields[0] = used
         return 0
 
@@ -276,6 +283,60 @@ cdef class Publisher(PublishedEntries):
                 self.in_turn = True
             bytes_reserve(&self.turn_answers, PUBLISHED_ENTRY_BYTES)
         return 0
+
+    def judge(self, bytes body not None, uint32_t begin):
+        """Say what `publish` would of a frame whose records begin at `begin`, and take nothing of it.
+
+        Returns:
+            0 for a good one, DUPLICATE, or a code.
+        """
+        cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(body)
+        cdef uint32_t size = <uint32_t>PyBytes_GET_SIZE(body)
+        cdef uint32_t slot, count
+        cdef uint64_t number
+        if size < begin or begin < PUBLISH_HEADER_BYTES:
+            return CODE_INVALID_RECORD
+        slot, count, number = load_u32(at), load_u32(at + 4), load_u64(at + 8)
+        if slot >= self.slots_count or self.slots[slot] == NULL:
+            return CODE_INVALID_CHANNEL
+        if count == 0 or count > PUBLISH_COUNT_MAX:
+            return CODE_INVALID_RECORD
+        if number >= self.line.next and self.tails.refuse_code:
+            return CODE_COMMIT_UNKNOWN if number < self.line.closed_next else self.tails.refuse_code
+        if number != self.line.next:
+            return self.out_of_line(number, count)
+        return self.check_records(self.slots[slot], at + begin, size - begin, count)
+
+    def take_elsewhere(self, bytes entries not None):
+        """Take the numbers of a frame that was found good and whose records do not go to its channel now.
+
+        Args:
+            entries: Its PUBLISHED entries, sent when the open group is committed; whoever has put something into that
+                group keeps it from being empty.
+        """
+        cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(entries)
+        cdef uint32_t size = <uint32_t>PyBytes_GET_SIZE(entries)
+        cdef uint32_t used
+        if not self.in_group:
+            self.tails.publishers_group.append(self)
+            self.in_group = True
+        bytes_reserve(&self.group_answers, size)
+        if self.line.producer is not None:
+            bytes_reserve(&self.line.group_runs, size // PUBLISHED_ENTRY_BYTES * LINE_RUN_BYTES)
+        if not self.line.open_first:
+            self.tails.lines_open.append(self.line)
+            self.line.open_first = load_u64(at)
+        for used in range(0, size, PUBLISHED_ENTRY_BYTES):
+            if self.line.producer is not None:
+                self.line.note(0, load_u64(at + used), 0, load_u32(at + used + 24))
+            self.line.next = load_u64(at + used) + load_u32(at + used + 24)
+        bytes_append(&self.group_answers, at, size)
+
+    def name_of(self, uint32_t number):
+        """The name of the channel under a number, None when it has none."""
+        if number >= self.slots_count or self.slots[number] == NULL:
+            return None
+        return PyBytes_FromStringAndSize(channel_name(self.slots[number]), self.slots[number].name_size)
 
     def publish_frame(self, bytes body):
         """Decide the body of one PUBLISH frame: `publish` for Python."""
