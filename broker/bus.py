@@ -36,6 +36,7 @@ __all__ = [
     "Start",
     "Subscription",
     "SubscriptionEvent",
+    "Transaction",
     "Until",
 ]
 
@@ -221,6 +222,53 @@ class Subscription(ABC):
         await self.close()
 
 
+class Transaction(ABC):
+    """Publishes that happen together or not at all: `async with bus.transaction() as tx`.
+
+    Leaving the block sends them and waits until they are committed, whatever the profiles of their channels; nobody
+    sees one of them before. An exception in the block abandons them, and nothing was sent. One whose answer is lost
+    with its connection is repeated until it is answered, and happens once. Cancelling the wait takes nothing back.
+
+    Leaving the block raises BrokerError: CONFLICT, and all other errors of `Bus.publish`, for one of them and so for
+    all; NOT_STORED, a channel is ephemeral; TRANSACTION_TOO_LARGE.
+    """
+
+    receipts: list[Receipt]
+    """Once the block was left in good order: where each publish was stored, in their order."""
+
+    @abstractmethod
+    def publish(
+        self,
+        channel: str,
+        payload: Payload,
+        *,
+        headers: Mapping[str, object] | None = None,
+        key: bytes | None = None,
+        priority: int = 2,
+        expiry_s: int | None = None,
+        expect: Position | None = None,
+    ) -> int:
+        """Add a publish; returns which of the receipts will be its own.
+
+        Args:
+            channel: As for `Bus.post`, and so on.
+            expect: As for `Bus.publish`: the channel's newest position before the transaction.
+
+        Raises:
+            BrokerError: At once as `Bus.post` does; TRANSACTION_TOO_LARGE; CLOSED, the block was left.
+        """
+
+    @abstractmethod
+    async def __aenter__(self) -> Self:
+        """Begin to put it together."""
+
+    @abstractmethod
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Commit it, or abandon it when there was an exception."""
+
+
 class Bus(ABC):
     """A connection to a broker, wherever it lives. An asynchronous context manager: leaving it closes it."""
 
@@ -281,6 +329,7 @@ class Bus(ABC):
         key: bytes | None = None,
         priority: int = 2,
         expiry_s: int | None = None,
+        expect: Position | None = None,
     ) -> Publication[Receipt]:
         """Publish, and answer where the message was stored and how safely.
 
@@ -288,12 +337,15 @@ class Bus(ABC):
 
         Args:
             channel: As for `post`, and so on.
+            expect: The position of the channel's newest message: it is stored only if that still is the newest, so of
+                several who publish with the same one wins. `Position(0, 0)`: only if the channel never had a message.
 
         Returns:
             An awaitable of the `Receipt`, which is a future to asyncio.
 
         Raises:
-            BrokerError: At once as `post` does; from the awaitable when it is refused, or COMMIT_UNKNOWN.
+            BrokerError: At once as `post` does; from the awaitable when it is refused, or COMMIT_UNKNOWN. With
+                `expect` CONFLICT, whose `head` is the newest position, or NOT_STORED: the channel is ephemeral.
         """
 
     @abstractmethod
@@ -315,6 +367,10 @@ class Bus(ABC):
         Raises:
             BrokerError: As for `publish`. When one is refused, others of them may be stored.
         """
+
+    @abstractmethod
+    def transaction(self) -> Transaction:
+        """Begin to put publishes together that happen together or not at all."""
 
     @abstractmethod
     def subscribe(

@@ -14,7 +14,8 @@ socket, and from the first `post` that nobody waits for, or the first moment in 
 writes. Both are greenlets under gevent. Nothing here knows asyncio, or gevent, or calls anything that waits and that
 gevent does not replace.
 
-`client` is the bus, `connection` its socket, `subscription` and `history` what is read, `waiting` how a thread waits.
+`client` is the bus, `connection` its socket, `subscription` and `history` what is read,
+`transaction` what is published together, `waiting` how a thread waits.
 What outlives a connection, and what frames mean, is shared with the asyncio client: `broker.remote`.
 """
 
@@ -23,6 +24,7 @@ from __future__ import annotations
 from broker.blocking.client import Client, connect
 from broker.blocking.history import History
 from broker.blocking.subscription import Subscription
+from broker.blocking.transaction import Transaction
 from broker.blocking.waiting import Pending, Window
 
-__all__ = ["Client", "History", "Pending", "Subscription", "Window", "connect"]
+__all__ = ["Client", "History", "Pending", "Subscription", "Transaction", "Window", "connect"]

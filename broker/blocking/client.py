@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from broker.blocking.connection import QUIET_S_MAX, Connection, dial
 from broker.blocking.history import History
 from broker.blocking.subscription import Subscription
+from broker.blocking.transaction import Transaction
 from broker.blocking.waiting import Answer, Deadline, Pending, Waiter, Window
 from broker.bus import CREDIT_BYTES_DEFAULT, ChannelInfo
 from broker.events import emit
@@ -46,9 +47,10 @@ if TYPE_CHECKING:
     from typing import Self
 
     from broker.bus import HistorySince, HistoryUntil, ListedChannel, Payload, Start, SubscriptionEvent
+    from broker.model.positions import Position
     from broker.remote.address import TcpAddress, UnixAddress
     from broker_native.messages import Batch
-    from broker_native.posting import Receipt
+    from broker_native.posting import Draft, Receipt
 
 TIMEOUT_S: Final = 10.0
 TURN_BYTES: Final = 256 * 1024
@@ -202,18 +204,24 @@ class Client(RemoteBus[Connection]):
         key: bytes | None = None,
         priority: int = 2,
         expiry_s: int | None = None,
+        expect: Position | None = None,
         timeout_s: float | None = None,
     ) -> Receipt:
         """Publish, and answer where the message was stored and how safely.
 
         Args:
             channel: As for `post`, and so on.
+            expect: The position of the channel's newest message: it is stored only if that still is the newest, so of
+                several who publish with the same one wins. `Position(0, 0)`: only if the channel never had a message.
             timeout_s: How long to wait; None for the bus' own timeout, `math.inf` for ever.
 
         Raises:
             BrokerError: As `post` does; it is refused; or COMMIT_UNKNOWN, as when the time is over (`Pending.result`).
+                With `expect` CONFLICT, whose `head` is the newest position, or NOT_STORED: the channel is ephemeral.
         """
-        pending = self.submit(channel, payload, headers=headers, key=key, priority=priority, expiry_s=expiry_s)
+        pending = self.submit(
+            channel, payload, headers=headers, key=key, priority=priority, expiry_s=expiry_s, expect=expect
+        )
         return pending.result(timeout_s)
 
     def publish_many(
@@ -247,6 +255,7 @@ class Client(RemoteBus[Connection]):
         key: bytes | None = None,
         priority: int = 2,
         expiry_s: int | None = None,
+        expect: Position | None = None,
     ) -> Pending[Receipt]:
         """Send a message now, and wait for its receipt later: `submit(…).result()` is `publish`.
 
@@ -257,7 +266,7 @@ class Client(RemoteBus[Connection]):
         with self.lock:
             self._check_open()
             try:
-                publication = self._buffer.publish(channel, payload, packed, key, priority, expiry_s)
+                publication = self._buffer.publish(channel, payload, packed, key, priority, expiry_s, expect)
                 return Pending(publication, self._context, self.timeout_s)
             finally:
                 self._send_now()
@@ -285,6 +294,27 @@ class Client(RemoteBus[Connection]):
             try:
                 publication = self._buffer.publish_many(channel, all_of_them, packed, key, priority, expiry_s)
                 return Pending(publication, self._context, self.timeout_s)
+            finally:
+                self._send_now()
+
+    def transaction(self, *, timeout_s: float | None = None) -> Transaction:
+        """Begin to put publishes together that happen together or not at all: `with bus.transaction() as tx`.
+
+        Args:
+            timeout_s: How long leaving the block waits; None for the bus' own timeout, `math.inf` for ever.
+
+        Raises:
+            BrokerError: From leaving the block: CONFLICT, and all other errors of `publish`, for one of them and so for
+                all; NOT_STORED; TRANSACTION_TOO_LARGE.
+        """
+        return Transaction(self, self._buffer, timeout_s)
+
+    def submit_draft(self, draft: Draft) -> Pending[list[Receipt]]:
+        """Send what a transaction has put together."""
+        with self.lock:
+            self._check_open()
+            try:
+                return Pending(self._buffer.transact(draft), self._context, self.timeout_s)
             finally:
                 self._send_now()
 

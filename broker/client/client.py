@@ -13,6 +13,7 @@ from broker.bus import CREDIT_BYTES_DEFAULT, Bus, ChannelInfo
 from broker.client.connection import Connection
 from broker.client.history import ClientHistory
 from broker.client.subscription import ClientSubscription
+from broker.client.transaction import ClientTransaction
 from broker.client.transport import tcp_connector, unix_connector
 from broker.events import emit
 from broker.model.errors import BrokerError, error
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from broker.bus import History, HistorySince, HistoryUntil, ListedChannel, Payload, Start, SubscriptionEvent
     from broker.client.transport import Connector
+    from broker.model.positions import Position
     from broker_native.posting import Publication, Receipt
 
 
@@ -109,8 +111,9 @@ class Client(RemoteBus[Connection], Bus):
         key: bytes | None = None,
         priority: int = 2,
         expiry_s: int | None = None,
+        expect: Position | None = None,
     ) -> Publication[Receipt]:
-        return self._buffer.publish(channel, payload, headers, key, priority, expiry_s)
+        return self._buffer.publish(channel, payload, headers, key, priority, expiry_s, expect)
 
     def publish_many(
         self,
@@ -123,6 +126,9 @@ class Client(RemoteBus[Connection], Bus):
         expiry_s: int | None = None,
     ) -> Publication[list[Receipt]]:
         return self._buffer.publish_many(channel, payloads, headers, key, priority, expiry_s)
+
+    def transaction(self) -> ClientTransaction:
+        return ClientTransaction(self._buffer)
 
     def drain(self) -> Awaitable[None]:
         buffer = self._buffer

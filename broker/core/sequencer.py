@@ -27,6 +27,7 @@ from broker.core.recent import Recent
 from broker.core.states import PART_BYTES_MAX, States
 from broker.model.errors import BrokerError, RequestError, error
 from broker.model.levels import Level
+from broker.model.positions import U32_MAX
 from broker.model.profiles import OWN
 from broker_native.chunks import chunks_expire
 from broker_native.fanout import Fanout
@@ -60,6 +61,8 @@ RECENT_BYTES = 8 << 20
 PASSING_BYTES = 1 << 20
 MEMORY_SHARE = 8
 """Nor more than this part of what all queues may hold."""
+TRANSACTION_SHARE = 2
+"""A transaction is at most this part of what a group is meant to hold, since it is never split."""
 LATE_US = 500_000
 """A group that took this long to commit may hold records that have expired meanwhile: they last a second at least."""
 
@@ -79,9 +82,9 @@ class Sequencer:
 
     def __init__(self, profiles: Profiles, limits: Limits, hash_seed: int, journal: bytes) -> None:
         self.profiles = profiles
-        self.limits = limits
         self.journal = journal
         self.tails = Tails(1, hash_seed)
+        self.limit(limits)
         self.fanout = Fanout(self.tails)
         self.lines = Lines()
         self.own = OwnPublisher(self.tails, limits.headers_bytes_max)
@@ -105,6 +108,11 @@ class Sequencer:
         self._opened_us = 0
         self._births: dict[bytes, tuple[int, int]] = {}
         self._profile_indexes: dict[bytes, int] = {}
+
+    def limit(self, limits: Limits) -> None:
+        """Hold these bounds from now on."""
+        self.limits = limits
+        self.tails.transaction_bytes_max = limits.group_bytes_max // TRANSACTION_SHARE
 
     # -- start and end of a run ----------------------------------------------------------------------------------------
 
@@ -429,6 +437,23 @@ class Sequencer:
             if self.tails.ready(name):
                 self._load(name, profiles.resolve(name))
 
+    def await_group(self, open_one: bool, done: Callable[[BrokerError | None], None]) -> None:
+        """Have something said when a pending group is committed, or why it failed.
+
+        Args:
+            open_one: It rests on the open group, else on the one in commit.
+            done: Called with None, or with the group's failure.
+        """
+        if open_one or self.in_commit is None:
+            self.requests.append(done)
+        else:
+            self.in_commit.requests.append(done)
+
+    @property
+    def awaited(self) -> int:
+        """How much waits for a pending group to say what becomes of it."""
+        return len(self.requests) + (len(self.in_commit.requests) if self.in_commit is not None else 0)
+
     @property
     def idle(self) -> bool:
         """Whether nothing is pending: no group in commit, none open."""
@@ -554,7 +579,7 @@ class Sequencer:
         open_answers = self.tails.undo(handed_over)
         for answers, why in ((group.answers, unknown), (open_answers, refused)):
             for publisher, entries in answers:
-                for number, _, _, count, _, _, _ in PUBLISHED.iter_unpack(entries):
+                for number, count in runs_of(entries):
                     publisher.owner.refuse(why, number, count)
         for duplicates, why in ((group.duplicates, unknown), (open_duplicates, refused)):
             for duplicate in duplicates:
@@ -615,3 +640,17 @@ class Sequencer:
             return PUBLISHED.pack(number, 0, 0, count, slot, level, PUBLISHED_DUPLICATE)
         epoch = next(epoch for epoch, begin in reversed(info[7]) if begin <= first)
         return PUBLISHED.pack(number, epoch, first, count, slot, info[1], PUBLISHED_DUPLICATE)
+
+
+def runs_of(entries: bytes) -> list[tuple[int, int]]:
+    """Return (first number, count) of each run of consecutive numbers that PUBLISHED entries answer.
+
+    A transaction's numbers are never in two runs: its entries stand behind one another, and it is refused in one.
+    """
+    runs: list[tuple[int, int]] = []
+    for number, _, _, count, _, _, _ in PUBLISHED.iter_unpack(entries):
+        if runs and sum(runs[-1]) == number and runs[-1][1] + count <= U32_MAX:
+            runs[-1] = (runs[-1][0], runs[-1][1] + count)
+        else:
+            runs.append((number, count))
+    return runs

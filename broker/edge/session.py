@@ -19,6 +19,7 @@ from broker._version import __version__
 from broker.access.gate import Identity, Verb
 from broker.core.group import Duplicate
 from broker.edge.admission import leave_ms
+from broker.edge.transacting import publish_expecting, transact
 from broker.events import emit, tally
 from broker.model.errors import BrokerError, StorageError, error
 from broker.model.history import HistoryQuery
@@ -28,7 +29,7 @@ from broker.node.catchup import INDEX_END, Following, Wanted
 from broker.node.history import ASKS_MAX
 from broker.node.listing import NamesScan
 from broker.wire import control, requests
-from broker.wire.kinds import Kind
+from broker.wire.kinds import Kind, PublishFlag
 from broker_native.fanout import Subscription
 from broker_native.intake import Intake
 from broker_native.lines import Line
@@ -217,14 +218,14 @@ class Session(Intake):
 
     def on_frame(self, kind: int, flags: int, body: bytes) -> None:
         try:
-            if flags:
+            if flags and not (kind == Kind.PUBLISH and flags in _PUBLISHES):
                 raise error("MALFORMED_FRAME", f"frame of kind {kind}: got flags {flags:#x}, expected 0")
             if not self.opened:
                 if kind != Kind.HELLO:
                     raise error("BAD_STATE", f"the first frame: got kind {kind}, expected HELLO ({int(Kind.HELLO)})")
             elif kind == Kind.HELLO:
                 raise error("BAD_STATE", "HELLO: got a second one, expected one at the beginning")
-            handler = _HANDLERS.get(kind)
+            handler = _PUBLISHES[flags] if flags else _HANDLERS.get(kind)
             if handler is None:
                 raise error("MALFORMED_FRAME", f"frame: got kind {kind}, which no client sends")
         except BrokerError as failure:
@@ -252,7 +253,7 @@ class Session(Intake):
             self.end(failure)
 
     def on_refused(self, code: int, slot: int, number: int, count: int) -> None:
-        self.refuse(self._publish_error(code, slot, number), number, count)
+        self.refuse(self.publish_error(code, slot, number), number, count)
 
     def on_duplicate(self, slot: int, number: int, count: int) -> None:
         assert self.publisher is not None
@@ -652,14 +653,15 @@ class Session(Intake):
             self.publisher = Publisher(self.node.tails, line, self, self.node.limits.headers_bytes_max)
         return self.publisher
 
-    def _publish_error(self, code: int, slot: int, number: int) -> BrokerError:
+    def publish_error(self, code: int, slot: int, number: int) -> BrokerError:
+        """Say why a publish is refused with one of the native codes."""
         limits = self.node.limits
-        assert self.publisher is not None
+        expected = self.publisher.line.next if self.publisher is not None else 1
         if code == _BUSY:
             return self.node.refuse_for_memory(number)
         details = {
             1002: "journal: the disk has no room; reads go on, publishing recovers by itself",
-            1003: f"publish {number}: the line's next number is {self.publisher.line.next}",
+            1003: f"publish {number}: the line's next number is {expected}",
             1008: "journal: recovering from a failed commit",
             3005: f"publish {number}: channel number {slot} has no channel",
             3009: f"publish {number}: a payload is over the channel's limit (server limit "
@@ -667,8 +669,7 @@ class Session(Intake):
             3010: f"publish {number}: headers are over the limit, {limits.headers_bytes_max} bytes",
             3011: f"publish {number}: a record is not well formed",
             4001: f"publish {number}: a commit failed and whether it is stored is not known yet",
-            3019: f"publish {number}: its numbers begin below and end above the line's next, "
-            f"{self.publisher.line.next}",
+            3019: f"publish {number}: its numbers begin below and end above the line's next, {expected}",
         }
         return error(code, details[code])
 
@@ -1092,6 +1093,8 @@ _QUESTIONS: dict[str, Callable[[Session, control.Request], None]] = {
     "trim": Session._trim,
 }
 """Operations that answer by themselves, later."""
+_PUBLISHES: dict[int, Callable[[Session, bytes], None]] = {PublishFlag.EXPECT: publish_expecting}
+"""PUBLISH frames by their flags, as far as `Intake` leaves them to Python."""
 _HANDLERS: dict[int, Callable[[Session, bytes], None]] = {
     Kind.HELLO: Session._hello,
     Kind.PING: Session._ping,
@@ -1102,4 +1105,5 @@ _HANDLERS: dict[int, Callable[[Session, bytes], None]] = {
     Kind.REQUEST: Session._request,
     Kind.PUBLISH: Session._late_publish,
     Kind.CREDIT: Session._late_credit,
+    Kind.TRANSACTION: transact,
 }

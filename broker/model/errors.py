@@ -17,6 +17,7 @@ The tree:
     ├─ RequestError               one request is refused, the connection goes on
     │  ├─ InvalidChannel
     │  ├─ InvalidPattern
+    │  ├─ Conflict
     │  └─ Denied
     ├─ Unavailable                retry or resume
     │  ├─ LimitExceeded
@@ -39,6 +40,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from broker.model.positions import Position
 
 
 class Remedy(StrEnum):
@@ -161,6 +164,18 @@ class InvalidChannel(RequestError):
 
 class InvalidPattern(RequestError):
     """A filter that is neither a channel's name nor a pattern."""
+
+
+class Conflict(RequestError):
+    """A conditional publish lost: the channel's newest message is another one than it expected.
+
+    Attributes:
+        head: The position of the newest message, (0, 0) while there never was one; None where nobody has told it.
+        index: Which publish of its transaction found it, from 0.
+    """
+
+    head: Position | None = None
+    index: int = 0
 
 
 class Denied(RequestError):
@@ -507,6 +522,30 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "CROSS_SHARD",
         "a transaction names channels of more than one shard",
         "Choose names that share their first tokens, as many as the profile's shard_tokens says.",
+        RequestError,
+        Scope.REQUEST,
+    ),
+    ErrorCode(
+        3024,
+        "CONFLICT",
+        "a conditional publish expected another newest message of the channel",
+        "Read on to the head that the error names, and decide anew.",
+        Conflict,
+        Scope.REQUEST,
+    ),
+    ErrorCode(
+        3025,
+        "NOT_STORED",
+        "the operation needs a stored channel and this one is ephemeral",
+        "Use a channel whose profile stores its messages.",
+        RequestError,
+        Scope.REQUEST,
+    ),
+    ErrorCode(
+        3033,
+        "TRANSACTION_TOO_LARGE",
+        "a transaction is larger than half of what commits together at most",
+        "Publish less in one transaction, or raise limits.group_bytes_max.",
         RequestError,
         Scope.REQUEST,
     ),

@@ -554,7 +554,8 @@ class Node:
 
     def reload(self, profiles: Profiles, limits: Limits) -> None:
         """Take new profiles and limits; channels in memory change between two groups."""
-        self.limits = self.core.limits = limits
+        self.limits = limits
+        self.core.limit(limits)
         self.buffer.early.bytes_max = limits.early_partial_bytes_max
         self.buffer.partial.bytes_max = self.buffer.backlog.bytes_max = limits.partial_bytes_max
         self._reload = profiles

@@ -265,6 +265,7 @@ class RemoteBus(ABC, Generic[ConversationT]):
         buffer, previous = self._buffer, self._welcome
         buffer.payload_bytes_max = welcome.limits.payload_bytes_max
         buffer.headers_bytes_max = welcome.limits.headers_bytes_max
+        buffer.transaction_bytes_max = welcome.limits.frame_bytes_max
         buffer.channels_max = welcome.limits.channels_max
         unknown = None
         if previous is not None:

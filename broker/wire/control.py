@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import msgpack
 
-from broker.model.errors import BrokerError, error, from_wire, to_wire
+from broker.model.errors import BrokerError, Conflict, error, from_wire, to_wire
+from broker.model.positions import Position
 from broker.wire.kinds import HELLO_MAGIC, JOURNAL_BYTES, PRODUCER_BYTES, VERSION, Kind
 from broker_native import bodies
 
@@ -610,6 +611,8 @@ def encode_error(
     channel: int | None = None,
     number: int | None = None,
     count: int | None = None,
+    head: tuple[int, int] | None = None,
+    index: int | None = None,
 ) -> bytes:
     """Encode ERROR.
 
@@ -620,8 +623,14 @@ def encode_error(
         channel: The connection's number of the channel whose name is refused.
         number: The first producer's number of the PUBLISH that is refused.
         count: How many numbers, with `number`.
+        head: Of a CONFLICT, epoch and sequence of the channel's newest record.
+        index: Which publish of a transaction is at fault; left out for the first.
     """
     concerns = {"subscription": subscription, "request": request, "channel": channel, "number": number, "count": count}
+    if head is not None:
+        concerns["epoch"], concerns["sequence"] = head
+    if index is not None:
+        concerns["index"] = index
     return encode(Kind.ERROR, {**to_wire(failure), **concerns})
 
 
@@ -634,8 +643,14 @@ def decode_error(body: bytes | memoryview) -> Refusal:
     fields = decode(body)
     take_optional_str(fields, "hint")
     take_optional_int(fields, "retry_after_ms", U32_MAX)
+    epoch, sequence = take_optional_int(fields, "epoch"), take_optional_int(fields, "sequence")
+    index = take_optional_int(fields, "index", U32_MAX)
+    failure = from_wire(fields)
+    if isinstance(failure, Conflict):
+        failure.head = Position(epoch, sequence) if epoch is not None and sequence is not None else None
+        failure.index = index or 0
     return Refusal(
-        failure=from_wire(fields),
+        failure=failure,
         subscription=take_optional_int(fields, "subscription", U32_MAX),
         request=take_optional_int(fields, "request", U32_MAX),
         channel=take_optional_int(fields, "channel", U32_MAX),

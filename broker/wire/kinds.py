@@ -27,6 +27,8 @@ LINE_WINDOW: Final = 1024
 
 PUBLISH_HEADER_BYTES: Final = 16
 PUBLISH_COUNT_MAX: Final = 65535
+PUBLISH_EXPECT_BYTES: Final = 16
+TRANSACTION_HEADER_BYTES: Final = 8
 PUBLISHED_ENTRY_BYTES: Final = 40
 DELIVER_HEADER_BYTES: Final = 16
 CREDIT_BYTES: Final = 16
@@ -62,6 +64,13 @@ class Kind(IntEnum):
     DELIVER = 18
     ACK = 19
     CREDIT = 20
+    TRANSACTION = 23
+
+
+class PublishFlag(IntFlag):
+    """Flags in the header of a PUBLISH frame."""
+
+    EXPECT = 1
 
 
 class DeliverFlag(IntFlag):

@@ -95,5 +95,6 @@ cdef class Intake:
     cdef uint32_t turns_allowed(self) noexcept
     cdef bint check_header(self, const uint8_t* header) except -1
     cdef int take_frame(self, const uint8_t* frame) except -1
+    cdef bint take_whole(self, const uint8_t* frame) except -1
     cdef int answer_publish(self, int code, const uint8_t* body, uint32_t size) except -1
     cdef bint take_credit(self, const uint8_t* body) except -1

@@ -2,7 +2,8 @@
 
 Frames are found in the loop's shared read buffer without copying; only a frame that is cut by the end of what has
 arrived goes to a spill of its connection, which grows with what arrives and never by what was declared. PUBLISH and
-CREDIT are decided here, in C; every other frame goes to `on_frame` of the subclass, in order.
+CREDIT are decided here, in C, and so are a TRANSACTION and a PUBLISH with EXPECT that are taken; every other frame goes
+to `on_frame` of the subclass, in order.
 
 What one peer costs the others is bounded, without a look at those who do nothing of it:
 
@@ -39,6 +40,7 @@ from broker_native.growing cimport Bytes, bytes_release
 from broker_native.layout cimport *
 from broker_native.names cimport name_is_channel
 from broker_native.publisher cimport Publisher, publisher_channel
+from broker_native.transactions cimport Verdict, expecting_decide, transaction_decide
 
 cdef enum:
     CODE_MALFORMED_FRAME = 3001
@@ -711,6 +713,8 @@ cdef class Intake:
             if not self.take_credit(body):
                 return TAKEN_LAST if self.closed else TAKEN
             enough = not self.may_handle(1)
+        elif frame[4] in (KIND_PUBLISH, KIND_TRANSACTION) and self.publisher is not None and self.take_whole(frame):
+            return TAKEN
         elif self.may_handle(self.turns_allowed()):
             self.on_frame(frame[4], frame[5], PyBytes_FromStringAndSize(<const char*>body, size))
         else:
@@ -719,6 +723,18 @@ cdef class Intake:
             return TAKEN_LAST
         self.count_frames(1)
         return TAKEN_ENOUGH if enough or self.suspended else TAKEN
+
+    cdef bint take_whole(self, const uint8_t* frame) except -1:
+        """Take a publish under a condition or a transaction, if nothing but its records has to be looked at.
+
+        What is refused, or needs more than that, has changed nothing: it is decided anew, with its answer, in Python.
+        """
+        cdef uint32_t size = load_u32(frame)
+        cdef const uint8_t* body = frame + FRAME_HEADER_BYTES
+        cdef Verdict verdict
+        if frame[4] == KIND_TRANSACTION:
+            return not frame[5] and transaction_decide(self.publisher, body, size, &verdict) == 0
+        return frame[5] == PUBLISH_FLAG_EXPECT and expecting_decide(self.publisher, body, size, &verdict) == 0
 
     cdef int answer_publish(self, int code, const uint8_t* body, uint32_t size) except -1:
         if size < PUBLISH_HEADER_BYTES:

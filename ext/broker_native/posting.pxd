@@ -23,6 +23,10 @@ cdef struct Frame:
     uint32_t answered                   # records whose outcome is known
     uint32_t slot
     bint names                          # a CHANNEL frame goes before it
+    bint is_transaction                 # `records` is whole PUBLISH frames, with slots for channels and no numbers
+    bint expects                        # its one record goes with the head that its publisher knows
+    uint64_t epoch
+    uint64_t sequence
     FrameState state
 
 
@@ -34,6 +38,18 @@ cdef struct Slot:
     uint32_t frames                     # closed frames of the channel that are kept
     bint is_told                        # the server was told which channel the number means
     bint dirty
+
+
+@cython.final
+cdef class Draft:
+    cdef readonly PublishBuffer buffer
+    cdef Frame frame                    # a transaction's; nothing of it is sent before it is the buffer's
+    cdef bint expects                   # … of the publish that is being written
+    cdef uint64_t epoch
+    cdef uint64_t sequence
+    cdef bint is_over
+
+    cdef uint8_t* reserve_record(self, uint32_t slot, size_t size) except NULL
 
 
 @cython.final
@@ -83,16 +99,21 @@ cdef class PublishBuffer:
     cdef public size_t bytes_max
     cdef public size_t payload_bytes_max
     cdef public size_t headers_bytes_max
+    cdef public size_t transaction_bytes_max
     cdef public uint32_t channels_max
     cdef readonly object first_failure  # of a record that nobody waited for, since `take_failure`
     cdef list woken
 
     cdef uint32_t put(self, str channel, object payload, object headers, object key, int priority,
-                      object expiry_s) except? 0xFFFFFFFF
+                      object expiry_s, Draft draft=*) except? 0xFFFFFFFF
     cdef int put_record(self, uint32_t slot, const uint8_t* payload, size_t payload_size, object headers,
-                        object key, int priority, object expiry_s) except -1
+                        object key, int priority, object expiry_s, Draft draft) except -1
     cdef uint8_t* reserve_record(self, uint32_t slot, size_t size) except NULL
     cdef int count_record(self, uint32_t slot, size_t size) except -1
+    cdef int take_expected(self, object expect, uint64_t* epoch, uint64_t* sequence) except -1
+    cdef int check_room(self, size_t size) except -1
+    cdef int kick_once(self) except -1
+    cdef void let_go_slots(self, const Frame* frame) noexcept
     cdef int mark_dirty(self, uint32_t slot) except -1
     cdef uint32_t find_slot(self, str channel) except? 0xFFFFFFFF
     cdef uint32_t add_slot(self, str channel) except? 0xFFFFFFFF
@@ -104,9 +125,15 @@ cdef class PublishBuffer:
     cdef int close_frames(self) except -1
     cdef int finish_frame(self, Frame* frame) except -1
     cdef int fail_frame(self, Frame* frame, object failure) except -1
+    cdef bint must_name(self, uint32_t slot) except -1
+    cdef size_t name_size(self, uint32_t slot) except 0
     cdef size_t sent_size(self, Frame* frame) except 0
+    cdef size_t sent_size_whole(self, Frame* frame) except 0
     cdef bytes send_frames(self, size_t end, size_t size)
+    cdef uint8_t* send_name(self, uint32_t slot, uint8_t* at) except NULL
     cdef uint8_t* send_frame(self, Frame* frame, uint8_t* at) except NULL
+    cdef uint8_t* send_whole(self, Frame* frame, uint8_t* at) except NULL
+    cdef object failure_of(self, const Frame* frame, object failure)
     cdef size_t find_sent(self, uint64_t number) except? 0
     cdef int answer_entry(self, uint64_t number, uint64_t epoch, uint64_t first, uint32_t count, uint32_t level,
                           bint duplicate) except -1

@@ -40,10 +40,26 @@ class Publication(Generic[Outcome]):
     def throw(self, kind: Any, value: Any = None, traceback: Any = None) -> Any: ...
     def close(self) -> None: ...
 
+class Draft:
+    def __init__(self, buffer: PublishBuffer) -> None: ...
+    def __len__(self) -> int: ...
+    def publish(
+        self,
+        channel: str,
+        payload: Buffer,
+        headers: Mapping[str, object] | bytes | None = None,
+        key: Buffer | None = None,
+        priority: int = 2,
+        expiry_s: int | None = None,
+        expect: tuple[int, int] | None = None,
+    ) -> int: ...
+    def abandon(self) -> None: ...
+
 class PublishBuffer:
     bytes_max: int
     payload_bytes_max: int
     headers_bytes_max: int
+    transaction_bytes_max: int
     channels_max: int
     def __init__(
         self,
@@ -98,7 +114,9 @@ class PublishBuffer:
         key: Buffer | None = None,
         priority: int = 2,
         expiry_s: int | None = None,
+        expect: tuple[int, int] | None = None,
     ) -> Publication[Receipt]: ...
+    def transact(self, draft: Draft) -> Publication[list[Receipt]]: ...
     def publish_many(
         self,
         channel: str,

@@ -391,6 +391,41 @@ def first_item(pair):
     return pair[0]
 
 
+@cython.final
+cdef class Whole(Waiter):
+    """All records of a transaction: their receipts, each its own, in one list."""
+
+    cdef Publication publication
+    cdef list receipts                  # None for what is not answered
+    cdef uint32_t left
+
+    cdef int answer(self, uint32_t at, uint32_t count, Receipt receipt) except -1:
+        cdef uint32_t offset
+        for offset in range(count):
+            if self.receipts[at + offset] is None:
+                self.left -= 1
+            self.receipts[at + offset] = make_receipt(
+                receipt.epoch, receipt.first + offset if receipt.epoch else 0, 1, receipt.level_byte, receipt.duplicate)
+        return 0
+
+    cdef bint is_answered(self) except -1:
+        return not self.left
+
+    cdef int frame_done(self) except -1:
+        if not self.publication.is_done:
+            self.publication.outcome = self.receipts
+            self.publication.finish()
+        return 0
+
+    cdef int fail(self, object failure) except -1:
+        return self.publication.fail(failure)
+
+    cdef int forget(self) except -1:
+        self.receipts = [None] * self.count
+        self.left = self.count
+        return 0
+
+
 # -- frames ------------------------------------------------------------------------------------------------------------
 
 
@@ -508,10 +543,42 @@ cdef bint may_be_stored(Frame* frame) noexcept nogil:
     return frame.number != 0 and (frame.state == SENT or frame.state == UNSENT)
 
 
-cdef size_t put_header(uint8_t* at, uint8_t kind, uint32_t body) noexcept nogil:
+cdef size_t put_header(uint8_t* at, uint8_t kind, uint32_t body, uint8_t flags=0) noexcept nogil:
     store_u32(at, body)
-    store_u32(at + 4, kind)             # flags and reserved bits are zero
+    store_u32(at + 4, kind)             # reserved bits are zero
+    at[5] = flags
     return FRAME_HEADER_BYTES
+
+
+cdef size_t put_publish(uint8_t* at, uint32_t channel, uint32_t count, uint64_t number, uint32_t records, bint expects,
+                        uint64_t epoch, uint64_t sequence) noexcept nogil:
+    """Write all of a PUBLISH that stands before its records; answers how many bytes that is."""
+    cdef uint32_t body = PUBLISH_HEADER_BYTES + records
+    if expects:
+        body += PUBLISH_EXPECT_BYTES
+    put_header(at, KIND_PUBLISH, body, PUBLISH_FLAG_EXPECT if expects else 0)
+    at += FRAME_HEADER_BYTES
+    store_u32(at, channel)
+    store_u32(at + 4, count)
+    store_u64(at + 8, number)
+    if expects:
+        store_u64(at + PUBLISH_HEADER_BYTES, epoch)
+        store_u64(at + PUBLISH_HEADER_BYTES + 8, sequence)
+    return FRAME_HEADER_BYTES + body - records
+
+
+# A PUBLISH within a transaction that is kept has the slot in the place of the channel's number. Whether a CHANNEL goes
+# before it, decided as its bytes are counted, stands in the bits that are reserved on the wire.
+cdef inline uint32_t inner_size(const uint8_t* at) noexcept nogil:
+    return FRAME_HEADER_BYTES + load_u32(at)
+
+
+cdef inline uint32_t inner_slot(const uint8_t* at) noexcept nogil:
+    return load_u32(at + FRAME_HEADER_BYTES)
+
+
+cdef inline bint inner_names(const uint8_t* at) noexcept nogil:
+    return load_u16(at + 6) != 0
 
 
 # What becomes of a frame that the server refuses; the caller of `refuse` says which.
@@ -519,6 +586,76 @@ cdef enum:
     FOR_GOOD = 0
     FOR_ITS_NUMBER = 1
     FOR_ONE_RECORD = 2
+
+
+# -- transactions ------------------------------------------------------------------------------------------------------
+
+
+@cython.final
+cdef class Draft:
+    """A transaction that is put together; `PublishBuffer.transact` sends it, `abandon` forgets it.
+
+    Args:
+        buffer: What it is sent with. The draft belongs to the same thread or lock.
+    """
+
+    def __cinit__(self, PublishBuffer buffer not None):
+        self.buffer = buffer
+        self.frame.is_transaction = True
+
+    def __dealloc__(self):
+        frame_release(&self.frame)
+
+    def __len__(self):
+        return self.frame.count
+
+    def publish(self, str channel not None, payload, headers=None, key=None, int priority=NORMAL_PRIORITY,
+                expiry_s=None, expect=None):
+        """Add a record; answers which it is, from 0.
+
+        Args:
+            channel, payload, headers, key, priority, expiry_s: As for `PublishBuffer.post`.
+            expect: (epoch, sequence) of the head that the channel must have before the transaction; None for any.
+
+        Raises:
+            InvalidChannel: The name can be no channel's.
+            RequestError: As for `PublishBuffer.post`; TRANSACTION_TOO_LARGE; CLOSED.
+        """
+        self.expects = expect is not None
+        if self.expects:
+            self.buffer.take_expected(expect, &self.epoch, &self.sequence)
+        self.buffer.put(channel, payload, headers, key, priority, expiry_s, self)
+        return self.frame.count - 1
+
+    cdef uint8_t* reserve_record(self, uint32_t slot, size_t size) except NULL:
+        """Count a record and make room for it."""
+        cdef uint32_t fixed = FRAME_HEADER_BYTES + PUBLISH_HEADER_BYTES
+        cdef size_t whole
+        cdef uint8_t* at
+        if self.expects:
+            fixed += PUBLISH_EXPECT_BYTES
+        whole = TRANSACTION_HEADER_BYTES + self.frame.size + fixed + size
+        if self.is_over:
+            raise self.buffer.error("CLOSED", "transaction: it is over")
+        if self.buffer.closed is not None:
+            raise self.buffer.closed
+        if whole > self.buffer.transaction_bytes_max:
+            raise self.buffer.error("TRANSACTION_TOO_LARGE", f"transaction: got {whole} bytes, "
+                                                             f"limit {self.buffer.transaction_bytes_max} bytes")
+        frame_reserve(&self.frame, fixed + <uint32_t>size)
+        at = self.frame.records + self.frame.size
+        put_publish(at, slot, 1, 0, <uint32_t>size, self.expects, self.epoch, self.sequence)
+        self.frame.size += fixed + <uint32_t>size
+        self.frame.count += 1
+        self.buffer.slots[slot].frames += 1
+        return at + fixed
+
+    def abandon(self):
+        """Forget all of it: nothing was sent. What was sent already is not concerned."""
+        self.is_over = True
+        if self.frame.records != NULL:
+            self.buffer.let_go_slots(&self.frame)
+            frame_release(&self.frame)
 
 
 # -- the buffer --------------------------------------------------------------------------------------------------------
@@ -544,7 +681,7 @@ cdef class PublishBuffer:
         self.pack_headers = pack_headers
         self.kick = kick
         self.bytes_max = bytes_max
-        self.payload_bytes_max = self.headers_bytes_max = 0x7FFFFFFF
+        self.payload_bytes_max = self.headers_bytes_max = self.transaction_bytes_max = 0x7FFFFFFF
         self.channels_max = 0xFFFFFFFF
         self.slot_of = {}
         self.channel_failures = {}
@@ -597,15 +734,66 @@ cdef class PublishBuffer:
         self.put(channel, payload, headers, key, priority, expiry_s)
 
     def publish(self, str channel not None, payload, headers=None, key=None, int priority=NORMAL_PRIORITY,
-                expiry_s=None):
-        """The same as `post`, and answer a `Publication` of the outcome."""
-        cdef uint32_t slot = self.put(channel, payload, headers, key, priority, expiry_s)
-        cdef Frame* frame = &self.slots[slot].open
-        cdef Publication publication = Publication.__new__(Publication)
+                expiry_s=None, expect=None):
+        """The same as `post`, and answer a `Publication` of the outcome.
+
+        Args:
+            expect: (epoch, sequence) of the head that the channel must have; None for any.
+        """
+        cdef uint32_t slot
+        cdef Frame* frame
+        cdef uint64_t epoch = 0
+        cdef uint64_t sequence = 0
+        cdef Publication publication
+        if expect is not None:
+            self.take_expected(expect, &epoch, &sequence)
+            # It is a frame of its own, and what was posted before goes before it.
+            self.close_frames()
+        slot = self.put(channel, payload, headers, key, priority, expiry_s)
+        frame = &self.slots[slot].open
+        publication = Publication.__new__(Publication)
         publication.buffer = self
         publication.index = frame.count - 1
         publication.count = 1
         frame_add_waiter(frame, publication)
+        if expect is not None:
+            frame.expects, frame.epoch, frame.sequence = True, epoch, sequence
+            self.close_frame(slot)
+        return publication
+
+    def transact(self, Draft draft not None):
+        """Send a transaction behind all that was posted before, and answer a `Publication` of its receipts, one each.
+
+        Raises:
+            RequestError: CLOSED; the transaction is over, or the buffer.
+            Unavailable: BUSY; the bound on unanswered bytes is reached.
+        """
+        cdef Publication publication = Publication.__new__(Publication)
+        cdef Whole whole
+        if draft.is_over:
+            raise self.error("CLOSED", "transaction: it is over")
+        publication.buffer = self
+        publication.outcome = []
+        if self.closed is not None:
+            raise self.closed
+        if not draft.frame.count:
+            draft.is_over = True
+            publication.finish()
+            return publication
+        self.check_room(draft.frame.size)
+        self.close_frames()
+        whole = Whole.__new__(Whole)
+        whole.publication = publication
+        whole.count = draft.frame.count
+        whole.forget()
+        frame_add_waiter(&draft.frame, whole)
+        draft.frame.state = UNSENT
+        self.append_frame(&draft.frame)
+        self.kept_bytes += draft.frame.size + FRAME_OVERHEAD_BYTES
+        self.records_posted += draft.frame.count
+        memset(&draft.frame, 0, sizeof(Frame))
+        draft.is_over = True
+        self.kick_once()
         return publication
 
     def publish_many(self, str channel not None, payloads, headers=None, key=None, int priority=NORMAL_PRIORITY,
@@ -633,8 +821,9 @@ cdef class PublishBuffer:
         return whole
 
     cdef uint32_t put(self, str channel, object payload, object headers, object key, int priority,
-                      object expiry_s) except? 0xFFFFFFFF:
-        """Write one record; answers the channel's slot, in whose open frame it is the last one."""
+                      object expiry_s, Draft draft=None) except? 0xFFFFFFFF:
+        """Write one record; answers the channel's slot, in whose open frame it is the last one, if it is not a draft's.
+        """
         cdef uint32_t slot = self.last_slot
         cdef Py_buffer view
         # A loop over one channel mostly passes the very same name.
@@ -642,17 +831,17 @@ cdef class PublishBuffer:
             slot = self.last_slot = self.find_slot(channel)
         if PyBytes_CheckExact(payload):
             self.put_record(slot, <const uint8_t*>PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), headers, key,
-                            priority, expiry_s)
+                            priority, expiry_s, draft)
             return slot
         PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
         try:
-            self.put_record(slot, <const uint8_t*>view.buf, view.len, headers, key, priority, expiry_s)
+            self.put_record(slot, <const uint8_t*>view.buf, view.len, headers, key, priority, expiry_s, draft)
         finally:
             PyBuffer_Release(&view)
         return slot
 
     cdef int put_record(self, uint32_t slot, const uint8_t* payload, size_t payload_size, object headers, object key,
-                        int priority, object expiry_s) except -1:
+                        int priority, object expiry_s, Draft draft) except -1:
         cdef bytes packed_headers = None
         cdef size_t size = RECORD_HEADER_BYTES + payload_size
         cdef uint16_t flags = 0
@@ -685,7 +874,7 @@ cdef class PublishBuffer:
                                  f"headers: got {len(packed_headers)} bytes, limit {self.headers_bytes_max} bytes")
             flags |= RECORD_HEADERS
             size += 2 + PyBytes_GET_SIZE(packed_headers)
-        at = self.reserve_record(slot, size)
+        at = self.reserve_record(slot, size) if draft is None else draft.reserve_record(slot, size)
         store_u32(at, <uint32_t>size)
         store_u32(at + 4, flags)
         store_u32(at + 8, 0)
@@ -693,23 +882,37 @@ cdef class PublishBuffer:
         if flags:
             at = put_fields(at, flags, priority, expiry, key, packed_headers)
         memcpy(at, payload, payload_size)
-        self.count_record(slot, size)
+        if draft is None:
+            self.count_record(slot, size)
         return 0
 
     cdef uint8_t* reserve_record(self, uint32_t slot, size_t size) except NULL:
         """Room for a record in the slot's open frame; closes the frame first when it is full."""
         cdef Frame* frame = &self.slots[slot].open
-        cdef size_t kept = self.open_bytes + self.kept_bytes
         if self.closed is not None:
             raise self.closed
-        # One record is always taken, or a small bound would refuse a large one for ever.
-        if kept and kept + size > self.bytes_max:
-            raise self.error("BUSY", f"publishes that are not answered: {kept + size} bytes, "
-                                     f"limit {self.bytes_max} bytes; drain between posts")
+        self.check_room(size)
         if frame.count and frame.size + size > FRAME_BYTES_CLOSE:
             self.close_frame(slot)
         frame_reserve(frame, <uint32_t>size)
         return frame.records + frame.size
+
+    cdef int take_expected(self, object expect, uint64_t* epoch, uint64_t* sequence) except -1:
+        try:
+            epoch[0], sequence[0] = expect
+        except (TypeError, ValueError, OverflowError):
+            raise self.error("INVALID_POSITION", f"expect: got {expect!r:.100}, expected (epoch, sequence), u64 each") \
+                from None
+        return 0
+
+    cdef int check_room(self, size_t size) except -1:
+        """Hold the bound on what is kept."""
+        cdef size_t kept = self.open_bytes + self.kept_bytes
+        # One record is always taken, or a small bound would refuse a large one for ever.
+        if kept and kept + size > self.bytes_max:
+            raise self.error("BUSY", f"publishes that are not answered: {kept + size} bytes, "
+                                     f"limit {self.bytes_max} bytes; drain between posts")
+        return 0
 
     cdef int count_record(self, uint32_t slot, size_t size) except -1:
         cdef Slot* owner = &self.slots[slot]
@@ -719,6 +922,9 @@ cdef class PublishBuffer:
         self.records_posted += 1
         if not owner.dirty:
             self.mark_dirty(slot)
+        return self.kick_once()
+
+    cdef int kick_once(self) except -1:
         if not self.kicked:
             self.kicked = True
             self.kick()
@@ -848,9 +1054,19 @@ cdef class PublishBuffer:
         frame.state = DONE
         self.records_answered += frame.count
         self.kept_bytes -= frame.size + FRAME_OVERHEAD_BYTES
-        self.slots[frame.slot].frames -= 1
+        if frame.is_transaction:
+            self.let_go_slots(frame)
+        else:
+            self.slots[frame.slot].frames -= 1
         frame_release(frame)
         return 0
+
+    cdef void let_go_slots(self, const Frame* frame) noexcept:
+        """A transaction needs its channels' slots no more."""
+        cdef const uint8_t* at = frame.records
+        while at < frame.records + frame.size:
+            self.slots[inner_slot(at)].frames -= 1
+            at += inner_size(at)
 
     cdef int fail_frame(self, Frame* frame, object failure) except -1:
         cdef uint32_t unwatched = frame_fail(frame, failure)
@@ -882,20 +1098,43 @@ cdef class PublishBuffer:
             end += 1
         return self.send_frames(end, size)
 
-    cdef size_t sent_size(self, Frame* frame) except 0:
-        """Bytes of the frame, and of a CHANNEL frame before it when there must be one; that is decided here."""
-        cdef Slot* owner = &self.slots[frame.slot]
-        cdef size_t size = FRAME_HEADER_BYTES + PUBLISH_HEADER_BYTES + frame.size
+    cdef bint must_name(self, uint32_t slot) except -1:
+        """Whether a CHANNEL frame goes before what is sent now; the slot has its number then, and was told."""
+        cdef Slot* owner = &self.slots[slot]
         if owner.generation != self.generation:
             owner.generation = self.generation
             owner.number = self.numbers_used
             owner.is_told = False
             self.numbers_used += 1
-        frame.names = not owner.is_told
-        if frame.names:
-            owner.is_told = True
-            self.channel_failures.pop(frame.slot, None)
-            size += FRAME_HEADER_BYTES + 4 + <size_t>len(<str>owner.name)
+        if owner.is_told:
+            return False
+        owner.is_told = True
+        self.channel_failures.pop(slot, None)
+        return True
+
+    cdef size_t name_size(self, uint32_t slot) except 0:
+        """Bytes of a slot's CHANNEL frame."""
+        return FRAME_HEADER_BYTES + 4 + <size_t>len(<str>self.slots[slot].name)
+
+    cdef size_t sent_size(self, Frame* frame) except 0:
+        """Bytes of the frame, and of a CHANNEL frame before it when there must be one; that is decided here."""
+        cdef size_t size = FRAME_HEADER_BYTES + PUBLISH_HEADER_BYTES + frame.size
+        if frame.is_transaction:
+            return self.sent_size_whole(frame)
+        if frame.expects:
+            size += PUBLISH_EXPECT_BYTES
+        frame.names = self.must_name(frame.slot)
+        return size + self.name_size(frame.slot) if frame.names else size
+
+    cdef size_t sent_size_whole(self, Frame* frame) except 0:
+        """The same for a transaction."""
+        cdef size_t size = FRAME_HEADER_BYTES + TRANSACTION_HEADER_BYTES + frame.size
+        cdef uint8_t* at = frame.records
+        while at < frame.records + frame.size:
+            store_u16(at + 6, 1 if self.must_name(inner_slot(at)) else 0)
+            if inner_names(at):
+                size += self.name_size(inner_slot(at))
+            at += inner_size(at)
         return size
 
     cdef bytes send_frames(self, size_t end, size_t size):
@@ -913,21 +1152,45 @@ cdef class PublishBuffer:
             self.in_flight += 1
         return block
 
+    cdef uint8_t* send_name(self, uint32_t slot, uint8_t* at) except NULL:
+        cdef bytes name = (<str>self.slots[slot].name).encode("ascii")
+        at += put_header(at, KIND_CHANNEL, <uint32_t>(4 + PyBytes_GET_SIZE(name)))
+        store_u32(at, self.slots[slot].number)
+        memcpy(at + 4, PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+        return at + 4 + PyBytes_GET_SIZE(name)
+
     cdef uint8_t* send_frame(self, Frame* frame, uint8_t* at) except NULL:
-        cdef Slot* owner = &self.slots[frame.slot]
-        cdef bytes name
+        if frame.is_transaction:
+            return self.send_whole(frame, at)
         if frame.names:
-            name = (<str>owner.name).encode("ascii")
-            at += put_header(at, KIND_CHANNEL, <uint32_t>(4 + PyBytes_GET_SIZE(name)))
-            store_u32(at, owner.number)
-            memcpy(at + 4, PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
-            at += 4 + PyBytes_GET_SIZE(name)
-        at += put_header(at, KIND_PUBLISH, PUBLISH_HEADER_BYTES + frame.size)
-        store_u32(at, owner.number)
-        store_u32(at + 4, frame.count)
-        store_u64(at + 8, frame.number)
-        memcpy(at + PUBLISH_HEADER_BYTES, frame.records, frame.size)
-        return at + PUBLISH_HEADER_BYTES + frame.size
+            at = self.send_name(frame.slot, at)
+        at += put_publish(at, self.slots[frame.slot].number, frame.count, frame.number, frame.size, frame.expects,
+                          frame.epoch, frame.sequence)
+        memcpy(at, frame.records, frame.size)
+        return at + frame.size
+
+    cdef uint8_t* send_whole(self, Frame* frame, uint8_t* at) except NULL:
+        """Write a transaction, with the names that it needs before it and its publishes' channels and numbers."""
+        cdef const uint8_t* kept = frame.records
+        cdef uint64_t number = frame.number
+        cdef uint8_t* end
+        while kept < frame.records + frame.size:
+            if inner_names(kept):
+                at = self.send_name(inner_slot(kept), at)
+            kept += inner_size(kept)
+        at += put_header(at, KIND_TRANSACTION, TRANSACTION_HEADER_BYTES + frame.size)
+        store_u32(at, frame.count)
+        store_u32(at + 4, 0)
+        at += TRANSACTION_HEADER_BYTES
+        memcpy(at, frame.records, frame.size)
+        end = at + frame.size
+        while at < end:
+            store_u16(at + 6, 0)
+            store_u32(at + FRAME_HEADER_BYTES, self.slots[inner_slot(at)].number)
+            store_u64(at + FRAME_HEADER_BYTES + 8, number)
+            number += 1
+            at += inner_size(at)
+        return end
 
     # .. answers ..
 
@@ -1029,11 +1292,22 @@ cdef class PublishBuffer:
         else:
             if not self.refused_number or frame.number < self.refused_number:
                 self.refused_number = frame.number
-            if verdict == FOR_ONE_RECORD and frame.count > 1:
+            if verdict == FOR_ONE_RECORD and frame.count > 1 and not frame.is_transaction:
                 frame.state = SPLIT
             else:
-                self.fail_frame(frame, self.channel_failures.get(frame.slot, failure))
+                self.fail_frame(frame, self.failure_of(frame, failure))
         return 0
+
+    cdef object failure_of(self, const Frame* frame, object failure):
+        """Why a frame is refused: why its channel's name was, if it was."""
+        cdef const uint8_t* at = frame.records
+        if not frame.is_transaction:
+            return self.channel_failures.get(frame.slot, failure)
+        while self.channel_failures and at < frame.records + frame.size:
+            if inner_slot(at) in self.channel_failures:
+                return self.channel_failures[inner_slot(at)]
+            at += inner_size(at)
+        return failure
 
     cdef int drop_done(self) except -1:
         while self.head < self.sent and self.ring[self.head & self.ring_mask].state == DONE:
@@ -1101,7 +1375,7 @@ cdef class PublishBuffer:
         frame.answered = 0
         if frame.state == SPLIT:
             first = frame.count // 2
-        elif stored and highest - frame.number + 1 < frame.count:
+        elif stored and highest - frame.number + 1 < frame.count and not frame.is_transaction:
             first = <uint32_t>(highest - frame.number + 1)
         if not stored:
             frame.number = 0

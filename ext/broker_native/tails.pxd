@@ -29,6 +29,7 @@ cdef class Tails(Channels):
     cdef list publishers_group
     cdef public uint64_t group_number   # the open group's
     cdef uint32_t epoch_counter         # ephemeral epochs drawn in this run
+    cdef public uint32_t transaction_bytes_max  # of one TRANSACTION body
     cdef public bint accepted_waits     # accepted records wait for their commit
     cdef public int refuse_code         # storage does not take records now: the code that says why, else 0
     cdef readonly uint64_t turn_bytes   # decided since the last turn's close

@@ -6,6 +6,7 @@ from broker_native.publisher import Publisher
 
 class Tails(Channels):
     group_number: int
+    transaction_bytes_max: int
     accepted_waits: bool
     refuse_code: int
     def begin_run(self, run: int, group_number: int, id_next: int = 0, stored: int | None = None) -> None: ...

@@ -68,6 +68,7 @@ cdef class Tails(Channels):
 
     def __cinit__(self, uint64_t run, uint64_t hash_seed):
         self.group_number = 1
+        self.transaction_bytes_max = 0xFFFFFFFF
         self.early = []
         self.lines_open = []
         self.lines_commit = []

@@ -13,11 +13,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from broker import blocking
-from broker.bus import Bus, History, Subscription
+from broker.bus import Bus, History, Subscription, Transaction
 from broker.model.errors import BrokerError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
+    from typing import Self
 
     from broker import BusPosition, ChannelInfo, ListedChannel, Position, SubscriptionEvent
 
@@ -82,6 +83,9 @@ class ThreadedBus(Bus):
     def publish_many(self, channel: str, payloads: Any, **options: Any) -> Any:
         return self.in_thread(self.client.submit_many(channel, payloads, **options).result)
 
+    def transaction(self) -> ThreadedTransaction:
+        return ThreadedTransaction(self)
+
     # .. reading ..
 
     def subscribe(self, *filters: str, **options: Any) -> ThreadedSubscription:
@@ -125,6 +129,26 @@ class ThreadedBus(Bus):
 
     async def close(self, timeout_s: float = 5.0) -> None:
         await self.in_thread(self.client.close, timeout_s)
+
+
+class ThreadedTransaction(Transaction):
+    """A transaction that a thread puts together and leaves."""
+
+    def __init__(self, bus: ThreadedBus) -> None:
+        self._bus = bus
+        self._transaction = bus.client.transaction()
+        self.receipts = self._transaction.receipts
+
+    def publish(self, channel: str, payload: Any, **options: Any) -> int:
+        return self._transaction.publish(channel, payload, **options)
+
+    async def __aenter__(self) -> Self:
+        self._transaction.__enter__()
+        return self
+
+    async def __aexit__(self, *raised: Any) -> None:
+        await self._bus.in_thread(self._transaction.__exit__, *raised)
+        self.receipts = self._transaction.receipts
 
 
 class ThreadedSubscription(Subscription):

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 KINDS = {
     1: "HELLO", 2: "WELCOME", 3: "ERROR", 4: "PING", 5: "PONG", 6: "GOING_AWAY", 7: "CHANNEL", 8: "SUBSCRIBE",
     9: "SUBSCRIBED", 10: "UNSUBSCRIBE", 11: "UNSUBSCRIBED", 12: "EVENT", 13: "REQUEST", 14: "REPLY", 16: "PUBLISH",
-    17: "PUBLISHED", 18: "DELIVER", 20: "CREDIT",
+    17: "PUBLISHED", 18: "DELIVER", 20: "CREDIT", 23: "TRANSACTION",
 }  # fmt: skip
 LEVELS = {1: "ephemeral", 2: "accepted", 3: "synced", 4: "replicated"}
+FLAGS = {"DELIVER": ((1, "NAME"), (2, "EARLY")), "PUBLISH": ((1, "EXPECT"),)}
 REASONS = {1: "expired", 2: "compacted", 3: "revoked", 4: "erased", 5: "dropped"}
 RECORD_FIELDS = (
     (0x0001, "PUBLISHER", 1),
@@ -195,12 +196,23 @@ def chunk_fields(source: Bytes) -> Iterator[Field]:
 # -- frames ----------------------------------------------------------------------------------------------------------
 
 
-def publish_fields(body: Bytes) -> Iterator[Field]:
+def publish_fields(body: Bytes, flags: int) -> Iterator[Field]:
     yield number(body, 4, "channel")
     yield number(body, 4, "count")
     yield number(body, 8, "number")
+    if flags & 1:
+        yield number(body, 8, "epoch")
+        yield number(body, 8, "sequence")
     while body.left:
         yield from record_fields(body, "record")
+
+
+def transaction_fields(body: Bytes) -> Iterator[Field]:
+    yield number(body, 4, "publishes")
+    yield number(body, 4, "acks")
+    while body.left:
+        for taken, meaning in frame_fields(body):
+            yield taken, f"  {meaning}"
 
 
 def published_fields(body: Bytes) -> Iterator[Field]:
@@ -262,7 +274,7 @@ def frame_fields(source: Bytes) -> Iterator[Field]:
     name = KINDS.get(kind[0], "unknown")
     yield kind, f"kind {kind[0]} {name}"
     flags = source.take(1)
-    shown = [word for bit, word in ((1, "NAME"), (2, "EARLY")) if flags[0] & bit and name == "DELIVER"]
+    shown = [word for bit, word in FLAGS.get(name, ()) if flags[0] & bit]
     yield flags, f"flags {' '.join(shown) or flags[0]}"
     yield number(source, 2, "reserved")
     body = Bytes(source.take(size))
@@ -282,7 +294,9 @@ def body_fields(body: Bytes, name: str, flags: int) -> Iterator[Field]:
         case "CREDIT":
             return credit_fields(body)
         case "PUBLISH":
-            return publish_fields(body)
+            return publish_fields(body, flags)
+        case "TRANSACTION":
+            return transaction_fields(body)
         case "PUBLISHED":
             return published_fields(body)
         case "DELIVER":

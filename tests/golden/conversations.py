@@ -19,7 +19,7 @@ from broker.wire.control import (
     encode_subscribe,
     encode_unsubscribe,
 )
-from broker.wire.kinds import Kind
+from broker.wire.kinds import Kind, PublishFlag
 from tests.golden.publishing import BufferClient
 from tests.golden.script import Script
 from tests.golden.stage import JOURNAL, TIME_US
@@ -41,6 +41,18 @@ def publish(channel: int, number: int, *records: bytes | Record, count: int | No
     packed = b"".join(build_record(item if isinstance(item, Record) else Record(item)) for item in records)
     header = struct.pack("<IIQ", channel, len(records) if count is None else count, number)
     return control.frame(Kind.PUBLISH, header + packed)
+
+
+def expecting(channel: int, number: int, head: tuple[int, int], *records: bytes | Record) -> bytes:
+    """Build a PUBLISH frame with EXPECT."""
+    plain = publish(channel, number, *records)[8:]
+    return control.frame(Kind.PUBLISH, plain[:16] + struct.pack("<QQ", *head) + plain[16:], PublishFlag.EXPECT)
+
+
+def transaction(*publishes: bytes, count: int | None = None, acks: int = 0) -> bytes:
+    """Build a TRANSACTION frame; `count` and `acks` say something else than the truth."""
+    counts = struct.pack("<II", len(publishes) if count is None else count, acks)
+    return control.frame(Kind.TRANSACTION, counts + b"".join(publishes))
 
 
 def specification() -> Trace:
@@ -266,6 +278,122 @@ def refusals() -> Trace:
     note("This server lets a connection name eight channels.")
     send("client", *(encode_channel(number, b"s.%d" % number) for number in range(1, 9)))
     send("client", publish(8, 3, b"z"))
+    return script.trace
+
+
+def conditions() -> Trace:
+    """PUBLISH with EXPECT: taken, in conflict, while commits wait and when one fails."""
+    script = Script("Publishes that expect a head")
+    note, act, send = script.note, script.act, script.send
+    opened(script, producer=PRODUCER)
+    note("Before any CHANNEL no number means a channel.")
+    send("client", expecting(0, 1, (0, 0), b"x"))
+    send("client", encode_channel(0, b"s.x"), encode_channel(1, b"a.x"), encode_channel(2, b"e.x"))
+    note("The channel never had a record.")
+    send("client", expecting(0, 1, (0, 0), b"1"))
+    note("Now it has: the answer tells its head. A refusal takes no number.")
+    send("client", expecting(0, 2, (0, 0), b"not"))
+    note("The head, and two records behind it.")
+    send("client", expecting(0, 2, (EPOCH, 1), b"2", b"3"))
+    note("An older head, one that is not there yet, one of another epoch.")
+    for head in ((EPOCH, 2), (EPOCH, 4), (EPOCH + 1, 3)):
+        send("client", expecting(0, 4, head, b"not"))
+    note("A repetition is a duplicate, though the head has moved on since.")
+    send("client", expecting(0, 1, (0, 0), b"1"))
+    note("An ephemeral channel has no head. A record that is not well formed is refused for that, not for the head.")
+    send("client", expecting(2, 4, (0, 0), b"x"))
+    send("client", expecting(0, 4, (0, 0), Record(b"x", priority=9)))
+    note("16 bytes are not enough, and flags that nobody knows are no matter of one publish.")
+    opened(script, "short")
+    send("short", encode_channel(0, b"s.x"), control.frame(Kind.PUBLISH, struct.pack("<IIQ", 0, 1, 1), flags=1))
+    opened(script, "strange")
+    send("strange", encode_channel(0, b"s.x"), control.frame(Kind.PUBLISH, publish(0, 1, b"x")[8:], flags=128))
+    note("While a commit waits: the first wins, the other is told when the winner is stored.")
+    opened(script, "rival")
+    send("rival", encode_channel(0, b"s.x"), encode_channel(1, b"a.x"))
+    act("hold")
+    send("client", expecting(0, 4, (EPOCH, 3), b"4"))
+    send("rival", expecting(0, 1, (EPOCH, 3), b"not"))
+    note("What comes next rests on the group that is still open.")
+    send("client", expecting(0, 5, (EPOCH, 4), b"5"))
+    send("rival", expecting(0, 1, (EPOCH, 4), b"not"))
+    act("release STORED")
+    note("An accepted channel: the winner is answered at once, the other with the commit.")
+    act("hold")
+    send("client", expecting(1, 6, (0, 0), b"a"))
+    send("rival", expecting(1, 1, (0, 0), b"not"))
+    act("release STORED")
+    note("The commit of the winner fails before the disk has it: nothing has happened, to either of them.")
+    act("hold")
+    send("client", expecting(0, 7, (EPOCH, 5), b"6"))
+    send("rival", expecting(0, 1, (EPOCH, 5), b"not"))
+    act("fail REFUSED")
+    act("release STORED")
+    note("The head is where it was, and the other one may win.")
+    send("rival", expecting(0, 1, (EPOCH, 5), b"6"))
+    return script.trace
+
+
+def transactions() -> Trace:
+    """TRANSACTION: taken, repeated, refused, seen by a reader, while commits wait and when one fails."""
+    script = Script("Transactions")
+    note, act, send = script.note, script.act, script.send
+    opened(script, "reader")
+    send("reader", encode_subscribe(Subscribe(1, ("s.x", "s.y", "a.x"), 65_536)))
+    opened(script, producer=PRODUCER)
+    note("Before any CHANNEL no number means a channel.")
+    send("client", transaction(publish(0, 1, b"x")))
+    send(
+        "client",
+        *(encode_channel(number, name) for number, name in enumerate((b"s.x", b"s.y", b"a.x", b"e.x"))),
+    )
+    note("Two channels, one group.")
+    send("client", transaction(publish(0, 1, b"x1"), publish(1, 2, b"y1", b"y2"), publish(0, 4, b"x2")))
+    note("Again, as after an answer that was lost: the positions are those of before.")
+    send("client", transaction(publish(0, 1, b"x1"), publish(1, 2, b"y1", b"y2"), publish(0, 4, b"x2")))
+    note("An accepted channel: its records wait for the commit, though what came before them does not.")
+    act("hold")
+    send("client", publish(2, 5, b"at once"), transaction(publish(2, 6, b"later"), expecting(1, 7, (EPOCH, 2), b"y3")))
+    note("And so does what comes behind them in that channel.")
+    send("client", publish(2, 8, b"behind"))
+    act("release STORED")
+    note("One publish is wrong, and none is taken: `index` says which.")
+    send("client", transaction(publish(0, 9, b"x"), publish(1, 10, Record(b"x", priority=9))))
+    send("client", transaction(publish(0, 9, b"x"), publish(1, 10, b"x"), publish(3, 11, b"x")))
+    send("client", transaction(publish(0, 9, b"x"), publish(7, 10, b"x")))
+    note("A head that is another one. What is expected are the heads before the transaction.")
+    send("client", transaction(publish(0, 9, b"x"), expecting(1, 10, (EPOCH, 4), b"y4")))
+    send("client", transaction(expecting(0, 9, (EPOCH, 2), b"x3"), expecting(0, 10, (EPOCH, 2), b"x4")))
+    note("Gap and overlap.")
+    send("client", transaction(publish(0, 12, b"x"), publish(1, 13, b"y")))
+    send("client", transaction(publish(0, 10, b"x4"), publish(1, 11, b"y")))
+    note("The commit is not even handed over: one refusal for both, since their numbers follow one another.")
+    act("hold")
+    send("client", transaction(publish(0, 11, b"x"), publish(1, 12, b"y")), transaction(publish(1, 13, b"y")))
+    act("fail REFUSED")
+    act("release STORED")
+    send("client", transaction(publish(0, 11, b"x5"), publish(1, 12, b"y4")))
+    note("The broker dies after the disk has a commit and before anybody heard of it: repeated, it is a duplicate.")
+    act("hold")
+    send("client", transaction(publish(0, 13, b"x6"), publish(1, 14, b"y5")))
+    act("fail SURVIVES")
+    act("crash")
+    opened(script, "again", PRODUCER)
+    send("again", encode_channel(0, b"s.x"), encode_channel(1, b"s.y"))
+    send("again", transaction(publish(0, 13, b"x6"), publish(1, 14, b"y5")))
+    note("What is no TRANSACTION ends the connection: no publish, fewer than there are, more, a gap inside, acks.")
+    for frame in (
+        transaction(),
+        transaction(publish(0, 1, b"x"), count=2),
+        transaction(publish(0, 1, b"x"), publish(0, 2, b"x"), count=1),
+        transaction(publish(0, 1, b"x"), publish(0, 3, b"x")),
+        transaction(encode_ping(1)),
+        transaction(control.frame(Kind.PUBLISH, publish(0, 1, b"x")[8:], flags=2)),
+        transaction(publish(0, 1, b"x"), acks=1),
+        control.frame(Kind.TRANSACTION, b"short"),
+    ):
+        opened(script, "wrong")
+        send("wrong", encode_channel(0, b"s.x"), frame)
     return script.trace
 
 
@@ -734,7 +862,7 @@ def publishing() -> Trace:
 CONVERSATIONS: dict[str, Callable[[], Trace]] = {
     build.__name__: build
     for build in (
-        specification, handshake, durability, line, refusals, starts, patterns, early, failures, taken_back, credit,
+        specification, handshake, durability, line, refusals, conditions, transactions, starts, patterns, early, failures, taken_back, credit,
         slow, subscriptions, requests, history, resuming, drain, closing,
         publishing,
     )

@@ -17,7 +17,7 @@ from broker.wire import control
 from broker.wire.kinds import Kind
 from broker_native.crc32c import crc32c_of
 from tests.golden.annotate import Bytes, annotate, chunk_fields, frames, render
-from tests.golden.conversations import CONVERSATIONS, EPOCH, PRODUCER, publish
+from tests.golden.conversations import CONVERSATIONS, EPOCH, PRODUCER, expecting, publish, transaction
 from tests.golden.stage import JOURNAL, TIME_US
 from tests.reference.frames import Record, build_record
 from tests.reference.server import deliver
@@ -63,6 +63,13 @@ EXAMPLES: dict[str, bytes] = {
     "HELLO": control.encode_hello("example 1", PRODUCER),
     "WELCOME": control.encode_welcome(WELCOME),
     "ERROR": control.encode_error(error("NUMBER_GAP", "publish 5: the line's next number is 4"), number=5, count=1),
+    "ERROR, with the head": control.encode_error(
+        error("CONFLICT", f"publish 8: the head of channel number 1 is {EPOCH}:7"),
+        number=8,
+        count=2,
+        head=(EPOCH, 7),
+        index=1,
+    ),
     "ERROR, when to come back": control.encode_error(
         error("TOO_MANY_CONNECTIONS", "connections: got 101, limit 100", retry_after_ms=2_000)
     ),
@@ -85,12 +92,14 @@ EXAMPLES: dict[str, bytes] = {
     "REQUEST": control.encode_request(1, "channel", {"name": "s.chat"}),
     "REPLY": control.encode_reply(1, {"epoch": EPOCH, "first": 1, "head": 4, "level": 3}),
     "PUBLISH": publish(0, 1, b"hello", Record(b"fine", priority=1, key=b"mood")),
+    "PUBLISH, with EXPECT": expecting(0, 3, (EPOCH, 2), b"next"),
     "PUBLISHED": PUBLISHED,
     "DELIVER": deliver(chunk(1, TIME_US, Record(b"hello")), group=2, index=0),
     "DELIVER, with NAME and EARLY": deliver(
         chunk(1, TIME_US, Record(b"hello")), group=2, index=0, name=b"a.chat", flags=2
     ),
     "CREDIT": control.encode_credit(1, 65_536),
+    "TRANSACTION": transaction(publish(0, 8, b"debit"), expecting(1, 9, (EPOCH, 6), b"credit")),
 }
 
 

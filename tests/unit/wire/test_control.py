@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import tracemalloc
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.model.errors import BrokerError, MalformedFrame, error
+from broker.model.errors import BrokerError, Conflict, MalformedFrame, error
+from broker.model.positions import Position
 from broker.wire import control
 from broker.wire.kinds import HELLO_MAGIC, VERSION, Kind
 
@@ -70,10 +71,26 @@ def test_subscribed(number: int, outcomes: list[control.Outcome], group: int, in
 )
 def test_error(name: str, detail: str, hint: str | None, concerns: dict[str, int]) -> None:
     failure = error(name, detail, hint)
-    refusal = control.decode_error(body_of(control.encode_error(failure, **concerns), Kind.ERROR))
+    refusal = control.decode_error(body_of(control.encode_error(failure, **cast("Any", concerns)), Kind.ERROR))
     assert (refusal.failure.args, type(refusal.failure)) == (failure.args, type(failure))
     everything = ("subscription", "request", "channel", "number", "count")
     assert {key: getattr(refusal, key) for key in everything if getattr(refusal, key) is not None} == concerns
+
+
+@given(U64, U64, st.none() | st.integers(1, 2**32 - 1))
+def test_a_conflict_tells_the_head(epoch: int, sequence: int, index: int | None) -> None:
+    frame = control.encode_error(error("CONFLICT", "it is"), number=1, count=2, head=(epoch, sequence), index=index)
+    failure = control.decode_error(body_of(frame, Kind.ERROR)).failure
+    assert isinstance(failure, Conflict)
+    assert (failure.head, failure.index) == (Position(epoch, sequence), index or 0)
+
+
+def test_a_conflict_of_a_server_that_tells_no_head() -> None:
+    failure = control.decode_error(
+        body_of(control.encode_error(error("CONFLICT", ""), number=1, count=1), Kind.ERROR)
+    ).failure
+    assert isinstance(failure, Conflict)
+    assert (failure.head, failure.index) == (None, 0)
 
 
 @given(NUMBER, TEXT, TEXT, st.dictionaries(TEXT, U64, max_size=3))

@@ -42,6 +42,8 @@ def test_sizes_and_small_numbers_agree() -> None:
         "FRAME_HEADER_BYTES",
         "PUBLISH_HEADER_BYTES",
         "PUBLISH_COUNT_MAX",
+        "PUBLISH_EXPECT_BYTES",
+        "TRANSACTION_HEADER_BYTES",
         "PUBLISHED_ENTRY_BYTES",
         "PUBLISHED_FLAG_DUPLICATE",
         "DELIVER_HEADER_BYTES",
@@ -53,6 +55,7 @@ def test_sizes_and_small_numbers_agree() -> None:
         "LINE_WINDOW",
     ):
         assert getattr(kinds, name) == layout(name), name
+    assert {flag.name: int(flag) for flag in kinds.PublishFlag} == layout_names("PUBLISH_FLAG_")
     assert {flag.name: int(flag) for flag in kinds.DeliverFlag} == layout_names("DELIVER_FLAG_")
     reasons = {reason.name: int(reason) for reason in kinds.GoneReason}
     assert reasons == {name: value for name, value in layout_names("GONE_").items() if name in reasons}

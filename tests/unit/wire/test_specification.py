@@ -33,11 +33,11 @@ from broker.wire.kinds import Kind
 from broker_native.crc32c import crc32c_of
 from broker_native.lines import Line
 from broker_native.messages import FrameReader
-from broker_native.posting import PublishBuffer
+from broker_native.posting import Draft, PublishBuffer
 from broker_native.publisher import CODES, Publisher
 from broker_native.tails import Tails
 from tests.golden.annotate import Bytes, annotate, bytes_of, chunk_fields, frames, render
-from tests.golden.conversations import publish
+from tests.golden.conversations import publish, transaction
 from tests.golden.conversations import specification as conversation
 from tests.golden.document import CHUNK, EXAMPLES
 from tests.golden.stage import Stage
@@ -252,10 +252,10 @@ def check_polynomial(prose: str) -> None:
 
 
 def check_hot_bodies(document: Document) -> None:
-    channel, publish, published = document.drawings(7)
+    channel, publish, expects, transacts, published = document.drawings(7)
     deliver, credit = document.drawings(10)
     [token] = document.drawings(13)
-    for drawing in (channel, publish, published, deliver, credit, token):
+    for drawing in (channel, publish, expects, transacts, published, deliver, credit, token):
         drawing.fields()
     assert channel.sizes == struct_sizes(control.CHANNEL_NUMBER)
     assert token.sizes == struct_sizes(control.TOKEN)
@@ -263,6 +263,10 @@ def check_hot_bodies(document: Document) -> None:
     assert published.sizes == struct_sizes(sequencer.PUBLISHED) == layout_types("PUBLISHED_ENTRY_BYTES")
     assert publish.sizes == layout_types("PUBLISH_HEADER_BYTES")
     assert deliver.sizes == layout_types("DELIVER_HEADER_BYTES")
+    assert transacts.sizes == layout_types("TRANSACTION_HEADER_BYTES")
+    assert transacts.offsets[-1] == layout()["TRANSACTION_HEADER_BYTES"]
+    assert (expects.names[:3], expects.sizes[:3]) == (publish.names, publish.sizes)
+    assert expects.offsets[-1] == layout()["PUBLISH_HEADER_BYTES"] + layout()["PUBLISH_EXPECT_BYTES"]
     for drawing, name in (
         (publish, "PUBLISH_HEADER_BYTES"),
         (published, "PUBLISHED_ENTRY_BYTES"),
@@ -279,7 +283,6 @@ def check_hot_bodies(document: Document) -> None:
     assert f"the body has its {layout()['PUBLISH_HEADER_BYTES']} bytes" in prose
     assert f"`count` is 1 to {layout()['PUBLISH_COUNT_MAX']:,}." in prose
     assert f"Flag {layout()['PUBLISHED_FLAG_DUPLICATE']} is *duplicate*" in prose
-    assert f"behind its {layout()['PUBLISH_HEADER_BYTES']} bytes" in document.prose(6)
     assert f"(not the header, the {layout()['DELIVER_HEADER_BYTES']} bytes and the name before it)" in document.prose(
         10
     )
@@ -491,7 +494,7 @@ WHOLE: dict[str, tuple[int, dict[str, Any], Callable[[bytes], object]]] = {
     "ERROR": (
         14,
         {"code": 1001, "name": "BUSY", "detail": "d", "hint": "h", "retry_after_ms": 1, "subscription": 1, "request": 1,
-         "channel": 1, "number": 1, "count": 1},
+         "channel": 1, "number": 1, "count": 1, "epoch": 1, "sequence": 1, "index": 1},
         control.decode_error,
     ),
 }  # fmt: skip
@@ -597,6 +600,8 @@ def recode_error(body: bytes) -> bytes:
         channel=refusal.channel,
         number=refusal.number,
         count=refusal.count,
+        head=getattr(refusal.failure, "head", None),
+        index=getattr(refusal.failure, "index", None) or None,
     )
 
 
@@ -671,12 +676,20 @@ def recode_deliver(frame: bytes) -> bytes:
     return control.frame(Kind.DELIVER, header + name + chunk, flags)
 
 
-def recode_publish(frame: bytes) -> bytes:
-    """Read the records of a PUBLISH as a client would, and publish them with the client's buffer."""
-    channel, count, first = struct.unpack_from("<IIQ", frame, 8)
-    chunk = build_chunk(Chunk(1, 1, 1, count, frame[24:]))
-    batch = read_batch(control.frame(Kind.DELIVER, struct.pack("<IIQ", 1, 0, 0) + chunk))
-    buffer = PublishBuffer(
+def read_publish(frame: bytes) -> tuple[int, tuple[int, int] | None, Any]:
+    """Read a PUBLISH: its first number, the head that it expects, and its records as a client would read them."""
+    _, count, first = struct.unpack_from("<IIQ", frame, 8)
+    fixed = 24
+    expect = None
+    if frame[5] & kinds.PublishFlag.EXPECT:
+        fixed += kinds.PUBLISH_EXPECT_BYTES
+        expect = struct.unpack_from("<QQ", frame, 24)
+    chunk = build_chunk(Chunk(1, 1, 1, count, frame[fixed:]))
+    return first, expect, read_batch(control.frame(Kind.DELIVER, struct.pack("<IIQ", 1, 0, 0) + chunk))
+
+
+def publish_buffer() -> PublishBuffer:
+    return PublishBuffer(
         None,  # type: ignore[arg-type]
         error=error,
         check_channel=check_channel,
@@ -684,13 +697,41 @@ def recode_publish(frame: bytes) -> bytes:
         kick=lambda: None,
         bytes_max=1 << 20,
     )
+
+
+def recode_publish(frame: bytes) -> bytes:
+    """Publish what a PUBLISH says with the client's buffer."""
+    first, expect, batch = read_publish(frame)
+    buffer = publish_buffer()
     buffer.resume(first - 1)
-    assert channel == 0
+    assert int.from_bytes(frame[8:12], "little") == 0
     for message in batch:
-        buffer.post("s.chat", message.payload, message.headers or None, message.key, message.priority, message.expiry_s)
+        fields = (message.payload, message.headers or None, message.key, message.priority, message.expiry_s)
+        if expect is None:
+            buffer.post("s.chat", *fields)
+        else:
+            buffer.publish("s.chat", *fields, expect)
     block = buffer.take()
     assert block is not None
     return frames(bytes(block))[1]
+
+
+def recode_transaction(frame: bytes) -> bytes:
+    """Publish what a TRANSACTION says with the client's buffer; channel n is named n."""
+    buffer = publish_buffer()
+    draft = Draft(buffer)
+    inner = frames(frame[8 + kinds.TRANSACTION_HEADER_BYTES :])
+    for one in inner:
+        _, expect, [message] = read_publish(one)
+        channel = f"s.{int.from_bytes(one[8:12], 'little')}"
+        draft.publish(
+            channel, message.payload, message.headers or None, message.key, message.priority, message.expiry_s, expect
+        )
+    buffer.resume(read_publish(inner[0])[0] - 1)
+    buffer.transact(draft)
+    block = buffer.take()
+    assert block is not None
+    return frames(bytes(block))[-1]
 
 
 def is_legal(frame: bytes) -> bool:
@@ -709,6 +750,8 @@ def check_hex_block(block: str) -> bytes:
             assert recode_deliver(frame) == frame
         elif kind is Kind.PUBLISH:
             assert not is_legal(frame) or recode_publish(frame) == frame
+        elif kind is Kind.TRANSACTION:
+            assert recode_transaction(frame) == frame
         else:
             assert recoded(frame) == frame
     return data
@@ -749,6 +792,10 @@ LEGAL = {
     "HELLO": (EXAMPLES["HELLO"], b""),
     "CHANNEL": (control.encode_channel(0, b"s.x"), control.encode_channel(0, b"$x")),
     "PUBLISH": (control.encode_channel(0, b"s.x") + publish(0, 1, b"x"), publish(7, 1, b"x")),
+    "TRANSACTION": (
+        control.encode_channel(0, b"s.x") + transaction(publish(0, 1, b"x")),
+        transaction(publish(7, 1, b"x")),
+    ),
     "SUBSCRIBE": (
         control.encode_subscribe(control.Subscribe(1, ("s.x",), 1)),
         control.encode_subscribe(control.Subscribe(1, ("..",), 1)),
@@ -769,6 +816,7 @@ ILLEGAL = {
         control.frame(Kind.PING, bytes(8), flags=1),
         bytes.fromhex("0800000004000100"),
         control.frame(Kind.HELLO, b"short"),
+        control.frame(Kind.PUBLISH, bytes(32), flags=128),
     ],
     "a body over the limit": [struct.pack("<IBBH", 1 << 31, Kind.PUBLISH, 0, 0)],
 }
@@ -927,6 +975,17 @@ CLAIMS = [
     (1, "A **sequence** numbers the records of a channel, dense, from 1."),
     (1, "compared for equality only, and 0 means none"),
     (2, "`flags` is 0 in every kind but DELIVER"),
+    (7, f"(frame flag {int(kinds.PublishFlag.EXPECT)})"),
+    (7, "(0, 0) is that of a channel which never had a record"),
+    (7, f"has {kinds.PUBLISH_HEADER_BYTES + kinds.PUBLISH_EXPECT_BYTES} bytes; in step 1 it is these"),
+    (7, "Between steps 5 and 6 the channel must be a stored one"),
+    (7, "behind step 6 its head must be the one"),
+    (7, "The frames are PUBLISH, with flag 0 or EXPECT"),
+    (7, "`acks` is 0."),
+    (7, "steps 2 and 3 for each, 4 and 5 for all the numbers together"),
+    (7, "stored ones and step 6 for each"),
+    (14, "(0, 0) without any record |"),
+    (14, "is at fault, from 0; not there"),
     (3, f"its {kinds.RECORD_HEADER_BYTES}-byte header included"),
     (3, "In a PUBLISH it is sent as 0 and not looked at"),
     (3, "It stands for `run` sequences, from 1,"),

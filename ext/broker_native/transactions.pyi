@@ -1,0 +1,6 @@
+from broker_native.tails import Publisher
+
+CODES: dict[str, int]
+
+def decide_expecting(publisher: Publisher, body: bytes) -> tuple[int, int, int, int, int, int, int]: ...
+def decide_transaction(publisher: Publisher, body: bytes) -> tuple[int, int, int, int, int, int, int]: ...
