@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from broker.bus import (
         Bus,
         ChannelInfo,
+        DelayedMessage,
         History,
         Last,
         ListedChannel,
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
     from broker.model.positions import BusPosition, Position
     from broker.remote.reconnect import BackoffPolicy
     from broker_native.messages import Batch, Message
-    from broker_native.posting import Publication, Receipt
+    from broker_native.posting import Publication, Receipt, Scheduled
 
 __all__ = [
     "BackoffPolicy",
@@ -75,6 +76,7 @@ __all__ = [
     "ConfigError",
     "Conflict",
     "ConnectionLost",
+    "DelayedMessage",
     "Denied",
     "FrameTooLarge",
     "History",
@@ -92,6 +94,7 @@ __all__ = [
     "Receipt",
     "Remedy",
     "RequestError",
+    "Scheduled",
     "Since",
     "StorageCorrupt",
     "StorageError",
@@ -111,6 +114,7 @@ _HOMES = {
         "ChannelInfo",
         "History",
         "Last",
+        "DelayedMessage",
         "ListedChannel",
         "Since",
         "Subscription",
@@ -124,7 +128,7 @@ _HOMES = {
     "broker.model.levels": ("Level",),
     "broker.model.positions": ("BusPosition", "Position"),
     "broker_native.messages": ("Batch", "Message"),
-    "broker_native.posting": ("Publication", "Receipt"),
+    "broker_native.posting": ("Publication", "Receipt", "Scheduled"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -45,8 +45,6 @@ from broker_native.publisher import Publisher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Self
-
     from broker.core.sequencer import Sequencer
 
 __all__ = ["LEVELS", "PREFIX", "Delayed", "Refused", "Slot"]
@@ -172,17 +170,10 @@ class Delayed:
         self._next: dict[int, int] = {}
         self._batches: deque[_Batch] = deque()
         self._line = Line()
-        self._publisher = Publisher(core.tails, self._line, self, core.limits.headers_bytes_max)
+        # What it stores is answered to nobody: its batches hear of their groups.
+        self._publisher = Publisher(core.tails, self._line, core.own, core.limits.headers_bytes_max)
 
-    # -- as a publisher and a state ------------------------------------------------------------------------------------
-
-    @property
-    def outbox(self) -> Self:
-        """Where answers to what it stores go: nobody needs them, since its batches hear of their groups."""
-        return self
-
-    def refuse(self, failure: BrokerError, number: int, count: int) -> None:
-        """Take a failure of the group, of which the batch hears as well."""
+    # -- as a state -----------------------------------------------------------------------------------------------------
 
     def changes(self) -> bytes:
         """Return the place, if it was noted."""
@@ -257,6 +248,7 @@ class Delayed:
             batch.stored.append((self._number(0, index), records, self._next[slot]))
         self._next[slot] += count
         self._occupied[level] |= 1 << index
+        self._changed()
 
     def _note_place(self) -> None:
         """Have the place stored with the open group."""
@@ -264,14 +256,16 @@ class Delayed:
         self._place_noted = True
         self._stored_block = self.cursor_s >> LEVEL_BITS
         self._core.states.touch(self)
+        self._changed()
 
     def slots(self) -> list[Slot]:
         """Return the slots that hold something, as far as that is committed, those of the earliest times first."""
-        found = []
-        for level in range(LEVELS):
-            for index in range(SLOTS):
-                if self._occupied[level] >> index & 1:
-                    found.append(self.slot(level, index))
+        found = [
+            self.slot(level, index)
+            for level, occupied in enumerate(self._occupied)
+            for index in range(SLOTS)
+            if occupied >> index & 1
+        ]
         return sorted(found, key=lambda slot: (slot.start_s, slot.level))
 
     def slot(self, level: int, index: int) -> Slot:
@@ -303,7 +297,6 @@ class Delayed:
         batch = _Batch(group, self._place)
         self._batches.append(batch)
         self._core.requests.append(self._settled)
-        self._changed()
         return batch
 
     def _settled(self, failure: BrokerError | None) -> None:
@@ -414,8 +407,9 @@ class Delayed:
 
     @property
     def next_us(self) -> int:
-        """When there is something to take next, as far as that is known now."""
-        return max(self.waiting.next_us, self._takeable_us) if self.waiting.due_count else NEVER
+        """When there is something to take next, as far as that depends on nothing but time."""
+        next_us: int = self.waiting.next_us
+        return next_us if next_us <= self._takeable_us else NEVER
 
     def give_back(self) -> None:
         """What is in hand cannot be published now: read it again."""
@@ -490,6 +484,7 @@ class Delayed:
         """Take what is below a sequence out of a slot."""
         self._batch()
         self._core.trim(slot_name(level, index), until, _nothing)
+        self._changed()
         if until >= self._next[level * SLOTS + index]:
             self._occupied[level] &= ~(1 << index)
 

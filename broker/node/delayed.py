@@ -15,12 +15,12 @@ import os
 from collections import deque
 from functools import partial
 from struct import Struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from broker.core.delayed import PREFIX, SLOTS, Delayed, slot_name
+from broker.core.delayed import PREFIX, Delayed
 from broker.events import emit
 from broker.model.errors import BrokerError, error
-from broker_native.delayed import envelopes_of
+from broker.node.delayed_listing import DelayedListing
 
 if TYPE_CHECKING:
     import asyncio
@@ -30,12 +30,13 @@ if TYPE_CHECKING:
     from broker.core.ports import StoredReader
     from broker.core.sequencer import Sequencer
     from broker.model.delayed import DelayedQuery
+    from broker.node.history import Asker
     from broker.node.loader import Loader
     from broker.node.states import StateStore
     from broker_native.intake import Clock
     from broker_native.publisher import Publisher
 
-    Submit = Callable[..., asyncio.Future[list[bytes]]]
+    Submit = Callable[..., asyncio.Future[Any]]
     Done = Callable[[BrokerError | None], None]
 
 __all__ = ["DelayedMessages"]
@@ -146,7 +147,6 @@ class DelayedMessages:
         self.wheel = Delayed(core, os.urandom(16), kick, self._wake)
         self.ready = False
         self.stopped = False
-        self._failure: BrokerError | None = None
         self._asking: list[Done] = []
         self._found: list[bytes] | None = None
         self._begun = False
@@ -156,9 +156,9 @@ class DelayedMessages:
         self._undone_times = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0
+        self._listing = DelayedListing(self.wheel, log, submit, kick)
         self._retries: set[asyncio.TimerHandle] = set()
         self._awaits_channels = False
-        self.late_us_max = 0
 
     # -- start ---------------------------------------------------------------------------------------------------------
 
@@ -267,6 +267,10 @@ class DelayedMessages:
         if not self.wheel.cancel(channel, id):
             raise error("UNKNOWN_MESSAGE", f"channel {channel.decode()}: no message with this id waits for its time")
         self._core.requests.append(done)
+
+    def ask(self, asker: Asker, number: int, query: DelayedQuery) -> None:
+        """As `DelayedListing.ask`."""
+        self._listing.ask(asker, number, query)
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -407,12 +411,6 @@ class DelayedMessages:
                     detail=refused.failure.detail,
                 )
         self._wake()
-
-    # -- listing -------------------------------------------------------------------------------------------------------
-
-    def find(self, query: DelayedQuery) -> asyncio.Future[list[bytes]]:
-        """Begin to read a page of what waits."""
-        raise NotImplementedError
 
     # -- end -----------------------------------------------------------------------------------------------------------
 

@@ -71,6 +71,7 @@ class PublishFlag(IntFlag):
     """Flags in the header of a PUBLISH frame."""
 
     EXPECT = 1
+    AT = 2
 
 
 class DeliverFlag(IntFlag):

@@ -33,8 +33,6 @@ cdef enum:
     SEGMENT_CAPACITY_MIN = 8
     CHANGES_MIN = 64
     DUE_MIN = 64
-    PUBLISHED_DELAYED = 2
-    PUBLISHED_DUPLICATE = 1
     ATTEMPTS_AT = 19
 
     # Of an envelope.
@@ -565,7 +563,7 @@ cdef class Waiting:
                 self.hash_of(name, name_size, id, id_size, &entry)
                 found = self.find(&entry, True)
                 if found != NULL:
-                    answers.add(found.due_us, PUBLISHED_DELAYED | PUBLISHED_DUPLICATE)
+                    answers.add(found.due_us, PUBLISHED_FLAG_DELAYED | PUBLISHED_FLAG_DUPLICATE)
                 else:
                     entry.due_us = due_us
                     entry.ticket = ticket + taken
@@ -573,7 +571,7 @@ cdef class Waiting:
                     self.note_change(&entry, True)
                     put = put_envelope(put, &entry, ENVELOPE_SCHEDULED, name, name_size, id, id_size, at, load_u32(at))
                     taken += 1
-                    answers.add(due_us, PUBLISHED_DELAYED)
+                    answers.add(due_us, PUBLISHED_FLAG_DELAYED)
                 at += load_u32(at)
             return PyBytes_FromStringAndSize(<char*>output, put - output), taken, bytes(answers.entries)
         except BaseException:

@@ -25,6 +25,7 @@ cdef struct Frame:
     bint names                          # a CHANNEL frame goes before it
     bint is_transaction                 # `records` is whole PUBLISH frames, with slots for channels and no numbers
     bint expects                        # its one record goes with the head that its publisher knows
+    bint is_delayed                     # its one record waits for a time, which is `epoch`
     uint64_t epoch
     uint64_t sequence
     FrameState state
@@ -105,9 +106,9 @@ cdef class PublishBuffer:
     cdef list woken
 
     cdef uint32_t put(self, str channel, object payload, object headers, object key, int priority,
-                      object expiry_s, Draft draft=*) except? 0xFFFFFFFF
+                      object expiry_s, Draft draft=*, bytes id=*) except? 0xFFFFFFFF
     cdef int put_record(self, uint32_t slot, const uint8_t* payload, size_t payload_size, object headers,
-                        object key, int priority, object expiry_s, Draft draft) except -1
+                        object key, int priority, object expiry_s, Draft draft, bytes id) except -1
     cdef uint8_t* reserve_record(self, uint32_t slot, size_t size) except NULL
     cdef int count_record(self, uint32_t slot, size_t size) except -1
     cdef int take_expected(self, object expect, uint64_t* epoch, uint64_t* sequence) except -1

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
     from typing import Self
 
-    from broker import BusPosition, ChannelInfo, ListedChannel, Position, SubscriptionEvent
+    from broker import BusPosition, ChannelInfo, DelayedMessage, ListedChannel, Position, SubscriptionEvent
 
 THREADS = 64
 """What waits at once in one test is less."""
@@ -100,6 +100,17 @@ class ThreadedBus(Bus):
         listed = self.client.channels(prefix, after=after, limit=limit, details=details)
         while (channel := await self.in_thread(next, listed, None)) is not None:
             yield channel
+
+    def schedule(self, channel: str, payload: Any, **options: Any) -> Any:
+        return self.in_thread(self.client.submit_scheduled(channel, payload, **options).result)
+
+    async def cancel(self, channel: str, id: str | bytes) -> None:
+        await self.in_thread(self.client.cancel, channel, id)
+
+    async def delayed(self, prefix: str = "", *, limit: int | None = None) -> AsyncIterator[DelayedMessage]:
+        listed = self.client.delayed(prefix, limit=limit)
+        while (message := await self.in_thread(next, listed, None)) is not None:
+            yield message
 
     # .. asking ..
 
