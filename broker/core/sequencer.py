@@ -55,6 +55,7 @@ PUBLISHED_DUPLICATE = 1
 
 ACCEPTED_WAIT_US = 50_000
 """An accepted record is at most this far ahead of the disk; beyond it new ones wait for their commit."""
+EARLY_FOREVER_US = (1 << 64) - 1
 OWN_PAYLOAD_BYTES_MAX = 65 << 20
 """Of a record in the broker's own channels, whatever the limits of others are: a largest message, with its names."""
 RECENT_BYTES = 8 << 20
@@ -187,9 +188,7 @@ class Sequencer:
         return self._fence(time_us, b"")
 
     def _fence(self, time_us: int, extra: bytes) -> Group:
-        group = self._close(time_us, GROUP_FLAG_FENCE, extra)
-        self.in_commit = group
-        return group
+        return self._close(time_us, GROUP_FLAG_FENCE, extra)
 
     def close(self, time_us: int) -> Group:
         """Close the last group of the run, which says that it ended in good order.
@@ -198,9 +197,7 @@ class Sequencer:
         no new epoch, since.
         """
         entry = b"" if self._failed else ENTRY_CLOSE.pack(ENTRY_CLOSE.size, ENTRY_CLOSE_KIND, 0, self.tails.run)
-        group = self._close(time_us, 0, entry)
-        self.in_commit = group
-        return group
+        return self._close(time_us, 0, entry)
 
     # -- what is in memory ---------------------------------------------------------------------------------------------
 
@@ -466,9 +463,13 @@ class Sequencer:
     def end_turn(self, now_us: int) -> None:
         """Deliver what does not wait for the disk, and answer it.
 
+        Time may have passed since it was decided: accepted records that are too far ahead of the disk by now wait.
+
         Connections are served in the order in which they get something: readers first, since they wait longest. On a
         connection that does both, answers leave ahead of deliveries.
         """
+        if now_us > self.tails.early_until_us:
+            self.tails.hold_early()
         number, index = self.tails.group_number, self.tails.early_chunks
         ephemeral, early = self.tails.close_turn()
         if ephemeral is not None:
@@ -486,16 +487,15 @@ class Sequencer:
         if not self._opened_us and not self.tails.group_empty:
             self._opened_us = now_us
 
-    def judge_wait(self, now_us: int) -> int:
-        """Let accepted records wait for their commit while the oldest uncommitted one is too old.
+    def _judge_wait(self, now_us: int) -> None:
+        """Say until when accepted records need not wait for their commit: the oldest uncommitted one is another now.
 
-        Returns:
-            How long until that one is too old, microseconds; 0 when it is, or when nothing is uncommitted.
+        Every read compares its own time with it, and so does the end of a turn: a timer would come too late just when
+        the loop was held up, and what came meanwhile would be answered all the same.
         """
-        oldest = self.in_commit.opened_us if self.in_commit is not None else self._opened_us
-        left_us = max(oldest + ACCEPTED_WAIT_US + 1 - now_us, 0) if oldest else 0
-        self.tails.accepted_waits = bool(oldest) and not left_us
-        return left_us
+        oldest_us = self.in_commit.opened_us if self.in_commit is not None else self._opened_us
+        self.tails.early_until_us = oldest_us + ACCEPTED_WAIT_US if oldest_us else EARLY_FOREVER_US
+        self.tails.accepted_waits = now_us > self.tails.early_until_us
 
     def close_group(self, now_us: int) -> Group | None:
         """Close the open group for the journal; None when it is empty or another one is in commit."""
@@ -504,15 +504,15 @@ class Sequencer:
         self.states.collect()
         if self.tails.group_empty:
             return None
-        self.in_commit = self._close(now_us, 0, b"")
-        return self.in_commit
+        return self._close(now_us, 0, b"")
 
     def _close(self, now_us: int, flags: int, extra: bytes) -> Group:
+        """Put the open group in commit."""
         number, early_values = self.tails.group_number, self.tails.early_values
         value, early = self.tails.close_group(
             self.applied_number, self.applied_chain, self.term, self.writer, now_us, flags, extra, 1 if extra else 0
         )
-        group = Group(
+        self.in_commit = group = Group(
             number=number,
             predecessor=self.applied_number,
             value=value,
@@ -527,6 +527,7 @@ class Sequencer:
         self.duplicates = []
         self.requests = []
         self._opened_us = 0
+        self._judge_wait(now_us)
         return group
 
     def committed(self, now_us: int) -> Group:
@@ -539,8 +540,7 @@ class Sequencer:
         self.recent.add(group)
         self.course.add(group.number, len(group.value))
         self.states.committed(group.number)
-        if self.tails.accepted_waits:
-            self.judge_wait(now_us)
+        self._judge_wait(now_us)
         if now_us - group.opened_us >= LATE_US:
             group.late_s = now_us // 1_000_000
         return group
@@ -591,7 +591,8 @@ class Sequencer:
                 done(why)
         self._opened_us = 0
         self._failed = True
-        self.tails.accepted_waits = False
+        # The fence that follows judges anew.
+        self.tails.early_until_us, self.tails.accepted_waits = EARLY_FOREVER_US, False
         self.states.failed()
 
     # -- readers' positions --------------------------------------------------------------------------------------------

@@ -411,7 +411,7 @@ class Session(Intake):
         self._waiting = None
         self._load_asked = False
         self._load_failure = failure
-        self.tails.now_us = self.node.clock.now_us()
+        self.tails.begin_read(self.node.clock.now_us())
         self._handle(handler)
         self._load_failure = None
         if self._waiting is None:

@@ -177,7 +177,6 @@ class Node:
         self._reload: Profiles | None = None
         self._failures: list[int] = []
         self._turned_us = 0
-        self._wait_timer: asyncio.TimerHandle | None = None
         self._second_timer: asyncio.TimerHandle | None = None
         self._seconds = 0
         self._closed = False
@@ -320,7 +319,7 @@ class Node:
 
     def _turn(self) -> None:
         try:
-            self.core.end_turn(self.tails.now_us)
+            self.core.end_turn(self.clock.now_us())
             if self.core.in_commit is None:
                 self._start_commit()
             self._flush()
@@ -387,18 +386,8 @@ class Node:
         if group is not None:
             self._pace.commits()
             self._commit.commit(group)
-            if self._wait_timer is None:
-                self._check_wait()
         elif self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
-
-    def _check_wait(self) -> None:
-        """While a commit is under way, see whether accepted records must wait for it: at the moment when they must."""
-        self._wait_timer = None
-        if self.core.in_commit is not None and not self._closed:
-            left_us = self.core.judge_wait(self.clock.now_us())
-            if left_us:
-                self._wait_timer = self.loop.call_later(left_us / 1e6, self._check_wait)
 
     def _done(self, group: Group, failure: BrokerError | None) -> None:
         """The commit thread is through with a group."""
@@ -417,9 +406,10 @@ class Node:
         if self.tails.refuse_code and self.tails.refuse_code != _BUSY:
             emit("storage_recovered", group=group.number)
             self.tails.refuse_code = 0
-        self.core.committed(self.clock.now_us())
+        now_us = self.clock.now_us()
+        self.core.committed(now_us)
         # Early chunks of this turn are closed first: a group takes closed ones only.
-        self.core.end_turn(self.tails.now_us)
+        self.core.end_turn(now_us)
         self._start_commit()
         self.core.deliver(group)
         self.history.settled()
@@ -435,7 +425,7 @@ class Node:
     def _failed(self, failure: BrokerError) -> None:
         lost = handed_over(failure)
         emit("commit_failed", code=failure.name, detail=failure.detail, handed_over=lost)
-        self.core.end_turn(self.tails.now_us)
+        self.core.end_turn(self.clock.now_us())
         self.core.failed(failure, handed_over=lost)
         self.catchup.undone()
         self.tails.refuse_code = failure.code if failure.name == "STORAGE_FULL" else _UNAVAILABLE
@@ -570,7 +560,7 @@ class Node:
 
     def _take_profiles(self) -> None:
         assert self._reload is not None
-        self.core.end_turn(self.tails.now_us)
+        self.core.end_turn(self.clock.now_us())
         if self.core.idle:
             self.core.reload(self._reload)
             self._retention.reload(Policies.of(self._reload))
@@ -634,9 +624,8 @@ class Node:
         self.loader.stop()
         self._eviction.stop()
         self.catchup.stop()
-        for timer in (self._wait_timer, self._second_timer):
-            if timer is not None:
-                timer.cancel()
+        if self._second_timer is not None:
+            self._second_timer.cancel()
         try:
             await self.loop.run_in_executor(None, self._close_log)
         finally:

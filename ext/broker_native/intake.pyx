@@ -420,7 +420,7 @@ cdef class Intake:
         if self.closed:
             return 0
         self.heard_us = self.clock.steady()
-        self.tails.now_us = self.clock.read()
+        self.tails.begin_read(self.clock.read())
         self.frames = 0
         self.feeding = True
         try:
@@ -450,7 +450,7 @@ cdef class Intake:
     cdef int go_on(self) except -1:
         """Take in what was put off, as far as the turn's budget goes."""
         cdef size_t size = self.spill.used - self.spill_at
-        self.tails.now_us = self.clock.read()
+        self.tails.begin_read(self.clock.read())
         self.frames = 0
         self.put_off = False
         self.feeding = True

@@ -12,4 +12,5 @@ cdef class PublishedEntries:
     cdef bint in_group
 
     cdef void answer(self, Channel* channel, uint64_t number, uint32_t slot, uint64_t first, uint32_t count) noexcept
+    cdef int hold_answers(self, list waiting) except -1
     cdef bytes split_turn_answers(self)

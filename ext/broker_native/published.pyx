@@ -4,6 +4,7 @@ What is decided at once is answered at the end of the loop's turn; what waits fo
 follow one another in their line and in their channel share an entry.
 """
 
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
@@ -44,6 +45,17 @@ cdef class PublishedEntries:
         store_u64(at + 32, 0)
         at[32] = channel.level
         answers.used += PUBLISHED_ENTRY_BYTES
+
+    cdef int hold_answers(self, list waiting) except -1:
+        """Have the turn's answers of stored channels wait for the open group, among those who wait for it."""
+        cdef bytes answers = self.split_turn_answers()
+        if answers:
+            bytes_append(&self.group_answers, <const uint8_t*>PyBytes_AS_STRING(answers),
+                         <size_t>PyBytes_GET_SIZE(answers))
+            if not self.in_group:
+                waiting.append(self)
+                self.in_group = True
+        return 0
 
     cdef bytes split_turn_answers(self):
         """Take the entries of stored channels out of the turn's answers."""

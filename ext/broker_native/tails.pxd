@@ -30,13 +30,15 @@ cdef class Tails(Channels):
     cdef public uint64_t group_number   # the open group's
     cdef uint32_t epoch_counter         # ephemeral epochs drawn in this run
     cdef public uint32_t transaction_bytes_max  # of one TRANSACTION body
-    cdef public bint accepted_waits     # accepted records wait for their commit
+    cdef public uint64_t early_until_us  # broker time after which accepted records wait for their commit
+    cdef public bint accepted_waits     # it was over when the last read began
     cdef public int refuse_code         # storage does not take records now: the code that says why, else 0
     cdef readonly uint64_t turn_bytes   # decided since the last turn's close
     cdef readonly uint64_t group_bytes  # decided for the open group
     cdef readonly uint64_t records
     cdef readonly uint64_t record_bytes
 
+    cpdef void begin_read(self, uint64_t now_us) noexcept
     cdef int prepare(self, Channel* channel) except -1
     cdef int prepare_ephemeral(self, Channel* channel) except -1
     cdef int prepare_stored(self, Channel* channel) except -1

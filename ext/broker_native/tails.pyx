@@ -10,7 +10,7 @@ reads no clock and does no I/O.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
@@ -69,6 +69,7 @@ cdef class Tails(Channels):
     def __cinit__(self, uint64_t run, uint64_t hash_seed):
         self.group_number = 1
         self.transaction_bytes_max = 0xFFFFFFFF
+        self.early_until_us = UINT64_MAX
         self.early = []
         self.lines_open = []
         self.lines_commit = []
@@ -110,6 +111,12 @@ cdef class Tails(Channels):
             self.stored = stored
 
     # .. decide ..
+
+    cpdef void begin_read(self, uint64_t now_us) noexcept:
+        """Set the time before what was read is decided, and judge by it whether accepted records wait."""
+        self.now_us = now_us
+        if now_us > self.early_until_us:
+            self.accepted_waits = True
 
     cdef int prepare(self, Channel* channel) except -1:
         """Fix the class of the channel's next chunk; draw its id and epoch when it has none.
@@ -325,6 +332,39 @@ cdef class Tails(Channels):
             memcpy(self.checksums.data + self.checksums.used, at + CHUNK_CRC, 4)
             self.checksums.used += 4
             at += load_u32(at)
+
+    def hold_early(self):
+        """Have the open early chunks, and the answers to what is in them, wait for the open group's commit after all.
+
+        What is in the group of a channel already was seen: else its next chunk would be none of the early ones.
+        """
+        cdef ChannelList* dirty = &self.dirty[CLASS_EARLY]
+        cdef ClosedChunks* closed = &self.closed[CLASS_EARLY]
+        cdef ClosedChunks* held = &self.closed[CLASS_GROUP]
+        cdef uint32_t held_count = held.count
+        cdef size_t held_bytes = held.bytes
+        cdef uint32_t index
+        cdef PublishedEntries publisher
+        if not dirty.count:
+            return
+        try:
+            for index in range(closed.count):
+                closed_push(held, closed.items[index].bytes, closed.items[index].size, closed.items[index].capacity)
+        except MemoryError:
+            # A chunk has one owner, also when the turn is cut short.
+            held.count = held_count
+            held.bytes = held_bytes
+            raise
+        closed.count = 0
+        closed.bytes = 0
+        for index in range(dirty.count):
+            channels_push(&self.dirty[CLASS_GROUP], dirty.items[index])
+            dirty.items[index].chunk_class = CLASS_GROUP
+        dirty.count = 0
+        self.open_bytes[CLASS_GROUP] += self.open_bytes[CLASS_EARLY]
+        self.open_bytes[CLASS_EARLY] = 0
+        for publisher in self.publishers_turn:
+            publisher.hold_answers(self.publishers_group)
 
     def close_turn(self):
         """Take what is delivered at the end of a loop turn: (ephemeral value, early value), each bytes or None.

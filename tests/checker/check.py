@@ -149,11 +149,13 @@ def _excused(evidence: Evidence, ack: Answer) -> bool:
 
     The server takes no `accepted` record while its oldest uncommitted one is older than the window. So what one crash
     takes was acknowledged within a window before the last acknowledgement of that life, however long the commit in
-    which it would have been had been under way.
+    which it would have been had been under way. When it was written down is another matter: a recorder that had no turn
+    for a while gets to the last one by so much later.
     """
     if ack.event.level != ACCEPTED or ack.life not in evidence.crashed:
         return False
-    return evidence.last_accepted_s[ack.life] - ack.event.at_s <= evidence.history.accepted_window_s
+    window_s = evidence.history.accepted_window_s + evidence.stalled_s.get(ack.life, 0.0)
+    return evidence.last_accepted_s[ack.life] - ack.event.at_s <= window_s
 
 
 def check_seen_kept(evidence: Evidence) -> Iterator[Anomaly]:

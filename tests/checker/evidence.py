@@ -18,6 +18,7 @@ from tests.checker.history import (
     HistoryError,
     Invoked,
     Refused,
+    Stalled,
     Started,
     TrimAcked,
     TrimAsked,
@@ -66,6 +67,7 @@ class Evidence:
         trim_asked: channel → everything below may be missing. A channel that is not in it has no trim.
         trim_acked: channel → everything below must be missing.
         last_accepted_s: life → time of the last acknowledgement at the level `accepted` in it.
+        stalled_s: life → the recorder's longest stall that was not over when it began; none is not in it.
         at: channel → epoch → sequence → value of the log; the first one where the log repeats a position.
     """
 
@@ -85,9 +87,11 @@ class Evidence:
         self.trim_asked: dict[str, int] = {}
         self.trim_acked: dict[str, int] = {}
         self.last_accepted_s: dict[int, float] = {}
+        self.stalled_s: dict[int, float] = {}
         self.at = {channel: _positions(runs) for channel, runs in history.log.items()}
         self._ranges: dict[str, list[tuple[int, int, int]]] = {}
         self._life = 0
+        self._ends_s: list[float] = []
         self._lines: dict[str, dict[int, int]] = {}
         for index, event in enumerate(history.events):
             self._take(index, event)
@@ -109,6 +113,9 @@ class Evidence:
                 self.crashed.add(self._life)
             case Started():
                 self._life += 1
+                self._ends_s.append(event.at_s)
+            case Stalled():
+                self._take_stalled(event)
             case TrimAsked():
                 self.trims.append((index, event))
                 self.trim_asked[event.channel] = max(event.first, self.trim_asked.get(event.channel, 1))
@@ -135,6 +142,12 @@ class Evidence:
             self.last_accepted_s[self._life] = event.at_s
         for value in values:
             self.acked_at.setdefault(value, index)
+
+    def _take_stalled(self, event: Stalled) -> None:
+        """A stall is written down when it is over, and a life may have ended in it."""
+        begun_s = event.at_s - event.seconds
+        for life in [self._life, *(life for life, end_s in enumerate(self._ends_s) if end_s > begun_s)]:
+            self.stalled_s[life] = max(event.seconds, self.stalled_s.get(life, 0.0))
 
     def _answered(self, answer: Acked | Refused) -> list[int]:
         line = self._lines.get(answer.producer, {})

@@ -142,6 +142,13 @@ class Started(NamedTuple):
     at_s: float
 
 
+class Stalled(NamedTuple):
+    """The recorder did nothing for up to `seconds` before this: what it wrote down then may be so much older."""
+
+    at_s: float
+    seconds: float
+
+
 Event = (
     Invoked
     | Acked
@@ -156,6 +163,7 @@ Event = (
     | TrimAcked
     | Crashed
     | Started
+    | Stalled
 )
 
 
@@ -180,7 +188,7 @@ class History:
         events: in the order in which they happened.
         log: what a reader from the start found in each channel after everything else, in the order of reading.
         accepted_window_s: how long before the last `accepted` acknowledgement of a life that ended with a crash
-            another one may be for its loss to be excused.
+            another one may be for its loss to be excused; and longer by the recorder's longest stall in that life.
     """
 
     levels: Mapping[str, int] = field(default_factory=dict)

@@ -19,6 +19,7 @@ from tests.checker.history import (
     History,
     Invoked,
     Refused,
+    Stalled,
     Started,
     Subscribed,
     TrimAcked,
@@ -110,10 +111,12 @@ class Facts:
         end = min((i for i, e in enumerate(events) if i > index and isinstance(e, Started)), default=len(events))
         life = events[begin:end]
         last_s = [e.at_s for e in life if isinstance(e, Acked) and e.level == ACCEPTED]
+        stalls = [e for e in life if isinstance(e, Stalled)]
+        stalls += [e for e in events[end:] if isinstance(e, Stalled) and e.at_s - e.seconds < events[end].at_s]
         return (
             ack.level == ACCEPTED
             and any(isinstance(e, Crashed) for e in life)
-            and last_s[-1] - ack.at_s <= self.history.accepted_window_s
+            and last_s[-1] - ack.at_s <= self.history.accepted_window_s + max((e.seconds for e in stalls), default=0.0)
         )
 
 

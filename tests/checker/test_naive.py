@@ -21,6 +21,7 @@ from tests.checker.history import (
     Invoked,
     Refused,
     Run,
+    Stalled,
     Started,
     Subscribed,
     TrimAcked,
@@ -82,6 +83,7 @@ def histories(draw: st.DrawFn) -> History:
         st.builds(TrimAcked, st.just(0.0), channel, small),
         st.builds(Crashed, st.just(0.0)),
         st.builds(Started, st.just(0.0)),
+        st.builds(Stalled, st.just(0.0), st.sampled_from([0.02, 0.05, 0.1])),
         st.builds(_answer, st.sampled_from(PRODUCERS), st.integers(0, 2), st.integers(0, 3), small, st.integers(1, 3)),
     )
     events = draw(st.lists(strategy, max_size=16))

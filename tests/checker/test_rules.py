@@ -19,6 +19,7 @@ from tests.checker.history import (
     Invoked,
     Refused,
     Run,
+    Stalled,
     Started,
     Subscribed,
     TrimAcked,
@@ -104,6 +105,49 @@ def test_accepted_is_lost_in_its_window_only(later_s: float, crashes: bool, excu
     expected = set() if excused else lost - after if crashes else lost
     assert found(events, log, ACCEPTED) == expected
     assert check(History({"a": ACCEPTED}, events, log)).excused == (2 if excused else 1 if crashes else 0)
+
+
+FIRST_LIFE: list[Event] = [
+    PUBLISHED[1],
+    Invoked(0.0, "p", 4, "a", [14]),
+    Acked(1.0, "p", 1, 3, epoch=1, first=1, level=ACCEPTED),
+    Acked(1.13, "p", 4, 1, epoch=1, first=4, level=ACCEPTED),
+    Crashed(1.2),
+]
+"""Two acknowledgements 130 ms apart; the records of neither are in the log."""
+
+LAST_ONLY = {(Kind.LOST, 1, n, "") for n in (1, 2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("after", "stalled_s", "excused"),
+    [
+        (3, 0.09, True),
+        (3, 0.07, False),
+        (4, 0.09, True),
+        (6, 0.09, False),  # it begins in the next life
+        (6, 0.2, True),  # the life ended in it
+    ],
+)
+def test_a_recorder_that_was_held_up_widens_the_window_of_its_life(after: int, stalled_s: float, excused: bool) -> None:
+    """The two may have been given 50 ms apart, when the last one was written down so much later."""
+    events = [*FIRST_LIFE, Started(1.22), Subscribed(1.23, "x", "a", True)]
+    events.insert(after, Stalled(events[after - 1].at_s + 0.1, stalled_s))
+    assert found(events, {}, ACCEPTED) == (set() if excused else LAST_ONLY)
+
+
+def test_a_recorder_that_was_held_up_excuses_no_other_life_and_no_other_level() -> None:
+    later: list[Event] = [
+        Started(2.0),
+        Stalled(2.5, 0.4),
+        Invoked(3.0, "p", 5, "a", [15]),
+        Acked(3.1, "p", 5, 1, epoch=2, first=4, level=ACCEPTED),
+        Crashed(3.2),
+    ]
+    assert found([*FIRST_LIFE, *later], {}, ACCEPTED) == LAST_ONLY
+    first = [event._replace(level=SYNCED) if isinstance(event, Acked) else event for event in FIRST_LIFE]
+    stalled = [*first[:4], Stalled(1.15, 0.9), *first[4:]]
+    assert found(stalled, {}) == LAST_ONLY | {(Kind.LOST, 1, 4, "")}
 
 
 def test_acknowledgement_that_arrives_after_the_crash_is_older_than_it() -> None:

@@ -38,6 +38,7 @@ from tests.checker.history import (
     Invoked,
     Refused,
     Run,
+    Stalled,
     Started,
     Subscribed,
     Unknown,
@@ -64,6 +65,9 @@ SLOW_CREDIT_BYTES = 64 * 1024
 STALL_SHARE = 0.02
 STALL_S = 0.4
 """A stall is longer than the credit lasts."""
+BEAT_S = 0.005
+STALL_NOTED_S = 0.02
+"""A loop that is late by less is within what the crowd's window has to spare."""
 BACKOFF = BackoffPolicy(first_s=0.01, longest_s=0.04)
 """A client that waited for seconds would see little of so short a life."""
 SERVE_S_MAX = 0.25
@@ -279,6 +283,20 @@ class Recorder:
         self.add(Delivered(time.monotonic(), consumer, batch.channel, batch.epoch, batch.first, values))
 
 
+async def note_stalls(recorder: Recorder) -> None:
+    """Write down when the loop was held up, for ever.
+
+    An answer is read in one iteration of the loop and written down in the next, so that it may be as old as two.
+    """
+    earlier_s = last_s = time.monotonic()
+    while True:
+        await asyncio.sleep(BEAT_S)
+        now_s = time.monotonic()
+        if now_s - last_s > STALL_NOTED_S:
+            recorder.add(Stalled(now_s, now_s - earlier_s))
+        earlier_s, last_s = last_s, now_s
+
+
 class Crowd:
     """Publishers and subscribers at work, until they are told to finish.
 
@@ -307,7 +325,8 @@ class Crowd:
         publishers: int,
         seed: int,
     ) -> None:
-        # Acknowledgements are written down when the loop gets to them: 50 ms more than the server's own window.
+        # Answers are on their way for a while: 50 ms more than the server's own window. When this loop is held up for
+        # longer than that it says so.
         self.recorder = Recorder(History(levels=levels, accepted_window_s=0.1))
         self.acknowledged = 0
         self.failures: list[BrokerError] = []
@@ -324,8 +343,10 @@ class Crowd:
         self._stack = AsyncExitStack()
         self._publishing: list[asyncio.Task[None]] = []
         self._reading: list[asyncio.Task[None]] = []
+        self._noting: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
+        self._noting = asyncio.create_task(note_stalls(self.recorder), name="note stalls")
         for name, filters in self._filters.items():
             bus = await self._stack.enter_async_context(connect(self._url, backoff=BACKOFF))
             for channel in self._selected(filters):
@@ -341,7 +362,8 @@ class Crowd:
         return self
 
     async def __aexit__(self, *failure: object) -> None:
-        tasks = [*self._publishing, *self._reading]
+        assert self._noting is not None
+        tasks = [*self._publishing, *self._reading, self._noting]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 from broker.model.errors import error
-from tests.checker.history import Acked, History, Invoked, Refused, Unknown
-from tests.fault.harness import Recorder, payload_of, value_of
+from tests.checker.history import Acked, History, Invoked, Refused, Stalled, Unknown
+from tests.fault.harness import BEAT_S, STALL_NOTED_S, Recorder, note_stalls, payload_of, value_of
 
 
 def test_values_survive_their_payloads() -> None:
@@ -32,3 +35,23 @@ def test_outcomes_are_told_apart() -> None:
     kinds = [type(event) for event in recorder.history.events]
     assert kinds == [Invoked, Invoked, Refused, Unknown, Unknown]
     assert Acked not in kinds
+
+
+def hold_up(seconds: float) -> tuple[float, float]:
+    """Keep the loop from everything else; returns since when, and for how long."""
+    begun_s = time.monotonic()
+    time.sleep(seconds)
+    return begun_s, time.monotonic() - begun_s
+
+
+async def test_a_loop_that_is_held_up_says_so() -> None:
+    recorder = Recorder(History())
+    noting = asyncio.create_task(note_stalls(recorder))
+    await asyncio.sleep(2 * BEAT_S)
+    begun_s, held_s = hold_up(3 * STALL_NOTED_S)
+    await asyncio.sleep(2 * BEAT_S)
+    noting.cancel()
+    stalls = [event for event in recorder.history.events if isinstance(event, Stalled)]
+    longest = max(stalls, key=lambda stall: stall.seconds)
+    assert longest.seconds >= held_s
+    assert longest.at_s - longest.seconds <= begun_s

@@ -31,6 +31,7 @@ from tests.reference.frames import (
     build_frame,
     build_record,
     publish_body,
+    published_of,
 )
 
 FRAME_BYTES_MAX = 100_000
@@ -603,6 +604,32 @@ def test_dear_frames_end_a_turn_by_its_time() -> None:
     assert len(other.calls) == 2, "200 us of both"
     loop.drain()
     assert tokens(intake) == tokens(other) == list(range(1_000))
+
+
+def test_each_read_and_each_turn_of_what_was_put_off_judges_anew_whether_accepted_records_wait() -> None:
+    """The loop may have been held up before either: no timer would have had its turn."""
+    connection = Connection()
+    connection.tails.load(b"a.x", 2, 2, 1_000)
+    assert connection.intake.publisher is not None
+    connection.intake.publisher.bind(0, b"a.x")
+    connection.tails.early_until_us = NOW_US + 50_000
+    connection.intake.feed(publish(0, 1, b"early"))
+    connection.clock.manual_us = NOW_US + 50_001
+    connection.intake.feed(publish(0, 2, b"waits"))
+    assert connection.tails.close_turn()[1] is not None
+    (early,) = [answers for _, answers in connection.tails.take_turn_answers()]
+    assert [(entry.number, entry.count) for entry in published_of(early)] == [(1, 2)], "one chunk, one class"
+    connection.intake.feed(publish(0, 3, b"waits"))
+    assert connection.tails.close_turn() == (None, None)
+
+    loop = Loop()
+    intake = loop.intake()
+    intake.tails.early_until_us = NOW_US + 50_000
+    intake.feed(b"".join(PINGS))
+    assert not intake.tails.accepted_waits
+    loop.clock.manual_us = NOW_US + 50_001
+    loop.buffer.go_on()
+    assert intake.tails.accepted_waits
 
 
 def test_refused_publishes_have_a_budget_too() -> None:

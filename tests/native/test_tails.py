@@ -109,6 +109,11 @@ class Pair:
         self.check()
         return code
 
+    def hold_early(self) -> None:
+        self.native.hold_early()
+        self.twin.hold_early()
+        self.check()
+
     def close_turn(self) -> tuple[bytes | None, bytes | None]:
         values = self.native.close_turn()
         assert values == self.twin.close_turn()
@@ -295,7 +300,9 @@ publishes = st.tuples(
     st.integers(0, len(SLOTS) - 1),
     st.lists(some_records | small_records, min_size=1, max_size=3),
 )
-others = st.sampled_from(["turn", "turn", "close", "commit", "commit", "fail", "unknown", "wait", "no wait", "later"])
+others = st.sampled_from(
+    ["turn", "turn", "hold", "close", "commit", "commit", "fail", "unknown", "wait", "no wait", "later"]
+)
 steps = st.lists(publishes | st.tuples(others), max_size=40)
 
 
@@ -305,6 +312,8 @@ def take_step(pair: Pair, step: tuple[Any, ...]) -> None:
             assert pair.publish(who, slot, records) == 0
         case ("turn",):
             pair.close_turn()
+        case ("hold",):
+            pair.hold_early()
         case ("close",) if pair.in_commit is None:
             pair.close_group()
         case ("commit",) if pair.in_commit is not None:
@@ -661,6 +670,41 @@ def test_accepted_that_waits_keeps_its_order_until_it_has_caught_up() -> None:
     _, early = pair.close_turn()
     assert early is not None
     assert chunks_of(early)[0].first == 5
+
+
+def test_early_chunks_that_are_held_wait_with_their_answers() -> None:
+    pair = Pair()
+    pair.publish(0, 2, [Record(b"seen")])
+    pair.close_turn()
+    for slot, payload in ((0, b"ephemeral"), (2, b"a" * 70_000), (2, b"b"), (4, b"synced")):
+        pair.publish(0, slot, [Record(payload)])
+    pair.hold_early()
+    pair.hold_early()
+    pair.publish(0, 2, [Record(b"c")])
+    ephemeral, early = pair.native.close_turn()
+    assert (ephemeral, early) == pair.twin.close_turn()
+    assert ephemeral is not None
+    assert early is None
+    (at_once,) = [answers for _, answers in pair.native.take_turn_answers()]
+    assert [entry.level for entry in published_of(at_once)] == [1], "who waits for nothing is answered all the same"
+    pair.twin.take_turn_answers()
+    value, delivered = pair.native.close_group(0, 0, 0, 0, 0)
+    assert (value, delivered) == pair.twin.close_group(0, 0, 0, 0, 0)
+    assert delivered == 1
+    payloads = [record.payload for chunk in groups.parse_group(value).chunks for record in records_of(chunk)]
+    assert payloads == [b"seen", b"a" * 70_000, b"synced", b"b", b"c"]
+    (later,) = [answers for _, answers in pair.native.take_answers()]
+    assert sorted((entry.number, entry.count) for entry in published_of(later)) == [(3, 2), (5, 1), (6, 1)]
+
+
+def test_accepted_records_wait_from_the_first_read_after_their_time() -> None:
+    tails = Tails(1, 4770)
+    tails.begin_read(1 << 63)
+    assert not tails.accepted_waits, "nothing is uncommitted"
+    tails.early_until_us = 100
+    for now_us, waits in ((99, False), (100, False), (101, True)):
+        tails.begin_read(now_us)
+        assert (tails.now_us, tails.accepted_waits) == (now_us, waits)
 
 
 def test_levels_in_answers() -> None:

@@ -187,7 +187,7 @@ class Pipeline:
     def wait(self, us: int) -> None:
         """Let time pass."""
         self.now_us += us
-        self.core.tails.now_us = self.now_us
+        self.core.tails.begin_read(self.now_us)
 
     def end_turn(self) -> None:
         self.core.end_turn(self.now_us)

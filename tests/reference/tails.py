@@ -334,6 +334,15 @@ class Tails:
         self.dirty[chunk_class], self.closed[chunk_class] = [], []
         return chunks
 
+    def hold_early(self) -> None:
+        self.closed[GROUP] += self.closed[EARLY]
+        for channel in self.dirty[EARLY]:
+            channel.chunk_class = GROUP
+        self.dirty[GROUP] += self.dirty[EARLY]
+        self.dirty[EARLY], self.closed[EARLY] = [], []
+        for publisher in self.publishers:
+            publisher.hold_answers()
+
     def close_turn(self) -> tuple[bytes | None, bytes | None]:
         ephemeral, early = self.take_class(EPHEMERAL), self.take_class(EARLY)
         self.early += early
@@ -664,6 +673,11 @@ class Publisher:
             answers[-1].count += count
         else:
             answers.append(answer)
+
+    def hold_answers(self) -> None:
+        """Have the turn's answers of stored channels wait for the group."""
+        self.group_answers += [answer for answer in self.turn_answers if answer.level != LEVEL_EPHEMERAL]
+        self.turn_answers = [answer for answer in self.turn_answers if answer.level == LEVEL_EPHEMERAL]
 
     def split_stored_answers(self) -> bytes:
         """Take the answers that fail with the pending groups: those of stored channels."""

@@ -154,7 +154,6 @@ class World:
 
     def wait(self) -> None:
         self.pipeline.wait(self.random.choice([1, 100, 5_000, ACCEPTED_WAIT_US]))
-        self.pipeline.core.judge_wait(self.pipeline.now_us)
 
     def close(self) -> None:
         self.pipeline.end_turn()

@@ -214,9 +214,9 @@ def test_accepted_records_wait_while_the_disk_is_far_behind() -> None:
     connection.publish(b"s.x", b"old")
     core.end_turn(1_000)
     core.close_group(1_000)
-    core.judge_wait(1_000 + ACCEPTED_WAIT_US)
+    core.tails.begin_read(1_000 + ACCEPTED_WAIT_US)
     assert not core.tails.accepted_waits
-    core.judge_wait(1_001 + ACCEPTED_WAIT_US)
+    core.tails.begin_read(1_001 + ACCEPTED_WAIT_US)
     assert core.tails.accepted_waits
     connection.publish(b"a.x", b"waits")
     core.end_turn(1_002 + ACCEPTED_WAIT_US)
@@ -227,6 +227,55 @@ def test_accepted_records_wait_while_the_disk_is_far_behind() -> None:
     assert not core.tails.accepted_waits, "the oldest one is young now"
     pipeline.commit()
     assert [entry.level for entry in connection.answers()] == [3, 2]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_accepted_records_wait_when_their_turn_ends_too_late(late: bool) -> None:
+    """Between the read and the end of its turn the loop may have been held up, with the commit under way."""
+    pipeline = Pipeline()
+    connection, reader = Connection(pipeline.core), Connection(pipeline.core, producer=None)
+    reader.subscribe(b"a.x", b"e.x")
+    connection.publish(b"a.x", b"in commit")
+    pipeline.wait(1_000)
+    pipeline.close_group()
+    connection.answers()
+    reader.take()
+    pipeline.wait(ACCEPTED_WAIT_US - 1)
+    connection.publish(b"a.x", b"in time?")
+    connection.publish(b"e.x", b"waits for nothing")
+    assert not pipeline.core.tails.accepted_waits
+    pipeline.core.end_turn(pipeline.now_us + 1 + late)
+    assert [entry.level for entry in connection.answers()] == ([1] if late else [2, 1])
+    assert [delivery.flags & DELIVER_EARLY for delivery in reader.deliveries()] == ([0] if late else [0, DELIVER_EARLY])
+    pipeline.append()
+    pipeline.done(close_next=True)
+    pipeline.append()
+    pipeline.done()
+    assert [entry.level for entry in connection.answers()] == ([2] if late else [])
+    seen = [record.payload for delivery in reader.deliveries() for record in records_of(delivery.chunk)]
+    assert seen == ([b"in time?"] if late else [])
+
+
+def test_how_old_the_oldest_uncommitted_record_is_counts_from_group_to_group() -> None:
+    """A record that came while a long commit was under way is as old as that when its own commit begins."""
+    pipeline = Pipeline()
+    connection = Connection(pipeline.core)
+    pipeline.wait(1_000)
+    connection.publish(b"a.x", b"first")
+    pipeline.close_group()
+    pipeline.wait(40_000)
+    connection.publish(b"a.x", b"second")
+    pipeline.end_turn()
+    pipeline.wait(20_000)
+    assert pipeline.core.tails.accepted_waits
+    pipeline.append()
+    pipeline.done(close_next=True)
+    assert not pipeline.core.tails.accepted_waits
+    assert pipeline.core.tails.early_until_us == 41_000 + ACCEPTED_WAIT_US
+    pipeline.append()
+    pipeline.done()
+    pipeline.wait(1 << 40)
+    assert not pipeline.core.tails.accepted_waits, "nothing is uncommitted"
 
 
 # --- Failed commits ------------------------------------------------------------------------------------------------
