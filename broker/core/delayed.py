@@ -198,7 +198,7 @@ class Delayed:
 
     def _set_place(self, place: tuple[int, int]) -> None:
         self._place = place
-        self.cursor_s = place[0] // S
+        self.cursor_s = self.loaded_s = place[0] // S
 
     @property
     def place(self) -> tuple[int, int]:
@@ -320,7 +320,7 @@ class Delayed:
         self._batches.clear()
         self._stored_block = -1
         self._place_noted = False
-        self.loaded_s, self.loading_s = self.cursor_s, -1
+        self.loading_s = -1
         self.undone_times += 1
         for slot in self._next:
             self._look(slot)
