@@ -148,6 +148,7 @@ class DelayedMessages:
         self.ready = False
         self.stopped = False
         self._asking: list[Done] = []
+        self._looks = False
         self._found: list[bytes] | None = None
         self._begun = False
         self._turning = False
@@ -164,6 +165,7 @@ class DelayedMessages:
 
     def start(self) -> None:
         """Look whether anything is stored, and begin if so."""
+        self._looks = True
         self._states.names(PREFIX).add_done_callback(self._have_names)
 
     def need(self, done: Done) -> None:
@@ -171,6 +173,8 @@ class DelayedMessages:
         self._asking.append(done)
         if self._found is not None:
             self._begin(self._found)
+        elif not self._looks:
+            self.start()
 
     def _have_names(self, job: asyncio.Future[list[bytes]]) -> None:
         if job.cancelled() or self.stopped:

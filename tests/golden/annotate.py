@@ -21,7 +21,7 @@ KINDS = {
     17: "PUBLISHED", 18: "DELIVER", 20: "CREDIT", 23: "TRANSACTION",
 }  # fmt: skip
 LEVELS = {1: "ephemeral", 2: "accepted", 3: "synced", 4: "replicated"}
-FLAGS = {"DELIVER": ((1, "NAME"), (2, "EARLY")), "PUBLISH": ((1, "EXPECT"),)}
+FLAGS = {"DELIVER": ((1, "NAME"), (2, "EARLY")), "PUBLISH": ((1, "EXPECT"), (2, "AT"))}
 REASONS = {1: "expired", 2: "compacted", 3: "revoked", 4: "erased", 5: "dropped"}
 RECORD_FIELDS = (
     (0x0001, "PUBLISHER", 1),
@@ -30,6 +30,7 @@ RECORD_FIELDS = (
     (0x0008, "EXPIRY", 0),
     (0x0010, "KEY", 2),
     (0x0020, "HEADERS", 2),
+    (0x0040, "ID", 1),
 )
 FIXED_FIELDS = {0x0002: 8, 0x0004: 1, 0x0008: 4}
 GONE = 0x8000
@@ -203,6 +204,10 @@ def publish_fields(body: Bytes, flags: int) -> Iterator[Field]:
     if flags & 1:
         yield number(body, 8, "epoch")
         yield number(body, 8, "sequence")
+    if flags & 2:
+        when = body.take(8)
+        value = int.from_bytes(when, "little")
+        yield when, f"when {value}" if value < 1 << 63 else f"when {value - (1 << 63)} from now"
     while body.left:
         yield from record_fields(body, "record")
 

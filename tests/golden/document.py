@@ -17,7 +17,7 @@ from broker.wire import control
 from broker.wire.kinds import Kind
 from broker_native.crc32c import crc32c_of
 from tests.golden.annotate import Bytes, annotate, chunk_fields, frames, render
-from tests.golden.conversations import CONVERSATIONS, EPOCH, PRODUCER, expecting, publish, transaction
+from tests.golden.conversations import CONVERSATIONS, EPOCH, PRODUCER, delayed, expecting, publish, transaction
 from tests.golden.stage import JOURNAL, TIME_US
 from tests.reference.frames import Record, build_record
 from tests.reference.server import deliver
@@ -93,6 +93,7 @@ EXAMPLES: dict[str, bytes] = {
     "REPLY": control.encode_reply(1, {"epoch": EPOCH, "first": 1, "head": 4, "level": 3}),
     "PUBLISH": publish(0, 1, b"hello", Record(b"fine", priority=1, key=b"mood")),
     "PUBLISH, with EXPECT": expecting(0, 3, (EPOCH, 2), b"next"),
+    "PUBLISH, with AT": delayed(0, 4, TIME_US + 3_600_000_000, Record(b"wake up", id=b"alarm-7")),
     "PUBLISHED": PUBLISHED,
     "DELIVER": deliver(chunk(1, TIME_US, Record(b"hello")), group=2, index=0),
     "DELIVER, with NAME and EARLY": deliver(

@@ -21,7 +21,7 @@ HELLO, ERROR, PING, CHANNEL, SUBSCRIBE = 1, 3, 4, 7, 8
 PUBLISH, PUBLISHED, DELIVER, CREDIT = 16, 17, 18, 20
 DELIVER_NAME, DELIVER_EARLY = 1, 2
 
-PUBLISHER, NUMBER, PRIORITY, EXPIRY, KEY, HEADERS, GONE = 0x1, 0x2, 0x4, 0x8, 0x10, 0x20, 0x8000
+PUBLISHER, NUMBER, PRIORITY, EXPIRY, KEY, HEADERS, ID, GONE = 0x1, 0x2, 0x4, 0x8, 0x10, 0x20, 0x40, 0x8000
 
 
 # --- Records ------------------------------------------------------------------------------------------------------
@@ -39,6 +39,7 @@ class Record:
     expiry_s: int | None = None
     key: bytes | None = None
     headers: bytes | None = None
+    id: bytes | None = None
     gone: tuple[int, int] | None = None
 
     @property
@@ -57,6 +58,7 @@ def build_record(record: Record, *, flags: int | None = None, reserved: int = 0,
         (EXPIRY, None if record.expiry_s is None else struct.pack("<I", record.expiry_s)),
         (KEY, None if record.key is None else struct.pack("<H", len(record.key)) + record.key),
         (HEADERS, None if record.headers is None else struct.pack("<H", len(record.headers)) + record.headers),
+        (ID, None if record.id is None else bytes([len(record.id)]) + record.id),
         (GONE, None if record.gone is None else struct.pack("<B3xI", *record.gone)),
     ):
         if packed is not None:
@@ -99,6 +101,7 @@ def _read_record(body: bytes, flags: int, time_us: int) -> Record:
         expiry_s=struct.unpack("<I", take(4))[0] if flags & EXPIRY else None,
         key=take(struct.unpack("<H", take(2))[0]) if flags & KEY else None,
         headers=take(struct.unpack("<H", take(2))[0]) if flags & HEADERS else None,
+        id=take(take(1)[0]) if flags & ID else None,
         gone=struct.unpack("<B3xI", take(8)) if flags & GONE else None,
         payload=body[at:],
         time_us=time_us,

@@ -120,6 +120,11 @@ class MemoryJournal:
             self._folded += 1
         return self._tables
 
+    def names(self, prefix: bytes, after: bytes, count_max: int) -> list[bytes]:
+        """The smallest names of stored channels with a prefix past another name."""
+        names = sorted(body[4 : 4 + body[2]] for body in self.tables.channels.values())
+        return [name for name in names if name.startswith(prefix) and name > after][:count_max]
+
     @property
     def ids(self) -> set[int]:
         """Every id that a channel ever had, dropped ones too."""
