@@ -435,8 +435,8 @@ class Bus(ABC):
     def delayed(self, prefix: str = "", *, limit: int | None = None) -> AsyncIterator[DelayedMessage]:
         """Iterate over the messages that wait, the earliest first, but for a second here or there; pages by itself.
 
-        What is scheduled, published or cancelled meanwhile is listed or not; far-off messages move now and then, and one
-        that does so meanwhile may be missed or listed twice.
+        What is scheduled, published or cancelled meanwhile is listed or not; far-off messages move now and then, and
+        one that does so meanwhile may be missed or listed twice.
 
         Args:
             prefix: What their channels' names begin with; any text.

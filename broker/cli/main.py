@@ -31,6 +31,7 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "sub": "Print what arrives on channels.",
         "history": "Print what is stored of a channel.",
         "channel": "List channels, trim or remove one.",
+        "delayed": "List messages that wait for their time, cancel one.",
         "top": "Watch a running server, and who is behind.",
         "bench": "Measure the broker and verify every message.",
         "backup": "Copy a broker's data, running or not.",

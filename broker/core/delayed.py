@@ -10,13 +10,13 @@ own. A slot of level 0 is a second, one of each further level 64 of the level be
  $delayed                               the place: (due_us, sequence) up to which everything was published
 ```
 
-When the wheel comes to the slot before a coarse one, that one is read from its beginning and its messages are appended to
-finer slots, a chunk at a time; each chunk is trimmed away in the group that has its messages elsewhere, so that a crash
-leaves every message in exactly one slot. What the trim has left is where to go on, and needs no note of its own. A slot
-of level 0 is read two seconds before its time into an order by (due_us, sequence). What is due is published in the very
-group that moves the place on: a crash has both or neither, and nothing is published twice or never. Behind the place
-the slot is trimmed. Slots are never dropped, so that a sequence within a slot is never given twice and no name has to be
-created each second.
+When the wheel comes to the slot before a coarse one, that one is read from its beginning and its messages are appended
+to finer slots, a chunk at a time; each chunk is trimmed away in the group that has its messages elsewhere, so that a
+crash leaves every message in exactly one slot. What the trim has left is where to go on, and needs no note of its own.
+A slot of level 0 is read two seconds before its time into an order by (due_us, sequence). What is due is published in
+the very group that moves the place on: a crash has both or neither, and nothing is published twice or never. Behind the
+place the slot is trimmed. Slots are never dropped, so that a sequence within a slot is never given twice and no name
+has to be created each second.
 
 In memory there is an entry of 32 bytes for each message, found by its channel and id, and the envelopes of the next
 seconds (`broker_native.delayed`). A cancellation takes the entry out and appends a record to the slot of the message's
@@ -45,6 +45,7 @@ from broker_native.publisher import Publisher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
     from broker.core.sequencer import Sequencer
 
 __all__ = ["LEVELS", "PREFIX", "Delayed", "Refused", "Slot"]
@@ -173,7 +174,7 @@ class Delayed:
         # What it stores is answered to nobody: its batches hear of their groups.
         self._publisher = Publisher(core.tails, self._line, core.own, core.limits.headers_bytes_max)
 
-    # -- as a state -----------------------------------------------------------------------------------------------------
+    # -- as a state ----------------------------------------------------------------------------------------------------
 
     def changes(self) -> bytes:
         """Return the place, if it was noted."""

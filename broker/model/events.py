@@ -270,8 +270,8 @@ EVENTS: tuple[Event, ...] = (
         "delayed_refused",
         Severity.WARNING,
         "node",
-        "messages whose time has come are not taken by their channel; they are published later: after a minute, or after "
-        "a second when the reason is of the moment",
+        "messages whose time has come are not taken by their channel; they are tried again after a minute, or after a "
+        "second when the reason is of the moment",
         "Give the channel a profile that takes them, or cancel them: `broker delayed ls`, `broker delayed cancel`.",
         (
             _text("channel", "where they belong"),

@@ -90,10 +90,13 @@ class RecordFlag(IntFlag):
     EXPIRY = 0x0008
     KEY = 0x0010
     HEADERS = 0x0020
+    ID = 0x0040
     GONE = 0x8000
 
 
-RECORD_FLAGS_CLIENT: Final = RecordFlag.PRIORITY | RecordFlag.EXPIRY | RecordFlag.KEY | RecordFlag.HEADERS
+RECORD_FLAGS_CLIENT: Final = (
+    RecordFlag.PRIORITY | RecordFlag.EXPIRY | RecordFlag.KEY | RecordFlag.HEADERS | RecordFlag.ID
+)
 RECORD_FLAGS_KNOWN: Final = RECORD_FLAGS_CLIENT | RecordFlag.PUBLISHER | RecordFlag.NUMBER | RecordFlag.GONE
 
 PUBLISHED_FLAG_DUPLICATE: Final = 1

@@ -901,7 +901,8 @@ def publishing() -> Trace:
 CONVERSATIONS: dict[str, Callable[[], Trace]] = {
     build.__name__: build
     for build in (
-        specification, handshake, durability, line, refusals, conditions, later, transactions, starts, patterns, early, failures, taken_back, credit,
+        specification, handshake, durability, line, refusals, conditions, later, transactions,
+        starts, patterns, early, failures, taken_back, credit,
         slow, subscriptions, requests, history, resuming, drain, closing,
         publishing,
     )

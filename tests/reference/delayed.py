@@ -182,9 +182,9 @@ class PlainWaiting:
     def load(self, first: int, records: list[bytes], after: tuple[int, int], until: int) -> None:
         for sequence, record in enumerate(records, first):
             envelope = unpack(record)
-            if envelope.kind == SCHEDULED and sequence < until and (envelope.due_us, sequence) > after:
-                if not self.complete or self._is_live(envelope):
-                    self._push(sequence, envelope)
+            wanted = envelope.kind == SCHEDULED and sequence < until and (envelope.due_us, sequence) > after
+            if wanted and (not self.complete or self._is_live(envelope)):
+                self._push(sequence, envelope)
 
     def take(self, now_us: int, bytes_max: int) -> list[bytes]:
         size, names = 0, {}

@@ -52,7 +52,7 @@ ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "broker/wire/specification.md").read_text()
 LAYOUT_TEXT = (ROOT / "ext/broker_native/layout.pxd").read_text()
 INT_SIZES = {"u8": 1, "u16": 2, "u32": 4, "u64": 8}
-CLIENT_FLAGS = {"PRIORITY", "EXPIRY", "KEY", "HEADERS"}
+CLIENT_FLAGS = {"PRIORITY", "EXPIRY", "KEY", "HEADERS", "ID"}
 
 
 # -- reading the document ----------------------------------------------------------------------------------------------
