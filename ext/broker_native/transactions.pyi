@@ -1,4 +1,4 @@
-from broker_native.tails import Publisher
+from broker_native.publisher import Publisher
 
 CODES: dict[str, int]
 

@@ -231,6 +231,7 @@ class Stage:
         self.node._commit = self.commits  # type: ignore[assignment]
         self.node.catchup._pool = Pool()  # type: ignore[assignment]
         self.node._every_second()
+        self.node.delayed.start()
 
     def set_clock(self) -> None:
         """Make the stage's time the broker's, and the one by which it measures silence."""

@@ -120,7 +120,8 @@ class PlainWaiting:
 
     def schedule(self, channel: bytes, body: bytes, level: int, due_us: int, ticket: int) -> tuple[bytes, int, bytes]:
         slot, _, number = PUBLISH.unpack_from(body)
-        taken, entries = [], []
+        taken: list[Envelope] = []
+        entries: list[list[int]] = []
         for record in split(body[PUBLISH.size :]):
             id = record[13 : 13 + record[12]]
             found = self.waiting.get((channel, id))
@@ -187,7 +188,8 @@ class PlainWaiting:
                 self._push(sequence, envelope)
 
     def take(self, now_us: int, bytes_max: int) -> list[bytes]:
-        size, names = 0, {}
+        size = 0
+        names: dict[bytes, None] = {}
         while self.order and self.order[0][0] <= now_us:
             more = len(self.order[0][2].pack()) - RECORD.size
             if size and size + more > bytes_max:

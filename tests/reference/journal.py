@@ -122,7 +122,10 @@ class MemoryJournal:
 
     def names(self, prefix: bytes, after: bytes, count_max: int) -> list[bytes]:
         """The smallest names of stored channels with a prefix past another name."""
-        names = sorted(body[4 : 4 + body[2]] for body in self.tables.channels.values())
+        tables = groups.Tables()
+        for value in self.good:
+            tables.apply_group(value)
+        names = sorted(body[4 : 4 + body[2]] for body in tables.channels.values())
         return [name for name in names if name.startswith(prefix) and name > after][:count_max]
 
     @property
