@@ -81,7 +81,7 @@ class Slot(NamedTuple):
     """
 
     level: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a slot
     start_s: int
     channel: int
     first: int
@@ -92,7 +92,7 @@ class Refused(NamedTuple):
     """Messages that their channel did not take at their time."""
 
     channel: bytes
-    count: int
+    messages: int
     failure: BrokerError
 
 

@@ -410,7 +410,7 @@ class DelayedMessages:
                 emit(
                     "delayed_refused",
                     channel=refused.channel.decode(),
-                    messages=refused.count,
+                    messages=refused.messages,
                     code=refused.failure.name,
                     detail=refused.failure.detail,
                 )

@@ -1,4 +1,4 @@
-# Messages that wait for their time: who waits, found by (channel, id), and the next of them in the order of their times.
+# Messages that wait for their time: an index of all by (channel, id), and the next of them in the order of their times.
 #
 # What is stored of a waiting message is a record in a slot of the wheel (broker/core/delayed.py), whose payload is an
 # envelope:
@@ -16,8 +16,8 @@
 #
 # A segment grows by a quarter, by itself: with a million entries that moves about a thousand.
 #
-# What is due next is a binary heap over copies of envelopes, ordered by (due_us, sequence in the slot), and bounded: past
-# its bytes it gives up its latest half, and `horizon` says from which key on it knows nothing.
+# What is due next is a binary heap over copies of envelopes, ordered by (due_us, sequence in the slot), and bounded:
+# past its bytes it gives up its latest half, and `horizon` says from which key on it knows nothing.
 #
 # One thread, the loop's.
 

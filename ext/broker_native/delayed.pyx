@@ -67,7 +67,7 @@ cdef void sip_hash(uint64_t seed_0, uint64_t seed_1, const uint8_t* data, size_t
     cdef uint64_t v[4]
     cdef uint64_t word
     cdef size_t at = 0
-    cdef int rest
+    cdef int rest, _
     v[0] = seed_0 ^ <uint64_t>0x736F6D6570736575
     v[1] = seed_1 ^ <uint64_t>0x646F72616E646F6D ^ 0xEE
     v[2] = seed_0 ^ <uint64_t>0x6C7967656E657261
@@ -87,11 +87,11 @@ cdef void sip_hash(uint64_t seed_0, uint64_t seed_1, const uint8_t* data, size_t
     sip_round(v)
     v[0] ^= word
     v[2] ^= 0xEE
-    for rest in range(4):
+    for _ in range(4):
         sip_round(v)
     entry.low = v[0] ^ v[1] ^ v[2] ^ v[3]
     v[1] ^= 0xDD
-    for rest in range(4):
+    for _ in range(4):
         sip_round(v)
     entry.high = v[0] ^ v[1] ^ v[2] ^ v[3]
 
@@ -388,7 +388,8 @@ cdef class Waiting:
         """Make room for an entry."""
         cdef Segment* segment = &self.segments[entry.high >> (64 - SEGMENT_BITS)]
         if (segment.count + 1) * 8 > segment.capacity * 7:
-            self.resize(segment, <uint32_t>max(segment.capacity + segment.capacity // 4, <uint32_t>SEGMENT_CAPACITY_MIN))
+            self.resize(segment, <uint32_t>max(segment.capacity + segment.capacity // 4,
+                                               <uint32_t>SEGMENT_CAPACITY_MIN))
         return 0
 
     cdef int insert(self, const Pending* entry) except -1:

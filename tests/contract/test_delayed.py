@@ -188,7 +188,7 @@ async def test_it_is_scheduled_and_published_in_one_breath_with_others(home: Hom
     """Numbers of the line go on through frames of all kinds, however many are in flight."""
     channel = f"s.{room}"
     async with home.bus() as bus, await bus.subscribe(channel) as messages:
-        outcomes = []
+        outcomes: list[Any] = []
         for number in range(40):
             outcomes.append(bus.publish(channel, b"p%d" % number))
             outcomes.append(bus.schedule(channel, b"d%d" % number, delay_s=0.2))

@@ -233,7 +233,8 @@ def test_an_order_with_a_bound_gives_up_the_latest_and_says_from_where() -> None
         stored, _, _ = waiting.schedule(b"c", body_of([b"%d" % number]), plain.PUBLISH.size, 3, due_us, number + 1)
         records.append(stored)
     chunk = plain.chunk_of(1, records)
-    place, rounds, came = (0, 0), 0, []
+    place, rounds = (0, 0), 0
+    came: list[bytes] = []
     while len(came) < 100:
         waiting.forget_horizon()
         waiting.load(chunk, *place, 1_000)

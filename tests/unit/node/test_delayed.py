@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from broker.model.limits import Limits
 from broker.wire import control
 from broker.wire.kinds import Kind
-from tests.golden.conversations import delayed, encode_channel
+from tests.golden.conversations import delayed
 from tests.golden.stage import Stage
 from tests.reference.frames import Record
 from tests.reference.groups import CHANNEL, parse_group, payloads_of
@@ -58,7 +58,7 @@ class Life:
         self.number = 1
         self.stage.connect(self.name)
         self.say(control.encode_hello("test", None, None))
-        self.say(encode_channel(0, b"s.0") + encode_channel(1, b"s.1"))
+        self.say(control.encode_channel(0, b"s.0") + control.encode_channel(1, b"s.1"))
 
     def say(self, data: bytes) -> list[tuple[int, bytes]]:
         """Send frames; return what comes back, as (kind, body)."""
