@@ -799,6 +799,7 @@ cdef class Waiting:
         """
         cdef dict groups = {}
         cdef list sums = []
+        cdef list sent = []
         cdef size_t at
         cdef uint32_t left
         cdef Due* item
@@ -829,7 +830,9 @@ cdef class Waiting:
                 whole[2] += 1
                 self.remove(&self.segments[entry.high >> (64 - SEGMENT_BITS)], self.find(&entry, False))
                 self.note_change(&entry, False)
-        return [(name, bytes(records), count) for name, records, count in sums], (last_us, last_sequence)
+        for name, records, count in sums:
+            sent.append((name, bytes(records), count))
+        return sent, (last_us, last_sequence)
 
     def refuse(self, uint32_t group, uint64_t due_us):
         """Have what the last `send` gave for a channel wait again, until another time.
@@ -894,6 +897,7 @@ cdef class Waiting:
         cdef int level
         cdef Pending entry
         cdef dict slots = {}
+        cdef list divided = []
         cdef bytearray records
         while at < end and sequence < until:
             envelope = at + RECORD_HEADER_BYTES
@@ -913,7 +917,9 @@ cdef class Waiting:
                 whole[1] += 1
             at += size
             sequence += 1
-        return [(slot // SLOTS, slot % SLOTS, bytes(records), count) for slot, (records, count) in slots.items()]
+        for slot, whole in slots.items():
+            divided.append((slot // SLOTS, slot % SLOTS, bytes(whole[0]), whole[1]))
+        return divided
 
 
 cdef class Answers:

@@ -52,6 +52,7 @@ class Both:
         self.slot: list[bytes] = []
         self.ticket = 1
         self.place = (0, 0)
+        self.now_us = 0
         self.settled_place = (0, 0)
         self.settled_slot = 0
 
@@ -62,7 +63,8 @@ class Both:
         return first
 
     def schedule(self, channel: bytes, ids: list[bytes], due: int) -> None:
-        due_us = max(due * S, self.place[0] + 1)
+        # Nothing is due before what was taken already.
+        due_us = max(due * S, self.place[0] + 1, self.now_us + 1)
         body = body_of(ids)
         native = self.native.schedule(channel, body, plain.PUBLISH.size, 3, due_us, self.ticket)
         twin = self.plain.schedule(channel, body, 3, due_us, self.ticket)
@@ -80,6 +82,7 @@ class Both:
 
     def take(self, now: int, bytes_max: int) -> None:
         if not self.native.in_hand:
+            self.now_us = max(self.now_us, now * S)
             assert self.native.take(now * S, bytes_max) == self.plain.take(now * S, bytes_max)
 
     def send(self, refuse: bool, due: int) -> None:
@@ -89,7 +92,7 @@ class Both:
         assert native == self.plain.send()
         self.place = native[1]
         for group in range(len(native[0]) if refuse else 0):
-            due_us = max(due * S, self.place[0] + 1)
+            due_us = max(due * S, self.place[0] + 1, self.now_us + 1)
             again = self.native.refuse(group, due_us)
             assert again == self.plain.refuse(group, due_us)
             first = self.put(again[0])
@@ -279,11 +282,11 @@ def test_without_memory_it_is_scheduled_whole_or_not() -> None:
 
     def prepare() -> Callable[[], object]:
         made.append(Waiting(KEY, 1 << 20))
-        return lambda: made[-1].schedule(b"c", body_of([b"%d" % n for n in range(200)]), plain.PUBLISH.size, 3, S, 1)
+        return lambda: made[-1].schedule(b"c", body_of([b"%d" % n for n in range(12)]), plain.PUBLISH.size, 3, S, 1)
 
     assert refusals(prepare) > 2
-    assert [len(waiting) for waiting in made] == [0] * (len(made) - 1) + [200]
-    assert [waiting.mark for waiting in made] == [0] * (len(made) - 1) + [200]
+    assert [len(waiting) for waiting in made] == [0] * (len(made) - 1) + [12]
+    assert [waiting.mark for waiting in made] == [0] * (len(made) - 1) + [12]
 
 
 @pytest.mark.parametrize("key", [b"", bytes(15), bytes(17)])
