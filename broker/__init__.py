@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Bus,
         ChannelInfo,
         Consumer,
+        DelayedMessage,
         History,
         Last,
         ListedChannel,
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
     from broker.model.positions import BusPosition, Position
     from broker.remote.reconnect import BackoffPolicy
     from broker_native.messages import Batch, Message
-    from broker_native.posting import Publication, Receipt
+    from broker_native.posting import Publication, Receipt, Scheduled
     from broker_native.work import Job, JobBatch
 
 __all__ = [
@@ -83,6 +84,7 @@ __all__ = [
     "Consumer",
     "ConsumerInfo",
     "ConsumerSettings",
+    "DelayedMessage",
     "Denied",
     "FrameTooLarge",
     "History",
@@ -104,6 +106,7 @@ __all__ = [
     "Remedy",
     "RequestError",
     "Retry",
+    "Scheduled",
     "Since",
     "StorageCorrupt",
     "StorageError",
@@ -125,6 +128,7 @@ _HOMES = {
         "Consumer",
         "History",
         "Last",
+        "DelayedMessage",
         "ListedChannel",
         "Reject",
         "Retry",
@@ -141,7 +145,7 @@ _HOMES = {
     "broker.model.levels": ("Level",),
     "broker.model.positions": ("BusPosition", "Position"),
     "broker_native.messages": ("Batch", "Message"),
-    "broker_native.posting": ("Publication", "Receipt"),
+    "broker_native.posting": ("Publication", "Receipt", "Scheduled"),
     "broker_native.work": ("Job", "JobBatch"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

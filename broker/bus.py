@@ -17,6 +17,7 @@ from broker.model.consumers import WINDOW_BYTES_DEFAULT, WINDOW_DEFAULT
 if TYPE_CHECKING:
     from collections import deque
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
+    from datetime import datetime
     from types import TracebackType
     from typing import Self
 
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
     from broker.model.levels import Level
     from broker.model.positions import BusPosition, Position
     from broker_native.messages import Batch, Message
-    from broker_native.posting import Publication, Receipt
+    from broker_native.posting import Publication, Receipt, Scheduled
     from broker_native.work import Job, JobBatch
 
 __all__ = [
     "Bus",
     "ChannelInfo",
     "Consumer",
+    "DelayedMessage",
     "History",
     "HistorySince",
     "HistoryUntil",
@@ -155,6 +157,24 @@ class ListedChannel(NamedTuple):
 
     name: str
     info: ChannelInfo | None
+
+
+class DelayedMessage(NamedTuple):
+    """A message that waits for its time.
+
+    Attributes:
+        channel: where it will be published.
+        id: its id; bytes if that is no UTF-8.
+        due_us: when, microseconds since 1970.
+        record_bytes: how large it is, with all its fields.
+        refusals: how often its channel did not take it at its time, 255 at most; it is tried again.
+    """
+
+    channel: str
+    id: str | bytes
+    due_us: int
+    record_bytes: int
+    refusals: int
 
 
 class History(ABC):
@@ -511,6 +531,64 @@ class Bus(ABC):
         Raises:
             BrokerError: As for `publish`. When one is refused, others of them may be stored.
             ValueError: There are more payloads than ids, or fewer.
+        """
+
+    @abstractmethod
+    def schedule(
+        self,
+        channel: str,
+        payload: Payload,
+        *,
+        delay_s: float | None = None,
+        deliver_at: datetime | float | None = None,
+        id: str | bytes | None = None,
+        headers: Mapping[str, object] | None = None,
+        key: bytes | None = None,
+        priority: int = 2,
+        expiry_s: int | None = None,
+    ) -> Publication[Scheduled]:
+        """Have a message published later, once, whatever restarts in between.
+
+        It is stored, synced, when that is answered, and published at most 50 ms after its time, or when the broker is
+        there again. Its sequence, and the time of `expiry_s`, are those of then. Until then it can be cancelled by its
+        channel and id.
+
+        Args:
+            channel: As for `publish`, and so on. Its profile stores its messages.
+            delay_s: Seconds from now on, by the broker's clock.
+            deliver_at: A datetime with a time zone, or seconds since 1970, instead; what is past is due now.
+            id: 1 to 64 bytes, a string or bytes; None draws one. While a message of the channel with that id waits,
+                another one is not taken: the answer is that one's time, and says so (`duplicate`).
+
+        Returns:
+            An awaitable of `Scheduled`.
+
+        Raises:
+            BrokerError: At once as `publish` does, INVALID_TIME, INVALID_ID; from the awaitable INVALID_TIME (further
+                away than limits.delay_s_max), NOT_STORED (the channel is ephemeral), and as of `publish`.
+        """
+
+    @abstractmethod
+    async def cancel(self, channel: str, id: str | bytes) -> None:
+        """Have a message wait no more; it is committed on return, and the message is never published.
+
+        Raises:
+            BrokerError: UNKNOWN_MESSAGE; it does not wait (any more). DENIED, INVALID_CHANNEL, a storage error.
+        """
+
+    @abstractmethod
+    def delayed(self, prefix: str = "", *, limit: int | None = None) -> AsyncIterator[DelayedMessage]:
+        """Iterate over the messages that wait, the earliest first, but for a second here or there; pages by itself.
+
+        What is scheduled, published or cancelled meanwhile is listed or not; far-off messages move now and then, and
+        one that does so meanwhile may be missed or listed twice.
+
+        Args:
+            prefix: What their channels' names begin with; any text.
+            limit: At most so many, from 1.
+
+        Raises:
+            BrokerError: From the iteration: DENIED, a storage error.
         """
 
     @abstractmethod

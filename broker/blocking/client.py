@@ -44,20 +44,31 @@ from broker.remote.bus import (
 from broker.remote.consumers import ConsumersPages, consumer_of, named, queue_of, start_of
 from broker.remote.pages import NamesPages, make_pages
 from broker.remote.reconnect import is_final
+from broker.remote.scheduling import DelayedPages, draw_id, pack_cancel, when_of
 from broker.remote.workers import WorkerSettings, worker_of
 from broker.wire import consuming, control, requests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
+    from datetime import datetime
     from types import TracebackType
     from typing import Self
 
-    from broker.bus import FunctionT, HistorySince, HistoryUntil, ListedChannel, Payload, Start, SubscriptionEvent
+    from broker.bus import (
+        DelayedMessage,
+        FunctionT,
+        HistorySince,
+        HistoryUntil,
+        ListedChannel,
+        Payload,
+        Start,
+        SubscriptionEvent,
+    )
     from broker.model.consumers import ConsumerInfo, WaitingJob
     from broker.model.positions import Position
     from broker.remote.address import TcpAddress, UnixAddress
     from broker_native.messages import Batch, Message
-    from broker_native.posting import Draft, Receipt
+    from broker_native.posting import Draft, Receipt, Scheduled
 
 TIMEOUT_S: Final = 10.0
 TURN_BYTES: Final = 256 * 1024
@@ -317,6 +328,105 @@ class Client(RemoteBus[Connection]):
                 return Pending(publication, self._context, self.timeout_s)
             finally:
                 self.send_now()
+
+    def schedule(
+        self,
+        channel: str,
+        payload: Payload,
+        *,
+        delay_s: float | None = None,
+        deliver_at: datetime | float | None = None,
+        id: str | bytes | None = None,
+        headers: Mapping[str, object] | None = None,
+        key: bytes | None = None,
+        priority: int = 2,
+        expiry_s: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Scheduled:
+        """Have a message published later, once, whatever restarts in between (`broker.bus.Bus.schedule`).
+
+        Args:
+            channel: As for `publish`, and so on. Its profile stores its messages.
+            delay_s: Seconds from now on, by the broker's clock.
+            deliver_at: A datetime with a time zone, or seconds since 1970, instead; what is past is due now.
+            id: 1 to 64 bytes, a string or bytes; None draws one.
+            timeout_s: How long to wait; None for the bus' own timeout, `math.inf` for ever.
+
+        Raises:
+            BrokerError: As `publish`; INVALID_TIME, INVALID_ID, NOT_STORED.
+        """
+        pending = self.submit_scheduled(
+            channel,
+            payload,
+            delay_s=delay_s,
+            deliver_at=deliver_at,
+            id=id,
+            headers=headers,
+            key=key,
+            priority=priority,
+            expiry_s=expiry_s,
+        )
+        return pending.result(timeout_s)
+
+    def submit_scheduled(
+        self,
+        channel: str,
+        payload: Payload,
+        *,
+        delay_s: float | None = None,
+        deliver_at: datetime | float | None = None,
+        id: str | bytes | None = None,
+        headers: Mapping[str, object] | None = None,
+        key: bytes | None = None,
+        priority: int = 2,
+        expiry_s: int | None = None,
+    ) -> Pending[Scheduled]:
+        """Send a message for later now, and wait for the answer later: `submit_scheduled(…).result()` is `schedule`.
+
+        Raises:
+            BrokerError: At once as `schedule` does.
+        """
+        packed = control.pack_headers(headers) if headers else None
+        when = when_of(delay_s, deliver_at)
+        id = draw_id() if id is None else id
+        with self.lock:
+            self._check_open()
+            try:
+                publication = self._buffer.schedule(channel, payload, when, id, packed, key, priority, expiry_s)
+                return Pending(publication, self._context, self.timeout_s)
+            finally:
+                self.send_now()
+
+    def cancel(self, channel: str, id: str | bytes, *, timeout_s: float | None = None) -> None:
+        """Have a message wait no more; it is committed on return, and the message is never published.
+
+        Args:
+            channel: Its channel.
+            id: Its id.
+            timeout_s: How long to wait; None for the bus' own timeout, `math.inf` for ever.
+
+        Raises:
+            BrokerError: UNKNOWN_MESSAGE; it does not wait (any more). DENIED, INVALID_CHANNEL, a storage error.
+        """
+        check_channel(channel)
+        self.ask("delayed_cancel", pack_cancel(channel, id), timeout_s)
+
+    def delayed(
+        self, prefix: str = "", *, limit: int | None = None, timeout_s: float | None = None
+    ) -> Iterator[DelayedMessage]:
+        """Iterate over the messages that wait, the earliest first, but for a second here or there; pages by itself.
+
+        Args:
+            prefix: What their channels' names begin with; any text.
+            limit: At most so many, from 1.
+            timeout_s: How long to wait for each page; None for the bus' own timeout, `math.inf` for ever.
+
+        Raises:
+            BrokerError: From the iteration: DENIED, TIMEOUT, a storage error.
+        """
+        pages = DelayedPages(prefix, limit)
+        while (arguments := pages.next()) is not None:
+            yield from pages.take(self.ask("delayed", arguments, timeout_s))
 
     def transaction(self, *, timeout_s: float | None = None) -> Transaction:
         """Begin to put publishes together that happen together or not at all: `with bus.transaction() as tx`.

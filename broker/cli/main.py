@@ -35,6 +35,7 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "channel": "List channels, trim or remove one.",
         "consumer": "Readers with a name, whose place the broker keeps.",
         "queue": "Work queues: look into one, work one off.",
+        "delayed": "List messages that wait for their time, cancel one.",
         "top": "Watch a running server, and who is behind.",
         "bench": "Measure the broker and verify every message.",
         "backup": "Copy a broker's data, running or not.",

@@ -12,6 +12,7 @@ import stat
 import sys
 import time
 from contextlib import contextmanager, nullcontext
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -168,13 +169,40 @@ def parse_headers(pairs: tuple[str, ...]) -> dict[str, object] | None:
     return headers or None
 
 
+def time_options(
+    text: str | None, delay_s: float | None, deliver_at: str | None, message_id: str | None
+) -> dict[str, object]:
+    """Return what `schedule` is told beside what `publish` is; nothing for a message that is published now."""
+    if delay_s is None and deliver_at is None:
+        if message_id is not None:
+            raise click.UsageError("--id names a message for later; give --delay or --at")
+        return {}
+    if delay_s is not None and deliver_at is not None:
+        raise click.UsageError("--delay and --at are two times; give one of them")
+    if text is None:
+        raise click.UsageError("--delay and --at are for one message, TEXT")
+    options: dict[str, object] = {"id": message_id}
+    if deliver_at is None:
+        options["delay_s"] = delay_s
+    else:
+        try:
+            options["deliver_at"] = datetime.fromisoformat(deliver_at)
+        except ValueError as cause:
+            raise click.BadParameter(f"got {deliver_at!r}, expected ISO 8601", param_hint="--at") from cause
+    return options
+
+
 async def publish(url: str, channel: str, text: str | None, source: int, cutter: Cutter, options: Any) -> int:
     """Publish everything; returns how many messages."""
     from broker import connect
 
     async with connect(url) as bus:
         if text is not None:
-            await bus.publish(channel, text.encode(), **options)
+            if options.keys() & {"delay_s", "deliver_at"}:
+                scheduled = await bus.schedule(channel, text.encode(), **options)
+                click.echo(scheduled.id)
+            else:
+                await bus.publish(channel, text.encode(), **options)
             return 1
         size = os.fstat(source).st_size if stat.S_ISREG(os.fstat(source).st_mode) else None
         watched = sys.stderr.isatty() and not os.isatty(source)
@@ -213,6 +241,9 @@ async def publish(url: str, channel: str, text: str | None, source: int, cutter:
 @click.option("--header", "headers", multiple=True, metavar="KEY=VALUE", help="Header of every message; repeatable.")
 @click.option("--priority", type=click.IntRange(0, 3), default=2, help="0 critical, 1 high, 2 normal, 3 low.")
 @click.option("--expiry-s", type=click.IntRange(1), metavar="SECONDS", help="No longer delivered after that.")
+@click.option("--delay", "delay_s", type=click.FloatRange(0), metavar="SECONDS", help="Publish TEXT so much later.")
+@click.option("--at", "deliver_at", metavar="TIME", help="Publish TEXT at that time: ISO 8601 with a zone.")
+@click.option("--id", "message_id", metavar="ID", help="With --delay or --at: what it is cancelled by; printed.")
 @click.option("--quiet", is_flag=True, help="No summary.")
 def command(
     channel: str,
@@ -224,12 +255,16 @@ def command(
     headers: tuple[str, ...],
     priority: int,
     expiry_s: int | None,
+    delay_s: float | None,
+    deliver_at: str | None,
+    message_id: str | None,
     quiet: bool,
 ) -> None:
     """Publish TEXT, or what stdin or a file holds, to CHANNEL.
 
     \b
     broker pub chat.acme.42 hello
+    broker pub mail.out reminder --delay 3600 --id reminder-42
     tail -f access.log | broker pub logs.web
     broker pub blobs.photos --file photo.jpg --as whole
     broker sub 'a.>' --framed | broker pub b.all --as framed
@@ -241,6 +276,7 @@ def command(
     options: dict[str, object] = {"priority": priority, "expiry_s": expiry_s, "headers": parse_headers(headers)}
     if key is not None:
         options["key"] = key.encode()
+    options.update(time_options(text, delay_s, deliver_at, message_id))
     source = sys.stdin.fileno() if path is None else os.open(path, os.O_RDONLY)
     begun = time.monotonic()
     try:

@@ -36,14 +36,17 @@ from broker.remote.bus import (
 from broker.remote.consumers import ConsumersPages, consumer_of, named, queue_of, start_of
 from broker.remote.pages import NamesPages, make_pages
 from broker.remote.reconnect import is_final
+from broker.remote.scheduling import DelayedPages, draw_id, pack_cancel, when_of
 from broker.remote.workers import WorkerSettings, worker_of
 from broker.wire import consuming, control, requests
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
+    from datetime import datetime
     from typing import Self
 
     from broker.bus import (
+        DelayedMessage,
         FunctionT,
         History,
         HistorySince,
@@ -57,7 +60,7 @@ if TYPE_CHECKING:
     from broker.model.consumers import ConsumerInfo, WaitingJob
     from broker.model.positions import Position
     from broker_native.messages import Message
-    from broker_native.posting import Publication, Receipt
+    from broker_native.posting import Publication, Receipt, Scheduled
 
 
 class _Ready:
@@ -147,6 +150,33 @@ class Client(RemoteBus[Connection], Bus):
         ids: Iterable[str | bytes | None] | None = None,
     ) -> Publication[list[Receipt]]:
         return self._buffer.publish_many(channel, payloads, headers, key, priority, expiry_s, ids)
+
+    def schedule(
+        self,
+        channel: str,
+        payload: Payload,
+        *,
+        delay_s: float | None = None,
+        deliver_at: datetime | float | None = None,
+        id: str | bytes | None = None,
+        headers: Mapping[str, object] | None = None,
+        key: bytes | None = None,
+        priority: int = 2,
+        expiry_s: int | None = None,
+    ) -> Publication[Scheduled]:
+        when = when_of(delay_s, deliver_at)
+        id = draw_id() if id is None else id
+        return self._buffer.schedule(channel, payload, when, id, headers, key, priority, expiry_s)
+
+    async def cancel(self, channel: str, id: str | bytes) -> None:
+        check_channel(channel)
+        await self.ask("delayed_cancel", pack_cancel(channel, id))
+
+    async def delayed(self, prefix: str = "", *, limit: int | None = None) -> AsyncIterator[DelayedMessage]:
+        pages = DelayedPages(prefix, limit)
+        while (arguments := pages.next()) is not None:
+            for message in pages.take(await self.ask("delayed", arguments)):
+                yield message
 
     def transaction(self) -> ClientTransaction:
         return ClientTransaction(self._buffer)

@@ -41,6 +41,7 @@ class OwnPublisher:
         self._tails = tails
         self._line = Line()
         self._publisher = Publisher(tails, self._line, self, headers_bytes_max)
+        self._publisher.is_own = True
 
     @property
     def outbox(self) -> Self:

@@ -24,7 +24,7 @@ from broker.core.lines import Lines
 from broker.core.own import OwnPublisher
 from broker.core.passing import Passing
 from broker.core.recent import Recent
-from broker.core.states import PART_BYTES_MAX, States
+from broker.core.states import States
 from broker.model.errors import BrokerError, RequestError, error
 from broker.model.levels import Level
 from broker.model.positions import U32_MAX
@@ -58,8 +58,8 @@ ACCEPTED_WAIT_US = 50_000
 EARLY_FOREVER_US = (1 << 64) - 1
 OWN_HEADERS_BYTES_MAX = (1 << 16) - 1
 """Of a copy that the broker makes of a user's record: its headers and what the broker adds."""
-OWN_PAYLOAD_BYTES_MAX = 2 * PART_BYTES_MAX
-"""Of a record in the broker's own channels, whatever the limits of others are."""
+OWN_PAYLOAD_BYTES_MAX = 65 << 20
+"""Of a record in the broker's own channels, whatever the limits of others are: a largest message, with its names."""
 RECENT_BYTES = 8 << 20
 PASSING_BYTES = 1 << 20
 MEMORY_SHARE = 8
@@ -367,7 +367,9 @@ class Sequencer:
         return min(profile.payload_bytes_max or self.limits.payload_bytes_max, self.limits.payload_bytes_max)
 
     def _count_birth(self, profile: Profile) -> None:
-        """Hold the bounds on new channels."""
+        """Hold the bounds on new channels. What the broker needs for itself it needs for what it has accepted."""
+        if profile is OWN:
+            return
         if self.channels >= self.limits.channels_max:
             raise error("TOO_MANY_CHANNELS", f"channels: got {self.channels + 1}, limit {self.limits.channels_max}")
         count = self.tails.count(self._profile_index(profile)) + 1

@@ -21,6 +21,7 @@ from broker.core.group import Duplicate
 from broker.edge.admission import leave_ms
 from broker.edge.asking import Asking
 from broker.edge.consuming import OPERATIONS, Consuming
+from broker.edge.delaying import cancel, list_delayed, schedule
 from broker.edge.transacting import publish_expecting, transact
 from broker.events import emit, tally
 from broker.model.errors import BrokerError, StorageError, error
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
+    from broker.model.delayed import DelayedPart
     from broker.model.history import BusPart, BusQuery, HistoryPart, NamesPart
     from broker.node.node import Node
 
@@ -73,13 +75,22 @@ class _NotLoaded(Exception):
         names: The channels that it needs.
         producer: The line that it needs.
         ids: The channel whose ids it needs.
+        delayed: It needs to know what waits for its time.
     """
 
-    def __init__(self, names: list[bytes], producer: bytes | None = None, ids: bytes | None = None) -> None:
+    def __init__(
+        self,
+        names: list[bytes],
+        producer: bytes | None = None,
+        *,
+        ids: bytes | None = None,
+        delayed: bool = False,
+    ) -> None:
         super().__init__()
         self.names = names
         self.producer = producer
         self.ids = ids
+        self.delayed = delayed
 
 
 class _Naming:
@@ -367,6 +378,14 @@ class Session(Intake):
         if not self.node.loader.knows_line(producer):
             raise _NotLoaded([], producer)
 
+    def need_delayed(self) -> None:
+        """The same for what waits for its time."""
+        failure, self._load_failure = self._load_failure, None
+        if failure is not None:
+            raise failure
+        if not self.node.delayed.ready:
+            raise _NotLoaded([], delayed=True)
+
     def _wait(self, handler: Callable[[], None], needed: _NotLoaded) -> None:
         """Keep a frame until what it needs is in memory; what follows it waits behind it."""
         self._waiting = handler, needed
@@ -386,7 +405,9 @@ class Session(Intake):
         self._load_asked = True
         loader = self.node.loader
         try:
-            if needed.producer is not None:
+            if needed.delayed:
+                self.node.delayed.need(self._loaded)
+            elif needed.producer is not None:
                 loader.need_line(needed.producer, self._loaded, self)
             elif needed.ids is not None:
                 self.node.ids.need(needed.ids, self._loaded, self)
@@ -1117,7 +1138,7 @@ class Session(Intake):
             left = self.node.tails.info(name)
             return {"first": left[3] if left is not None else 1}
 
-        self.node.core.trim(name, asked.first, lambda failure: self._changed(request.request, failure, reply))
+        self.node.core.trim(name, asked.first, lambda failure: self.changed(request.request, failure, reply))
         self.node.kick()
 
     def _ask_consumers(self, request: control.Request) -> None:
@@ -1130,10 +1151,10 @@ class Session(Intake):
         self.node.gate.check(self.identity, Verb.MANAGE, asked.encode())
         name = check_channel(asked)
         self._need([name])
-        self.node.core.drop(name, lambda failure: self._changed(request.request, failure, dict))
+        self.node.core.drop(name, lambda failure: self.changed(request.request, failure, dict))
         self.node.kick()
 
-    def _changed(self, number: int, failure: BrokerError | None, reply: Callable[[], dict[str, object]]) -> None:
+    def changed(self, number: int, failure: BrokerError | None, reply: Callable[[], dict[str, object]]) -> None:
         """Answer a request that changed something, or did not."""
         if self.closed:
             return
@@ -1142,7 +1163,7 @@ class Session(Intake):
         else:
             self.outbox.frame(control.encode_reply(number, reply()))
 
-    def encode_part(self, number: int, part: HistoryPart | BusPart | NamesPart) -> bytes:
+    def encode_part(self, number: int, part: HistoryPart | BusPart | NamesPart | DelayedPart) -> bytes:
         return requests.encode_part(number, part)
 
     def encode_refusal(self, number: int, failure: BrokerError) -> bytes:
@@ -1225,6 +1246,8 @@ _DUPLICATE, _IDS_ABSENT = CODES["DUPLICATE"], CODES["IDS_ABSENT"]
 _FRAME_TOO_LARGE = error("FRAME_TOO_LARGE", "").code
 _QUESTIONS: dict[str, Callable[[Session, control.Request], None]] = {
     "channels": Session._channels,
+    "delayed": list_delayed,
+    "delayed_cancel": cancel,
     "history": Session._history,
     "remove": Session._remove,
     "trim": Session._trim,
@@ -1233,6 +1256,7 @@ _QUESTIONS: dict[str, Callable[[Session, control.Request], None]] = {
 """Operations that answer by themselves, later."""
 _PUBLISHES: dict[int, Callable[[Session, bytes], None]] = {
     PublishFlag.EXPECT: publish_expecting,
+    PublishFlag.AT: schedule,
     PublishFlag.ASK: Session._take_requests,
     PublishFlag.REPLY: Session._take_replies,
 }

@@ -606,6 +606,14 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         Scope.REQUEST,
     ),
     ErrorCode(
+        3032,
+        "UNKNOWN_MESSAGE",
+        "no message with this id waits for its time in this channel",
+        "It was published, cancelled or never scheduled; list what waits.",
+        RequestError,
+        Scope.REQUEST,
+    ),
+    ErrorCode(
         3033,
         "TRANSACTION_TOO_LARGE",
         "a transaction is larger than half of what commits together at most",

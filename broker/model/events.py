@@ -273,6 +273,28 @@ EVENTS: tuple[Event, ...] = (
         (_ERROR,),
     ),
     Event(
+        "delayed_unreadable",
+        Severity.ERROR,
+        "node",
+        "messages that wait for their time cannot be read; it is tried again each second, and none is lost",
+        "Go by the error's advice: see `broker errors`, and `broker verify` if the storage is damaged.",
+        (_CODE, _DETAIL),
+    ),
+    Event(
+        "delayed_refused",
+        Severity.WARNING,
+        "node",
+        "messages whose time has come are not taken by their channel; they are tried again after a minute, or after a "
+        "second when the reason is of the moment",
+        "Give the channel a profile that takes them, or cancel them: `broker delayed ls`, `broker delayed cancel`.",
+        (
+            _text("channel", "where they belong"),
+            _integer("messages", "how many"),
+            _CODE,
+            _DETAIL,
+        ),
+    ),
+    Event(
         "history_failed",
         Severity.ERROR,
         "node",

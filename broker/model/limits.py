@@ -18,6 +18,8 @@ FRAME_OVERHEAD_BYTES = 64 * KIB
 FRAME_HEADER_BYTES = 8
 """What stands before the body of each frame."""
 
+DAY_S = 24 * 3_600
+
 DESCRIPTORS_RESERVED = 128
 """Open files kept for listeners, the journal's segments and the process itself when connections are bounded."""
 
@@ -286,6 +288,17 @@ class Limits:
                 f"{FRAME_HEADER_BYTES + self.frame_bytes_max} bytes",
             )
 
+    delay_s_max: int = field(
+        default=366 * DAY_S,
+        metadata=setting(
+            "How far away the time of a message may be that is published later; more is answered INVALID_TIME.",
+            unit="seconds",
+            low=1,
+            high=366 * DAY_S,  # what the timing wheel reaches is a little more
+            reloadable=True,
+        ),
+    )
+
     @property
     def frame_bytes_max(self) -> int:
         """Largest body of a frame in bytes: one largest record and what may stand beside it."""
@@ -330,4 +343,5 @@ class Limits:
             partial_bytes_max=128 * KIB,
             early_partial_bytes_max=32 * KIB,
             group_bytes_max=64 * KIB,
+            delay_s_max=3_600,
         )

@@ -18,6 +18,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from broker.events import emit
+from broker.model.delayed import DelayedPart
 from broker.model.errors import BrokerError, StorageError, error
 from broker.model.history import BusPart, BusQuery, HistoryPart, HistoryQuery, NamesPart
 from broker.model.levels import Level
@@ -48,7 +49,7 @@ QUEUED_SHARE = 4
 """Nor may it be more than this part of what ends a connection, however small that bound is set."""
 
 Query: TypeAlias = HistoryQuery | BusQuery
-Part: TypeAlias = HistoryPart | BusPart | NamesPart
+Part: TypeAlias = HistoryPart | BusPart | NamesPart | DelayedPart
 
 
 class Asker(Protocol):

@@ -29,6 +29,7 @@ from broker.node.budget import Budget
 from broker.node.catchup import CatchUp, Following
 from broker.node.commit import CommitThread, handed_over
 from broker.node.consumers import Consumers
+from broker.node.delayed import DelayedMessages
 from broker.node.eviction import Eviction
 from broker.node.history import HistoryReader
 from broker.node.housekeeping import Housekeeping
@@ -134,6 +135,7 @@ class Node:
         ids: The ids of channels' newest records.
         states: What the broker remembers beside messages.
         consumers: Durable consumers and work queues.
+        delayed: What waits for its time.
         clock: Broker time.
         buffer: The loop's read buffer.
         unsent: What transports hold that have asked for a pause.
@@ -181,6 +183,9 @@ class Node:
         self.states = StateStore(core, log, self.loader, self.catchup.submit, self.kick)
         self.consumers = Consumers(core, log, self.catchup, self.loader, self.states, self.clock, loop, self.kick)
         self.budget = Budget(core, self.buffer, self.catchup, self.unsent, self.consumers)
+        self.delayed = DelayedMessages(
+            core, log, self.loader, self.states, self.catchup.submit, self.clock, loop, self.kick
+        )
         self._retained = RetainedBroker(core, log, self.loader, broker_time, loop, self.kick)
         self._retention = Retention(self._retained, Policies.of(core.profiles))
         self._idle: asyncio.Future[None] | None = None
@@ -269,6 +274,7 @@ class Node:
             log.close()
             raise no_memory(f"opening {path}") from cause
         node._every_second()
+        node.delayed.start()
         return node
 
     @property
@@ -641,6 +647,7 @@ class Node:
         if self._closed:
             return
         self._retention.stop()
+        self.delayed.stop()
         if self.tails.refuse_code == _BUSY:
             self.tails.refuse_code = 0
         await self._retained.settle()
@@ -718,6 +725,7 @@ class Node:
             "kept_bytes": self.budget.kept_bytes,
             "publishers_held": len(self._short_of_memory),
             "publishes_refused_memory": self._refused_memory,
+            **self.delayed.stats(),
             **self._pace.stats(),
             "time_us": self.clock.now_us(),
             "retention_trims": self._retention.trims,

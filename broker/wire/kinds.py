@@ -79,6 +79,7 @@ class PublishFlag(IntFlag):
     """Flags in the header of a PUBLISH frame."""
 
     EXPECT = 1
+    AT = 2
     ASK = 4
     REPLY = 8
 

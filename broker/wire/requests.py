@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
+from broker.model.delayed import DELAYED_MAX, DelayedPart, DelayedQuery, DelayedRow
 from broker.model.history import (
     HISTORY_BYTES_DEFAULT,
     HISTORY_BYTES_MAX,
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
 __all__ = [
     "decode_bus_part",
     "decode_bus_query",
+    "decode_delayed_cancel",
+    "decode_delayed_part",
+    "decode_delayed_query",
     "decode_history_part",
     "decode_history_query",
     "decode_lagging_query",
@@ -60,6 +64,7 @@ __all__ = [
 ]
 
 
+ID_BYTES_MAX = 64
 LAGGING_MAX = 500
 """A control body holds 16,384 values, and each reader is some 30 of them."""
 
@@ -96,7 +101,7 @@ def take_bus(value: object) -> BusPosition:
 # --- Questions ----------------------------------------------------------------------------------------------------
 
 
-def pack_query(query: HistoryQuery | BusQuery | NamesQuery | Trim) -> dict[str, object]:
+def pack_query(query: HistoryQuery | BusQuery | NamesQuery | Trim | DelayedQuery) -> dict[str, object]:
     """Return the arguments of the REQUEST that asks it."""
     match query:
         case HistoryQuery():
@@ -122,6 +127,8 @@ def pack_query(query: HistoryQuery | BusQuery | NamesQuery | Trim) -> dict[str, 
             return arguments
         case NamesQuery(prefix, after, limit, details):
             return {"prefix": prefix, "after": after, "limit": limit, "details": details}
+        case DelayedQuery(prefix, place, limit):
+            return {"prefix": prefix, "after": place, "limit": limit}
         case Trim(name, first):
             return {"name": name, "first": first}
 
@@ -190,10 +197,37 @@ def decode_trim(more: Mapping[str, Any]) -> Trim:
     return Trim(take_str(more, "name"), take_int(more, "first", smallest=1))
 
 
+def decode_delayed_query(more: Mapping[str, Any]) -> DelayedQuery:
+    """Take the arguments of `delayed`.
+
+    Raises:
+        MalformedFrame: One is wrong.
+    """
+    after = more.get("after", b"")
+    if not isinstance(after, bytes):
+        raise wrong("after", "bytes")
+    limit = take_optional_int(more, "limit")
+    if limit is not None and not 1 <= limit <= DELAYED_MAX:
+        raise wrong("limit", f"an integer from 1 to {DELAYED_MAX}")
+    return DelayedQuery(take_optional_str(more, "prefix") or "", after, limit or DELAYED_MAX)
+
+
+def decode_delayed_cancel(more: Mapping[str, Any]) -> tuple[str, bytes]:
+    """Take the arguments of `delayed_cancel`: channel and id.
+
+    Raises:
+        MalformedFrame: One is missing or wrong.
+    """
+    id = more.get("id")
+    if not isinstance(id, bytes) or not 1 <= len(id) <= ID_BYTES_MAX:
+        raise wrong("id", f"1 to {ID_BYTES_MAX} bytes")
+    return take_str(more, "channel"), id
+
+
 # --- Answers ------------------------------------------------------------------------------------------------------
 
 
-def pack_part(part: HistoryPart | BusPart | NamesPart) -> dict[str, object]:
+def pack_part(part: HistoryPart | BusPart | NamesPart | DelayedPart) -> dict[str, object]:
     """Return the fields of the REPLY that answers it."""
     match part:
         case HistoryPart():
@@ -215,6 +249,8 @@ def pack_part(part: HistoryPart | BusPart | NamesPart) -> dict[str, object]:
         case NamesPart(channels, more):
             # A row without a level is a name alone.
             return {"channels": [list(row) if row.level else [row.name] for row in channels], "more": more}
+        case DelayedPart(messages, after, more):
+            return {"delayed": list(map(list, messages)), "after": after, "more": more}
 
 
 class _Packers(threading.local):
@@ -230,7 +266,7 @@ class _Packers(threading.local):
 _packers = _Packers()
 
 
-def encode_part(request: int, part: HistoryPart | BusPart | NamesPart) -> bytes:
+def encode_part(request: int, part: HistoryPart | BusPart | NamesPart | DelayedPart) -> bytes:
     """Encode REPLY. Its counts are bounded by ours, so it is not walked as other control bodies are."""
     packers = _packers
     packer = packers.packer if hasattr(packers, "packer") else packers.make()
@@ -299,3 +335,24 @@ def decode_channel_row(item: object) -> ChannelRow:
     if isinstance(item, list) and is_row and isinstance(item[0], str) and all(map(is_u64, item[1:])):
         return ChannelRow(*item)
     raise wrong("channels", "an array of [name] or [name, epoch, first, head, level]")
+
+
+def decode_delayed_part(fields: Mapping[str, Any]) -> DelayedPart:
+    """Take the answer to `delayed`.
+
+    Raises:
+        MalformedFrame: A field is missing or wrong.
+    """
+    after = fields.get("after")
+    if not isinstance(after, bytes):
+        raise wrong("after", "bytes")
+    rows = tuple(decode_delayed_row(item) for item in take_list(fields, "delayed"))
+    return DelayedPart(rows, after, take_optional_bool(fields, "more"))
+
+
+def decode_delayed_row(item: object) -> DelayedRow:
+    if isinstance(item, list) and len(item) == 5:
+        channel, id, *figures = item
+        if isinstance(channel, str) and isinstance(id, bytes) and all(map(is_u64, figures)):
+            return DelayedRow(channel, id, *figures)
+    raise wrong("delayed", "an array of [channel, id, due_us, record_bytes, refusals]")

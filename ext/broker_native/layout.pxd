@@ -43,11 +43,14 @@ cdef enum:
     PUBLISH_COUNT_MAX = 65535
     PUBLISH_FLAG_EXPECT = 1       # u64 epoch, u64 sequence stand between header and records
     PUBLISH_EXPECT_BYTES = 16
+    PUBLISH_FLAG_AT = 2           # u64 when stands there
+    PUBLISH_AT_BYTES = 8
     PUBLISH_FLAG_ASK = 4
     PUBLISH_FLAG_REPLY = 8
     TRANSACTION_HEADER_BYTES = 8  # u32 publishes, u32 acks; whole frames follow
     PUBLISHED_ENTRY_BYTES = 40    # u64 number, u64 epoch, u64 first, u32 count, u32 channel, u8 level, u8 flags, 6 zero
     PUBLISHED_FLAG_DUPLICATE = 1
+    PUBLISHED_FLAG_DELAYED = 2    # epoch 0, and for first when it is due
     DELIVER_HEADER_BYTES = 16     # u32 subscription, u32 index, u64 group
     DELIVER_FLAG_NAME = 1
     DELIVER_FLAG_EARLY = 2

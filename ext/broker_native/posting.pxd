@@ -26,6 +26,7 @@ cdef struct Frame:
     uint32_t acks                       # of a transaction: ACK frames behind its publishes
     bint is_transaction                 # `records` is whole PUBLISH frames, with slots for channels and no numbers
     bint expects                        # its one record goes with the head that its publisher knows
+    bint is_delayed                     # its one record waits for a time, which is `epoch`
     uint64_t epoch
     uint64_t sequence
     FrameState state

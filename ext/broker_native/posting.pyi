@@ -24,6 +24,14 @@ class Receipt:
     @property
     def level(self) -> Any: ...
 
+class Scheduled:
+    @property
+    def id(self) -> str | bytes: ...
+    @property
+    def due_us(self) -> int: ...
+    @property
+    def duplicate(self) -> bool: ...
+
 class Publication(Generic[Outcome]):
     def __await__(self) -> Generator[Any, Any, Outcome]: ...
     def get_loop(self) -> AbstractEventLoop: ...
@@ -119,6 +127,17 @@ class PublishBuffer:
         id: str | Buffer | None = None,
         expect: tuple[int, int] | None = None,
     ) -> Publication[Receipt]: ...
+    def schedule(
+        self,
+        channel: str,
+        payload: Buffer,
+        when: int,
+        id: str | bytes,
+        headers: Mapping[str, object] | bytes | None = None,
+        key: bytes | None = None,
+        priority: int = 2,
+        expiry_s: int | None = None,
+    ) -> Publication[Scheduled]: ...
     def transact(self, draft: Draft) -> Publication[list[Receipt]]: ...
     def publish_many(
         self,

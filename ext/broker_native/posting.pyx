@@ -94,6 +94,29 @@ cdef Receipt make_receipt(uint64_t epoch, uint64_t first, uint32_t count, uint32
     return receipt
 
 
+@cython.final
+@cython.no_gc
+cdef class Scheduled:
+    """A message that waits for its time: its `id`, and when it is due in microseconds since 1970.
+
+    `duplicate` says that a message with this id waited already: `due_us` is then that one's time, or 0 when the server
+    has taken this very call before and does not know any more.
+    """
+
+    cdef readonly object id
+    cdef readonly uint64_t due_us
+    cdef readonly bint duplicate
+
+    def __repr__(self):
+        return f"<Scheduled {self.id!r} for {self.due_us}{', duplicate' if self.duplicate else ''}>"
+
+
+cdef Scheduled make_scheduled(object id, Receipt receipt):
+    cdef Scheduled scheduled = Scheduled.__new__(Scheduled)
+    scheduled.id, scheduled.due_us, scheduled.duplicate = id, receipt.first, receipt.duplicate
+    return scheduled
+
+
 cdef class Waiter:
     """Who waits for consecutive records of one frame: `count` of them from the frame's record `index` on."""
 
@@ -139,6 +162,7 @@ cdef class Publication(Waiter):
     cdef bint is_cancelled
     cdef object failure
     cdef object outcome                 # a Receipt; while parts are missing, [(offset, Receipt, Part), …]
+    cdef object id                      # of a message for later, whose outcome is a Scheduled
     cdef uint32_t left                  # records of parts whose frames are not answered
     cdef object callback                # the first one, which nearly always is the only one
     cdef object context
@@ -256,7 +280,7 @@ cdef class Publication(Waiter):
 
     cdef int answer(self, uint32_t at, uint32_t count, Receipt receipt) except -1:
         if not self.is_done:
-            self.outcome = receipt
+            self.outcome = receipt if self.id is None else make_scheduled(self.id, receipt)
             self.finish()
         return 0
 
@@ -479,7 +503,8 @@ cdef int frame_answer(Frame* frame, uint64_t number, uint32_t count, uint64_t ep
         high = min(begin + count, waiter.index + waiter.count)
         if low < high:
             waiter.answer(low, high - low, make_receipt(
-                epoch, first + (low - begin) if epoch else 0, high - low, level, duplicate))
+                epoch, first + (low - begin) if epoch else first if frame.is_delayed else 0, high - low, level,
+                duplicate))
     return 0
 
 
@@ -550,19 +575,22 @@ cdef size_t put_header(uint8_t* at, uint8_t kind, uint32_t body, uint8_t flags=0
     return FRAME_HEADER_BYTES
 
 
-cdef size_t put_publish(uint8_t* at, uint32_t channel, uint32_t count, uint64_t number, uint32_t records, bint expects,
+cdef size_t put_publish(uint8_t* at, uint32_t channel, uint32_t count, uint64_t number, uint32_t records, uint8_t flags,
                         uint64_t epoch, uint64_t sequence) noexcept nogil:
     """Write all of a PUBLISH that stands before its records; answers how many bytes that is."""
     cdef uint32_t body = PUBLISH_HEADER_BYTES + records
-    if expects:
+    if flags & PUBLISH_FLAG_EXPECT:
         body += PUBLISH_EXPECT_BYTES
-    put_header(at, KIND_PUBLISH, body, PUBLISH_FLAG_EXPECT if expects else 0)
+    elif flags & PUBLISH_FLAG_AT:
+        body += PUBLISH_AT_BYTES
+    put_header(at, KIND_PUBLISH, body, flags)
     at += FRAME_HEADER_BYTES
     store_u32(at, channel)
     store_u32(at + 4, count)
     store_u64(at + 8, number)
-    if expects:
+    if flags:
         store_u64(at + PUBLISH_HEADER_BYTES, epoch)
+    if flags & PUBLISH_FLAG_EXPECT:
         store_u64(at + PUBLISH_HEADER_BYTES + 8, sequence)
     return FRAME_HEADER_BYTES + body - records
 
@@ -645,7 +673,8 @@ cdef class Draft:
         self.check_size(fixed + size)
         frame_reserve(&self.frame, fixed + <uint32_t>size)
         at = self.frame.records + self.frame.size
-        put_publish(at, slot, 1, 0, <uint32_t>size, self.expects, self.epoch, self.sequence)
+        put_publish(at, slot, 1, 0, <uint32_t>size, PUBLISH_FLAG_EXPECT if self.expects else 0, self.epoch,
+                    self.sequence)
         self.frame.size += fixed + <uint32_t>size
         self.frame.count += 1
         self.buffer.slots[slot].frames += 1
@@ -788,6 +817,35 @@ cdef class PublishBuffer:
         if expect is not None:
             frame.expects, frame.epoch, frame.sequence = True, epoch, sequence
             self.close_frame(slot)
+        return publication
+
+    def schedule(self, str channel not None, payload, uint64_t when, id, headers=None, key=None,
+                 int priority=NORMAL_PRIORITY, expiry_s=None):
+        """Have one record published later, and answer a `Publication` of a `Scheduled`.
+
+        Args:
+            when: Microseconds since 1970, or from the moment on in which the server takes it if the top bit is set.
+            id: What it is called in its channel while it waits: a string or bytes, 1 to 64 bytes of UTF-8.
+
+        Raises:
+            RequestError: As `post`.
+        """
+        cdef uint32_t slot
+        cdef Frame* frame
+        cdef Publication publication
+        if id is None:
+            raise self.error("INVALID_ID", "message id: got None; what waits is found by its id")
+        # It is a frame of its own, and what was posted before goes before it.
+        self.close_frames()
+        slot = self.put(channel, payload, headers, key, priority, expiry_s, id)
+        frame = &self.slots[slot].open
+        publication = Publication.__new__(Publication)
+        publication.buffer = self
+        publication.count = 1
+        publication.id = id
+        frame_add_waiter(frame, publication)
+        frame.is_delayed, frame.epoch = True, when
+        self.close_frame(slot)
         return publication
 
     def transact(self, Draft draft not None):
@@ -1176,6 +1234,8 @@ cdef class PublishBuffer:
             return self.sent_size_whole(frame)
         if frame.expects:
             size += PUBLISH_EXPECT_BYTES
+        elif frame.is_delayed:
+            size += PUBLISH_AT_BYTES
         frame.names = self.must_name(frame.slot)
         return size + self.name_size(frame.slot) if frame.names else size
 
@@ -1217,7 +1277,8 @@ cdef class PublishBuffer:
             return self.send_whole(frame, at)
         if frame.names:
             at = self.send_name(frame.slot, at)
-        at += put_publish(at, self.slots[frame.slot].number, frame.count, frame.number, frame.size, frame.expects,
+        at += put_publish(at, self.slots[frame.slot].number, frame.count, frame.number, frame.size,
+                          PUBLISH_FLAG_EXPECT if frame.expects else PUBLISH_FLAG_AT if frame.is_delayed else 0,
                           frame.epoch, frame.sequence)
         memcpy(at, frame.records, frame.size)
         return at + frame.size

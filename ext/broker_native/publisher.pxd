@@ -15,6 +15,7 @@ cdef class Publisher(PublishedEntries):
     cdef Channel** slots
     cdef uint32_t slots_count
     cdef uint32_t headers_bytes_max
+    cdef public bint is_own              # the broker's own: what it stores was decided before, and no id refuses it
     cdef uint16_t flags                 # of the records of the frame that is being decided, together
 
     cpdef void leave(self) noexcept

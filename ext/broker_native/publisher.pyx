@@ -21,7 +21,7 @@ from broker_native.channel cimport (
     Channel,
     channel_name,
 )
-from broker_native.growing cimport bytes_reserve
+from broker_native.growing cimport bytes_append, bytes_reserve
 from broker_native.ids cimport (
     IdEntry,
     IdHash,
@@ -83,6 +83,9 @@ cdef class Publisher(PublishedEntries):
         line: The producer's line.
         owner: What answers are sent through; opaque here.
         headers_bytes_max: Limit of a record's headers, bytes.
+
+    Attributes:
+        is_own: It is the broker's own: what it stores was decided before, and no id of it is taken for a repetition.
     """
 
     def __cinit__(self, Tails tails not None, Line line not None, object owner, uint32_t headers_bytes_max):
@@ -323,7 +326,10 @@ cdef class Publisher(PublishedEntries):
 
     cdef int publish_with_ids(self, Channel* channel, const uint8_t* at, uint32_t size, uint32_t count, uint32_t slot,
                               uint64_t number) except -1:
-        """Decide a frame of which records have ids: those that are known are answered and not taken."""
+        """Decide a frame of which records have ids: those that are known are answered and not taken.
+
+        The broker's own records are all taken, and their ids noted where the channel's are in memory.
+        """
         cdef IdTable* table
         cdef uint32_t known, fresh
         if channel.level == LEVEL_EPHEMERAL:
@@ -331,11 +337,13 @@ cdef class Publisher(PublishedEntries):
         table = NULL
         if self.tails.counts[channel.profile].ids_window_s:
             table = self.tails.ids_of(channel)
-            if table == NULL:
+            if table == NULL and not self.is_own:
                 return IDS_ABSENT
-            if self.tails.ids_bytes > self.tails.ids_bytes_max and not self.tails.make_room_for_ids(channel):
+            if self.tails.ids_bytes > self.tails.ids_bytes_max and not (
+                    self.tails.make_room_for_ids(channel) or self.is_own):
                 return CODE_LIMIT
-            self.tails.expire_ids(channel, table)
+            if table != NULL:
+                self.tails.expire_ids(channel, table)
         known = table.count if table != NULL else 0
         try:
             fresh = self.look_up(channel, table, at, count)
@@ -395,7 +403,9 @@ cdef class Publisher(PublishedEntries):
                 id = record_id(at, &id_size) if table != NULL and load_u16(at + 4) & RECORD_ID else NULL
                 if id != NULL:
                     hash = id_hash(&self.tails.ids_key, id, id_size)
-                    entry = ids_find(table, &hash)
+                    entry = NULL
+                    if not self.is_own:
+                        entry = ids_find(table, &hash)
                     if entry != NULL:
                         decided[index] = entry.sequence
                     elif ids_add(table, &hash, channel.next + fresh, now_s):
@@ -478,6 +488,54 @@ cdef class Publisher(PublishedEntries):
             number += length
             index += length
         return 0
+
+    def judge(self, bytes body not None, uint32_t begin):
+        """Say what `publish` would of a frame whose records begin at `begin`, and take nothing of it.
+
+        Returns:
+            0 for a good one, DUPLICATE, or a code.
+        """
+        cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(body)
+        cdef uint32_t size = <uint32_t>PyBytes_GET_SIZE(body)
+        cdef uint32_t slot, count
+        cdef uint64_t number
+        if size < begin or begin < PUBLISH_HEADER_BYTES:
+            return CODE_INVALID_RECORD
+        slot, count, number = load_u32(at), load_u32(at + 4), load_u64(at + 8)
+        if slot >= self.slots_count or self.slots[slot] == NULL:
+            return CODE_INVALID_CHANNEL
+        if count == 0 or count > PUBLISH_COUNT_MAX:
+            return CODE_INVALID_RECORD
+        if number >= self.line.next and self.tails.refuse_code:
+            return CODE_COMMIT_UNKNOWN if number < self.line.closed_next else self.tails.refuse_code
+        if number != self.line.next:
+            return self.out_of_line(number, count)
+        return self.check_records(self.slots[slot], at + begin, size - begin, count)
+
+    def take_elsewhere(self, bytes entries not None):
+        """Take the numbers of a frame that was found good and whose records do not go to its channel now.
+
+        Args:
+            entries: Its PUBLISHED entries, sent when the open group is committed; whoever has put something into that
+                group keeps it from being empty.
+        """
+        cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(entries)
+        cdef uint32_t size = <uint32_t>PyBytes_GET_SIZE(entries)
+        cdef uint32_t used
+        if not self.in_group:
+            self.tails.publishers_group.append(self)
+            self.in_group = True
+        bytes_reserve(&self.group_answers, size)
+        if self.line.producer is not None:
+            bytes_reserve(&self.line.group_runs, size // PUBLISHED_ENTRY_BYTES * LINE_RUN_BYTES)
+        if not self.line.open_first:
+            self.tails.lines_open.append(self.line)
+            self.line.open_first = load_u64(at)
+        for used in range(0, size, PUBLISHED_ENTRY_BYTES):
+            if self.line.producer is not None:
+                self.line.note(0, load_u64(at + used), 0, load_u32(at + used + 24))
+            self.line.next = load_u64(at + used) + load_u32(at + used + 24)
+        bytes_append(&self.group_answers, at, size)
 
     def publish_frame(self, bytes body):
         """Decide the body of one PUBLISH frame: `publish` for Python."""

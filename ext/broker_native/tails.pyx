@@ -70,8 +70,8 @@ cdef class Tails(Channels):
     """
 
     def __cinit__(self, uint64_t run, uint64_t hash_seed):
-        self.transaction_bytes_max = 0xFFFFFFFF
         self.group_number = 1
+        self.transaction_bytes_max = 0xFFFFFFFF
         self.early_until_us = UINT64_MAX
         self.early = []
         self.lines_open = []

@@ -452,3 +452,16 @@ async def test_a_cancelled_publish_is_stored_all_the_same_and_concerns_nobody_el
 async def test_the_broker_tells_its_figures(home: Home) -> None:
     async with home.bus() as bus:
         assert (await bus.stats())["run"] >= 1
+
+
+async def test_what_has_expired_is_delivered_to_nobody(home: Home, room: str) -> None:
+    """To one channel's reader nor to a pattern's: its sequence is passed, and what stays comes."""
+    channel = f"s.{room}.x"
+    async with home.bus() as bus:
+        await bus.publish(channel, b"goes", expiry_s=1)
+        await bus.publish(channel, b"stays", expiry_s=3_600)
+        await asyncio.sleep(2.1)
+        for selected in (channel, f"s.{room}.*"):
+            async with bus.subscribe(selected, start="start") as messages:
+                [message] = await take(messages, 1)
+                assert (message.payload, message.sequence) == (b"stays", 2)

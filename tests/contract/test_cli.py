@@ -313,3 +313,21 @@ def test_queues_are_looked_into_and_worked_off(program: Program, room: str, tmp_
     assert program.run("queue", "ls", name).decode().split("\t")[0] == name
     assert b"--yes" in program.run("queue", "purge", name, status=ExitCode.STOP)
     assert b"UNKNOWN_CONSUMER" in program.run("queue", "work", "q.none", "--exec", "true", status=ExitCode.STOP)
+
+
+def test_messages_for_later_are_scheduled_listed_and_cancelled(program: Program, room: str) -> None:
+    channel = f"s.{room}"
+    assert program.run("pub", channel, "never", "--delay", "3000", "--id", "a b") == b"a b\n"
+    drawn = program.run("pub", channel, "soon", "--at", "2020-01-01T00:00:00+00:00").strip()
+    assert len(drawn) > 16
+    printed = program.run("sub", channel, "--start", "start", "--count", "1", *TIMEOUT)
+    assert printed == b"soon\n"
+    [line] = program.run("delayed", "ls", channel).decode().splitlines()
+    assert line.split("\t")[1:3] == [channel, "hex:" + b"a b".hex()]
+    [listed] = program.run("delayed", "ls", channel, "--json").splitlines()
+    assert json.loads(listed)["id"] == "hex:" + b"a b".hex()
+    program.run("delayed", "cancel", channel, "hex:" + b"a b".hex())
+    assert program.run("delayed", "ls", channel) == b""
+    assert b"UNKNOWN_MESSAGE" in program.run("delayed", "cancel", channel, "a b", status=5)
+    for wrong in (("--delay", "1", "--at", "2020-01-01"), ("--id", "x"), ("--at", "tomorrow")):
+        program.run("pub", channel, "x", *wrong, status=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 import broker
 from broker import BackoffPolicy, BrokerError
 from tests.contract import threaded
-from tests.contract.homes import take
+from tests.contract.homes import nothing_comes, take
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,3 +120,31 @@ async def test_connecting_to_nobody_says_so(own_server: Server, connect: Connect
         with pytest.raises(BrokerError, match="CONNECTION_LOST") as raised:
             await connect(url)
         assert raised.value.hint == "is the broker running?"
+
+
+async def test_delayed_messages_survive_kills_and_come_once(own_server: Server, connect: Connect) -> None:
+    """Due while the server is dead, as it is killed, or later: each comes once, the cancelled never."""
+    async with (
+        connect(own_server.tcp_url, backoff=QUICK) as bus,
+        connect(own_server.unix_url, backoff=QUICK) as readers,
+        readers.subscribe("s.later.>", start="start") as subscription,
+    ):
+        at = time.time() + 1.0
+        waiting = [
+            bus.schedule(f"s.later.{number % 5}", b"%d" % number, deliver_at=at + number / 400, id=str(number))
+            for number in range(1_200)
+        ]
+        await asyncio.gather(*waiting)
+        await asyncio.gather(*[bus.cancel(f"s.later.{number % 5}", str(number)) for number in range(0, 1_200, 100)])
+        await asyncio.gather(*[bus.schedule("s.later.0", b"far", delay_s=delay_s) for delay_s in (200, 9_000, 900_000)])
+        for pause_s in (0.2, 0.9, 0.4, 0.7, 0.1):
+            await asyncio.sleep(pause_s)
+            own_server.kill()
+            await asyncio.to_thread(own_server.start)
+        expected = sorted(b"%d" % number for number in range(1_200) if number % 100)
+        assert sorted(message.payload for message in await take(subscription, len(expected), 20)) == expected
+        assert await nothing_comes(subscription, 0.2)
+        left = [message async for message in bus.delayed("s.later.")]
+        assert len(left) == 3
+        for message in left:
+            await bus.cancel(message.channel, message.id)

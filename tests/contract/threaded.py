@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
     from typing import Self
 
-    from broker import BusPosition, ChannelInfo, ListedChannel, Message, Position, SubscriptionEvent
+    from broker import (
+        BusPosition,
+        ChannelInfo,
+        DelayedMessage,
+        ListedChannel,
+        Message,
+        Position,
+        SubscriptionEvent,
+    )
 
 THREADS = 64
 """What waits at once in one test is less."""
@@ -165,6 +173,17 @@ class ThreadedBus(Bus):
 
     async def redrive(self, name: str, limit: int | None = None) -> int:
         return cast("int", await self.in_thread(self.client.redrive, name, limit))
+
+    def schedule(self, channel: str, payload: Any, **options: Any) -> Any:
+        return self.in_thread(self.client.submit_scheduled(channel, payload, **options).result)
+
+    async def cancel(self, channel: str, id: str | bytes) -> None:
+        await self.in_thread(self.client.cancel, channel, id)
+
+    async def delayed(self, prefix: str = "", *, limit: int | None = None) -> AsyncIterator[DelayedMessage]:
+        listed = self.client.delayed(prefix, limit=limit)
+        while (message := await self.in_thread(next, listed, None)) is not None:
+            yield message
 
     # .. asking ..
 

@@ -22,7 +22,7 @@ KINDS = {
 }  # fmt: skip
 VERBS = {1: "ack", 2: "nack", 3: "reject", 4: "extend", 5: "ack through"}
 LEVELS = {1: "ephemeral", 2: "accepted", 3: "synced", 4: "replicated"}
-FLAGS = {"DELIVER": ((1, "NAME"), (2, "EARLY")), "PUBLISH": ((1, "EXPECT"), (4, "ASK"), (8, "REPLY"))}
+FLAGS = {"DELIVER": ((1, "NAME"), (2, "EARLY")), "PUBLISH": ((1, "EXPECT"), (2, "AT"), (4, "ASK"), (8, "REPLY"))}
 REASONS = {1: "expired", 2: "compacted", 3: "revoked", 4: "erased", 5: "dropped"}
 RECORD_FIELDS = (
     (0x0001, "PUBLISHER", 1),
@@ -205,6 +205,10 @@ def publish_fields(body: Bytes, flags: int) -> Iterator[Field]:
     if flags & 1:
         yield number(body, 8, "epoch")
         yield number(body, 8, "sequence")
+    if flags & 2:
+        when = body.take(8)
+        value = int.from_bytes(when, "little")
+        yield when, f"when {value}" if value < 1 << 63 else f"when {value - (1 << 63)} from now"
     if flags & 12:
         length = body.take(1)
         yield length, f"name: length {length[0]}"

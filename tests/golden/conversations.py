@@ -53,6 +53,12 @@ def named(flag: PublishFlag, name: bytes, number: int, *records: bytes | Record,
     return control.frame(Kind.PUBLISH, header + name + packed, flag)
 
 
+def delayed(channel: int, number: int, when: int, *records: Record) -> bytes:
+    """Build a PUBLISH frame with AT."""
+    plain = publish(channel, number, *records)[8:]
+    return control.frame(Kind.PUBLISH, plain[:16] + struct.pack("<Q", when) + plain[16:], PublishFlag.AT)
+
+
 def expecting(channel: int, number: int, head: tuple[int, int], *records: bytes | Record) -> bytes:
     """Build a PUBLISH frame with EXPECT."""
     plain = publish(channel, number, *records)[8:]
@@ -374,6 +380,39 @@ def conditions() -> Trace:
     act("release STORED")
     note("The head is where it was, and the other one may win.")
     send("rival", expecting(0, 1, (EPOCH, 5), b"6"))
+    return script.trace
+
+
+def later() -> Trace:
+    """PUBLISH with AT: taken, known already, refused, cancelled, listed, and published when it is due."""
+    script = Script("Messages for later")
+    note, act, send = script.note, script.act, script.send
+    from_now = 1 << 63
+    opened(script, producer=PRODUCER)
+    note("Before any CHANNEL no number means a channel.")
+    send("client", delayed(0, 1, from_now, Record(b"x", id=b"1")))
+    send("client", encode_channel(0, b"s.x"), encode_channel(1, b"e.x"))
+    send("client", control.encode_subscribe(control.Subscribe(1, ("s.x",), 65_536)))
+    note("A second from now, at a time, and one with the id of the first, which waits already.")
+    send("client", delayed(0, 1, from_now | 1_000_000, Record(b"first", id=b"1")))
+    send("client", delayed(0, 2, TIME_US + 2_500_000, Record(b"second", id=b"2", expiry_s=60)))
+    send("client", delayed(0, 3, from_now | 9_000_000, Record(b"not", id=b"1")))
+    note("Known numbers are duplicates. The line goes on.")
+    send("client", delayed(0, 1, from_now | 1_000_000, Record(b"first", id=b"1")), publish(0, 4, b"now"))
+    note("No id, an ephemeral channel, and a time that is too far away.")
+    send("client", delayed(0, 5, from_now, Record(b"x")))
+    send("client", delayed(1, 5, from_now, Record(b"x", id=b"1")))
+    send("client", delayed(0, 5, from_now | 100 * 366 * 86_400 * 1_000_000, Record(b"x", id=b"3")))
+    note("What waits, and what does not any more.")
+    send("client", control.encode_request(1, "delayed", {"prefix": "s."}))
+    send("client", control.encode_request(2, "delayed_cancel", {"channel": "s.x", "id": b"2"}))
+    send("client", control.encode_request(3, "delayed_cancel", {"channel": "s.x", "id": b"2"}))
+    note("The first is due.")
+    act("wait 1200000")
+    act("wait 50000")
+    send("client", control.encode_request(4, "delayed", {}))
+    note("16 bytes are not enough.")
+    send("client", control.frame(Kind.PUBLISH, publish(0, 5)[8:24], PublishFlag.AT))
     return script.trace
 
 
@@ -1112,8 +1151,8 @@ def asking() -> Trace:
 CONVERSATIONS: dict[str, Callable[[], Trace]] = {
     build.__name__: build
     for build in (
-        specification, handshake, durability, line, refusals, ids, conditions, transactions, settled_together, starts,
-        patterns, early, failures, taken_back, credit, slow, subscriptions, requests, history, resuming, drain, closing,
-        consumers, publishing, groups, asking,
+        specification, handshake, durability, line, refusals, ids, conditions, later, transactions, settled_together,
+        starts, patterns, early, failures, taken_back, credit, slow, subscriptions, requests, history, resuming, drain,
+        closing, consumers, publishing, groups, asking,
     )
 }  # fmt: skip

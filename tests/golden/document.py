@@ -18,7 +18,16 @@ from broker.wire import consuming, control
 from broker.wire.kinds import Kind, PublishFlag
 from broker_native.crc32c import crc32c_of
 from tests.golden.annotate import Bytes, annotate, chunk_fields, frames, render
-from tests.golden.conversations import CONVERSATIONS, EPOCH, PRODUCER, expecting, named, publish, transaction
+from tests.golden.conversations import (
+    CONVERSATIONS,
+    EPOCH,
+    PRODUCER,
+    delayed,
+    expecting,
+    named,
+    publish,
+    transaction,
+)
 from tests.golden.stage import JOURNAL, TIME_US
 from tests.reference.frames import Record, build_record
 from tests.reference.server import deliver
@@ -104,6 +113,7 @@ EXAMPLES: dict[str, bytes] = {
     "REPLY": control.encode_reply(1, {"epoch": EPOCH, "first": 1, "head": 4, "level": 3}),
     "PUBLISH": publish(0, 1, b"hello", Record(b"fine", priority=1, key=b"mood")),
     "PUBLISH, with EXPECT": expecting(0, 3, (EPOCH, 2), b"next"),
+    "PUBLISH, with AT": delayed(0, 4, TIME_US + 3_600_000_000, Record(b"wake up", id=b"alarm-7")),
     "PUBLISH, a request": named(PublishFlag.ASK, b"e.add", 2, Record(b"1 2", headers=REPLY_TO)),
     "PUBLISH, a reply": named(PublishFlag.REPLY, WELCOME.reply.encode(), 2, Record(b"3")),
     "PUBLISHED": PUBLISHED,

@@ -233,6 +233,7 @@ class Stage:
         self.node.catchup._pool = Pool()  # type: ignore[assignment]
         self.node.replies.draw = self.draw_token
         self.node._every_second()
+        self.node.delayed.start()
 
     def set_clock(self) -> None:
         """Make the stage's time the broker's, and the one by which it measures silence."""

@@ -260,12 +260,12 @@ def check_polynomial(prose: str) -> None:
 
 
 def check_hot_bodies(document: Document) -> None:
-    channel, publish, expects, transacts, published, named = document.drawings(7)
+    channel, publish, expects, delayed, transacts, published, named = document.drawings(7)
     deliver, credit = document.drawings(10)
     [token] = document.drawings(13)
     jobs, job, ack, entry = document.drawings(18)
     for drawing in (
-        channel, publish, expects, transacts, published, named, deliver, credit, token, jobs, job, ack, entry,
+        channel, publish, expects, delayed, transacts, published, named, deliver, credit, token, jobs, job, ack, entry,
     ):  # fmt: skip
         drawing.fields()
     assert named.sizes == struct_sizes(control.NAMED)[:-1]
@@ -287,6 +287,8 @@ def check_hot_bodies(document: Document) -> None:
     assert transacts.offsets[-1] == layout()["TRANSACTION_HEADER_BYTES"]
     assert (expects.names[:3], expects.sizes[:3]) == (publish.names, publish.sizes)
     assert expects.offsets[-1] == layout()["PUBLISH_HEADER_BYTES"] + layout()["PUBLISH_EXPECT_BYTES"]
+    assert (delayed.names[:3], delayed.sizes[:3]) == (publish.names, publish.sizes)
+    assert delayed.offsets[-1] == layout()["PUBLISH_HEADER_BYTES"] + layout()["PUBLISH_AT_BYTES"]
     for drawing, name in (
         (publish, "PUBLISH_HEADER_BYTES"),
         (published, "PUBLISHED_ENTRY_BYTES"),
@@ -779,6 +781,8 @@ def read_publish(frame: bytes) -> tuple[int, tuple[int, int] | None, Any]:
     if frame[5] & kinds.PublishFlag.EXPECT:
         fixed += kinds.PUBLISH_EXPECT_BYTES
         expect = struct.unpack_from("<QQ", frame, 24)
+    if frame[5] & kinds.PublishFlag.AT:
+        fixed += 8
     chunk = build_chunk(Chunk(1, 1, 1, count, frame[fixed:]))
     return first, expect, read_batch(control.frame(Kind.DELIVER, struct.pack("<IIQ", 1, 0, 0) + chunk))
 
@@ -802,7 +806,11 @@ def recode_publish(frame: bytes) -> bytes:
     assert int.from_bytes(frame[8:12], "little") == 0
     for message in batch:
         fields = (message.payload, message.headers or None, message.key, message.priority, message.expiry_s)
-        if expect is None:
+        if frame[5] & kinds.PublishFlag.AT:
+            (when,) = struct.unpack_from("<Q", frame, 24)
+            at = frame.index(b"alarm-7")
+            buffer.schedule("s.chat", message.payload, when, frame[at : at + 7])
+        elif expect is None:
             buffer.post("s.chat", *fields)
         else:
             buffer.publish("s.chat", *fields, expect=expect)
