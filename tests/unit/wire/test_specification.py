@@ -1096,7 +1096,7 @@ CLAIMS = [
     (7, "The frames are PUBLISH, with flag 0 or EXPECT"),
     (7, "then ACK (§18) with number 0"),
     (7, "steps 2 and 3 for each, 4 and 5 for all the numbers together"),
-    (7, "stored ones and step 6 for each"),
+    (7, "stored ones, step 6 for each and that no record has an ID"),
     (5, f"It keeps them within {AHEAD_BYTES_MAX:,} bytes"),
     (14, "`retry_after_ms` comes with codes of 1xxx and 2xxx."),
     (14, "(0, 0) without any record |"),
