@@ -1119,6 +1119,7 @@ CLAIMS = [
     (7, "the numbers `number` to `number + count − 1` have the sequences `first` to `first + count − 1`"),
     (7, "A duplicate with epoch 0 and first 0 was"),
     (7, "`number` from 1, and the last number is a u64 as well"),
+    (7, "`$reply.<32 hex digits>.<number>`"),
     (7, "an ASK are the requests `number` to `number + count − 1`"),
     (7, "(A PUBLISH whose `count` was 0 is refused with `count` 0.)"),
     (8, "The line is dense: 1, 2, 3, …"),
