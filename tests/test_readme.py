@@ -202,6 +202,6 @@ def test_program_with_a_transaction_runs(tmp_path: Path) -> None:
 
 
 def test_worker_program_runs(tmp_path: Path, server_url: str) -> None:
-    (program,) = (program for program in PROGRAMS if "worker(" in program)
+    (program,) = (program for program in PROGRAMS if "@bus.worker(" in program)
     assert SERVER_URL in program
     assert run(["-c", program.replace(SERVER_URL, server_url)], tmp_path) == "resized cat.png\n"

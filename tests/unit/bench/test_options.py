@@ -67,6 +67,7 @@ def test_defaults_make_sense(work: Work) -> None:
             unarchived_bytes=defaults.unarchived_bytes,
             clients=defaults.clients,
             slow=defaults.slow,
+            members=defaults.members,
         )
         assert complaint(options) is None
 

@@ -317,7 +317,7 @@ def check_hot_bodies(document: Document) -> None:
 
 def check_publish_flags(document: Document) -> None:
     rows = document.table(7, "| flag | name")
-    others = [flag for flag in kinds.PublishFlag if flag is not PublishFlag.EXPECT]
+    others = [flag for flag in PublishFlag if flag not in (PublishFlag.EXPECT, PublishFlag.AT)]
     assert {name: int(bit) for bit, name, _ in rows} == {flag.name: int(flag) for flag in others}
 
 
@@ -1104,7 +1104,7 @@ CLAIMS = [
     (7, "The frames are PUBLISH, with flag 0 or EXPECT"),
     (7, "then ACK (§18) with number 0"),
     (7, "steps 2 and 3 for each, 4 and 5 for all the numbers together"),
-    (7, "stored ones and step 6 for each"),
+    (7, "stored ones, step 6 for each and that no record has an ID"),
     (5, f"It keeps them within {AHEAD_BYTES_MAX:,} bytes"),
     (14, "`retry_after_ms` comes with codes of 1xxx and 2xxx."),
     (14, "(0, 0) without any record |"),
@@ -1127,6 +1127,7 @@ CLAIMS = [
     (7, "the numbers `number` to `number + count − 1` have the sequences `first` to `first + count − 1`"),
     (7, "A duplicate with epoch 0 and first 0 was"),
     (7, "`number` from 1, and the last number is a u64 as well"),
+    (7, "`$reply.<32 hex digits>.<number>`"),
     (7, "an ASK are the requests `number` to `number + count − 1`"),
     (7, "(A PUBLISH whose `count` was 0 is refused with `count` 0.)"),
     (8, "The line is dense: 1, 2, 3, …"),
