@@ -105,7 +105,9 @@ def _acks(body: bytes, at: int) -> list[bytes]:
     while len(body) - at >= FRAME_HEADER_BYTES:
         size, kind, flags, reserved = FRAME_HEADER.unpack_from(body, at)
         if kind != Kind.ACK or flags or reserved:
-            raise error("MALFORMED_FRAME", f"TRANSACTION: got a frame of kind {kind} behind its publishes, expected ACK")
+            raise error(
+                "MALFORMED_FRAME", f"TRANSACTION: got a frame of kind {kind} behind its publishes, expected ACK"
+            )
         at += FRAME_HEADER_BYTES
         acks.append(body[at : at + size])
         at += size
