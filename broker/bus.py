@@ -38,7 +38,9 @@ __all__ = [
     "HistoryUntil",
     "Last",
     "ListedChannel",
+    "Output",
     "Payload",
+    "Pipeline",
     "Reject",
     "Retry",
     "Since",
@@ -55,6 +57,9 @@ CREDIT_BYTES_DEFAULT = 4 * 1024 * 1024
 REQUEST_TIMEOUT_S = 5.0
 GRACE_S = 30.0
 """How long the functions of workers may go on when they are stopped."""
+PIPELINE_JOBS = 256
+PIPELINE_BYTES = 256 * 1024
+"""What a pipeline takes at once."""
 
 FunctionT = TypeVar("FunctionT", bound="Callable[..., Any]")
 
@@ -73,6 +78,21 @@ class Retry(Exception):
     def __init__(self, delay_s: float | None = None) -> None:
         super().__init__(delay_s)
         self.delay_s = delay_s
+
+
+class Output(NamedTuple):
+    """What a pipeline publishes for a job.
+
+    Attributes:
+        channel, payload, headers, key, priority, expiry_s: As for `Bus.post`.
+    """
+
+    channel: str
+    payload: Payload
+    headers: Mapping[str, object] | None = None
+    key: bytes | None = None
+    priority: int = 2
+    expiry_s: int | None = None
 
 
 class Last(NamedTuple):
@@ -371,6 +391,11 @@ class Consumer(ABC):
             What can be waited for: that it is committed. Nobody has to.
         """
 
+    @property
+    @abstractmethod
+    def queued(self) -> int:
+        """Jobs that have come and were not handed out."""
+
     @abstractmethod
     def stop(self) -> None:
         """Hand out nothing any more: iterations end. What was handed out can be settled until it is closed."""
@@ -420,6 +445,36 @@ class Workers(ABC):
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Take no more jobs, let functions end, and give the rest back."""
+
+
+class Pipeline(ABC):
+    """A loop that consumes, transforms and publishes; see `Bus.pipeline`."""
+
+    @abstractmethod
+    def __await__(self) -> Generator[Any, Any, None]:
+        """Work until this is cancelled.
+
+        Raises:
+            BrokerError: The pipeline cannot start, or cannot go on.
+        """
+
+    @abstractmethod
+    async def __aenter__(self) -> Self:
+        """Begin to work.
+
+        Raises:
+            BrokerError: The pipeline cannot start: UNKNOWN_CONSUMER, DENIED, …
+        """
+
+    @abstractmethod
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Take no more jobs, let the batch that is under way end, and give the rest back.
+
+        Raises:
+            BrokerError: The pipeline could not go on.
+        """
 
 
 class Bus(ABC):
@@ -914,6 +969,43 @@ class Bus(ABC):
 
         Returns:
             The workers, to be awaited or entered once. Waiting raises why one of them cannot go on.
+        """
+
+    @abstractmethod
+    def pipeline(
+        self,
+        source: str,
+        transform: Callable[[Job], Any],
+        *,
+        batch: int = PIPELINE_JOBS,
+        batch_bytes: int = PIPELINE_BYTES,
+        grace_s: float = GRACE_S,
+    ) -> Pipeline:
+        """Transform what a consumer or a queue gives out, and publish what is made of it, each job exactly once:
+        `await bus.pipeline("orders", price)`, until that is cancelled; or `async with`, while the block lasts.
+
+        The jobs that are there are a batch. Their outputs and their acknowledgements are one transaction: whatever is
+        killed or lost, each job has its outputs published once, to stored channels. What the function does besides may
+        happen more than once. Any number of pipelines share a queue.
+
+        A function that raises has failed, and its job comes again after the back-off; `Reject` gives it up, and `Retry`
+        says when it comes again; the rest of the batch goes on. So it is with a job whose outputs are refused. When
+        leases are over, what was made of the batch is dropped, and its jobs come again. Leases are extended meanwhile.
+
+        Args:
+            source: Name of a durable consumer or a work queue that is there.
+            transform: Called with one job after the other, which it is not to settle. It returns nothing, one output or
+                several, or yields them, each an `Output` or a tuple (channel, payload); it may be `async def`.
+            batch: Jobs that are taken at once, from 1 to 2,048.
+            batch_bytes: And of how many payload bytes; one job in any case.
+            grace_s: How long a batch may go on when the pipeline is stopped; then it is cancelled, and its jobs given
+                to others.
+
+        Returns:
+            The pipeline, to be awaited or entered once. Both raise why it cannot go on.
+
+        Raises:
+            RequestError: LIMIT; no batch can be so large.
         """
 
     @abstractmethod

@@ -26,7 +26,7 @@ RECORD = struct.pack("<IHHI", 12 + 128, 0, 0, 0) + random.Random(SEED).randbytes
 
 
 def publisher(tails: Tails | None = None) -> Publisher:
-    tails = tails or Tails(1, 4770)
+    tails = Tails(1, 4770) if tails is None else tails
     made = Publisher(tails, Line(b"p" * 16), None, 0)
     for slot in range(CHANNELS):
         name = b"room.%d" % slot

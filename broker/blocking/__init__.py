@@ -15,8 +15,9 @@ writes. Both are greenlets under gevent. Nothing here knows asyncio, or gevent, 
 gevent does not replace.
 
 `client` is the bus, `connection` its socket, `subscription`, `consumer` and `history` what is read and `reading` how,
-`transaction` what is published together, `workers` who does the jobs of queues, `waiting` how a thread waits. What
-outlives a connection, and what frames mean, is shared with the asyncio client: `broker.remote`.
+`transaction` what is published together, `workers` who does the jobs of queues, `pipeline` what transforms them,
+`waiting` how a thread waits. What outlives a connection, and what frames mean, is shared with the asyncio client:
+`broker.remote`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from __future__ import annotations
 from broker.blocking.client import Client, connect
 from broker.blocking.consumer import Consumer, Settled
 from broker.blocking.history import History
+from broker.blocking.pipeline import Pipeline
 from broker.blocking.subscription import Subscription
 from broker.blocking.transaction import Transaction
 from broker.blocking.waiting import Pending, Window
@@ -34,6 +36,7 @@ __all__ = [
     "Consumer",
     "History",
     "Pending",
+    "Pipeline",
     "Settled",
     "Subscription",
     "Transaction",

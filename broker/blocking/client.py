@@ -20,11 +20,19 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from broker.blocking.connection import QUIET_S_MAX, Connection, dial
 from broker.blocking.consumer import Consumer
 from broker.blocking.history import History
+from broker.blocking.pipeline import Pipeline, check_plain
 from broker.blocking.subscription import Subscription
 from broker.blocking.transaction import Transaction
 from broker.blocking.waiting import Answer, Deadline, Pending, Waiter, Window, add_waiter, wake
 from broker.blocking.workers import Workers
-from broker.bus import CREDIT_BYTES_DEFAULT, GRACE_S, REQUEST_TIMEOUT_S, ChannelInfo
+from broker.bus import (
+    CREDIT_BYTES_DEFAULT,
+    GRACE_S,
+    PIPELINE_BYTES,
+    PIPELINE_JOBS,
+    REQUEST_TIMEOUT_S,
+    ChannelInfo,
+)
 from broker.events import emit
 from broker.model.consumers import WINDOW_BYTES_DEFAULT, WINDOW_DEFAULT
 from broker.model.errors import BrokerError, error
@@ -43,6 +51,7 @@ from broker.remote.bus import (
 )
 from broker.remote.consumers import ConsumersPages, consumer_of, named, queue_of, start_of
 from broker.remote.pages import NamesPages, make_pages
+from broker.remote.pipeline import pipeline_of
 from broker.remote.reconnect import is_final
 from broker.remote.scheduling import DelayedPages, draw_id, pack_cancel, when_of
 from broker.remote.workers import WorkerSettings, worker_of
@@ -69,6 +78,7 @@ if TYPE_CHECKING:
     from broker.remote.address import TcpAddress, UnixAddress
     from broker_native.messages import Batch, Message
     from broker_native.posting import Draft, Receipt, Scheduled
+    from broker_native.work import Job
 
 TIMEOUT_S: Final = 10.0
 TURN_BYTES: Final = 256 * 1024
@@ -760,6 +770,26 @@ class Client(RemoteBus[Connection]):
             grace_s: How long they may take, seconds.
         """
         return Workers(self, self._workers, grace_s)
+
+    def pipeline(
+        self,
+        source: str,
+        transform: Callable[[Job], Any],
+        *,
+        batch: int = PIPELINE_JOBS,
+        batch_bytes: int = PIPELINE_BYTES,
+        grace_s: float = GRACE_S,
+    ) -> Pipeline:
+        """Transform what a consumer or a queue gives out, and publish what is made of it, each job exactly once:
+        `bus.pipeline("orders", price).run()` until `end` is called, or `with bus.pipeline(…):` meanwhile.
+
+        As `Bus.pipeline` describes it, with a function that is called by a thread of its own.
+
+        Raises:
+            RequestError: LIMIT; INVALID_CONSUMER, it is an `async def`.
+        """
+        check_plain(transform)
+        return Pipeline(self, pipeline_of(source, transform, batch, batch_bytes, grace_s))
 
     def consumer_info(self, name: str, *, timeout_s: float | None = None) -> ConsumerInfo:
         """Answer what there is to tell of a consumer or a work queue, as `Bus.consumer_info` does; TIMEOUT besides."""

@@ -9,10 +9,19 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-from broker.bus import CREDIT_BYTES_DEFAULT, GRACE_S, REQUEST_TIMEOUT_S, Bus, ChannelInfo
+from broker.bus import (
+    CREDIT_BYTES_DEFAULT,
+    GRACE_S,
+    PIPELINE_BYTES,
+    PIPELINE_JOBS,
+    REQUEST_TIMEOUT_S,
+    Bus,
+    ChannelInfo,
+)
 from broker.client.connection import Connection
 from broker.client.consumer import ClientConsumer
 from broker.client.history import ClientHistory
+from broker.client.pipeline import ClientPipeline
 from broker.client.subscription import ClientSubscription
 from broker.client.transaction import ClientTransaction
 from broker.client.transport import tcp_connector, unix_connector
@@ -35,6 +44,7 @@ from broker.remote.bus import (
 )
 from broker.remote.consumers import ConsumersPages, consumer_of, named, queue_of, start_of
 from broker.remote.pages import NamesPages, make_pages
+from broker.remote.pipeline import pipeline_of
 from broker.remote.reconnect import is_final
 from broker.remote.scheduling import DelayedPages, draw_id, pack_cancel, when_of
 from broker.remote.workers import WorkerSettings, worker_of
@@ -61,6 +71,7 @@ if TYPE_CHECKING:
     from broker.model.positions import Position
     from broker_native.messages import Message
     from broker_native.posting import Publication, Receipt, Scheduled
+    from broker_native.work import Job
 
 
 class _Ready:
@@ -399,6 +410,17 @@ class Client(RemoteBus[Connection], Bus):
 
     def run_workers(self, grace_s: float = GRACE_S) -> ClientWorkers:
         return ClientWorkers(self, self._workers, grace_s)
+
+    def pipeline(
+        self,
+        source: str,
+        transform: Callable[[Job], Any],
+        *,
+        batch: int = PIPELINE_JOBS,
+        batch_bytes: int = PIPELINE_BYTES,
+        grace_s: float = GRACE_S,
+    ) -> ClientPipeline:
+        return ClientPipeline(self, pipeline_of(source, transform, batch, batch_bytes, grace_s))
 
     async def consumer_info(self, name: str) -> ConsumerInfo:
         return consuming.decode_info(await self.ask("consumer", named(name)))

@@ -459,6 +459,19 @@ EVENTS: tuple[Event, ...] = (
         (_integer("messages", "publishes without an answer"),),
     ),
     Event(
+        "batch_dropped",
+        Severity.WARNING,
+        "client",
+        "a pipeline's transaction was not committed: its jobs come again, and nothing was published for them",
+        "If leases were over, transforms take longer than they: make batches smaller, or the queue's lease longer.",
+        (
+            _text("queue", "name of the consumer or work queue"),
+            _integer("jobs", "jobs of the transaction"),
+            _CODE,
+            _DETAIL,
+        ),
+    ),
+    Event(
         "job_failed",
         Severity.WARNING,
         "client",

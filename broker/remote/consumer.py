@@ -168,6 +168,11 @@ class RemoteConsumer(Kept, ABC):
         return bool(self._settling.unanswered or self._late or self._told)
 
     @property
+    def queued(self) -> int:
+        """Jobs that have come and were not handed out."""
+        return self._cursor.queued
+
+    @property
     def in_flight(self) -> bool:
         """Whether the server owes an answer to what was said."""
         return bool(self._settling.awaited or self._told)

@@ -91,6 +91,7 @@ cdef bint record_is_valid(const uint8_t* record, uint32_t size) noexcept nogil
 cdef bytes record_payload(const uint8_t* record)
 cdef object record_headers(const uint8_t* record)
 cdef object record_key(const uint8_t* record)
+cdef object record_id(const uint8_t* record)
 cdef object record_publisher(const uint8_t* record)
 cdef object record_priority(const uint8_t* record)
 cdef object record_expiry(const uint8_t* record)

@@ -157,6 +157,14 @@ cdef object record_key(const uint8_t* record):
     return PyBytes_FromStringAndSize(<const char*>at + 2, load_u16(at))
 
 
+cdef object record_id(const uint8_t* record):
+    cdef const uint8_t* at
+    if not load_u16(record + 4) & RECORD_ID:
+        return None
+    at = record_field(record, RECORD_ID)
+    return PyBytes_FromStringAndSize(<const char*>at + 1, at[0])
+
+
 cdef object record_publisher(const uint8_t* record):
     cdef const uint8_t* at
     if not load_u16(record + 4) & RECORD_PUBLISHER:
@@ -362,11 +370,7 @@ cdef class Message:
     @property
     def id(self):
         """The bytes of the message's id, or None."""
-        cdef const uint8_t* at
-        if not load_u16(self.record + 4) & RECORD_ID:
-            return None
-        at = record_field(self.record, RECORD_ID)
-        return PyBytes_FromStringAndSize(<const char*>at + 1, at[0])
+        return record_id(self.record)
 
     @property
     def publisher(self):

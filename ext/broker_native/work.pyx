@@ -26,6 +26,7 @@ from broker_native.messages cimport (
     Source,
     make_position,
     record_expiry,
+    record_id,
     record_headers,
     record_is_valid,
     record_key,
@@ -290,6 +291,11 @@ cdef class Job:
     def priority(self):
         """0 critical, 1 high, 2 normal, 3 low."""
         return record_priority(self.record())
+
+    @property
+    def id(self):
+        """The bytes of the message's id, or None."""
+        return record_id(self.record())
 
     @property
     def expiry_s(self):

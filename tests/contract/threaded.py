@@ -10,10 +10,11 @@ import asyncio
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, cast
 
 from broker import blocking
-from broker.bus import Bus, Consumer, History, Subscription, Transaction
+from broker.bus import Bus, Consumer, History, Pipeline, Subscription, Transaction
 from broker.client.workers import ClientWorkers, check_coroutine
 from broker.model.consumers import WINDOW_BYTES_DEFAULT, WINDOW_DEFAULT
 from broker.model.errors import BrokerError
@@ -144,6 +145,9 @@ class ThreadedBus(Bus):
 
     def run_workers(self, grace_s: float = 30.0) -> ClientWorkers:
         return ClientWorkers(self, self._workers, grace_s)
+
+    def pipeline(self, source: str, transform: Any, **options: Any) -> ThreadedPipeline:
+        return ThreadedPipeline(self, source, transform, options)
 
     async def consumer_info(self, name: str) -> Any:
         return await self.in_thread(self.client.consumer_info, name)
@@ -354,6 +358,10 @@ class ThreadedConsumer(ThreadedSubscription, Consumer):  # type: ignore[misc]  #
         self.name = name
         self.events = self._inner.events
 
+    @property
+    def queued(self) -> int:
+        return len(self._kept) + self._inner.queued
+
     def stop(self) -> None:
         self._inner.stop()
 
@@ -365,6 +373,45 @@ class ThreadedConsumer(ThreadedSubscription, Consumer):  # type: ignore[misc]  #
 
     async def close(self, timeout_s: float = 5.0) -> None:
         await self._bus.in_thread(self._inner.close, timeout_s)
+
+
+class ThreadedPipeline(Pipeline):
+    """A pipeline in a thread. Transforms that are coroutines run on the loop, and the thread waits for them."""
+
+    def __init__(self, bus: ThreadedBus, source: str, transform: Any, options: Any) -> None:
+        self._bus = bus
+        self._transform = transform
+        self._inner = bus.client.pipeline(source, self._call, **options)
+
+    def _call(self, job: Any) -> Any:
+        made = self._transform(job)
+        if hasattr(made, "__aiter__"):
+            made = collected(made)
+        return asyncio.run_coroutine_threadsafe(made, self._bus.loop).result() if isawaitable(made) else made
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._run().__await__()
+
+    async def _run(self) -> None:
+        running = self._bus.in_thread(self._inner.run)
+        try:
+            await asyncio.shield(running)
+        except asyncio.CancelledError:
+            self._inner.end()
+            await running
+            raise
+
+    async def __aenter__(self) -> Self:
+        await self._bus.in_thread(self._inner.__enter__)
+        return self
+
+    async def __aexit__(self, *raised: Any) -> None:
+        await self._bus.in_thread(self._inner.__exit__, *raised)
+
+
+async def collected(stream: Any) -> list[Any]:
+    """Return all that an asynchronous iterator has."""
+    return [one async for one in stream]
 
 
 class ThreadedHistory(History):
