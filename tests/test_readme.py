@@ -61,7 +61,7 @@ def test_command_has_the_options_it_is_shown_with(words: list[str]) -> None:
 
 def test_readme_shows_commands_and_programs() -> None:
     assert {words[1] for words in commands(README)} >= {"serve", "pub", "sub", "bench", "errors"}
-    assert len(PROGRAMS) == 11
+    assert len(PROGRAMS) == 12
 
 
 def run(program: list[str], folder: Path) -> str:
@@ -202,6 +202,12 @@ def test_program_with_a_transaction_runs(tmp_path: Path) -> None:
 
 
 def test_worker_program_runs(tmp_path: Path, server_url: str) -> None:
-    (program,) = (program for program in PROGRAMS if "@bus.worker(" in program)
-    assert SERVER_URL in program
-    assert run(["-c", program.replace(SERVER_URL, server_url)], tmp_path) == "resized cat.png\n"
+    text = program("@bus.worker(")
+    assert SERVER_URL in text
+    assert run(["-c", text.replace(SERVER_URL, server_url)], tmp_path) == "resized cat.png\n"
+
+
+def test_pipeline_program_runs(tmp_path: Path, server_url: str) -> None:
+    text = program("bus.pipeline(")
+    assert SERVER_URL in text
+    assert run(["-c", text.replace(SERVER_URL, server_url)], tmp_path) == "book: 400\n"

@@ -532,7 +532,7 @@ class Consumer:
         if self._unacked or self._askers or jobs.changed:
             self._core.states.touch(self)
         if self._reader is not None:
-            self._reader.leave_room(self._home.window_bytes, jobs.bytes_held)
+            self._reader.leave_room(self._home.window_bytes(self.settings.lanes), jobs.bytes_held)
         due_us = jobs.next_us()
         if due_us and (self._timer is None or due_us < self._timer_us):
             self._set_timer(due_us, now_us)
@@ -615,7 +615,7 @@ class Consumer:
         if self._reader is not None or not self.ready:
             return
         assert self.jobs is not None
-        window_bytes = self._home.window_bytes
+        window_bytes = self._home.window_bytes(self.settings.lanes)
         reader = Reader(self._core, self._home.catchup, self, self.literals, self.patterns, window_bytes)
         self._reader = reader
         if self.patterns:

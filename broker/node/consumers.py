@@ -53,6 +53,8 @@ TELL_S = 0.005
 """How long a member with jobs under way waits to hear that what it said is committed: the next jobs may bring it."""
 WINDOW_BYTES = 8 << 20
 """What one keeps of its source at most, about;"""
+LANES_WINDOW_BYTES = 128 << 20
+"""and if it has lanes: a critical job passes what is kept, and comes no sooner than it is read;"""
 WINDOW_BYTES_MIN = 64 << 10
 """and at least, when others have taken"""
 MEMORY_SHARE = 8
@@ -223,11 +225,11 @@ class Consumers:
             if consumer.ready and not self.core.states.pending(consumer):
                 consumer.undone()
 
-    @property
-    def window_bytes(self) -> int:
-        """What each of them may keep of what it reads."""
+    def window_bytes(self, lanes: bool) -> int:
+        """What each of them may keep of what it reads, with lanes or without."""
+        most_bytes = LANES_WINDOW_BYTES if lanes else WINDOW_BYTES
         share_bytes = self.core.limits.memory_bytes_max // MEMORY_SHARE // max(len(self._loaded), 1)
-        return WINDOW_BYTES_MIN if self._crowded else max(min(WINDOW_BYTES, share_bytes), WINDOW_BYTES_MIN)
+        return WINDOW_BYTES_MIN if self._crowded else max(min(most_bytes, share_bytes), WINDOW_BYTES_MIN)
 
     def tick(self) -> None:
         """Once a second."""

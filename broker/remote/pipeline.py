@@ -16,8 +16,9 @@ from broker.events import emit
 from broker.model.errors import BrokerError, Remedy, error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
+    from broker.bus import Payload
     from broker_native.work import Job
 
 __all__ = ["AHEAD", "JOBS_MAX", "Made", "PipelineSettings", "Round", "fill", "outputs_of", "pipeline_of"]
@@ -85,7 +86,16 @@ def outputs_of(made: Any) -> tuple[Output, ...]:
 class Drafting(Protocol):
     """A transaction, as far as it is filled."""
 
-    def publish(self, channel: str, payload: Any, **options: Any) -> int:
+    def publish(
+        self,
+        channel: str,
+        payload: Payload,
+        *,
+        headers: Mapping[str, object] | None = None,
+        key: bytes | None = None,
+        priority: int = 2,
+        expiry_s: int | None = None,
+    ) -> int:
         """Add a publish."""
 
     def ack(self, job: Job) -> None:
@@ -96,9 +106,7 @@ def fill(transaction: Drafting, part: Iterable[Made]) -> None:
     """Put the outputs of jobs into a transaction, and that the jobs are done."""
     for job, outputs in part:
         for channel, payload, headers, key, priority, expiry_s in outputs:
-            transaction.publish(
-                channel, payload, headers=headers, key=key, priority=priority, expiry_s=expiry_s, expect=None
-            )
+            transaction.publish(channel, payload, headers=headers, key=key, priority=priority, expiry_s=expiry_s)
         transaction.ack(job)
 
 

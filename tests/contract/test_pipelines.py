@@ -137,6 +137,22 @@ async def test_what_a_transform_raises_decides(home: Home, room: str, caplog: py
         assert {str(record.msg).split()[0] for record in caplog.records} <= {"job_failed"}
 
 
+async def test_a_durable_consumer_waits_for_a_job_that_failed(home: Home, room: str) -> None:
+    source, target, name = f"s.{room}.in", f"s.{room}.out", f"c.{room}"
+
+    def transform(job: Job) -> Any:
+        if job.payload == b"4" and job.attempt < 3:
+            raise Retry(0.01)
+        return target, job.payload
+
+    async with home.bus() as bus:
+        await bus.create_consumer(name, source)
+        await bus.publish_many(source, numbers(30))
+        async with bus.pipeline(name, transform, batch=8):
+            assert await done(bus, name, 30)
+        assert sorted(await stored(bus, target), key=int) == numbers(30)
+
+
 async def test_outputs_that_are_refused_fail_their_job_alone(home: Home, room: str) -> None:
     source, target, dead, queue = f"s.{room}.in", f"s.{room}.out", f"s.dead-{room}", f"q.{room}"
     refused = {7: f"e.{room}", 11: "no channel", 13: f"small.{room}", 17: 5}

@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from inspect import isawaitable
+from inspect import iscoroutine
 from typing import TYPE_CHECKING, Any, cast
 
 from broker import blocking
@@ -360,7 +360,7 @@ class ThreadedConsumer(ThreadedSubscription, Consumer):  # type: ignore[misc]  #
 
     @property
     def queued(self) -> int:
-        return len(self._kept) + self._inner.queued
+        return len(self._kept) + int(self._inner.queued)
 
     def stop(self) -> None:
         self._inner.stop()
@@ -387,7 +387,7 @@ class ThreadedPipeline(Pipeline):
         made = self._transform(job)
         if hasattr(made, "__aiter__"):
             made = collected(made)
-        return asyncio.run_coroutine_threadsafe(made, self._bus.loop).result() if isawaitable(made) else made
+        return asyncio.run_coroutine_threadsafe(made, self._bus.loop).result() if iscoroutine(made) else made
 
     def __await__(self) -> Generator[Any, Any, None]:
         return self._run().__await__()
