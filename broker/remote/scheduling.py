@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from broker.bus import DelayedMessage
 from broker.model.delayed import DELAYED_MAX, DelayedQuery
 from broker.model.errors import error
+from broker.model.names import ID_BYTES_MAX
 from broker.wire import requests
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ __all__ = ["DelayedPages", "draw_id", "pack_cancel", "when_of"]
 FROM_NOW = 1 << 63
 """The top bit of a time on the wire: it counts from the moment in which the server takes the message."""
 ID_BYTES = 16
-ID_BYTES_MAX = 64
 
 
 def when_of(delay_s: float | None, deliver_at: datetime | float | None) -> int:
@@ -63,9 +63,9 @@ def pack_cancel(channel: str, id: str | bytes) -> dict[str, object]:
     Raises:
         RequestError: INVALID_ID.
     """
-    packed = id.encode() if isinstance(id, str) else bytes(id)
+    packed = id.encode("utf-8", "surrogatepass") if isinstance(id, str) else bytes(memoryview(id))
     if not 1 <= len(packed) <= ID_BYTES_MAX:
-        raise error("INVALID_ID", f"id: got {len(packed)} bytes, expected 1 to {ID_BYTES_MAX}")
+        raise error("INVALID_ID", f"message id: got {len(packed)} bytes, expected 1 to {ID_BYTES_MAX}")
     return {"channel": channel, "id": packed}
 
 

@@ -26,6 +26,7 @@ from broker.model.history import (
     NamesQuery,
     Trim,
 )
+from broker.model.names import ID_BYTES_MAX
 from broker.model.positions import BusPosition
 from broker.wire.control import (
     U32_MAX,
@@ -64,7 +65,6 @@ __all__ = [
 ]
 
 
-ID_BYTES_MAX = 64
 LAGGING_MAX = 500
 """A control body holds 16,384 values, and each reader is some 30 of them."""
 

@@ -316,6 +316,44 @@ def test_memory_is_bounded_and_told() -> None:
     assert publisher.publish_frame(body(publisher, b"1")) == CODES["IDS_ABSENT"]
 
 
+def test_the_own_publisher_takes_every_id_and_has_it_remembered() -> None:
+    tails, publisher = opened()
+    own = Publisher(tails, Line(), None, 0)
+    own.is_own = True
+    own.bind(0, b"c.x")
+    assert publisher.publish_frame(body(publisher, b"a")) == 0
+    assert own.publish_frame(body(own, b"a", b"b", b"b")) == 0
+    assert publisher.publish_frame(body(publisher, b"b", b"a")) == 0
+    assert (tails.records, tails.repeated) == (4, 2)
+    tails.close_turn()
+    tails.close_group(0, 0, 0, 0, 0)
+    answers = {who: published_of(entries) for who, entries in tails.take_answers()}
+    assert [(entry.first, entry.count, entry.flags) for entry in answers[own]] == [(2, 3, 0)]
+    found = [(entry.first, entry.count, entry.flags) for entry in answers[publisher]]
+    assert found == [(1, 1, 0), (4, 1, 1), (2, 1, 1)], "the newest record with an id is the one"
+
+
+def test_the_own_publisher_waits_for_no_ids_and_no_memory() -> None:
+    tails, publisher = opened()
+    own = Publisher(tails, Line(), None, 0)
+    own.is_own = True
+    own.bind(0, b"c.x")
+    assert publisher.publish_frame(body(publisher, b"a")) == 0
+    tails.ids_bytes_max = 1
+    assert own.publish_frame(body(own, b"b")) == 0
+    assert publisher.publish_frame(body(publisher, b"c")) == CODES["LIMIT"]
+    tails.close_turn()
+    value, _ = tails.close_group(0, 0, 0, 0, 0)
+    again, publisher = opened()
+    again.apply_group(value, lambda _: publisher.line)
+    own = Publisher(again, Line(), None, 0)
+    own.is_own = True
+    own.bind(0, b"c.x")
+    assert publisher.publish_frame(body(publisher, b"b")) == CODES["IDS_ABSENT"]
+    assert own.publish_frame(body(own, b"b")) == 0
+    assert not again.knows_ids(b"c.x")
+
+
 def test_what_is_read_back_for_another_channel_is_not_taken() -> None:
     tails, publisher = opened()
     assert publisher.publish_frame(body(publisher, b"a")) == 0

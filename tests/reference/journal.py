@@ -154,8 +154,11 @@ class MemoryJournal:
         return [None if body is None else body[4 : 4 + body[2]] for body in bodies]
 
     def names(self, prefix: bytes, after: bytes, count_max: int) -> list[bytes]:
-        """The smallest names of channels with a prefix past another name, ascending, at most so many."""
-        names = sorted(body[4 : 4 + body[2]] for body in self.tables.channels.values())
+        """The smallest names of all stored channels with a prefix past another name, ascending, at most so many."""
+        tables = groups.Tables()
+        for value in self.good:
+            tables.apply_group(value)
+        names = sorted(body[4 : 4 + body[2]] for body in tables.channels.values())
         return [name for name in names if name.startswith(prefix) and name > after][:count_max]
 
     def resolve_lines(self, producers: list[bytes]) -> list[bytes]:

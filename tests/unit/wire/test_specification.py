@@ -22,6 +22,7 @@ from broker.edge import session
 from broker.edge.consuming import OPERATIONS
 from broker.edge.native import GREETING_MAX
 from broker.model import consumers
+from broker.model.delayed import DELAYED_MAX
 from broker.model.errors import BY_CODE, BY_NAME, ERROR_CODES, BrokerError, Remedy, error
 from broker.model.history import HISTORY_BYTES_DEFAULT, HISTORY_BYTES_MAX, NAMES_MAX, PLACES_MAX
 from broker.model.levels import Level
@@ -1101,6 +1102,16 @@ CLAIMS = [
     (7, f"has {kinds.PUBLISH_HEADER_BYTES + kinds.PUBLISH_EXPECT_BYTES} bytes; in step 1 it is these"),
     (7, "Between steps 5 and 6 the channel must be a stored one"),
     (7, "behind step 6 its head must be the one"),
+    (7, f"(frame flag {int(PublishFlag.AT)}) has its records published later"),
+    (7, "`when` is microseconds since 1970 or, with the top bit set,"),
+    (7, f"Its fixed part has {layout()['PUBLISH_HEADER_BYTES'] + layout()['PUBLISH_AT_BYTES']} bytes, and each record"),
+    (7, f"(level {int(Level.SYNCED)} whatever the channel's), by PUBLISHED entries"),
+    (7, f"with flag {layout()['PUBLISHED_FLAG_DELAYED']} *delayed*: `epoch` is 0, and"),
+    (7, "due, in microseconds since 1970; as a *duplicate* as well"),
+    (7, "within 50 ms of its time or"),
+    (7, "`ids_window_s` (0: of none)"),
+    (13, f"`limit`: uint, 1 to {DELAYED_MAX:,}, optional; `after`: bin, optional"),
+    (13, f"`id`: bin, 1 to {ID_BYTES_MAX} bytes |"),
     (7, "The frames are PUBLISH, with flag 0 or EXPECT"),
     (7, "then ACK (§18) with number 0"),
     (7, "steps 2 and 3 for each, 4 and 5 for all the numbers together"),
@@ -1128,6 +1139,7 @@ CLAIMS = [
     (7, "A duplicate with epoch 0 and first 0 was"),
     (7, "`number` from 1, and the last number is a u64 as well"),
     (7, "`$reply.<32 hex digits>.<number>`"),
+    (7, "`subscription` 0, without any SUBSCRIBE: `index` and `group` are 0"),
     (7, "an ASK are the requests `number` to `number + count − 1`"),
     (7, "(A PUBLISH whose `count` was 0 is refused with `count` 0.)"),
     (8, "The line is dense: 1, 2, 3, …"),
