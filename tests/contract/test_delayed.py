@@ -54,6 +54,20 @@ async def test_a_message_comes_at_its_time_and_not_before(home: Home, room: str,
         assert await listed(bus, channel) == []
 
 
+async def test_an_id_that_the_channel_remembers_is_published_at_its_time(home: Home, room: str) -> None:
+    channel = f"s.{room}"
+    async with home.bus() as bus, await bus.subscribe(channel) as messages:
+        first = await bus.publish(channel, b"first", id="one")
+        scheduled = await bus.schedule(channel, b"later", delay_s=0.1, id="one")
+        assert (first.duplicate, scheduled.duplicate) == (False, False)
+        assert [(message.payload, message.id) for message in await take(messages, 2)] == [
+            (b"first", b"one"),
+            (b"later", b"one"),
+        ]
+        again = await bus.publish(channel, b"again", id="one")
+        assert (again.duplicate, again.first) == (True, 2)
+
+
 async def test_what_is_due_earlier_comes_first(home: Home, room: str) -> None:
     channel = f"s.{room}"
     async with home.bus() as bus, await bus.subscribe(channel) as messages:
