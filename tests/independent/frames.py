@@ -57,6 +57,7 @@ class Kind(enum.IntEnum):
     CREDIT = 20
     JOBS = 21
     ACKED = 22
+    TRANSACTION = 23
 
 
 class Flag(enum.IntFlag):

@@ -27,6 +27,7 @@ CLIENT_KINDS = {
     Kind.PUBLISH,
     Kind.CREDIT,
     Kind.ACK,
+    Kind.TRANSACTION,
 }
 
 
