@@ -290,6 +290,8 @@ class DelayedMessages:
 
     def failed(self, failure: BaseException) -> None:
         """Tell that something of it cannot be read."""
+        if isinstance(failure, MemoryError):
+            failure = error("LIMIT", "memory: none is left for what waits for its time", "give the process more memory")
         if isinstance(failure, BrokerError):
             emit("delayed_unreadable", code=failure.name, detail=failure.detail)
         else:

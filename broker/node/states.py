@@ -95,6 +95,8 @@ class StateStore:
                 done(None)
                 return
             self._core.tails.release(name)
+            if isinstance(failure, MemoryError):
+                failure = error("LIMIT", f"memory: none is left for {display(name)}", "give the process more memory")
             if not isinstance(failure, BrokerError):
                 emit("load_failed", failure=failure)
                 failure = error("STORAGE_FAILED", f"{display(name)}: it cannot be read back")

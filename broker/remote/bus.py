@@ -283,6 +283,7 @@ class RemoteBus(ABC, Generic[ConversationT]):
     def _failed_to_connect(self, connection: ConversationT, failure: BaseException) -> BaseException:
         """The connection came to nothing; returns the error to raise. What was asked for ahead has no answer."""
         self._detach()
+        self._leaving = None
         self._asks_ahead = not connection.journal_changed
         if isinstance(failure, OSError):
             return error("CONNECTION_LOST", f"connecting: {failure}", "is the broker running?")
@@ -292,10 +293,11 @@ class RemoteBus(ABC, Generic[ConversationT]):
         """There is a connection: give it everything that waits for one."""
         self._asks_ahead = True
         self._backoff.connected(now_s)
-        self._leaving = None
         self._connection = connection
         self._resume(connection, welcome)
         self._wake_connected()
+        # The server may have begun to drain in the same breath in which it took us in.
+        self._leave_if_answered()
 
     def _detach(self) -> None:
         self._numbers.clear()
@@ -328,6 +330,7 @@ class RemoteBus(ABC, Generic[ConversationT]):
         self._detach()
         if failure.retry_after_ms is None and self._leaving is not None:
             failure.retry_after_ms = self._leaving.retry_after_ms
+        self._leaving = None
         lost = error("CONNECTION_LOST", f"request: {failure}")
         for request in self._open_requests():
             request.set_exception(lost)

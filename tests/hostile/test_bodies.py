@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 PAYLOAD_BYTES_MAX = 1 << 20
 HEADERS_BYTES_MAX = 16 << 10
-PUBLISHER, NUMBER, PRIORITY, EXPIRY, KEY, HEADERS, GONE = 1, 2, 4, 8, 16, 32, 0x8000
+PUBLISHER, NUMBER, PRIORITY, EXPIRY, KEY, HEADERS, ID, GONE = 1, 2, 4, 8, 16, 32, 64, 0x8000
 
 
 def headers(packed_bytes: bytes) -> bytes:
@@ -84,7 +84,8 @@ BAD_RECORDS: dict[str, bytes] = {
     "key of 65,535": publish(0, 1, record(struct.pack("<H", 65_535) + b"k", KEY)),
     "headers that overrun": publish(0, 1, record(struct.pack("<H", 9) + b"\x80", HEADERS)),
     "all fields in one byte": publish(0, 1, record(b"\1", PRIORITY | EXPIRY | KEY | HEADERS)),
-} | {f"flag {1 << bit:#x}": publish(0, 1, record(bytes(16), 1 << bit)) for bit in range(6, 15)}
+    "id that overruns": publish(0, 1, record(b"\x09i", ID)),
+} | {f"flag {1 << bit:#x}": publish(0, 1, record(bytes(16), 1 << bit)) for bit in range(7, 15)}
 
 
 @pytest.mark.parametrize("what", BAD_RECORDS)

@@ -14,6 +14,7 @@ import pytest
 
 from tests.hostile import attackers
 from tests.hostile.attackers import (
+    ACK,
     CHANNEL,
     CREDIT,
     ERROR,
@@ -27,6 +28,7 @@ from tests.hostile.attackers import (
     REQUEST,
     SUBSCRIBE,
     SUBSCRIBED,
+    TRANSACTION,
     U32_MAX,
     UNSUBSCRIBE,
     UNSUBSCRIBED,
@@ -58,7 +60,9 @@ GOOD = {
     UNSUBSCRIBE: packed(UNSUBSCRIBE, subscription=5),
     REQUEST: packed(REQUEST, request=1, op="channel", name="ephemeral.cut"),
     PUBLISH: publish(0, 1, record(b"first"), record(b"second")),
+    ACK: frame(ACK, struct.pack("<IIQ", 5, 1, 1) + struct.pack("<QIB3xQ", 1, 1, 1, 0)),
     CREDIT: credit(5, 100),
+    TRANSACTION: frame(TRANSACTION, struct.pack("<II", 1, 0) + publish(0, 1, record(b"first"))),
 }
 """A frame of each kind that a client sends."""
 
@@ -202,7 +206,7 @@ def test_unknown_kind(service: Service, kind: int) -> None:
         assert f"kind {kind}" in peer.errors[-1]["detail"]
 
 
-@pytest.mark.parametrize("flags", [1, 2, 0x80, 0xFF])
+@pytest.mark.parametrize("flags", [0x10, 0x20, 0x80, 0xFF])
 @pytest.mark.parametrize("kind", FROM_CLIENTS)
 def test_unknown_flags(service: Service, kind: int, flags: int) -> None:
     whole = GOOD[kind]
