@@ -604,8 +604,9 @@ class Bus(ABC):
     ) -> Publication[Scheduled]:
         """Have a message published later, once, whatever restarts in between.
 
-        It is stored, synced, when that is answered, and published within 50 ms of its time while the broker has processor
-        time left, later when it has none, or when it is there again. Its sequence, and the time of `expiry_s`, are those of then. Until then it can be cancelled by its
+        It is stored, synced, when that is answered, and published within 50 ms of its time while the broker has
+        processor time left, later when it has none, or when it is there again. Its sequence, and the time of
+        `expiry_s`, are those of then. Until then it can be cancelled by its
         channel and id.
 
         Args:
