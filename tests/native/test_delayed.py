@@ -6,7 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from broker.core import delayed as core
@@ -123,11 +123,12 @@ class Both:
             return
         self.native.forget_order()
         self.plain.order = []
-        self.native.load(plain.chunk_of(1, self.slot), *self.place, len(self.slot))
-        self.plain.load(1, self.slot, self.place, len(self.slot))
+        until = len(self.slot) + 1
+        self.native.load(plain.chunk_of(1, self.slot), *self.place, until)
+        self.plain.load(1, self.slot, self.place, until)
 
     def spread(self) -> None:
-        after, until = len(self.slot) // 4, len(self.slot)
+        after, until = len(self.slot) // 4, len(self.slot) + 1
         chunk = plain.chunk_of(1, self.slot)
         assert self.native.spread(chunk, after, until, 5) == self.plain.spread(1, self.slot, after, until, 5)
 
@@ -158,6 +159,7 @@ class Both:
 
 @settings(max_examples=150)
 @given(st.lists(STEP, max_size=40))
+@example([("schedule", b"a", [b"1"], 2), ("schedule", b"a", [b"2"], 1), ("load",), ("take", 2, 1), ("send", False, 1)])
 def test_it_answers_as_its_twin(steps: list[tuple[object, ...]]) -> None:
     both = Both()
     for name, *arguments in steps:
