@@ -1521,11 +1521,14 @@ cdef class Jobs:
         cdef const uint8_t* end = <const uint8_t*>PyBytes_AS_STRING(body) + PyBytes_GET_SIZE(body)
         cdef const uint8_t* at = ack_entries(body)
         cdef uint64_t lease
+        cdef uint32_t index
         cdef Job* job
         while at < end:
             if at[12] != VERB_ACK:
                 raise ValueError(f"ack: got verb {at[12]}, expected {VERB_ACK}: it acknowledges")
-            for lease in range(load_u64(at), load_u64(at) + load_u32(at + 8)):
+            # The last one may be the highest number that there is.
+            for index in range(load_u32(at + 8)):
+                lease = load_u64(at) + index
                 job = self.leased_job(lease)
                 if job == NULL:
                     return (CODE_LEASE_EXPIRED if self.first_lease <= lease < self.next_lease else CODE_LEASE_UNKNOWN,
