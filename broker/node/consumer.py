@@ -574,6 +574,9 @@ class Consumer:
                         member.outbox.ordered_frame(frame)
                     else:
                         member.outbox.shared_frames(frame)
+                elif jobs.is_leaving(member.number):
+                    member.waits = False
+                    continue
                 count, size = jobs.under_way(member.number)
                 if count >= member.window or size >= member.bytes_max:
                     member.waits = False
