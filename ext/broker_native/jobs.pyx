@@ -22,9 +22,9 @@ lease ends at its deadline (`lease_ms` after the grant, 0: never), by nack, or w
 release a member that is about to leave gives back what it has not begun, and is granted nothing more. As
 long as nobody was granted it anew the old lease still serves for ack and reject by its member, while that is there.
 
-**Attempts** are grants, but for those that were released. When a job comes back after `attempts_max` of them (0: no limit) it is dead (DEAD_ATTEMPTS); so
-is a rejected one at once (DEAD_REJECTED). A dead job releases its key. It is done when `dead()` has handed it out, and
-the next `changes()` says so: the copy and that go into the same group. In exclusive mode the jobs that come along with
+**Attempts** are grants, but for those that were released. When a job comes back after `attempts_max` of them (0: no
+limit) it is dead (DEAD_ATTEMPTS); so is a rejected one at once (DEAD_REJECTED). A dead job releases its key. It is done
+when `dead()` has handed it out, and the next `changes()` says so: the copy and that go into the same group. In exclusive mode the jobs that come along with
 another one do not have their attempt counted.
 
 **What is stored.** `changes()` says what has been done since it was asked last, and attempts and delays: a first grant
