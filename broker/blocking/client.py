@@ -76,8 +76,9 @@ if TYPE_CHECKING:
     from broker.model.consumers import ConsumerInfo, WaitingJob
     from broker.model.positions import Position
     from broker.remote.address import TcpAddress, UnixAddress
+    from broker_native.draft import Draft
     from broker_native.messages import Batch, Message
-    from broker_native.posting import Draft, Receipt, Scheduled
+    from broker_native.outcomes import Receipt, Scheduled
     from broker_native.work import Job
 
 TIMEOUT_S: Final = 10.0
@@ -455,7 +456,7 @@ class Client(RemoteBus[Connection]):
         with self.lock:
             self._check_open()
             try:
-                return Pending(self._buffer.transact(draft), self._context, self.timeout_s)
+                return Pending(draft.send(), self._context, self.timeout_s)
             finally:
                 self.send_now()
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from broker.remote.transaction import Acks
 from broker.wire import control
-from broker_native.posting import Draft
+from broker_native.draft import Draft
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from broker.blocking.client import Client
     from broker.bus import Payload
     from broker.model.positions import Position
-    from broker_native.posting import PublishBuffer, Receipt
+    from broker_native.outcomes import Receipt
+    from broker_native.posting import PublishBuffer
     from broker_native.work import Job
 
 __all__ = ["Transaction"]
