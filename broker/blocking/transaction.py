@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from broker.blocking.client import Client
+    from broker.blocking.publishing import Publishing
     from broker.bus import Payload
     from broker.model.positions import Position
     from broker_native.outcomes import Receipt
@@ -38,7 +38,7 @@ class Transaction:
         receipts: Once the block was left in good order, where each publish was stored, in their order.
     """
 
-    def __init__(self, bus: Client, buffer: PublishBuffer, timeout_s: float | None) -> None:
+    def __init__(self, bus: Publishing, buffer: PublishBuffer, timeout_s: float | None) -> None:
         self._bus = bus
         self._draft = Draft(buffer)
         self._acks = Acks()
