@@ -891,6 +891,7 @@ class Session(Intake):
         if self._consuming is None:
             self._consuming = Consuming(self)
             self.settles = True
+            self.members = self._consuming.members
         return self._consuming
 
     def check_room(self, request: control.Subscribe) -> None:

@@ -29,6 +29,7 @@ from broker.model.positions import BusPosition
 from broker.node.letters import letter_record
 from broker.node.reading import Reader
 from broker_native.jobs import Jobs
+from broker_native.membership import Membership
 
 if TYPE_CHECKING:
     import asyncio
@@ -67,21 +68,18 @@ class MemberOwner(Protocol):
         """It is no member any more."""
 
 
-class Member:
+class Member(Membership):
     """Who takes jobs: a subscription of a connection.
 
     Attributes:
-        number: The consumer's number of it; 0 before it has joined.
         acks: Number of its last ACK.
         told: Up to which of them it is known what became of it.
         owed: `told`, as long as it was not told so; else 0.
-        waits: It is among those who are given jobs in turn.
         gone: It is no member any more.
     """
 
     __slots__ = (
-        "acks", "bytes_max", "consumer", "gone", "number", "outbox", "owed", "owner", "subscription", "told", "waits",
-        "window",
+        "acks", "bytes_max", "consumer", "gone", "outbox", "owed", "owner", "subscription", "told", "window",
     )  # fmt: skip
 
     def __init__(self, owner: MemberOwner, outbox: Outbox, subscription: int, window: int, bytes_max: int) -> None:
@@ -91,12 +89,15 @@ class Member:
         self.window = window
         self.bytes_max = bytes_max
         self.consumer: Consumer | None = None
-        self.number = 0
         self.acks = 0
         self.told = 0
         self.owed = 0
-        self.waits = False
         self.gone = False
+
+    def on_settled(self) -> None:
+        """A transaction has settled jobs of it (`Membership`)."""
+        assert self.consumer is not None
+        self.consumer.note_settled(self)
 
     def tell_owed(self) -> None:
         """Tell it what is committed."""
@@ -245,6 +246,8 @@ class Consumer:
             self._give_up(failure)
             return
         self.ready = True
+        for member in self.members.values():
+            member.jobs = self.jobs
         self._saved = self._place()
         waiters, self._waiters = self._waiters, []
         for done in waiters:
@@ -278,7 +281,7 @@ class Consumer:
 
     def _leave_memory(self) -> None:
         """Let go of all but the members."""
-        self.ready = False
+        self._stop_settling()
         self._stop_reading()
         if self._timer is not None:
             self._timer.cancel()
@@ -319,11 +322,17 @@ class Consumer:
 
     def close(self) -> None:
         """End; nothing is stored any more."""
-        self.ready = False
+        self._stop_settling()
         self._stop_reading()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _stop_settling(self) -> None:
+        """Be ready no more: nothing of it can be acknowledged."""
+        self.ready = False
+        for member in self.members.values():
+            member.jobs = None
 
     def _place(self) -> tuple[Place, Place]:
         assert self.jobs is not None
@@ -350,6 +359,7 @@ class Consumer:
         batch = [(member, member.acks) for member in self._unacked]
         askers, self._askers = self._askers, []
         self._unacked.clear()
+        jobs.noted = False
         changed = jobs.changes(self._always or not self._settings_stored)
         if not changed and self._settings_stored:
             # Nothing is pending when a group closes: all that they wait for is committed.
@@ -429,6 +439,7 @@ class Consumer:
         member.consumer = self
         self.jobs.join(member.number, member.subscription, member.window, member.bytes_max)
         self.members[member.number] = member
+        member.jobs = self.jobs
         self._wait(member)
         self.read()
         self.touch()
@@ -441,6 +452,7 @@ class Consumer:
         assert self.jobs is not None
         member.tell_owed()
         member.gone = True
+        member.jobs = None
         del self.members[member.number]
         self._unacked.pop(member, None)
         self.jobs.leave(member.number)
@@ -455,6 +467,7 @@ class Consumer:
         self._unacked.clear()
         for member in members.values():
             member.gone = True
+            member.jobs = None
             if self.ready and self.jobs is not None:
                 self.jobs.leave(member.number)
             member.owner.member_lost(member, failure)
@@ -495,9 +508,14 @@ class Consumer:
         """
         assert self.jobs is not None
         self.jobs.settle(member.number, body, now_us)
+        self.note_settled(member)
+
+    def note_settled(self, member: Member) -> None:
+        """A transaction has settled jobs of a member; as good as told of all that follow in this group and turn."""
+        assert self.jobs is not None
+        self.jobs.noted = True
         self._core.states.touch(self)
-        if not member.waits:
-            self._wait(member)
+        self._wait(member)
         self.touch()
 
     def _wait(self, member: Member) -> None:
@@ -521,6 +539,8 @@ class Consumer:
         """Do what there is to do at the end of a turn."""
         self.touched = False
         jobs = self.jobs
+        if jobs is not None:
+            jobs.noted = False
         if not self.ready or jobs is None:
             if self._unacked and jobs is not None and self._kept:
                 self._core.states.touch(self)
