@@ -26,6 +26,7 @@ from broker_native.channel cimport (
     RUN_SHIFT,
     STALE_LOST,
     STALE_NOT,
+    STATE_FULL,
     STATE_HERE,
     STATE_LEAVING,
     Channel,
@@ -710,7 +711,8 @@ cdef class Tails(Channels):
 
     cdef void undo_channel(self, Channel* channel) noexcept:
         channel.touched = False
-        channel.state = STATE_HERE
+        if channel.state != STATE_FULL:
+            channel.state = STATE_HERE
         if channel.level == LEVEL_EPHEMERAL:
             # A trim or a drop of what was stored of it; its records never were pending.
             return

@@ -35,6 +35,28 @@ async def work(bus: Any, name: str, done: Counter[bytes], *, window: int = 8) ->
             job.ack()
 
 
+async def test_jobs_that_a_member_has_not_begun_are_no_attempts_when_it_goes(home: Home, room: str) -> None:
+    channel, queue = f"s.{room}", f"q.{room}"
+    async with home.bus() as bus:
+        await bus.create_queue(queue, channel, attempts_max=1)
+        await bus.publish_many(channel, [b"%d" % number for number in range(30)])
+        async with bus.consume(queue, window=8) as consumer:
+            (job,) = await take(consumer, 1)
+            await job.ack()
+        async with bus.consume(queue, window=4) as consumer:
+            (job,) = await take(consumer, 1)
+            assert (job.attempt, job.redelivered) == (1, False)
+            # It ends with the job under way: that was an attempt, and the only one it has.
+        async with bus.consume(queue) as consumer:
+            jobs = await take(consumer, 28)
+            assert [each.attempt for each in jobs] == [1] * 28
+            assert not any(each.redelivered for each in jobs)
+            for each in jobs:
+                await each.ack()
+        info = await bus.consumer_info(queue)
+        assert (info.acked, info.dead, info.redelivered) == (29, 1, 0)
+
+
 async def test_members_share_the_work(home: Home, room: str) -> None:
     channel, name = f"s.{room}", f"q.{room}"
     async with home.bus() as bus:

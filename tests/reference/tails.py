@@ -31,7 +31,7 @@ LEVEL_EPHEMERAL, LEVEL_ACCEPTED, LEVEL_SYNCED = 1, 2, 3
 DUPLICATE = 1
 NUMBER_GAP, INVALID_CHANNEL, PAYLOAD_TOO_LARGE = 1003, 3005, 3009
 HEADERS_TOO_LARGE, INVALID_RECORD, NUMBER_OVERLAP, COMMIT_UNKNOWN = 3010, 3011, 3019, 4001
-NOT_STORED, INVALID_ID = 3025, 3034
+LIMIT, NOT_STORED, INVALID_ID = 1006, 3025, 3034
 
 Run = tuple[int, int, int]
 """(channel or 0, first sequence, count) of consecutive numbers."""
@@ -208,6 +208,7 @@ class Channel:
     stale: bool = False
     lost: bool = False  # stale because of what happened in this run
     leaving: bool = False
+    refused: bool = False
     group: int = 0
     used_s: int = 0
     holders: int = 0
@@ -534,7 +535,7 @@ class Tails:
             return False
         self.touch(channel)
         self.entries.append(groups.drop_entry(channel.stored_id))
-        channel.leaving = True
+        channel.leaving, channel.refused = True, False
         return True
 
     def forget(self, name: bytes) -> None:
@@ -543,10 +544,17 @@ class Tails:
         assert not channel.applied_level
         self.by_id.pop(channel.id, None)
 
+    def refuse(self, name: bytes, refused: bool) -> None:
+        """Refuse publishers of a channel that is here, or take them again."""
+        if name in self.channels and not self.channels[name].leaving:
+            self.channels[name].refused = refused
+
     def evictable(self, name: bytes, settled_group: int, used_before_s: int) -> bool:
         """Whether nobody would notice that the channel is not in memory."""
         channel = self.channels[name]
         if channel.holders or channel.used_s >= used_before_s or channel.group > settled_group or channel.leaving:
+            return False
+        if channel.refused:
             return False
         if channel.chunk_class != NONE or channel in self.touched or channel in self.touched_commit or channel.pending:
             return False
@@ -659,6 +667,8 @@ class Publisher:
         if number < self.line.next:
             return NUMBER_OVERLAP if number + count > self.line.next else DUPLICATE
         records = split_records(body[PUBLISH_HEADER.size :], count, channel.payload_bytes_max, self.headers_bytes_max)
+        if channel.refused and channel.chunk_class == NONE:
+            raise Refused(LIMIT)
         if not stored and any(RECORD_HEADER.unpack_from(record)[1] & ID for record, _ in records):
             raise Refused(NOT_STORED)
         first = channel.next

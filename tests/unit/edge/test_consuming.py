@@ -685,7 +685,7 @@ def test_a_removed_consumer_is_unknown_and_its_name_is_free(stage: Stage, peer: 
         control.frame(Kind.ACK, consuming.ACK_HEADER.pack(1, 0, 1)),
         control.frame(Kind.ACK, consuming.ACK_HEADER.pack(1, 2, 1) + consuming.ACK_ENTRY.pack(1, 1, 1, 0)),
         control.frame(Kind.ACK, consuming.ACK_HEADER.pack(1, 1, 1) + consuming.ACK_ENTRY.pack(1, 0, 1, 0)),
-        control.frame(Kind.ACK, consuming.ACK_HEADER.pack(1, 1, 1) + consuming.ACK_ENTRY.pack(1, 1, 6, 0)),
+        control.frame(Kind.ACK, consuming.ACK_HEADER.pack(1, 1, 1) + consuming.ACK_ENTRY.pack(1, 1, 7, 0)),
         control.frame(Kind.ACK, consuming.ACK_HEADER.pack(7, 1, 1) + bytes(23)),
     ],
 )
