@@ -87,9 +87,9 @@ class Consuming:
 
     def leave(self) -> None:
         """The connection is gone, and all memberships with it: what they have comes again at once."""
-        members, self.members = self.members, {}
-        for member in members.values():
+        for member in self.members.values():
             self._end(member)
+        self.members.clear()
 
     @staticmethod
     def _end(member: Member) -> None:

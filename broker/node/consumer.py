@@ -17,7 +17,7 @@ import json
 from collections import deque
 from dataclasses import asdict, replace
 from struct import Struct
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from broker.core.recent import INDEX_END
 from broker.events import emit
@@ -29,6 +29,7 @@ from broker.model.positions import BusPosition
 from broker.node.letters import letter_record
 from broker.node.reading import Reader
 from broker_native.jobs import Jobs
+from broker_native.membership import Membership
 
 if TYPE_CHECKING:
     import asyncio
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
     Done = Callable[[BrokerError | None], None]
 
-__all__ = ["CHANNEL_PREFIX", "Consumer", "Member", "MemberOwner"]
+__all__ = ["CHANNEL_PREFIX", "Consumer", "Floor", "Member", "MemberOwner"]
 
 CHANNEL_PREFIX = b"$consumer."
 HEAD = Struct("<I4xQQQQQ")
@@ -67,21 +68,18 @@ class MemberOwner(Protocol):
         """It is no member any more."""
 
 
-class Member:
+class Member(Membership):
     """Who takes jobs: a subscription of a connection.
 
     Attributes:
-        number: The consumer's number of it; 0 before it has joined.
         acks: Number of its last ACK.
         told: Up to which of them it is known what became of it.
         owed: `told`, as long as it was not told so; else 0.
-        waits: It is among those who are given jobs in turn.
         gone: It is no member any more.
     """
 
     __slots__ = (
-        "acks", "bytes_max", "consumer", "gone", "number", "outbox", "owed", "owner", "subscription", "told", "waits",
-        "window",
+        "acks", "bytes_max", "consumer", "gone", "outbox", "owed", "owner", "subscription", "told", "window",
     )  # fmt: skip
 
     def __init__(self, owner: MemberOwner, outbox: Outbox, subscription: int, window: int, bytes_max: int) -> None:
@@ -91,18 +89,37 @@ class Member:
         self.window = window
         self.bytes_max = bytes_max
         self.consumer: Consumer | None = None
-        self.number = 0
         self.acks = 0
         self.told = 0
         self.owed = 0
-        self.waits = False
         self.gone = False
+
+    def on_settled(self) -> None:
+        """A transaction has settled jobs of it (`Membership`)."""
+        assert self.consumer is not None
+        self.consumer.note_settled(self)
 
     def tell_owed(self) -> None:
         """Tell it what is committed."""
         if self.owed:
             number, self.owed = self.owed, 0
             self.owner.member_acked(self, number)
+
+
+class Floor(NamedTuple):
+    """What a consumer has done: all up to here.
+
+    Attributes:
+        consumer: Its name.
+        sequences: Of each channel that it reads by its name; empty when it reads by the bus.
+        patterns: What it reads by the bus: all its filters, if one of them is a pattern.
+        place: Of the bus.
+    """
+
+    consumer: str
+    sequences: dict[bytes, int]
+    patterns: tuple[bytes, ...]
+    place: Place
 
 
 class Consumer:
@@ -245,6 +262,8 @@ class Consumer:
             self._give_up(failure)
             return
         self.ready = True
+        for member in self.members.values():
+            member.jobs = self.jobs
         self._saved = self._place()
         waiters, self._waiters = self._waiters, []
         for done in waiters:
@@ -278,7 +297,7 @@ class Consumer:
 
     def _leave_memory(self) -> None:
         """Let go of all but the members."""
-        self.ready = False
+        self._stop_settling()
         self._stop_reading()
         if self._timer is not None:
             self._timer.cancel()
@@ -305,6 +324,7 @@ class Consumer:
             self.mark()
             self.store(_nobody)
             return
+        self._home.note_floor(self)
         self._leave_memory()
 
     def save(self) -> None:
@@ -319,11 +339,17 @@ class Consumer:
 
     def close(self) -> None:
         """End; nothing is stored any more."""
-        self.ready = False
+        self._stop_settling()
         self._stop_reading()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _stop_settling(self) -> None:
+        """Be ready no more: nothing of it can be acknowledged."""
+        self.ready = False
+        for member in self.members.values():
+            member.jobs = None
 
     def _place(self) -> tuple[Place, Place]:
         assert self.jobs is not None
@@ -350,6 +376,7 @@ class Consumer:
         batch = [(member, member.acks) for member in self._unacked]
         askers, self._askers = self._askers, []
         self._unacked.clear()
+        jobs.noted = False
         changed = jobs.changes(self._always or not self._settings_stored)
         if not changed and self._settings_stored:
             # Nothing is pending when a group closes: all that they wait for is committed.
@@ -429,6 +456,7 @@ class Consumer:
         member.consumer = self
         self.jobs.join(member.number, member.subscription, member.window, member.bytes_max)
         self.members[member.number] = member
+        member.jobs = self.jobs
         self._wait(member)
         self.read()
         self.touch()
@@ -441,6 +469,7 @@ class Consumer:
         assert self.jobs is not None
         member.tell_owed()
         member.gone = True
+        member.jobs = None
         del self.members[member.number]
         self._unacked.pop(member, None)
         self.jobs.leave(member.number)
@@ -455,6 +484,7 @@ class Consumer:
         self._unacked.clear()
         for member in members.values():
             member.gone = True
+            member.jobs = None
             if self.ready and self.jobs is not None:
                 self.jobs.leave(member.number)
             member.owner.member_lost(member, failure)
@@ -495,9 +525,14 @@ class Consumer:
         """
         assert self.jobs is not None
         self.jobs.settle(member.number, body, now_us)
+        self.note_settled(member)
+
+    def note_settled(self, member: Member) -> None:
+        """A transaction has settled jobs of a member; as good as told of all that follow in this group and turn."""
+        assert self.jobs is not None
+        self.jobs.noted = True
         self._core.states.touch(self)
-        if not member.waits:
-            self._wait(member)
+        self._wait(member)
         self.touch()
 
     def _wait(self, member: Member) -> None:
@@ -521,6 +556,8 @@ class Consumer:
         """Do what there is to do at the end of a turn."""
         self.touched = False
         jobs = self.jobs
+        if jobs is not None:
+            jobs.noted = False
         if not self.ready or jobs is None:
             if self._unacked and jobs is not None and self._kept:
                 self._core.states.touch(self)
@@ -557,6 +594,9 @@ class Consumer:
                         member.outbox.ordered_frame(frame)
                     else:
                         member.outbox.shared_frames(frame)
+                elif jobs.is_leaving(member.number):
+                    member.waits = False
+                    continue
                 count, size = jobs.under_way(member.number)
                 if count >= member.window or size >= member.bytes_max:
                     member.waits = False
@@ -577,8 +617,8 @@ class Consumer:
             if self._held is None:
                 continue
             name = self.name.decode()
-            letter = letter_record(record, name, channel.decode(), epoch, sequence, attempts, reason)
             try:
+                letter = letter_record(record, name, channel.decode(), epoch, sequence, attempts, reason)
                 self._core.own.store(self._held, letter)
             except BrokerError as failure:
                 emit(
@@ -690,7 +730,12 @@ class Consumer:
     # -- what is asked of it -------------------------------------------------------------------------------------------
 
     def set(self, settings: ConsumerSettings, done: Done) -> None:
-        """Take other settings; it is made anew with them when they are committed."""
+        """Take other settings: they hold for what is given out, or fails, from when they are committed on.
+
+        Jobs are put into another order by making it anew, and all leases are void then.
+        """
+        was = self.settings
+        reordered = (was.lanes, was.by_key) != (settings.lanes, settings.by_key)
         self._settings = settings
         self._settings_stored = False
 
@@ -698,11 +743,29 @@ class Consumer:
             if failure is None and self._core.states.pending(self):
                 self.store(stored)
                 return
-            if failure is None:
+            if failure is None and (reordered or not self._configure()):
                 self.renew()
             done(failure)
 
         self.store(stored)
+
+    def _configure(self) -> bool:
+        """Go by the settings from now on; answers whether that could be done."""
+        settings, jobs = self.settings, self.jobs
+        if not self.ready or jobs is None:
+            return False
+        try:
+            self._hold_dead_letter()
+        except BrokerError:
+            return False
+        jobs.configure(
+            lease_ms=settings.lease_ms,
+            attempts_max=settings.attempts_max,
+            backoff_first_ms=settings.backoff_ms[0],
+            backoff_longest_ms=settings.backoff_ms[1],
+        )
+        self.touch()
+        return True
 
     def pause(self, *, paused: bool, done: Done) -> None:
         """Give nothing out, or go on."""
@@ -764,6 +827,7 @@ class Consumer:
         """Tell of it; it is ready."""
         jobs, core = self.jobs, self._core
         assert jobs is not None
+        held = self._home.held().get(self.settings.name, (0, 0))
         positions = [(name.decode(), *jobs.floor_of(core.tails.stored_id(name))) for name in self.literals]
         return ConsumerInfo(
             settings=self.settings,
@@ -777,7 +841,19 @@ class Consumer:
             lag=self._lag(jobs),
             bus=BusPosition(core.journal, *jobs.floor) if self.patterns else None,
             positions=() if self.patterns else tuple(positions),
+            held_channels=held[0],
+            held_bytes=held[1],
         )
+
+    def floor(self) -> Floor:
+        """Say what it has done, of the channels by their names of those in memory; it is ready."""
+        jobs, tails = self.jobs, self._core.tails
+        assert jobs is not None
+        if self.patterns:
+            return Floor(self.settings.name, {}, tuple(each.encode() for each in self.settings.filters), jobs.floor)
+        known = [name for name in self.literals if tails.info(name) is not None]
+        sequences = {name: jobs.floor_of(tails.stored_id(name))[1] for name in known}
+        return Floor(self.settings.name, sequences, (), (0, 0))
 
     def _lag(self, jobs: Jobs) -> int:
         """Count what is stored and was not looked at; -1 when nobody can without looking."""

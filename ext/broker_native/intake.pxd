@@ -61,6 +61,7 @@ cdef class Intake:
     cdef Clock clock
     cdef public Publisher publisher
     cdef public dict subscriptions      # number: Subscription; None before the first
+    cdef public dict members            # number: Membership; None before the first
     cdef public uint32_t frame_bytes_max
     cdef public uint64_t heard_us       # when the last bytes came, by the clock's steady time
     cdef public bint early              # its half frame counts among those of strangers

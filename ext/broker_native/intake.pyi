@@ -1,6 +1,7 @@
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from broker_native.fanout import Fanout, Outbox, Subscription
+from broker_native.membership import Membership
 from broker_native.publisher import Publisher
 from broker_native.tails import Tails
 
@@ -40,6 +41,7 @@ class ReadBuffer:
 class Intake:
     publisher: Publisher | None
     subscriptions: dict[int, Subscription] | None
+    members: Mapping[int, Membership] | None
     frame_bytes_max: int
     heard_us: int
     early: bool

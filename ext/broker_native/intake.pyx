@@ -745,15 +745,17 @@ cdef class Intake:
         return TAKEN_ENOUGH if enough or self.suspended else TAKEN
 
     cdef bint take_whole(self, const uint8_t* frame) except -1:
-        """Take a publish under a condition or a transaction, if nothing but its records has to be looked at.
+        """Take a publish under a condition or a transaction, if there is nothing to be answered.
 
-        What is refused, or needs more than that, has changed nothing: it is decided anew, with its answer, in Python.
+        What a transaction acknowledges is taken with it, if its connection has that. What is refused has changed
+        nothing: it is decided anew, with its answer, in Python.
         """
         cdef uint32_t size = load_u32(frame)
         cdef const uint8_t* body = frame + FRAME_HEADER_BYTES
         cdef Verdict verdict
         if frame[4] == KIND_TRANSACTION:
-            return not frame[5] and transaction_decide(self.publisher, body, size, &verdict) == 0
+            return not frame[5] and transaction_decide(self.publisher, body, size, &verdict, True, False,
+                                                       self.members) == 0
         return frame[5] == PUBLISH_FLAG_EXPECT and expecting_decide(self.publisher, body, size, &verdict) == 0
 
     cdef int answer_publish(self, int code, const uint8_t* body, uint32_t size) except -1:

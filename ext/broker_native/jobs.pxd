@@ -133,6 +133,7 @@ cdef struct Member:
     uint32_t subscription
     uint32_t window
     uint32_t jobs                 # under lease
+    bint leaving                  # it has given back what it has not begun, and is granted nothing more
 
 cdef struct LeasePage:
     uint64_t number               # of its first lease, divided by PAGE_LEASES
@@ -169,6 +170,7 @@ cdef class Jobs:
     cdef readonly uint64_t redelivered
     cdef readonly uint64_t expired
     cdef readonly uint64_t bytes_held
+    cdef public bint noted              # its consumer knows that transactions settle jobs of this group and turn
     cdef uint64_t states[4]             # jobs in each
     cdef uint64_t order
     cdef SlabHeap heap                  # jobs, lots, chains, grants and tracks
@@ -234,6 +236,7 @@ cdef class Jobs:
     cdef int note(self, Job* job) except -1
     cdef int log_ack(self, Track* track, uint64_t first, uint64_t last) except -1
     cdef int come_again(self, Job* job, uint64_t due_us) except -1
+    cdef int give_back(self, Job* job) except -1
     cdef int come_along(self, Job* job) except -1
     cdef int come_back(self, Job** jobs, size_t count) except -1
     cdef uint64_t backoff_us(self, uint32_t attempts) noexcept
@@ -244,6 +247,8 @@ cdef class Jobs:
     cdef int grant_job(self, Job* job, Member* member, Grant* grant) except -1
     cdef Grant* grant_new(self, uint64_t first, uint64_t due_us) except NULL
     cdef bytes jobs_frame(self, Member* member, uint64_t first, uint32_t names, size_t size)
+    cdef bint holds(self, uint64_t member, const uint8_t* at, const uint8_t* end) except -1
+    cdef int acknowledge(self, const uint8_t* at, const uint8_t* end) except -1
     cdef int settle_entry(self, Member* member, const uint8_t* entry, uint64_t now_us, list refused) except -1
     cdef int settle_lease(self, Member* member, Job* job, uint64_t lease, uint8_t verb, uint64_t ms, uint64_t now_us,
                           Grant** extended) except -1
