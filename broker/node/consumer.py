@@ -17,7 +17,7 @@ import json
 from collections import deque
 from dataclasses import asdict, replace
 from struct import Struct
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from broker.core.recent import INDEX_END
 from broker.events import emit
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     Done = Callable[[BrokerError | None], None]
 
-__all__ = ["CHANNEL_PREFIX", "Consumer", "Member", "MemberOwner"]
+__all__ = ["CHANNEL_PREFIX", "Consumer", "Floor", "Member", "MemberOwner"]
 
 CHANNEL_PREFIX = b"$consumer."
 HEAD = Struct("<I4xQQQQQ")
@@ -104,6 +104,22 @@ class Member(Membership):
         if self.owed:
             number, self.owed = self.owed, 0
             self.owner.member_acked(self, number)
+
+
+class Floor(NamedTuple):
+    """What a consumer has done: all up to here.
+
+    Attributes:
+        consumer: Its name.
+        sequences: Of each channel that it reads by its name; empty when it reads by the bus.
+        patterns: What it reads by the bus: all its filters, if one of them is a pattern.
+        place: Of the bus.
+    """
+
+    consumer: str
+    sequences: dict[bytes, int]
+    patterns: tuple[bytes, ...]
+    place: Place
 
 
 class Consumer:
@@ -308,6 +324,7 @@ class Consumer:
             self.mark()
             self.store(_nobody)
             return
+        self._home.note_floor(self)
         self._leave_memory()
 
     def save(self) -> None:
@@ -577,6 +594,9 @@ class Consumer:
                         member.outbox.ordered_frame(frame)
                     else:
                         member.outbox.shared_frames(frame)
+                elif jobs.is_leaving(member.number):
+                    member.waits = False
+                    continue
                 count, size = jobs.under_way(member.number)
                 if count >= member.window or size >= member.bytes_max:
                     member.waits = False
@@ -597,8 +617,8 @@ class Consumer:
             if self._held is None:
                 continue
             name = self.name.decode()
-            letter = letter_record(record, name, channel.decode(), epoch, sequence, attempts, reason)
             try:
+                letter = letter_record(record, name, channel.decode(), epoch, sequence, attempts, reason)
                 self._core.own.store(self._held, letter)
             except BrokerError as failure:
                 emit(
@@ -710,7 +730,12 @@ class Consumer:
     # -- what is asked of it -------------------------------------------------------------------------------------------
 
     def set(self, settings: ConsumerSettings, done: Done) -> None:
-        """Take other settings; it is made anew with them when they are committed."""
+        """Take other settings: they hold for what is given out, or fails, from when they are committed on.
+
+        Jobs are put into another order by making it anew, and all leases are void then.
+        """
+        was = self.settings
+        reordered = (was.lanes, was.by_key) != (settings.lanes, settings.by_key)
         self._settings = settings
         self._settings_stored = False
 
@@ -718,11 +743,29 @@ class Consumer:
             if failure is None and self._core.states.pending(self):
                 self.store(stored)
                 return
-            if failure is None:
+            if failure is None and (reordered or not self._configure()):
                 self.renew()
             done(failure)
 
         self.store(stored)
+
+    def _configure(self) -> bool:
+        """Go by the settings from now on; answers whether that could be done."""
+        settings, jobs = self.settings, self.jobs
+        if not self.ready or jobs is None:
+            return False
+        try:
+            self._hold_dead_letter()
+        except BrokerError:
+            return False
+        jobs.configure(
+            lease_ms=settings.lease_ms,
+            attempts_max=settings.attempts_max,
+            backoff_first_ms=settings.backoff_ms[0],
+            backoff_longest_ms=settings.backoff_ms[1],
+        )
+        self.touch()
+        return True
 
     def pause(self, *, paused: bool, done: Done) -> None:
         """Give nothing out, or go on."""
@@ -784,6 +827,7 @@ class Consumer:
         """Tell of it; it is ready."""
         jobs, core = self.jobs, self._core
         assert jobs is not None
+        held = self._home.held().get(self.settings.name, (0, 0))
         positions = [(name.decode(), *jobs.floor_of(core.tails.stored_id(name))) for name in self.literals]
         return ConsumerInfo(
             settings=self.settings,
@@ -797,7 +841,19 @@ class Consumer:
             lag=self._lag(jobs),
             bus=BusPosition(core.journal, *jobs.floor) if self.patterns else None,
             positions=() if self.patterns else tuple(positions),
+            held_channels=held[0],
+            held_bytes=held[1],
         )
+
+    def floor(self) -> Floor:
+        """Say what it has done, of the channels by their names of those in memory; it is ready."""
+        jobs, tails = self.jobs, self._core.tails
+        assert jobs is not None
+        if self.patterns:
+            return Floor(self.settings.name, {}, tuple(each.encode() for each in self.settings.filters), jobs.floor)
+        known = [name for name in self.literals if tails.info(name) is not None]
+        sequences = {name: jobs.floor_of(tails.stored_id(name))[1] for name in known}
+        return Floor(self.settings.name, sequences, (), (0, 0))
 
     def _lag(self, jobs: Jobs) -> int:
         """Count what is stored and was not looked at; -1 when nobody can without looking."""

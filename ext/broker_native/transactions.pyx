@@ -19,7 +19,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from broker_native.channel cimport CLASS_EARLY, CLASS_NONE, Channel
+from broker_native.channel cimport CLASS_EARLY, CLASS_NONE, STATE_FULL, Channel
 from broker_native.growing cimport bytes_reserve
 from broker_native.layout cimport *
 from broker_native.membership cimport acks_hold, acks_take
@@ -27,6 +27,7 @@ from broker_native.publisher cimport Publisher
 from broker_native.tails cimport Tails
 
 cdef enum:
+    CODE_LIMIT = 1006
     CODE_MALFORMED_FRAME = 3001
     CODE_INVALID_CHANNEL = 3005
     CODE_INVALID_RECORD = 3011
@@ -44,6 +45,7 @@ CODES = {
     "DUPLICATE": DUPLICATE,
     "TURN_OPEN": TURN_OPEN,
     "HAS_ACKS": HAS_ACKS,
+    "LIMIT": CODE_LIMIT,
     "MALFORMED_FRAME": CODE_MALFORMED_FRAME,
     "INVALID_CHANNEL": CODE_INVALID_CHANNEL,
     "INVALID_RECORD": CODE_INVALID_RECORD,
@@ -161,6 +163,8 @@ cdef int judge(Publisher publisher, Publish* publishes, uint32_t count, Verdict*
         verdict.index = index
         if publish.channel.level == LEVEL_EPHEMERAL:
             return CODE_NOT_STORED
+        if publish.channel.state == STATE_FULL:
+            return CODE_LIMIT
         code = publisher.check_records(publish.channel, publish.records, publish.size, publish.count)
         if code:
             return code
