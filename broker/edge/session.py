@@ -21,7 +21,7 @@ from broker.core.group import Duplicate
 from broker.edge.admission import leave_ms
 from broker.edge.asking import Asking
 from broker.edge.consuming import OPERATIONS, Consuming
-from broker.edge.delaying import cancel, list_delayed, schedule
+from broker.edge.delaying import cancel, list_delayed, schedule, schedule_together
 from broker.edge.transacting import publish_expecting, transact
 from broker.events import emit, tally
 from broker.model.errors import BrokerError, StorageError, error
@@ -276,6 +276,14 @@ class Session(Intake):
         if count:
             self._handle(partial(self._name_channels, _Naming(first, names[:count])))
         return count
+
+    def on_delayed(self, frames: bytes) -> int:
+        try:
+            return schedule_together(self, frames)
+        except BrokerError as failure:
+            # Nothing of it is answered: the client comes back, and asks for it again.
+            self.end(failure)
+            return 1
 
     def _handle(self, handler: Callable[[], None]) -> None:
         """Handle what came, or keep it until what it needs is there; `handler` is then called anew."""

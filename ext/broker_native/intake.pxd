@@ -88,6 +88,7 @@ cdef class Intake:
     cdef int go_on(self) except -1
     cdef size_t take_spilled(self, const uint8_t* data, size_t size) except? 0
     cdef size_t take_frames(self, const uint8_t* data, size_t size) except? 0
+    cdef size_t take_delayed(self, const uint8_t* data, size_t size, int* became) except? 0
     cdef size_t take_channels(self, const uint8_t* data, size_t size, int* became) except? 0
     cdef int count_frames(self, uint32_t count) except -1
     cdef int keep(self, const uint8_t* data, size_t size) except -1

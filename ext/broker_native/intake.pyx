@@ -16,10 +16,12 @@ What one peer costs the others is bounded, without a look at those who do nothin
   and `names_ahead` says which channels the frames that wait are about to name, each once.
 
 CHANNEL frames with consecutive numbers and well-formed names that came together are handed over together: one call for
-some dozens of them, since a client that comes back names all that it publishes to, and may publish to a million.
+some dozens of them, since a client that comes back names all that it publishes to, and may publish to a million. So
+are PUBLISH frames with AT.
 
 A subclass gives `on_frame(kind, flags, body)`, `on_channels(first, names)` (answers how many of the frames it has
-taken; the first of those that it has not goes to `on_frame`, and so does one that stands alone),
+taken; the first of those that it has not goes to `on_frame`, and so does one that stands alone), `on_delayed(frames)`
+(the same of PUBLISH frames with AT, as bytes),
 `on_refused(code, slot, number, count)`, `on_duplicate(slot, number, count)`, `on_ids_absent(body)` (of a PUBLISH that
 has to wait for the ids of its channel's newest records), `on_malformed(code, size)`,
 `on_credit(subscription)` (of one that is behind), `on_ack(body)` (while it `settles`; else an ACK is as any frame),
@@ -79,6 +81,9 @@ cdef enum:
     # CHANNEL frames that are handed over together, and how many of them count as one frame: together they cost less.
     CHANNELS_MAX = 64
     CHANNELS_A_FRAME = 8
+    # The same of frames that wait for their time, which are decided natively.
+    DELAYED_MAX = 256
+    DELAYED_A_FRAME = 32
     CROWDED_READ_BYTES = 4096           # of a read while much is put off: it adds little to that
     EARLY_BYTES_MAX = 4 << 20
     PARTIAL_BYTES_MAX = 32 << 20
@@ -393,6 +398,14 @@ cdef class Intake:
         """
         return 0
 
+    def on_delayed(self, bytes frames):
+        """Handle PUBLISH frames with AT together, from the first on; answers how many. Here: none, as above.
+
+        Args:
+            frames: Whole frames, headers included.
+        """
+        return 0
+
     def names_ahead(self, size_t count_max):
         """Return the names in the CHANNEL frames that were put off, in order; duplicates included.
 
@@ -523,6 +536,8 @@ cdef class Intake:
                 became = TAKEN
                 if is_naming(data + at, frame - FRAME_HEADER_BYTES):
                     used = self.take_channels(data + at, size - at, &became)
+                elif data[at + 4] == KIND_PUBLISH and data[at + 5] == PUBLISH_FLAG_AT:
+                    used = self.take_delayed(data + at, size - at, &became)
                 if not used and not became:
                     used = frame
                     became = self.take_frame(data + at)
@@ -578,6 +593,38 @@ cdef class Intake:
         self.count_frames((count + CHANNELS_A_FRAME - 1) // CHANNELS_A_FRAME)
         became[0] = TAKEN_LAST if self.closed else TAKEN_ENOUGH if self.suspended else TAKEN
         return ends[count - 1]
+
+    cdef size_t take_delayed(self, const uint8_t* data, size_t size, int* became) except? 0:
+        """Take PUBLISH frames with AT, which begin here, together; answers how many bytes they were, 0 when none can.
+
+        Sets what has become of them, when it is any.
+        """
+        cdef size_t at = 0
+        cdef uint32_t count = 0
+        cdef uint32_t taken
+        if self.publisher is None:
+            return 0
+        while count < DELAYED_MAX and size - at >= FRAME_HEADER_BYTES:
+            if (data[at + 4] != KIND_PUBLISH or data[at + 5] != PUBLISH_FLAG_AT or load_u16(data + at + 6)
+                    or load_u32(data + at) > min(size - at - FRAME_HEADER_BYTES, <size_t>self.frame_bytes_max)):
+                break
+            at += FRAME_HEADER_BYTES + load_u32(data + at)
+            count += 1
+        if not count:
+            return 0
+        if not self.may_handle(1):
+            became[0] = PUT_OFF
+            return 0
+        taken = min(count, <uint32_t>self.on_delayed(PyBytes_FromStringAndSize(<const char*>data, <Py_ssize_t>at)))
+        if not taken:
+            return 0
+        self.count_frames((taken + DELAYED_A_FRAME - 1) // DELAYED_A_FRAME)
+        became[0] = TAKEN_LAST if self.closed else TAKEN
+        at = 0
+        while taken:
+            at += FRAME_HEADER_BYTES + load_u32(data + at)
+            taken -= 1
+        return at
 
     cdef int count_frames(self, uint32_t count) except -1:
         """Charge the turn with frames that Python has handled, and with the time that they took."""
