@@ -421,11 +421,16 @@ cdef class Channels:
         cdef Channel* channel = self.known(load_u64(at + 8))
         if channel.holders or channel.exact != NULL or channel.chunk_class != CLASS_NONE:
             raise ValueError(f"channel {channel.id} is dropped and in use")
-        self.remove(channel)
         if channel.applied_level and (self.applying or not self.begun):
             self.stored -= 1
             if self.counts[channel.profile].stored:
                 self.counts[channel.profile].stored -= 1
+        self.vanish(channel)
+        return 0
+
+    cdef void vanish(self, Channel* channel) noexcept:
+        """Be nobody's name, which nobody looks up, until `evict` finds that a look-up knows as much."""
+        self.remove(channel)
         epochs_release(channel)
         self.forget_ids(channel)
         Py_XDECREF(<PyObject*>channel.readers)
@@ -439,7 +444,6 @@ cdef class Channels:
         channel.epoch_stale = STALE_NOT
         channel.state = STATE_GONE
         self.gone += 1
-        return 0
 
     cdef void come_back(self, Channel* channel, uint8_t level, uint8_t shard_tokens, uint32_t payload_bytes_max,
                         uint16_t profile) noexcept:

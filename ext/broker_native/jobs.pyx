@@ -22,9 +22,9 @@ lease ends at its deadline (`lease_ms` after the grant, 0: never), by nack, or w
 release a member that is about to leave gives back what it has not begun, and is granted nothing more. As
 long as nobody was granted it anew the old lease still serves for ack and reject by its member, while that is there.
 
-**Attempts** are grants, but for those that were released. When a job comes back after `attempts_max` of them (0: no limit) it is dead (DEAD_ATTEMPTS); so
-is a rejected one at once (DEAD_REJECTED). A dead job releases its key. It is done when `dead()` has handed it out, and
-the next `changes()` says so: the copy and that go into the same group. In exclusive mode the jobs that come along with
+**Attempts** are grants, but for those that were released. When a job comes back after `attempts_max` of them (0: no
+limit) it is dead (DEAD_ATTEMPTS); so is a rejected one at once (DEAD_REJECTED). A dead job releases its key. It is done
+when `dead()` has handed it out, and the next `changes()` says so: the copy and that go into the same group. In exclusive mode the jobs that come along with
 another one do not have their attempt counted.
 
 **What is stored.** `changes()` says what has been done since it was asked last, and attempts and delays: a first grant
@@ -1544,11 +1544,14 @@ cdef class Jobs:
         cdef const uint8_t* end = <const uint8_t*>PyBytes_AS_STRING(body) + PyBytes_GET_SIZE(body)
         cdef const uint8_t* at = ack_entries(body)
         cdef uint64_t lease
+        cdef uint32_t index
         cdef Job* job
         while at < end:
             if at[12] != VERB_ACK:
                 raise ValueError(f"ack: got verb {at[12]}, expected {VERB_ACK}: it acknowledges")
-            for lease in range(load_u64(at), load_u64(at) + load_u32(at + 8)):
+            # The last one may be the highest number that there is.
+            for index in range(load_u32(at + 8)):
+                lease = load_u64(at) + index
                 job = self.leased_job(lease)
                 if job == NULL:
                     return (CODE_LEASE_EXPIRED if self.first_lease <= lease < self.next_lease else CODE_LEASE_UNKNOWN,

@@ -775,6 +775,10 @@ cdef class Tails(Channels):
             raise KeyError(name)
         if self.held(name) or self.pending(name):
             raise RuntimeError("a channel is dropped when nobody uses it and nothing of it is pending")
+        if not channel.applied_level and channel.group:
+            # The name was another channel's, and of that one's drop a look-up need not know yet.
+            self.vanish(channel)
+            return False
         if not channel.applied_level:
             table_remove(&self.by_name, name_hash(self.hash_seed, channel_name(channel), channel.name_size), channel)
             self.remove(channel)

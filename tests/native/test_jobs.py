@@ -654,6 +654,14 @@ def test_an_old_lease_is_void_once_its_job_is_granted_anew() -> None:
     assert both.granted(1).attempts == [3]
 
 
+@pytest.mark.parametrize(("first", "leases"), [(2**64 - 1, 1), (2**64 - 3, 3), (0, 2)])
+def test_a_lease_that_nobody_was_given_is_refused_beforehand_however_high(first: int, leases: int) -> None:
+    both = consumer(1)
+    both.granted(1)
+    assert both.refusal(1, ack_of((100, 1, ACK, 0), (first, leases, ACK, 0))) == (LEASE_UNKNOWN, first, 1)
+    assert both.leased == 1
+
+
 def test_a_nack_waits_by_the_back_off() -> None:
     """Twice as long each time, to the longest, and half to one and a half times that."""
     both = consumer(1, backoff_first_ms=100, backoff_longest_ms=300)

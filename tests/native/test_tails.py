@@ -80,6 +80,7 @@ class Pair:
         self.in_commit: tuple[bytes, int] | None = None
         self.number = self.chain = 0
         self.journal = MemoryJournal()
+        self.journal.settled_group = 0
         for slot, name in SLOTS.items():
             self.load(name, NAMES[name])
             for publisher, other in zip(self.publishers, self.twins, strict=True):
@@ -178,6 +179,7 @@ class Pair:
             (entries,) = self.journal.resolve([missing])
             assert self.native.apply_entries(entries, self.lines.__getitem__) == []
             assert (entries == b"") is (missing not in self.twin.channels)
+            self.twin.looked_up(missing)
         if not self.native.ready(name):
             self.load(name, NAMES[name])
         self.check()
@@ -190,9 +192,10 @@ class Pair:
     def evict(self, settled_group: int, used_before_s: int) -> set[bytes]:
         """Look at every channel once or twice; exactly those go that nobody would miss."""
         before = set(self.native.names())
-        settled = min(settled_group, self.number)
+        # What could be looked up once always can.
+        settled = self.journal.settled_group = max(self.journal.settled_group, min(settled_group, self.number))
         expected = {name for name in before if self.twin.evictable(name, settled, used_before_s)}
-        self.native.evict(settled_group, used_before_s, 2 * self.native.slots)
+        self.native.evict(settled, used_before_s, 2 * self.native.slots)
         gone = before - set(self.native.names())
         assert gone == expected
         for name in gone:
@@ -1474,6 +1477,26 @@ def test_a_dropped_name_is_looked_up_once_that_tells_of_the_drop() -> None:
     assert pair.native.absent([b"s.x"]) == [b"s.x"]
 
 
+def test_a_dropped_name_that_is_let_go_again_is_not_looked_up_either() -> None:
+    """The name is loaded for somebody who publishes nothing, and dropped once more: there is no entry for that."""
+    pair = Pair()
+    pair.publish(0, 4, [Record()])
+    pair.group()
+    pair.journal.settled_group = 1
+    for who in range(3):
+        pair.unbind(who, 4)
+    pair.drop(b"s.x")
+    pair.group()
+    pair.load(b"s.x", SYNCED)
+    assert not pair.native.drop(b"s.x")
+    assert pair.native.info(b"s.x") is None
+    assert pair.native.absent([b"s.x"]) == [], "a look-up would find what group 1 stored"
+    pair.native.evict(1, 1 << 31, 2 * pair.native.slots)
+    assert pair.native.absent([b"s.x"]) == []
+    pair.native.evict(2, 1 << 31, 2 * pair.native.slots)
+    assert pair.native.absent([b"s.x"]) == [b"s.x"]
+
+
 def test_a_head_does_not_overtake_what_is_pending() -> None:
     pair = Pair()
     pair.publish(0, 4, [Record()])
@@ -1555,6 +1578,7 @@ def test_profiles_are_counted() -> None:
     assert tails.evict(1, 1, 2 * tails.slots) == 2
     assert tails.count(3) == 1, "what is stored counts wherever it is"
     pair.journal.good.append(value)
+    pair.journal.settled_group = 1
     tails.apply_entries(pair.journal.resolve([b"new"])[0], Line)
     tails.load(b"new", SYNCED, 2, 10, 3)
     assert tails.count(3) == 1

@@ -3,7 +3,7 @@
 Channels, their open chunks, producers' lines and the open group, as lists and dicts. It makes the same bytes and gives
 the same answers; nothing about it is fast. It never evicts what is stored: a channel that the native tails have evicted
 and taken in again must be as if it had been there all the time. Only what is stored nowhere it forgets as well, when a
-test says so (`forget`); `evictable` says what may go.
+test says so (`forget`); `evictable` says what may go, and `looked_up` is told of what comes back.
 """
 
 from __future__ import annotations
@@ -230,6 +230,8 @@ class Tails:
         self.refuse_code = 0
         self.channels: dict[bytes, Channel] = {}
         self.by_id: dict[int, Channel] = {}
+        self.dropped: dict[bytes, int] = {}
+        """Of names that are free again: the group with the drop, which a look-up must know before memory forgets it."""
         self.id_next = 1
         self.ephemeral_id_next = EPHEMERAL_ID
         self.ephemeral_epochs = 0
@@ -452,6 +454,7 @@ class Tails:
             elif entry.kind == groups.DROP:
                 channel = self.by_id.pop(*struct.unpack("<Q", entry.body))
                 del self.channels[channel.name]
+                self.dropped[channel.name] = channel.group
             elif entry.kind == groups.LINE:
                 lines(entry.body[:16]).apply(entry.body, bool(entry.flags & SNAPSHOT))
             else:
@@ -543,6 +546,14 @@ class Tails:
         channel = self.channels.pop(name)
         assert not channel.applied_level
         self.by_id.pop(channel.id, None)
+        if channel.group:
+            self.dropped[name] = channel.group
+
+    def looked_up(self, name: bytes) -> None:
+        """What is known of a name has been looked up, and can be again."""
+        self.dropped.pop(name, None)
+        if name in self.channels:
+            self.channels[name].group = 0
 
     def refuse(self, name: bytes, refused: bool) -> None:
         """Refuse publishers of a channel that is here, or take them again."""
@@ -568,7 +579,8 @@ class Tails:
     def load(self, name: bytes, level: int, shard_tokens: int, payload_bytes_max: int) -> bool:
         channel = self.channels.get(name)
         if channel is None:
-            self.channels[name] = Channel(name, level, shard_tokens, payload_bytes_max, used_s=self.now_s)
+            group = self.dropped.pop(name, 0)
+            self.channels[name] = Channel(name, level, shard_tokens, payload_bytes_max, group=group, used_s=self.now_s)
             return True
         channel.used_s = self.now_s
         if (channel.level == LEVEL_EPHEMERAL) != (level == LEVEL_EPHEMERAL):
