@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from broker.bus import Start, Subscription, SubscriptionEvent
     from broker.client.client import Client
     from broker_native.messages import Batch
-    from broker_native.posting import Receipt
+    from broker_native.outcomes import Receipt
     from tests.simulation.errands import Book
     from tests.simulation.kernel import Kernel
     from tests.simulation.network import Network
