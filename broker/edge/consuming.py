@@ -87,9 +87,9 @@ class Consuming:
 
     def leave(self) -> None:
         """The connection is gone, and all memberships with it: what they have comes again at once."""
-        members, self.members = self.members, {}
-        for member in members.values():
+        for member in self.members.values():
             self._end(member)
+        self.members.clear()
 
     @staticmethod
     def _end(member: Member) -> None:
@@ -158,9 +158,6 @@ class Consuming:
         )
 
     # -- what members are told (`MemberOwner`) -------------------------------------------------------------------------
-
-    def member_acked(self, member: Member, number: int) -> None:
-        self._session.outbox.frame(consuming.encode_acked(member.subscription, number))
 
     def member_unknown(self, member: Member, number: int) -> None:
         failure = error("COMMIT_UNKNOWN", f"subscription {member.subscription}: the commit of its ACKs failed")

@@ -1,6 +1,7 @@
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from broker_native.fanout import Fanout, Outbox, Subscription
+from broker_native.members import Membership
 from broker_native.publisher import Publisher
 from broker_native.tails import Tails
 
@@ -43,7 +44,7 @@ class Intake:
     frame_bytes_max: int
     heard_us: int
     early: bool
-    settles: bool
+    members: Mapping[int, Membership] | None
     closed: bool
     def __init__(self, fanout: Fanout, buffer: ReadBuffer, clock: Clock, frame_bytes_max: int) -> None: ...
     @property

@@ -1240,6 +1240,19 @@ cdef class Jobs:
         cdef Member* who = self.member(member)
         return who.jobs, who.record_bytes
 
+    cdef uint32_t jobs_under_way(self, uint64_t member) except? 0:
+        """How many jobs a member has under lease."""
+        return self.member(member).jobs
+
+    cdef bint has_room(self, uint64_t member) except -1:
+        """Whether a member may be given another job."""
+        cdef Member* who = self.member(member)
+        return who.jobs < who.window and who.record_bytes < who.bytes_max
+
+    cdef uint64_t ready_count(self) noexcept:
+        """As `ready`."""
+        return self.states[JOB_WAITING]
+
     def channels_of(self, uint64_t member):
         """Return the ids of the channels that a member's subscription knows, by number; KeyError without it."""
         cdef Member* who = self.member(member)
@@ -1298,6 +1311,10 @@ cdef class Jobs:
         Raises:
             KeyError: There is no such member.
         """
+        return self.grant_to(member, now_us, jobs_max)
+
+    cdef bytes grant_to(self, uint64_t member, uint64_t now_us, uint32_t jobs_max):
+        """As `grant`."""
         cdef Member* who = self.member(member)
         cdef uint64_t first = self.next_lease
         cdef uint32_t names = who.names
@@ -1534,6 +1551,40 @@ cdef class Jobs:
                     return CODE_LEASE_UNKNOWN, lease, 1
             at += ACK_ENTRY_BYTES
         return None
+
+    cdef bint ack_under_way(self, uint64_t member, const uint8_t* at, const uint8_t* end) except -1:
+        """Take entries of an ACK if all that they say is that jobs are done which the member has under lease.
+
+        They need not be well formed. Answers whether they were taken; nothing has changed when they were not.
+        """
+        cdef Member* who = self.member(member)
+        cdef const uint8_t* entry = at
+        cdef uint64_t first, lease, past = 0
+        cdef uint32_t count, left = who.jobs
+        cdef Job* job
+        while entry < end:
+            first = load_u64(entry)
+            count = load_u32(entry + 8)
+            # Ascending, or one could be there twice. Its verb stands alone in its word.
+            if (count < 1 or count > left or first < past or first >= self.next_lease
+                    or load_u32(entry + 12) != VERB_ACK or load_u64(entry + 16)):
+                return False
+            left -= count
+            past = first + count
+            for lease in range(first, past):
+                job = self.leased_job(lease)
+                if job == NULL or job.holder != who or job.state != JOB_LEASED:
+                    return False
+            entry += ACK_ENTRY_BYTES
+        while at < end:
+            first = load_u64(at)
+            for lease in range(first, first + load_u32(at + 8)):
+                job = self.leased_job(lease)
+                if job.held_next != NULL:
+                    memory_prefetch(job.held_next)
+                self.finish(job)
+            at += ACK_ENTRY_BYTES
+        return True
 
     cdef int settle_entry(self, Member* member, const uint8_t* entry, uint64_t now_us, list refused) except -1:
         cdef uint64_t lease = load_u64(entry)
