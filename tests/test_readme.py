@@ -146,6 +146,7 @@ def test_web_application_runs_with_four_workers(folder: Path) -> None:
             while sum("Application startup complete" in line for line in said) < 4:
                 said.append(application.stderr.readline())
                 assert said[-1], "".join(said)
+            await_listening(folder / "http")
             answers = [ask(folder / "http", "POST", f"line {number}".encode()) for number in range(40)]
             lines, _ = ask(folder / "http", "GET", b"")
         finally:
@@ -155,6 +156,19 @@ def test_web_application_runs_with_four_workers(folder: Path) -> None:
     assert [int(answer) for answer, _ in answers] == list(range(1, 41))
     assert lines.decode().splitlines() == [f"line {number}" for number in range(20, 40)]
     assert len({worker for _, worker in answers}) > 1, "one worker took all"
+
+
+def await_listening(path: Path) -> None:
+    """Wait until a socket listens: uvicorn says that an application is ready before it does."""
+    until_s = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(str(path))
+            return
+        except ConnectionRefusedError:
+            assert time.monotonic() < until_s, "nobody listens"
+            time.sleep(0.01)
 
 
 def ask(path: Path, method: str, body: bytes) -> tuple[bytes, str | None]:

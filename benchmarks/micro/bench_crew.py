@@ -19,19 +19,27 @@ if TYPE_CHECKING:
     from benchmarks.works import Run, Work
 
 WORKS = Works("crew")
-COVERS = ("crew_broker", "crew_nats", "crew_redis")
+COVERS = ("crew_broker", "crew_nats", "crew_redis", "crew_transactions")
 
 INBOX = b"_INBOX.0123456789abcdef"
 PAYLOADS = [payload_of(0, counter, 1, 0, PAYLOAD_BYTES) for counter in range(DELIVERED)]
 
 
-def ready(protocol: str, *said: bytes, ask: bytes = b"", inbox: bytes = b"", words: bytes = b"") -> Run:
+def ready(
+    protocol: str, *said: bytes, ask: bytes = b"", inbox: bytes = b"", words: bytes = b"", publishes: int = 0
+) -> Run:
     """Return what has one member take all that a server has said, in so many reads."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     ours.setblocking(False)
     members = Members(
-        messages=DELIVERED, payload_bytes=PAYLOAD_BYTES, batch=DELIVERED, words=words, protocol=protocol
-    )  # fmt: skip
+        messages=DELIVERED,
+        payload_bytes=PAYLOAD_BYTES,
+        batch=DELIVERED,
+        words=words,
+        protocol=protocol,
+        publishes=publishes,
+        transactions_max=DELIVERED,
+    )
     members.add_member(ours.fileno(), ask=ask, inbox=inbox)
     for each in said:
         theirs.send(each)
@@ -46,16 +54,25 @@ def ready(protocol: str, *said: bytes, ask: bytes = b"", inbox: bytes = b"", wor
     return run
 
 
-@WORKS.work(DELIVERED, DELIVERED, bytes_per_operation=PAYLOAD_BYTES, once=True)
-def take_jobs() -> Run:
+def jobs_frame() -> bytes:
     records = [struct.pack("<IHHI", 12 + len(each), 0, 0, 0) + each for each in PAYLOADS]
     jobs = [
         struct.pack("<IIQQQHBBI", 40 + len(record), 0, 1, at + 1, 7, 1, 0, 0, 0) + record
         for at, record in enumerate(records)
     ]
     body = struct.pack("<IIQQQ", 1, DELIVERED, 1, 30_000, 0) + b"".join(jobs)
-    acked = struct.pack("<IIIIQ", 16, 22, 1, 0, 1)
-    return ready("broker", struct.pack("<II", len(body), 21) + body + acked)
+    return struct.pack("<II", len(body), 21) + body
+
+
+@WORKS.work(DELIVERED, DELIVERED, bytes_per_operation=PAYLOAD_BYTES, once=True)
+def take_jobs() -> Run:
+    return ready("broker", jobs_frame() + struct.pack("<IIIIQ", 16, 22, 1, 0, 1))
+
+
+@WORKS.work(DELIVERED, DELIVERED, bytes_per_operation=PAYLOAD_BYTES, once=True)
+def answer_jobs_with_transactions() -> Run:
+    published = struct.pack("<II", 40, 17) + struct.pack("<QQQIIBB6x", 1, 1, 1, 2 * DELIVERED, 0, 3, 0)
+    return ready("broker", jobs_frame() + published, publishes=2)
 
 
 @WORKS.work(DELIVERED, DELIVERED, bytes_per_operation=PAYLOAD_BYTES, once=True)

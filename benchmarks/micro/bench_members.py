@@ -10,7 +10,7 @@ from benchmarks.samples import TIME_US
 from benchmarks.works import Works, measure
 from broker_native.fanout import Fanout
 from broker_native.intake import Clock, Intake, ReadBuffer
-from broker_native.members import Membership, Rotation
+from broker_native.members import Rotation, RotationMember
 from broker_native.tails import Tails
 from tests.reference.frames import build_frame
 
@@ -52,8 +52,8 @@ def ack_and_be_given_the_next() -> Run:
     for number in range(1, MEMBERS + 1):
         connection = Connection(fanout, buffer, clock, 1 << 20)
         connection.outbox.transport = Transport()
-        member = Membership(connection.outbox, 1, 1, 1 << 30)
-        member.number = number
+        member = RotationMember(connection.outbox, 1, 1, 1 << 30)
+        member.number, member.jobs = number, jobs
         connection.members = {1: member}
         turn.enter(member)
         connections.append(connection)

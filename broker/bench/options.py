@@ -97,7 +97,8 @@ class Options:
         unarchived_bytes: `restart` only: how much of it the archive has not, about.
         clients: `storm` only: the crowd that comes back; `channels` are then those of each of them.
         slow: `slow` only: how many of the subscribers stop reading.
-        members: `queue` only: connections that work it off.
+        members: `queue` and `acks` only: connections that work it off.
+        acks: `transactions` only: each acknowledges a message of a queue too, and the native driver commits them.
         keys: `queue` only: how many keys its messages have in turn, of which one message is under way each; 0: none.
         one_at_a_time: `queue` only: a member has one message, and the next when it has acknowledged that.
         patience_s: how long the server may owe something and send nothing before the rest counts as lost.
@@ -127,6 +128,7 @@ class Options:
     clients: int = 0
     slow: int = 0
     members: int = 0
+    acks: bool = False
     keys: int = 0
     one_at_a_time: bool = False
     patience_s: float = 10.0
@@ -204,6 +206,9 @@ DEFAULTS: Final = {
     Work.TRANSACTIONS: Defaults(publishers=256, seconds=0, messages=1_000_000, batch=10),
     Work.QUEUE: Defaults(seconds=0, messages=1_000_000, batch=100, members=4),
 }
+
+ACKS_MEMBERS: Final = 4
+"""Connections that have transactions with acknowledgements, unless it is told otherwise."""
 
 PAYLOAD_BYTES_MAX: Final = 1 * MIB
 FRAME_BYTES_MAX: Final = PAYLOAD_BYTES_MAX + 80 * KIB
@@ -309,8 +314,13 @@ def complaint(options: Options) -> str | None:
             f"{work}: ephemeral messages are not stored, so nobody catches up",
         ),
         (
-            (options.members > 0) != (work is Work.QUEUE),
-            "--members is for `queue`, at least 1",
+            (options.members > 0) != (work is Work.QUEUE or options.acks),
+            "--members is for `queue` and `transactions --acks`, at least 1",
+        ),
+        (options.acks and work is not Work.TRANSACTIONS, "--acks is for `transactions`"),
+        (
+            options.acks and not options.members <= options.publishers,
+            f"--acks: got {options.members} members, at most one for each of {options.publishers} transactions",
         ),
         (
             work is not Work.QUEUE and (options.keys > 0 or options.one_at_a_time),

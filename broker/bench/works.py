@@ -6,6 +6,7 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
+from broker.bench.acking import run_with_acks
 from broker.bench.archived import archive_all, storage_for
 from broker.bench.asking import run_requests
 from broker.bench.catchup import run_catchup
@@ -77,6 +78,9 @@ def _run_with_server(options: Options, connect: Opener | None) -> list[Result]:
             running_server(options.url, cores=server_cores, channels=options.channels, storage=storage)
         )
         keep_to(stack, driver_cores)
+        if options.acks:
+            assert connect is not None
+            return [run_with_acks(options, target, connect)]
         if options.work in (Work.CLIENT, Work.TRANSACTIONS):
             assert connect is not None
             return (run_client if options.work is Work.CLIENT else run_transactions)(options, target, connect)

@@ -92,7 +92,8 @@ class BenchCommand(click.Command):
 @click.option("--unarchived-bytes", type=click.IntRange(0), metavar="BYTES", help="`restart`: how much not archived.")
 @click.option("--clients", type=click.IntRange(1), metavar="N", help="`storm`: those who come back.  [default: 5000]")
 @click.option("--slow", type=click.IntRange(1), metavar="N", help="`slow`: those who stop reading.  [default: 900]")
-@click.option("--members", type=click.IntRange(1), metavar="N", help="`queue`: those who work it off.  [default: 4]")
+@click.option("--members", type=click.IntRange(1), metavar="N", help="`queue`, --acks: who works it off.  [default: 4]")
+@click.option("--acks", is_flag=True, help="`transactions`: each acknowledges a message too, by the native driver.")
 @click.option("--keys", type=click.IntRange(1), metavar="N", help="`queue`: keys of its messages, each in order.")
 @click.option("--one-at-a-time", is_flag=True, help="`queue`: a member has one message at a time.")
 @click.option("--no-read-back", "read_back", flag_value=False, default=True, help="`channels`: leave out the reading.")
@@ -126,7 +127,8 @@ def command(
     storm    --clients with --channels each are cut off at once and come back; the latency is that of others
     shared   8 processes (--publishers), each publishing and reading: a server, then a shared directory, killed at last
     slow     --slow of the --subscribers stop reading, then read it all; the latency is that of the others
-    transactions  256 tasks (--publishers) of the Python client, each with a transaction of --batch messages at a time
+    transactions  256 tasks (--publishers) of the Python client, each with a transaction of --batch messages at a time;
+             with --acks as many of the native driver, each of which acknowledges a message of a queue as well
     catchup  --subscribers read --messages from the start; the latency is that of others, who are live at --rate
     requests one task that asks, then 1,000; --subscribers respond; --durability ephemeral is what requests are for
     queue    --messages are published, then 4 --members lease and acknowledge each; the latency is that of answers
@@ -166,7 +168,7 @@ def options_of(
     Raises:
         UsageError: an option is out of its range, or makes no sense for the work.
     """
-    from broker.bench.options import DEFAULTS, Options, Work, complaint
+    from broker.bench.options import ACKS_MEMBERS, DEFAULTS, Options, Work, complaint
     from broker.model.levels import parse_level
     from broker.model.settings import GIB
 
@@ -184,7 +186,7 @@ def options_of(
         "stored_bytes": defaults.stored_bytes,
         "clients": defaults.clients,
         "slow": defaults.slow,
-        "members": defaults.members,
+        "members": ACKS_MEMBERS if given["acks"] else defaults.members,
         "unarchived_bytes": min(defaults.unarchived_bytes, chosen.get("stored_bytes", GIB) // 2),
         **chosen,
     }

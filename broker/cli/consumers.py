@@ -119,6 +119,8 @@ def fields_of(info: ConsumerInfo) -> dict[str, object]:
         "acked": info.acked,
         "redelivered": info.redelivered,
         "dead": info.dead,
+        "held_channels": info.held_channels,
+        "held_bytes": info.held_bytes,
     }
     if info.bus is not None:
         fields["done"] = str(info.bus)
@@ -151,6 +153,9 @@ def tell(info: ConsumerInfo) -> None:
     click.echo(f"  waiting   {info.ready:,} ready, {info.delayed:,} delayed, {lag} not looked at")
     click.echo(f"  under way {info.leased:,}, by {info.members} {'member' if info.members == 1 else 'members'}")
     click.echo(f"  so far    {info.acked:,} done, {info.redelivered:,} given out again, {info.dead:,} given up")
+    if info.held_channels:
+        channels = f"{info.held_channels:,} {'channel' if info.held_channels == 1 else 'channels'}"
+        click.echo(f"  holds     about {info.held_bytes:,} bytes of {channels}, which retention would take")
     lease = f"{settings.lease_ms / 1000:g} s" if settings.lease_ms else "for ever"
     attempts = settings.attempts_max or "no bound of"
     first, longest = (each / 1000 for each in settings.backoff_ms)

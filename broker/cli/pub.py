@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from typing import Any
 
+    from broker.model.positions import Position
+
 READ_BYTES = 256 * 1024
 LENGTH_BYTES = 4
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
@@ -169,41 +171,75 @@ def parse_headers(pairs: tuple[str, ...]) -> dict[str, object] | None:
     return headers or None
 
 
-def time_options(
-    text: str | None, delay_s: float | None, deliver_at: str | None, message_id: str | None
-) -> dict[str, object]:
-    """Return what `schedule` is told beside what `publish` is; nothing for a message that is published now."""
-    if delay_s is None and deliver_at is None:
-        if message_id is not None:
-            raise click.UsageError("--id names a message for later; give --delay or --at")
-        return {}
+def time_options(delay_s: float | None, deliver_at: str | None) -> dict[str, object]:
+    """Return when `schedule` is told to publish; nothing for a message that is published now."""
     if delay_s is not None and deliver_at is not None:
         raise click.UsageError("--delay and --at are two times; give one of them")
-    if text is None:
-        raise click.UsageError("--delay and --at are for one message, TEXT")
-    options: dict[str, object] = {"id": message_id}
     if deliver_at is None:
-        options["delay_s"] = delay_s
-    else:
-        try:
-            options["deliver_at"] = datetime.fromisoformat(deliver_at)
-        except ValueError as cause:
-            raise click.BadParameter(f"got {deliver_at!r}, expected ISO 8601", param_hint="--at") from cause
+        return {} if delay_s is None else {"delay_s": delay_s}
+    try:
+        return {"deliver_at": datetime.fromisoformat(deliver_at)}
+    except ValueError as cause:
+        raise click.BadParameter(f"got {deliver_at!r}, expected ISO 8601", param_hint="--at") from cause
+
+
+def parse_expect(text: str) -> Position:
+    """Return the position that `--expect` names.
+
+    Raises:
+        BadParameter: It is none.
+    """
+    from broker.model.errors import BrokerError
+    from broker.model.positions import Position
+
+    try:
+        return Position(0, 0) if text == "none" else Position.parse(text)
+    except BrokerError as cause:
+        raise click.BadParameter(f"got {text!r}, expected EPOCH:SEQUENCE or none", param_hint="--expect") from cause
+
+
+def single_options(
+    text: str | None,
+    delay_s: float | None,
+    deliver_at: str | None,
+    message_id: str | None,
+    expect: str | None,
+    *,
+    receipt: bool,
+) -> dict[str, object]:
+    """Return what is told of a single message, TEXT, beside what every message has."""
+    options = time_options(delay_s, deliver_at)
+    if options and (expect is not None or receipt):
+        raise click.UsageError("--expect and --receipt are for a message that is stored now, without --delay and --at")
+    if message_id is not None:
+        options["id"] = message_id
+    if expect is not None:
+        options["expect"] = parse_expect(expect)
+    if text is None and (options or receipt):
+        raise click.UsageError("--id, --expect, --receipt, --delay and --at are for one message, TEXT")
     return options
 
 
-async def publish(url: str, channel: str, text: str | None, source: int, cutter: Cutter, options: Any) -> int:
-    """Publish everything; returns how many messages."""
+async def publish_text(url: str, channel: str, payload: bytes, options: Any, *, receipt: bool, quiet: bool) -> None:
+    """Publish one message, now or later, and print what the caller goes on with."""
     from broker import connect
 
     async with connect(url) as bus:
-        if text is not None:
-            if options.keys() & {"delay_s", "deliver_at"}:
-                scheduled = await bus.schedule(channel, text.encode(), **options)
-                click.echo(scheduled.id)
-            else:
-                await bus.publish(channel, text.encode(), **options)
-            return 1
+        if options.keys() & {"delay_s", "deliver_at"}:
+            click.echo((await bus.schedule(channel, payload, **options)).id)
+            return
+        stored = await bus.publish(channel, payload, **options)
+    if receipt:
+        click.echo(str(stored.position))
+    if not quiet and (stored.duplicate or sys.stderr.isatty()):
+        click.echo(f"{channel}: stored {'before, ' if stored.duplicate else ''}at {stored.position}", err=True)
+
+
+async def publish_input(url: str, channel: str, source: int, cutter: Cutter, options: Any) -> int:
+    """Publish all input; returns how many messages."""
+    from broker import connect
+
+    async with connect(url) as bus:
         size = os.fstat(source).st_size if stat.S_ISREG(os.fstat(source).st_mode) else None
         watched = sys.stderr.isatty() and not os.isatty(source)
         bar: AbstractContextManager[Callable[[int, int], None]]
@@ -243,7 +279,18 @@ async def publish(url: str, channel: str, text: str | None, source: int, cutter:
 @click.option("--expiry-s", type=click.IntRange(1), metavar="SECONDS", help="No longer delivered after that.")
 @click.option("--delay", "delay_s", type=click.FloatRange(0), metavar="SECONDS", help="Publish TEXT so much later.")
 @click.option("--at", "deliver_at", metavar="TIME", help="Publish TEXT at that time: ISO 8601 with a zone.")
-@click.option("--id", "message_id", metavar="ID", help="With --delay or --at: what it is cancelled by; printed.")
+@click.option(
+    "--id",
+    "message_id",
+    metavar="ID",
+    help="Of TEXT: published again under it, it is stored once. A later one is cancelled by it, and it is printed.",
+)
+@click.option(
+    "--expect",
+    metavar="POSITION",
+    help="Store TEXT only if this, EPOCH:SEQUENCE, is the channel's newest; none: only if it never had a message.",
+)
+@click.option("--receipt", is_flag=True, help="Print where TEXT is stored, EPOCH:SEQUENCE.")
 @click.option("--quiet", is_flag=True, help="No summary.")
 def command(
     channel: str,
@@ -258,6 +305,8 @@ def command(
     delay_s: float | None,
     deliver_at: str | None,
     message_id: str | None,
+    expect: str | None,
+    receipt: bool,
     quiet: bool,
 ) -> None:
     """Publish TEXT, or what stdin or a file holds, to CHANNEL.
@@ -265,6 +314,8 @@ def command(
     \b
     broker pub chat.acme.42 hello
     broker pub mail.out reminder --delay 3600 --id reminder-42
+    broker pub pay.in '{"order": 42}' --id order-42
+    broker pub leader.eu "$HOSTNAME" --expect none --receipt
     tail -f access.log | broker pub logs.web
     broker pub blobs.photos --file photo.jpg --as whole
     broker sub 'a.>' --framed | broker pub b.all --as framed
@@ -276,11 +327,15 @@ def command(
     options: dict[str, object] = {"priority": priority, "expiry_s": expiry_s, "headers": parse_headers(headers)}
     if key is not None:
         options["key"] = key.encode()
-    options.update(time_options(text, delay_s, deliver_at, message_id))
+    options.update(single_options(text, delay_s, deliver_at, message_id, expect, receipt=receipt))
+    url = url or URL_DEFAULT
+    if text is not None:
+        asyncio.run(publish_text(url, channel, text.encode(), options, receipt=receipt, quiet=quiet))
+        return
     source = sys.stdin.fileno() if path is None else os.open(path, os.O_RDONLY)
     begun = time.monotonic()
     try:
-        messages = asyncio.run(publish(url or URL_DEFAULT, channel, text, source, CUTTERS[form](), options))
+        messages = asyncio.run(publish_input(url, channel, source, CUTTERS[form](), options))
     finally:
         if path is not None:
             os.close(source)

@@ -731,6 +731,13 @@ class Session(Intake):
         expected = self.publisher.line.next if self.publisher is not None else 1
         if code == _BUSY:
             return self.node.refuse_for_memory(number)
+        if code == _LIMIT and self.publisher is not None and self.tails.refused(self.publisher.name_of(slot) or b""):
+            name = self.publisher.name_of(slot) or b""
+            return error(
+                code,
+                f"publish {number}: consumers hold more of channel {name.decode()} than hold_bytes_max of its profile",
+                "Have its consumers acknowledge, or remove the one that `broker consumer ls` shows to hold it.",
+            )
         details = {
             1002: "journal: the disk has no room; reads go on, publishing recovers by itself",
             1003: f"publish {number}: the line's next number is {expected}",
@@ -1240,6 +1247,7 @@ class Session(Intake):
         control.decode_credit(body)
 
 
+_LIMIT = error("LIMIT", "").code
 _EXHAUSTED = error("LIMIT", "memory: none is left for what this connection sends or is sent", "reconnect and resume")
 _EXHAUSTED_FRAME = control.encode_error(_EXHAUSTED)
 _BUSY = error("BUSY", "").code

@@ -37,7 +37,7 @@ from broker.log.environment import check_file, close_shared, lock_path, open_sha
 from broker.log.errors import corrupt, failed
 from broker.log.rebuild import rebuild
 from broker.log.retaining import retain
-from broker.log.retention import Policies, unpack_cursors
+from broker.log.retention import NOTHING_HELD, Held, Policies, unpack_cursors
 from broker.log.segment import Segment, open_segment
 from broker.log.slice import SLICE_KEY, Begun, Slice, SliceSegment
 from broker.model.errors import BrokerError, error
@@ -184,13 +184,14 @@ class ArchiveWriter:
         self.checkpoint = checkpoint
         return CompactResult(before, after)
 
-    def retain(self, policies: Policies, cursors: Mapping[bytes, int], now_us: int) -> Step:
+    def retain(self, policies: Policies, cursors: Mapping[bytes, int], now_us: int, held: Held = NOTHING_HELD) -> Step:
         """Take one step of retention, in one transaction.
 
         Args:
             policies: of the channels.
             cursors: of the last step, if all its proposals are trims in the journal; else empty.
             now_us: the time by which ages are judged, microseconds since 1970.
+            held: what of earlier steps consumers hold.
 
         Returns:
             What to trim, and the cursors to pass on when that is done.
@@ -205,7 +206,7 @@ class ArchiveWriter:
         try:
             with environment.begin(write=True) as transaction:
                 reader = TreeReader(mapped, transaction.id() - 1)
-                step = retain(self.path, transaction, reader, policies, cursors, now_us)
+                step = retain(self.path, transaction, reader, policies, cursors, now_us, held)
                 checkpoint = Checkpoint.unpack(transaction.get(CHECKPOINT_KEY), self.path)
         except lmdb.Error as cause:
             self._shut()
@@ -335,7 +336,8 @@ def serve(writer: ArchiveWriter, commands: TextIO, answers: TextIO) -> None:
                 say("archived", checkpoint=asdict(checkpoint), bytes=writer.written_bytes)
             elif command["do"] == "retain":
                 policies, cursors = Policies.unpack(command["policies"]), unpack_cursors(command["cursors"])
-                say("retained", **writer.retain(policies, cursors, command["now_us"]).pack())
+                held = Held.unpack(command["held"])
+                say("retained", **writer.retain(policies, cursors, command["now_us"], held).pack())
             elif command["do"] == "compact":
                 say("compacted", **asdict(writer.compact(between, command["now_us"])))
             else:

@@ -27,14 +27,14 @@ from broker.log.archive_task import TIME_MAX_US, CompactResult, Stopped, archive
 from broker.log.begin import BEGIN_SHARE, QUIET_S, WAIT_S, Begin
 from broker.log.errors import free_bytes
 from broker.log.pace import Pace
-from broker.log.retention import Step, pack_cursors
+from broker.log.retention import NOTHING_HELD, Step, pack_cursors
 from broker.model.errors import BY_CODE, BrokerError, StorageCorrupt, error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from broker.log.retention import Policies
+    from broker.log.retention import Held, Policies
     from broker.log.segment import Segment
 
 MIB = 1024 * 1024
@@ -74,7 +74,7 @@ class Writer(Protocol):
         """As of `ArchiveWriter`."""
         ...
 
-    def retain(self, policies: Policies, cursors: Mapping[bytes, int], now_us: int) -> Step:
+    def retain(self, policies: Policies, cursors: Mapping[bytes, int], now_us: int, held: Held = NOTHING_HELD) -> Step:
         """As of `ArchiveWriter`."""
         ...
 
@@ -128,9 +128,9 @@ class ChildWriter:
         del done["state"]
         return CompactResult(**done)
 
-    def retain(self, policies: Policies, cursors: Mapping[bytes, int], now_us: int) -> Step:
+    def retain(self, policies: Policies, cursors: Mapping[bytes, int], now_us: int, held: Held = NOTHING_HELD) -> Step:
         """Have a step of retention taken; as `ArchiveWriter.retain`."""
-        packed = {"policies": policies.pack(), "cursors": pack_cursors(cursors)}
+        packed = {"policies": policies.pack(), "cursors": pack_cursors(cursors), "held": held.pack()}
         self._say({"do": "retain", **packed, "now_us": now_us})
         return Step.unpack(self._hear())
 
@@ -239,7 +239,7 @@ class Archiving:
         self._condition = threading.Condition()
         self._waiting: deque[tuple[Segment, int, float]] = deque()
         self._compactions: deque[tuple[Future[CompactResult], int, int]] = deque()
-        self._retentions: deque[tuple[Future[Step], Policies, Mapping[bytes, int], int]] = deque()
+        self._retentions: deque[tuple[Future[Step], Policies, Mapping[bytes, int], int, Held]] = deque()
         self._hurries = 0
         self._closing = False
         self._writer: Writer | None = None
@@ -307,7 +307,9 @@ class Archiving:
             self._condition.notify_all()
         return future
 
-    def retain(self, policies: Policies, cursors: Mapping[bytes, int], now_us: int) -> Future[Step]:
+    def retain(
+        self, policies: Policies, cursors: Mapping[bytes, int], now_us: int, held: Held = NOTHING_HELD
+    ) -> Future[Step]:
         """Have a step of retention taken between two slices; arguments and result are those of `ArchiveWriter.retain`.
 
         The result, or why there is none, comes on the thread.
@@ -316,7 +318,7 @@ class Archiving:
         with self._condition:
             if self._closing:
                 raise error("CLOSED", f"{self._folder}: archiving has ended")
-            self._retentions.append((future, policies, cursors, now_us))
+            self._retentions.append((future, policies, cursors, now_us, held))
             self._condition.notify_all()
         return future
 
@@ -461,9 +463,9 @@ class Archiving:
     def _retain(self, writer: Writer) -> None:
         """Take a step of retention; whoever asked for it hears of a failure, and asks again."""
         with self._condition:
-            future, policies, cursors, now_us = self._retentions.popleft()
+            future, policies, cursors, now_us, held = self._retentions.popleft()
         try:
-            future.set_result(writer.retain(policies, cursors, now_us))
+            future.set_result(writer.retain(policies, cursors, now_us, held))
         except (BrokerError, ChildDied, OSError, MemoryError) as cause:
             future.set_exception(cause)
             if not (isinstance(cause, BrokerError) and cause.temporary):

@@ -25,6 +25,7 @@ from broker.log.journal import Journal
 from broker.log.reader import sequence_at
 from broker.log.recovery import Applier, Recovery, recover
 from broker.log.resolve import Tables
+from broker.log.retention import NOTHING_HELD
 from broker.log.sealer import Sealer
 from broker.log.space import Space
 from broker.log.view import Reading, View
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from broker.log.archiver import CompactResult
-    from broker.log.retention import Policies, Step
+    from broker.log.retention import Held, Policies, Step
     from broker.log.segment import Segment
     from broker_native.crc32c import Buffer
 
@@ -300,13 +301,16 @@ class Log:
         """
         self._ready().rotate()
 
-    def retain(self, policies: Policies, cursors: Mapping[bytes, int], now_us: int) -> Future[Step]:
+    def retain(
+        self, policies: Policies, cursors: Mapping[bytes, int], now_us: int, held: Held = NOTHING_HELD
+    ) -> Future[Step]:
         """Have the archiver take a step of retention; any thread, and it does not wait.
 
         Args:
             policies: of the channels.
             cursors: of the last step, if all its proposals are trims in the journal; else empty.
             now_us: the time by which ages are judged, microseconds since 1970; never ahead of what is true.
+            held: what of earlier steps consumers hold.
 
         Returns:
             What to trim, and the cursors to pass on when that is done, or why the step was not taken; on the
@@ -318,7 +322,7 @@ class Log:
         self._ready()
         if self._archiving is None:
             raise error("UNAVAILABLE", f"{self._directory.path}: nobody moves anything into the archive")
-        return self._archiving.retain(policies, cursors, now_us)
+        return self._archiving.retain(policies, cursors, now_us, held)
 
     # --- Reading --------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from broker.log.archive_rows import CURSOR_KEY
 from broker.log.archive_view import ArchiveView, cursor_row
 from broker.log.errors import corrupt
 from broker.log.latest import LatestStep, cursor_names
-from broker.log.retention import Planner, Step
+from broker.log.retention import NOTHING_HELD, Planner, Step
 from broker_native.btree import TreeDamaged
 from broker_native.rows import RowDamaged
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import lmdb
 
-    from broker.log.retention import Policies
+    from broker.log.retention import Held, Policies
     from broker_native.tree import TreeReader
 
 __all__ = ["retain"]
@@ -35,6 +35,7 @@ def retain(
     policies: Policies,
     cursors: Mapping[bytes, int],
     now_us: int,
+    held: Held = NOTHING_HELD,
 ) -> Step:
     """Take one step of retention.
 
@@ -46,6 +47,7 @@ def retain(
         policies: Of the channels.
         cursors: Of the last step, if all its proposals are trims in the journal; else empty.
         now_us: The time by which ages are judged, microseconds since 1970; never ahead of what is true.
+        held: What of earlier steps consumers hold.
 
     Returns:
         What to trim, and the cursors to pass on when that is done.
@@ -61,7 +63,8 @@ def retain(
         known = {name: group for name, group in {**stored, **cursors}.items() if name in used}
         latest = LatestStep(path, view, policies, known)
         latest.run(now_us)
-        step = planner.step(view, known, now_us)
+        walked = {**known, **{name: group for name, group in held.walked.items() if name in used}}
+        step = planner.step(view, walked, now_us, channels=held.channels)
     except RowDamaged as damage:
         raise corrupt(path, f"row {damage.key.hex()}: it is not what was written") from damage
     except (TreeDamaged, ValueError) as damage:

@@ -11,7 +11,8 @@ Both kinds of bounds are found by walking the archive's commit index, oldest gro
 
 A cursor's name carries a fingerprint of all policies: after a change of any the walk begins anew, and finds channels
 that nobody writes to any more. A cursor is stored when the trims of its step are in the journal, never before. A step
-that is repeated proposes the same again, and a trim that has been made is not proposed twice.
+that is repeated proposes the same again, and a trim that has been made is not proposed twice. What consumers hold is
+proposed all the same: whoever holds it back keeps the cursor where it was, and lets the walk go on from `Held.walked`.
 
 Invariants: a proposal is past the channel's first and never past its next sequence; nothing is proposed that a policy
 keeps, as far as `now_us` is right, which is for the caller to see to.
@@ -20,19 +21,30 @@ keeps, as far as `now_us` is right, which is for the caller to see to.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from broker.model.levels import Level
 from broker.model.names import matches
-from broker.model.profiles import KEEP_LATEST_PER_KEY, Profile
+from broker.model.profiles import HOLD_CONSUMERS, KEEP_LATEST_PER_KEY, Profile
 from broker_native.crc32c import crc32c_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
-__all__ = ["ChannelState", "IndexedGroup", "Planner", "Policies", "Policy", "Step", "View", "bounded_first"]
+__all__ = [
+    "NOTHING_HELD",
+    "ChannelState",
+    "Held",
+    "IndexedGroup",
+    "Planner",
+    "Policies",
+    "Policy",
+    "Step",
+    "View",
+    "bounded_first",
+]
 
 SECOND_US = 1_000_000
 STEP_CHUNKS_MAX = 65_536
@@ -52,6 +64,7 @@ class Policy:
         messages: So many sequences stay, the newest.
         latest_per_key: Of each key only the latest record stays.
         tombstone_us: How long a record that deletes its key stays itself, microseconds.
+        hold_bytes: What may be kept past these bounds for consumers that have not done it; 0: nobody is waited for.
     """
 
     age_us: int = 0
@@ -59,6 +72,7 @@ class Policy:
     messages: int = 0
     latest_per_key: bool = False
     tombstone_us: int = 0
+    hold_bytes: int = 0
 
     @property
     def bounded(self) -> bool:
@@ -76,12 +90,13 @@ class Policies:
         rules: (pattern, policy) in their order; the first that matches wins.
     """
 
-    __slots__ = ("_rules", "ages_us", "bounded", "compacted", "fingerprint", "tombstones_us")
+    __slots__ = ("_rules", "ages_us", "bounded", "compacted", "fingerprint", "holds", "tombstones_us")
 
     def __init__(self, rules: Iterable[tuple[bytes, Policy]] = ()) -> None:
         self._rules = tuple(rules)
         self.ages_us = tuple(sorted({policy.age_us for _, policy in self._rules if policy.age_us}))
         self.bounded = any(policy.bounded for _, policy in self._rules)
+        self.holds = any(policy.hold_bytes for _, policy in self._rules)
         self.compacted = any(policy.latest_per_key for _, policy in self._rules)
         self.tombstones_us = tuple(sorted({policy.tombstone_us for _, policy in self._rules if policy.latest_per_key}))
         self.fingerprint = crc32c_of(json.dumps(self.pack()).encode())
@@ -138,12 +153,14 @@ def policy_of(profile: Profile) -> Policy:
     if profile.durability is Level.EPHEMERAL:
         return _KEEPS_ALL
     latest = profile.keep == KEEP_LATEST_PER_KEY
+    removes = profile.retention_s or profile.retention_bytes or profile.retention_messages
     return Policy(
         age_us=profile.retention_s * SECOND_US,
         bytes=profile.retention_bytes,
         messages=profile.retention_messages,
         latest_per_key=latest,
         tombstone_us=profile.tombstone_s * SECOND_US if latest else 0,
+        hold_bytes=profile.hold_bytes_max if removes and profile.hold == HOLD_CONSUMERS else 0,
     )
 
 
@@ -194,22 +211,50 @@ class Step:
         proposals: new first sequences by channel name.
         cursors: where each walk has got, to be stored once the proposals are trims in the journal.
         more: whether a walk has not reached its end.
+        states: of the channels among the proposals that consumers may hold, and of those that were asked about.
     """
 
     proposals: dict[bytes, int]
     cursors: dict[bytes, int]
     more: bool
+    states: list[ChannelState] = field(default_factory=list)
 
     def pack(self) -> dict[str, Any]:
         """Return plain values that JSON can hold; `unpack` reads them."""
         proposals = [[name.decode(), first] for name, first in self.proposals.items()]
-        return {"proposals": proposals, "cursors": pack_cursors(self.cursors), "more": self.more}
+        states = [[state.name.decode(), *state[1:]] for state in self.states]
+        return {"proposals": proposals, "cursors": pack_cursors(self.cursors), "more": self.more, "states": states}
 
     @classmethod
     def unpack(cls, packed: Mapping[str, Any]) -> Step:
         """Return the step that `pack` wrote."""
         proposals = {name.encode(): first for name, first in packed["proposals"]}
-        return cls(proposals, unpack_cursors(packed["cursors"]), packed["more"])
+        states = [ChannelState(name.encode(), *rest) for name, *rest in packed["states"]]
+        return cls(proposals, unpack_cursors(packed["cursors"]), packed["more"], states)
+
+
+class Held(NamedTuple):
+    """What a step needs to know of what consumers hold.
+
+    Attributes:
+        walked: where each walk goes on that has come further than its cursor: what it has passed is not all taken.
+        channels: ids of channels that are held, whose states are asked for; ascending.
+    """
+
+    walked: Mapping[bytes, int]
+    channels: Sequence[int]
+
+    def pack(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold; `unpack` reads them."""
+        return {"walked": pack_cursors(self.walked), "channels": list(self.channels)}
+
+    @classmethod
+    def unpack(cls, packed: Mapping[str, Any]) -> Held:
+        """Return what `pack` wrote."""
+        return cls(unpack_cursors(packed["walked"]), packed["channels"])
+
+
+NOTHING_HELD = Held({}, ())
 
 
 def pack_cursors(cursors: Mapping[bytes, int]) -> dict[str, int]:
@@ -265,7 +310,14 @@ class Planner:
         """The cursors in use; one that is not among them belongs to policies that have changed."""
         return {*self._ages, *([self._bounds] if self.policies.bounded else [])}
 
-    def step(self, view: View, cursors: Mapping[bytes, int], now_us: int, chunks_max: int = STEP_CHUNKS_MAX) -> Step:
+    def step(
+        self,
+        view: View,
+        cursors: Mapping[bytes, int],
+        now_us: int,
+        chunks_max: int = STEP_CHUNKS_MAX,
+        channels: Sequence[int] = (),
+    ) -> Step:
         """Go on with every walk by a bounded step.
 
         Args:
@@ -273,8 +325,10 @@ class Planner:
             cursors: the group up to which each walk has come, by name; one that is missing begins at the beginning.
             now_us: the time by which ages are judged; never ahead of what is true.
             chunks_max: about how many chunks of the index each walk looks at.
+            channels: ids of those whose states are asked for, ascending.
         """
         step = Step({}, {}, more=False)
+        step.states += [state for _, state in self._states(view, channels)]
         for cursor, age_us in self._ages.items():
             self._walk_age(view, cursor, cursors.get(cursor, 0), age_us, now_us, chunks_max, step)
         if self.policies.bounded:
@@ -299,7 +353,7 @@ class Planner:
         for channel, state in self._states(view, ends):
             policy = self.policies(state.name)
             if policy is not None and policy.age_us == age_us:
-                _propose(step, state, ends[channel])
+                _propose(step, state, ends[channel], policy)
 
     def _walk_bounds(self, view: View, at: int, chunks_max: int, step: Step) -> None:
         groups = view.index(at, chunks_max)
@@ -309,7 +363,7 @@ class Planner:
         for channel, state in self._states(view, met):
             policy = self.policies(state.name)
             if policy is not None and policy.bounded:
-                _propose(step, state, bounded_first(state, policy, view.chunk_spans(channel)))
+                _propose(step, state, bounded_first(state, policy, view.chunk_spans(channel)), policy)
 
     def _states(self, view: View, ids: Iterable[int]) -> Iterator[tuple[int, ChannelState]]:
         ordered = sorted(ids)
@@ -318,7 +372,9 @@ class Planner:
                 yield channel, state
 
 
-def _propose(step: Step, state: ChannelState, first: int) -> None:
+def _propose(step: Step, state: ChannelState, first: int, policy: Policy) -> None:
     first = min(first, state.next)
     if first > max(state.first, step.proposals.get(state.name, 0)):
+        if policy.hold_bytes and state.name not in step.proposals:
+            step.states.append(state)
         step.proposals[state.name] = first

@@ -138,6 +138,9 @@ class ConsumerInfo(NamedTuple):
         lag: Messages that are stored and that it has not looked at yet; -1: nobody has counted them.
         bus: Up to where everything is done, of a consumer with a pattern; else None.
         positions: The same of each literal of one without: (channel, epoch, sequence).
+        held_channels: How many channels retention keeps past their bounds, since this consumer has not done what would
+            go, and no other one is further behind.
+        held_bytes: What of them is kept so, about.
     """
 
     settings: ConsumerSettings
@@ -151,6 +154,8 @@ class ConsumerInfo(NamedTuple):
     lag: int
     bus: BusPosition | None
     positions: tuple[tuple[str, int, int], ...]
+    held_channels: int = 0
+    held_bytes: int = 0
 
 
 class ConsumersPart(NamedTuple):

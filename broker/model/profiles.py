@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from broker.model.errors import error
 from broker.model.levels import Level
 from broker.model.names import TOKENS_MAX, check_pattern, covers, display, is_reserved
-from broker.model.settings import KIB, MIB, check_settings, invalid, setting
+from broker.model.settings import GIB, KIB, MIB, check_settings, invalid, setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -172,8 +172,20 @@ class Profile:
     hold: str = field(
         default=HOLD_NONE,
         metadata=setting(
-            "What retention waits for; consumers is refused, since it waits for nobody yet.",
+            "What retention waits for: none, nothing; consumers, that all durable consumers and queues which read a "
+            "channel have done what it would take.",
             choices=(HOLD_NONE, HOLD_CONSUMERS),
+            reloadable=True,
+        ),
+    )
+    hold_bytes_max: int = field(
+        default=GIB,
+        metadata=setting(
+            "What of a channel may be kept for consumers alone, past its retention; when it is more, publishers of the "
+            "channel are answered LIMIT.",
+            unit="bytes",
+            low=RETENTION_BYTES_MIN,
+            high=1 << 50,
             reloadable=True,
         ),
     )
@@ -192,11 +204,12 @@ class Profile:
 
     def _check_retention(self) -> None:
         """Refuse what retention cannot do."""
-        if self.hold == HOLD_CONSUMERS:
+        if self.hold == HOLD_CONSUMERS and self.keep == KEEP_LATEST_PER_KEY:
             raise invalid(
                 "profile.hold",
-                f"got {HOLD_CONSUMERS!r}, expected {HOLD_NONE!r}: retention waits for nobody yet",
-                "Leave it out; readers that fall behind retention are told so (trimmed).",
+                f"got {HOLD_CONSUMERS!r}, expected {HOLD_NONE!r}: with keep = {KEEP_LATEST_PER_KEY!r} each message is "
+                "replaced by the next of its key, whoever has read it",
+                "Leave it out; a consumer gets the latest of each key.",
             )
         if 0 < self.retention_bytes < RETENTION_BYTES_MIN:
             raise invalid(
@@ -205,7 +218,8 @@ class Profile:
             )
         if self.durability is not Level.EPHEMERAL:
             return
-        defaults = {"retention_s": 0, "retention_bytes": 0, "retention_messages": 0, "keep": KEEP_ALL}
+        bounds = {"retention_s": 0, "retention_bytes": 0, "retention_messages": 0}
+        defaults = {**bounds, "keep": KEEP_ALL, "hold": HOLD_NONE}
         for name, default in defaults.items():
             value = getattr(self, name)
             if value != default:

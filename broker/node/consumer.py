@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from struct import Struct
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from broker.core.recent import INDEX_END
 from broker.events import emit
@@ -28,7 +28,7 @@ from broker.model.positions import BusPosition
 from broker.node.letters import letter_record
 from broker.node.reading import Reader
 from broker_native.jobs import Jobs
-from broker_native.members import Membership, Rotation
+from broker_native.members import Rotation, RotationMember
 
 if TYPE_CHECKING:
     import asyncio
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     Done = Callable[[BrokerError | None], None]
 
-__all__ = ["CHANNEL_PREFIX", "Consumer", "Member", "MemberOwner"]
+__all__ = ["CHANNEL_PREFIX", "Consumer", "Floor", "Member", "MemberOwner"]
 
 CHANNEL_PREFIX = b"$consumer."
 HEAD = Struct("<I4xQQQQQ")
@@ -63,7 +63,7 @@ class MemberOwner(Protocol):
         """It is no member any more."""
 
 
-class Member(Membership):
+class Member(RotationMember):
     """Who takes jobs: a subscription of a connection.
 
     Attributes:
@@ -77,6 +77,27 @@ class Member(Membership):
         super().__init__(outbox, subscription, window, bytes_max)
         self.owner = owner
         self.consumer: Consumer | None = None
+
+    def on_settled(self) -> None:
+        """A transaction has settled jobs of it (`Membership`)."""
+        assert self.consumer is not None
+        self.consumer.note_settled(self)
+
+
+class Floor(NamedTuple):
+    """What a consumer has done: all up to here.
+
+    Attributes:
+        consumer: Its name.
+        sequences: Of each channel that it reads by its name; empty when it reads by the bus.
+        patterns: What it reads by the bus: all its filters, if one of them is a pattern.
+        place: Of the bus.
+    """
+
+    consumer: str
+    sequences: dict[bytes, int]
+    patterns: tuple[bytes, ...]
+    place: Place
 
 
 class Consumer(Rotation):
@@ -214,6 +235,8 @@ class Consumer(Rotation):
             self._give_up(failure)
             return
         self.ready = True
+        for member in self.members.values():
+            member.jobs = self.jobs
         self._saved = self._place()
         waiters, self._waiters = self._waiters, []
         for done in waiters:
@@ -247,7 +270,7 @@ class Consumer(Rotation):
 
     def _leave_memory(self) -> None:
         """Let go of all but the members."""
-        self.ready = False
+        self._stop_settling()
         self._stop_reading()
         if self._timer is not None:
             self._timer.cancel()
@@ -274,6 +297,7 @@ class Consumer(Rotation):
             self.mark()
             self.store(_nobody)
             return
+        self._home.note_floor(self)
         self._leave_memory()
 
     def save(self) -> None:
@@ -288,11 +312,17 @@ class Consumer(Rotation):
 
     def close(self) -> None:
         """End; nothing is stored any more."""
-        self.ready = False
+        self._stop_settling()
         self._stop_reading()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _stop_settling(self) -> None:
+        """Be ready no more: nothing of it can be acknowledged."""
+        self.ready = False
+        for member in self.members.values():
+            member.jobs = None
 
     def _place(self) -> tuple[Place, Place]:
         assert self.jobs is not None
@@ -316,6 +346,7 @@ class Consumer(Rotation):
         assert jobs is not None
         said = self.take_said()
         askers, self._askers = self._askers, []
+        jobs.noted = False
         changed = jobs.changes(self._always or not self._settings_stored)
         if not changed and self._settings_stored:
             # Nothing is pending when a group closes: all that they wait for is committed.
@@ -361,7 +392,9 @@ class Consumer(Rotation):
         self._core.states.touch(self)
         self._home.kick()
 
-    def _confirmed(self, said: list[tuple[Membership, int]], askers: list[Done], failure: BrokerError | None) -> None:
+    def _confirmed(
+        self, said: list[tuple[RotationMember, int]], askers: list[Done], failure: BrokerError | None
+    ) -> None:
         if failure is None and said:
             later = self.confirm(said)
             if later:
@@ -384,6 +417,7 @@ class Consumer(Rotation):
         member.consumer = self
         self.jobs.join(member.number, member.subscription, member.window, member.bytes_max)
         self.members[member.number] = member
+        member.jobs = self.jobs
         self.enter(member)
         self.read()
         self.touch()
@@ -396,6 +430,7 @@ class Consumer(Rotation):
         assert self.jobs is not None
         member.tell_owed()
         member.gone = True
+        member.jobs = None
         del self.members[member.number]
         self.leave_turns(member)
         self.jobs.leave(member.number)
@@ -410,6 +445,7 @@ class Consumer(Rotation):
         self.take_said()
         for member in members.values():
             member.gone = True
+            member.jobs = None
             if self.ready and self.jobs is not None:
                 self.jobs.leave(member.number)
             member.owner.member_lost(member, failure)
@@ -444,6 +480,12 @@ class Consumer(Rotation):
         """
         assert self.jobs is not None
         self.jobs.settle(member.number, body, now_us)
+        self.note_settled(member)
+
+    def note_settled(self, member: Member) -> None:
+        """A transaction has settled jobs of a member; as good as told of all that follow in this group and turn."""
+        assert self.jobs is not None
+        self.jobs.noted = True
         self._core.states.touch(self)
         self.wait(member)
         self.touch()
@@ -465,6 +507,8 @@ class Consumer(Rotation):
         self.touched = False
         self.served = 0
         jobs = self.jobs
+        if jobs is not None:
+            jobs.noted = False
         if not self.ready or jobs is None:
             if self.unanswered and jobs is not None and self._kept:
                 self._core.states.touch(self)
@@ -680,6 +724,7 @@ class Consumer(Rotation):
         """Tell of it; it is ready."""
         jobs, core = self.jobs, self._core
         assert jobs is not None
+        held = self._home.held().get(self.settings.name, (0, 0))
         positions = [(name.decode(), *jobs.floor_of(core.tails.stored_id(name))) for name in self.literals]
         return ConsumerInfo(
             settings=self.settings,
@@ -693,7 +738,19 @@ class Consumer(Rotation):
             lag=self._lag(jobs),
             bus=BusPosition(core.journal, *jobs.floor) if self.patterns else None,
             positions=() if self.patterns else tuple(positions),
+            held_channels=held[0],
+            held_bytes=held[1],
         )
+
+    def floor(self) -> Floor:
+        """Say what it has done, of the channels by their names of those in memory; it is ready."""
+        jobs, tails = self.jobs, self._core.tails
+        assert jobs is not None
+        if self.patterns:
+            return Floor(self.settings.name, {}, tuple(each.encode() for each in self.settings.filters), jobs.floor)
+        known = [name for name in self.literals if tails.info(name) is not None]
+        sequences = {name: jobs.floor_of(tails.stored_id(name))[1] for name in known}
+        return Floor(self.settings.name, sequences, (), (0, 0))
 
     def _lag(self, jobs: Jobs) -> int:
         """Count what is stored and was not looked at; -1 when nobody can without looking."""

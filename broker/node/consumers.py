@@ -29,18 +29,18 @@ from broker_native.members import tell_all
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from broker.core.ports import Reader
     from broker.core.sequencer import Sequencer
     from broker.model.consumers import ConsumerInfo, ConsumerSettings
     from broker.node.catchup import CatchUp
-    from broker.node.consumer import Member
+    from broker.node.consumer import Floor, Member
     from broker.node.loader import Loader
     from broker.node.states import StateStore
     from broker_native.intake import Clock
     from broker_native.jobs import Jobs
-    from broker_native.members import Membership
+    from broker_native.members import RotationMember
 
     Done = Callable[[BrokerError | None], None]
     Told = Callable[[ConsumerInfo | BrokerError], None]
@@ -85,6 +85,7 @@ class Consumers:
         next_lease: No lease of this run is as high as this, but of consumers in memory.
         dead: Jobs that were given up in this run.
         crowded: The last turn has given jobs to several members of one consumer: the next ACK is not the only one.
+        held: Tells of how many channels retention waits for each consumer, and for how many bytes of them.
     """
 
     def __init__(
@@ -110,13 +111,16 @@ class Consumers:
         self.flagged = (0, 0) if core.ended_well else (core.applied_number, INDEX_END)
         self.next_lease = (core.tails.run << 40) + 1
         self.dead = 0
+        self.held: Callable[[], Mapping[str, tuple[int, int]]] = dict
         self._redelivered = 0
         self.crowded = False
         self._short_of_memory = False
-        self._owed: list[Membership] = []
+        self._owed: list[RotationMember] = []
         self._placing = Placing(core, log, catchup)
         self._consumers: dict[bytes, Consumer | None] = {}
         self._loaded: dict[Consumer, None] = {}
+        # Of those that are not in memory, as far as anybody has asked for it.
+        self._floors: dict[bytes, Floor] = {}
         self._busy: set[bytes] = set()
         self._listed = False
         self._listeners: list[Done] = []
@@ -192,7 +196,7 @@ class Consumers:
 
         self.loop.call_later(LOOK_AGAIN_S, look)
 
-    def tell_later(self, members: list[Membership]) -> None:
+    def tell_later(self, members: list[RotationMember]) -> None:
         """Tell members what they are owed in a moment, unless they hear of it before."""
         if not self._owed:
             self.loop.call_later(TELL_S, self._tell_owed)
@@ -213,6 +217,7 @@ class Consumers:
         """A consumer comes into memory, or stays there to be made anew."""
         self._consumers[consumer.name] = consumer
         self._loaded[consumer] = None
+        self._floors.pop(consumer.name, None)
 
     # -- the node's calls ----------------------------------------------------------------------------------------------
 
@@ -279,6 +284,48 @@ class Consumers:
         """Keep what is needed of jobs that leave memory: no lease is given twice in a run, and counters go on."""
         self.next_lease = max(self.next_lease, jobs.next_lease)
         self._redelivered += jobs.redelivered
+
+    # -- what they have done -------------------------------------------------------------------------------------------
+
+    def note_floor(self, consumer: Consumer) -> None:
+        """A consumer is about to leave memory, and changes no more until it is back."""
+        floor = consumer.floor()
+        if floor.patterns or len(floor.sequences) == len(consumer.literals):
+            self._floors[consumer.name] = floor
+
+    def floors(self, told: Callable[[list[Floor] | BrokerError], None]) -> None:
+        """Tell what each consumer has done; perhaps within this call. One that is being made or removed has no say."""
+        floors: list[Floor] = []
+        names: list[bytes] = []
+
+        def listed(failure: BrokerError | None) -> None:
+            if failure is not None:
+                told(failure)
+                return
+            names.extend(self._consumers)
+            step(None)
+
+        def step(found: Consumer | BrokerError | None) -> None:
+            if isinstance(found, BrokerError) and found.name != "UNKNOWN_CONSUMER":
+                told(found)
+                return
+            if isinstance(found, Consumer):
+                floors.append(found.floor())
+            while names:
+                name = names.pop()
+                if name in self._busy or name not in self._consumers:
+                    continue
+                consumer = self._consumers[name]
+                if consumer is not None and consumer.ready:
+                    floors.append(consumer.floor())
+                elif consumer is None and name in self._floors:
+                    floors.append(self._floors[name])
+                else:
+                    self.use(name.decode(), step)
+                    return
+            told(floors)
+
+        self.list_names(listed)
 
     # -- one consumer --------------------------------------------------------------------------------------------------
 
@@ -498,6 +545,7 @@ class Consumers:
                 self._busy.discard(consumer.name)
                 if failure is None:
                     self._consumers.pop(consumer.name, None)
+                    self._floors.pop(consumer.name, None)
                 done(failure)
 
             consumer.remove(removed)

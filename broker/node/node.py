@@ -31,6 +31,7 @@ from broker.node.commit import CommitThread, handed_over
 from broker.node.consumers import Consumers
 from broker.node.delayed import DelayedMessages
 from broker.node.eviction import Eviction
+from broker.node.floors import Floors
 from broker.node.history import HistoryReader
 from broker.node.housekeeping import Housekeeping
 from broker.node.ids import IdsLoader
@@ -186,8 +187,10 @@ class Node:
         self.delayed = DelayedMessages(
             core, log, self.loader, self.states, self.catchup.submit, self.clock, loop, self.kick
         )
-        self._retained = RetainedBroker(core, log, self.loader, broker_time, loop, self.kick)
+        floors = Floors(core, log, self.consumers, self.catchup.submit)
+        self._retained = RetainedBroker(core, log, self.loader, floors, broker_time, loop, self.kick)
         self._retention = Retention(self._retained, Policies.of(core.profiles))
+        self.consumers.held = lambda: self._retention.holds.by_consumer
         self._idle: asyncio.Future[None] | None = None
         self._left: asyncio.Future[None] | None = None
         self._reload: Profiles | None = None
@@ -733,6 +736,9 @@ class Node:
             "time_us": self.clock.now_us(),
             "retention_trims": self._retention.trims,
             "retention_steps": self._retention.steps,
+            "retention_held_channels": len(self._retention.holds),
+            "retention_held_bytes": self._retention.holds.held_bytes,
+            "channels_full": self._retention.holds.full,
             **self._log.stats(),
         }
 

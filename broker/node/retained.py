@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
     from broker.core.sequencer import Sequencer
     from broker.log.log import Log
-    from broker.log.retention import Policies, Step
+    from broker.log.retention import Held, Policies, Step
+    from broker.node.floors import Floors
+    from broker.node.holds import Holding
     from broker.node.loader import Loader
     from broker.node.time import BrokerTime
 
@@ -35,6 +37,7 @@ class RetainedBroker:
         core: The sequencer.
         log: The log, with an archive.
         loader: Brings channels into memory.
+        floors: Knows what consumers have done.
         broker_time: The clock.
         loop: The loop that it belongs to.
         kick: Has the turn end.
@@ -45,6 +48,7 @@ class RetainedBroker:
         core: Sequencer,
         log: Log,
         loader: Loader,
+        floors: Floors,
         broker_time: BrokerTime,
         loop: asyncio.AbstractEventLoop,
         kick: Callable[[], None],
@@ -52,21 +56,45 @@ class RetainedBroker:
         self._core = core
         self._log = log
         self._loader = loader
+        self._floors = floors
         self._time = broker_time
         self._loop = loop
         self._kick = kick
         self._rotating: asyncio.Future[None] | None = None
 
     def plan(
-        self, policies: Policies, cursors: Mapping[bytes, int], now_us: int, done: Callable[[Step | BrokerError], None]
+        self,
+        policies: Policies,
+        cursors: Mapping[bytes, int],
+        now_us: int,
+        held: Held,
+        done: Callable[[Step | BrokerError], None],
     ) -> None:
         """Store cursors and plan the next step; `done` hears of it on the loop, later."""
         try:
-            asked = self._log.retain(policies, cursors, now_us)
+            asked = self._log.retain(policies, cursors, now_us, held)
         except BrokerError as failure:
             self._loop.call_soon(done, failure)
             return
         asyncio.wrap_future(asked, loop=self._loop).add_done_callback(lambda step: done(_outcome(step)))
+
+    def holding(
+        self, proposals: list[tuple[bytes, int]], done: Callable[[dict[bytes, Holding] | BrokerError], None]
+    ) -> None:
+        """Find which of the channels, in memory, consumers hold, and since where; `done` may be called at once."""
+        if proposals:
+            self._floors.find(proposals, done)
+        else:
+            done({})
+
+    def channel_id(self, name: bytes) -> int:
+        """Return the stored id of a channel in memory, 0 when it is not."""
+        tails = self._core.tails
+        return tails.stored_id(name) if tails.info(name) is not None else 0
+
+    def refuse(self, name: bytes, refused: bool) -> None:
+        """Refuse a channel's publishers, or take them again."""
+        self._core.tails.refuse(name, refused)
 
     def need(self, names: list[bytes], done: Callable[[BrokerError | None], None]) -> None:
         """Have channels in memory, or known not to be stored, within `done`; it may be called at once."""

@@ -6,6 +6,7 @@ the loop's thread.
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
 from broker.core.own import payloads_of
@@ -63,7 +64,8 @@ class StateStore:
 
         Args:
             state: The state; it is kept by nobody, and nothing of its channel is pending.
-            restore: Called with the newest snapshot (b"" for none) and the changes since, oldest first.
+            restore: Called with the newest snapshot (b"" for none) and the changes since, oldest first. What it raises
+                because of them refuses who waits.
             done: Called once: with None when the state is restored and its channel held, which holds until it returns,
                 or with why it cannot be read. Never from within this call.
         """
@@ -90,10 +92,11 @@ class StateStore:
             failure = job.exception()
             if failure is None:
                 snapshot, changes, changed_bytes = latest(job.result())
-                restore(snapshot, changes)
-                self._core.states.add(state, len(snapshot), changed_bytes)
-                done(None)
-                return
+                failure = _restored(name, restore, snapshot, changes)
+                if failure is None:
+                    self._core.states.add(state, len(snapshot), changed_bytes)
+                    done(None)
+                    return
             self._core.tails.release(name)
             if isinstance(failure, MemoryError):
                 failure = error("LIMIT", f"memory: none is left for {display(name)}", "give the process more memory")
@@ -138,3 +141,13 @@ class StateStore:
             names += more
             more = self._log.names(prefix, more[-1], NAMES_AT_ONCE)
         return names
+
+
+def _restored(name: bytes, restore: Restored, snapshot: bytes, changes: list[bytes]) -> BrokerError | None:
+    """Have a state take what is stored of it; returns why it does not understand that."""
+    try:
+        restore(snapshot, changes)
+    except (ValueError, LookupError, TypeError, struct.error) as damage:
+        emit("load_failed", failure=damage)
+        return error("STORAGE_CORRUPT", f"{display(name)}: what is stored cannot be understood: {damage}")
+    return None

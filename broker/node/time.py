@@ -1,7 +1,8 @@
 """Broker time: the wall clock at start plus monotonic time, steered gently towards the wall.
 
-It never goes back and never below the last group's time. A wall clock that jumps by more than two seconds raises an
-alarm and is followed only when it has stayed there for a minute.
+It never goes back and never below the last group's time, from which it goes on when the wall clock is behind that at a
+start: leases end and messages fall due however wrong a clock is or was. A wall clock that jumps by more than two
+seconds raises an alarm and is followed only when it has stayed there for a minute.
 
 Ages are judged by a time of their own, which errs to the past: what is removed too late can still be removed.
 """
@@ -41,7 +42,10 @@ class BrokerTime:
     ) -> None:
         self._wall_us = wall_us
         self.clock = Clock() if clock is None else clock
-        self.clock.offset_us = wall_us() - self.clock.steady_us()
+        self._offset_us = wall_us() - self.clock.steady_us()
+        # How far broker time is ahead of the wall clock because groups were.
+        self._ahead_us = max(0, floor_us - self.clock.steady_us() - self._offset_us)
+        self.clock.offset_us = self._offset_us + self._ahead_us
         self.clock.floor_us = floor_us
         self._jump_seen_s = 0
         self._floor_us = floor_us
@@ -56,7 +60,7 @@ class BrokerTime:
         with the broker's for a minute since the start it may be a wrong one, which somebody is about to set: until then
         no more time has passed since the last group than the broker has been running.
         """
-        now_us = min(self.clock.steady_us() + self.clock.offset_us, self._wall_us())
+        now_us = min(self.clock.steady_us() + self._offset_us, self._wall_us())
         if self._floor_us and self._settled_s < JUMP_LASTS_S:
             now_us = min(now_us, self._floor_us + self.clock.steady_us() - self._started_us)
         return now_us
@@ -67,7 +71,7 @@ class BrokerTime:
         Args:
             seconds: Time since the last call.
         """
-        behind_us = self._wall_us() - (self.clock.steady_us() + self.clock.offset_us)
+        behind_us = self._wall_us() - (self.clock.steady_us() + self._offset_us)
         if abs(behind_us) > JUMP_US:
             if self._settled_s < JUMP_LASTS_S:
                 self._settled_s = 0
@@ -80,4 +84,6 @@ class BrokerTime:
             self._jump_seen_s = 0
             self._settled_s += seconds
         step = SLEW_US_PER_S * seconds
-        self.clock.offset_us += max(-step, min(step, behind_us))
+        self._offset_us += max(-step, min(step, behind_us))
+        self._ahead_us = max(0, self._ahead_us - step)
+        self.clock.offset_us = self._offset_us + self._ahead_us

@@ -377,6 +377,8 @@ def pack_info(info: ConsumerInfo) -> dict[str, object]:
     }
     if info.lag >= 0:
         fields["lag"] = info.lag
+    if info.held_channels:
+        fields["held_channels"], fields["held_bytes"] = info.held_channels, info.held_bytes
     if info.bus is not None:
         fields["bus"] = list(info.bus)
     else:
@@ -405,6 +407,8 @@ def decode_info(fields: Mapping[str, Any]) -> ConsumerInfo:
         -1 if lag is None else lag,
         None if bus is None else BusPosition(bus.journal, bus.group, bus.index),
         positions,
+        take_optional_int(fields, "held_channels") or 0,
+        take_optional_int(fields, "held_bytes") or 0,
     )
 
 

@@ -63,6 +63,7 @@ cdef enum:
     STATE_HERE = 0
     STATE_LEAVING = 1           # a pending group carries its DROP entry
     STATE_GONE = 2              # dropped, and kept until a look at what is stored says so too; as good as not here
+    STATE_FULL = 3              # here, and its publishers are refused: consumers hold too much of it
 
     STALE_NOT = 0
     STALE_UNCLEAN = 1           # a crash may have taken records that readers saw; loading it again finds that out again

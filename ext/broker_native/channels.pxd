@@ -63,6 +63,7 @@ cdef class Channels:
     cdef int apply_head(self, const uint8_t* at) except -1
     cdef int apply_trim(self, const uint8_t* at) except -1
     cdef int apply_drop(self, const uint8_t* at) except -1
+    cdef void vanish(self, Channel* channel) noexcept
     cdef void come_back(self, Channel* channel, uint8_t level, uint8_t shard_tokens, uint32_t payload_bytes_max,
                   uint16_t profile) noexcept
     cdef Channel* known(self, uint64_t id) except NULL

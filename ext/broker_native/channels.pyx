@@ -28,6 +28,7 @@ from broker_native.channel cimport (
     STALE_LOST,
     STALE_NOT,
     STALE_UNCLEAN,
+    STATE_FULL,
     STATE_GONE,
     STATE_HERE,
     STATE_LEAVING,
@@ -420,11 +421,16 @@ cdef class Channels:
         cdef Channel* channel = self.known(load_u64(at + 8))
         if channel.holders or channel.exact != NULL or channel.chunk_class != CLASS_NONE:
             raise ValueError(f"channel {channel.id} is dropped and in use")
-        self.remove(channel)
         if channel.applied_level and (self.applying or not self.begun):
             self.stored -= 1
             if self.counts[channel.profile].stored:
                 self.counts[channel.profile].stored -= 1
+        self.vanish(channel)
+        return 0
+
+    cdef void vanish(self, Channel* channel) noexcept:
+        """Be nobody's name, which nobody looks up, until `evict` finds that a look-up knows as much."""
+        self.remove(channel)
         epochs_release(channel)
         self.forget_ids(channel)
         Py_XDECREF(<PyObject*>channel.readers)
@@ -438,7 +444,6 @@ cdef class Channels:
         channel.epoch_stale = STALE_NOT
         channel.state = STATE_GONE
         self.gone += 1
-        return 0
 
     cdef void come_back(self, Channel* channel, uint8_t level, uint8_t shard_tokens, uint32_t payload_bytes_max,
                         uint16_t profile) noexcept:
@@ -478,6 +483,21 @@ cdef class Channels:
         channel.holders -= 1
         channel.used_s = self.now_s()
 
+    def refuse(self, bytes name not None, bint refused):
+        """Refuse what is published to the channel with LIMIT, or take it again; what the broker stores itself is taken.
+
+        What was begun in the open group goes on until that is closed. A channel that is not here is left alone, and
+        one that is refused stays here.
+        """
+        cdef Channel* channel = self.find_here(name)
+        if channel != NULL and channel.state == (STATE_HERE if refused else STATE_FULL):
+            channel.state = <uint8_t>STATE_FULL if refused else <uint8_t>STATE_HERE
+
+    def refused(self, bytes name not None):
+        """Whether `refuse` says so of the channel."""
+        cdef Channel* channel = self.find_here(name)
+        return channel != NULL and channel.state == STATE_FULL
+
     def held(self, bytes name not None):
         """Whether anybody publishes to the channel, reads it by its name or holds it."""
         cdef Channel* channel = self.find_here(name)
@@ -515,7 +535,8 @@ cdef class Channels:
         """Whether nobody would notice that the channel is not in memory."""
         if channel.used_s >= used_before_s or channel.group > settled:
             return False
-        if channel.holders or channel.exact != NULL or channel.touched or channel.chunk_class != CLASS_NONE:
+        if (channel.holders or channel.exact != NULL or channel.touched or channel.chunk_class != CLASS_NONE
+                or channel.state == STATE_FULL):
             return False
         if not channel.applied_level:
             # Nothing of it is stored. Whatever readers have seen of it was of an epoch that is not drawn again.
@@ -745,7 +766,8 @@ cdef class Channels:
     def ready(self, bytes name):
         """Whether the channel is in memory and has its policy (`load`)."""
         cdef Channel* channel = self.find_here(name)
-        return channel != NULL and channel.payload_bytes_max != 0 and channel.state == STATE_HERE
+        return (channel != NULL and channel.payload_bytes_max != 0
+                and (channel.state == STATE_HERE or channel.state == STATE_FULL))
 
     def unready(self, list names not None):
         """The indexes of the names that are not `ready`."""
@@ -756,7 +778,8 @@ cdef class Channels:
         for at in range(len(names)):
             name = names[at]
             channel = self.find_here(name)
-            if channel == NULL or channel.payload_bytes_max == 0 or channel.state != STATE_HERE:
+            if (channel == NULL or channel.payload_bytes_max == 0
+                    or (channel.state != STATE_HERE and channel.state != STATE_FULL)):
                 found.append(at)
         return found
 

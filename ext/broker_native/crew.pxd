@@ -53,12 +53,19 @@ cdef struct Member:
     uint32_t inbox_bytes
     uint64_t due                   # `jetstream`: messages that it has asked for and not got
     uint64_t entries_left          # `redis-stream`: of the reply under way
+    # with transactions
+    uint64_t published             # all of its publishes up to this number are answered
+    uint64_t* held                 # [UNANSWERED_MAX], [held_begin, held_end): leases that no transaction has yet
+    uint64_t held_begin
+    uint64_t held_end
 
 cdef struct Crew:
     Load load                      # first: a dialect is handed a pointer to it
     Member* members                # by connection
     Roll roll
     uint32_t batch                 # jobs that a member asks for at once
+    uint32_t publishes             # of the transaction with which each job is answered; 0: there are none
+    uint32_t transactions_max      # of a member that wait for their answers
     const uint8_t* words           # what a protocol says with each ack
     uint32_t words_bytes
     uint64_t jobs                  # that acks of all members were about,

@@ -6,7 +6,8 @@ messages have keys, the roll knows for each key which message comes next and whe
 acknowledged: what comes before its turn is overtaken.
 
 A message is done when its acknowledgement is answered. Acknowledgements are not waited for before more is asked, or
-taken, in any of the protocols. A run ends when each message has come and every acknowledgement is answered.
+taken, in any of the protocols. A run ends when each message has come and every acknowledgement is answered. With
+transactions, each acknowledgement is part of one.
 
 One thread at a time. Sockets are borrowed: their owner keeps them open for as long as the crew lives. It must not know
 how a protocol spells anything.
@@ -34,6 +35,7 @@ from broker_native.histogram cimport Histogram
 cdef enum:
     SLICE_NS = 100_000_000         # how long the loop runs before signals and stalls are looked at
     SEND_BYTES = 64 * 1024         # of a member at first
+    PUBLISHES_MAX = 1024           # of a transaction
     SPILL_LINES_MAX = 6            # of LINE_BYTES_MAX each, before a payload
 
     PROTOCOL_BROKER = 0
@@ -87,7 +89,8 @@ cdef class Members:
     cdef readonly Histogram latency
 
     def __init__(self, *, uint64_t messages, uint32_t publishers=1, uint32_t payload_bytes=128, uint32_t keys=0,
-                 uint32_t batch=256, bytes words=b"", uint32_t frame_bytes_max=1 << 21, protocol="broker"):
+                 uint32_t batch=256, bytes words=b"", uint32_t frame_bytes_max=1 << 21, protocol="broker",
+                 uint32_t publishes=0, uint32_t transactions_max=1):
         """Prepare a roll.
 
         Args:
@@ -100,6 +103,9 @@ cdef class Members:
             words: of `redis-stream`, what an acknowledgement says before its ids.
             frame_bytes_max: what WELCOME said; a larger frame ends the run.
             protocol: of all sockets: one of PROTOCOLS.
+            publishes: `broker`: each message is answered with a transaction of so many publishes, 0 to
+                PUBLISHES_MAX (1,024), and its acknowledgement; 0: with an acknowledgement alone.
+            transactions_max: of a member that wait for their answers, from 1.
 
         Raises:
             ValueError: an argument is out of its range.
@@ -115,6 +121,9 @@ cdef class Members:
             raise ValueError(f"publishers: got {publishers}, from 1 to {STAMP_PUBLISHERS_MAX}")
         if keys > KEYS_MAX or batch < 1:
             raise ValueError(f"keys: got {keys}, limit {KEYS_MAX}; batch: got {batch}, at least 1")
+        if publishes > (PUBLISHES_MAX if protocol == "broker" else 0) or transactions_max < 1:
+            raise ValueError(f"publishes: got {publishes}, limit {PUBLISHES_MAX}, of `broker`; transactions_max: got "
+                             f"{transactions_max}, at least 1")
         if load.buffer != NULL:
             raise ValueError("a crew is prepared once")
         self.protocol = PROTOCOLS.index(protocol)
@@ -122,6 +131,8 @@ cdef class Members:
         self.crew.words = <const uint8_t*>PyBytes_AS_STRING(words)
         self.crew.words_bytes = <uint32_t>PyBytes_GET_SIZE(words)
         self.crew.batch = batch
+        self.crew.publishes = publishes
+        self.crew.transactions_max = transactions_max
         load.dialect = self.dialect_of()
         load.payload_bytes = payload_bytes
         load.frame_bytes_max = frame_bytes_max
@@ -168,6 +179,7 @@ cdef class Members:
             free(load.connections[i].out)
             free(load.connections[i].spill)
             free(self.crew.members[i].acks)
+            free(self.crew.members[i].held)
         free(load.connections)
         free(self.crew.members)
         free(self.crew.roll.done)
@@ -183,7 +195,8 @@ cdef class Members:
         """Take in a non-blocking socket of a member; it is borrowed.
 
         Args:
-            fd: the socket. Of the broker it has subscribed with the consumer's name, as number 1.
+            fd: the socket. Of the broker it has subscribed with the consumer's name, as number 1, and with transactions
+                has named the channels that they publish to by the numbers from 0.
             ask: what it says to be given messages, to 512 bytes; of the broker nothing.
             inbox: of `jetstream`, where its answers come, to 32 bytes; it is subscribed.
 
@@ -204,12 +217,14 @@ cdef class Members:
         member = &members[load.connections_count]
         memset(member, 0, sizeof(Member))
         member.acks = <Unanswered*>calloc(UNANSWERED_MAX, sizeof(Unanswered))
-        if member.acks == NULL:
-            raise MemoryError
+        member.held = <uint64_t*>calloc(UNANSWERED_MAX if self.crew.publishes else 1, sizeof(uint64_t))
         try:
+            if member.acks == NULL or member.held == NULL:
+                raise MemoryError
             load_connect(load, fd, SEND_BYTES)
         except BaseException:
             free(member.acks)
+            free(member.held)
             raise
         member.ask_bytes = <uint32_t>len(ask)
         memcpy(member.ask, PyBytes_AS_STRING(ask), member.ask_bytes)
@@ -260,6 +275,16 @@ cdef class Members:
                 redis_crew_begin(&self.crew.load, &self.crew.load.connections[i])
             elif self.protocol == PROTOCOL_JETSTREAM:
                 nats_crew_begin(&self.crew.load, &self.crew.load.connections[i])
+
+    def acked_by(self, uint32_t member):
+        """Return how many messages of a member, by the order of `add_member`, have had their acknowledgement answered.
+
+        Raises:
+            IndexError: there is no such member.
+        """
+        if member >= self.crew.load.connections_count:
+            raise IndexError(f"member: got {member}, there are {self.crew.load.connections_count}")
+        return self.crew.members[member].jobs_answered
 
     cdef object done(self, bint finished, double cpu_s):
         cdef Load* load = &self.crew.load

@@ -1,7 +1,8 @@
 """The broker's own protocol as a member of a consumer speaks it: broker/wire/specification.md, section 18.
 
 JOBS frames are taken whole. All leases of one are acknowledged by one ACK with one entry as soon as each of its jobs
-has been checked; the window opens again when the server has taken that, and ACKED follows when it is committed.
+has been checked; the window opens again when the server has taken that, and ACKED follows when it is committed. With
+transactions each job is acknowledged by one of its own.
 
 It must not decode control bodies: what the broker says in an ERROR is handed back whole.
 """
@@ -9,6 +10,7 @@ It must not decode control bodies: what the broker says in an ERROR is handed ba
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from broker_native.crew cimport Roll, crew_of, member_acks, member_answered, member_of, roll_let_go, roll_take
+from broker_native.crew_transactions cimport transactions_answered, transactions_begin
 from broker_native.driver_broker cimport connection_pong, frame_header_write, record_fields_bytes
 from broker_native.driver_load cimport (
     Connection, Dialect, FAILURE_ERROR, FAILURE_GOING_AWAY, FAILURE_NONE, FAILURE_PROTOCOL, Load, connection_flush,
@@ -17,7 +19,8 @@ from broker_native.histogram cimport Histogram
 from broker_native.layout cimport (
     ACKED_BYTES, ACK_ENTRY_BYTES, ACK_HEADER_BYTES, FRAME_HEADER_BYTES, JOBS_HEADER_BYTES, JOB_FLAG_NAME,
     JOB_HEADER_BYTES, KIND_ACK, KIND_ACKED, KIND_ERROR, KIND_EVENT, KIND_GOING_AWAY, KIND_JOBS, KIND_PING, KIND_PONG,
-    RECORD_FLAGS_KNOWN, RECORD_GONE, RECORD_HEADER_BYTES, load_u16, load_u32, load_u64, store_u32, store_u64)
+    KIND_PUBLISHED, RECORD_FLAGS_KNOWN, RECORD_GONE, RECORD_HEADER_BYTES, load_u16, load_u32, load_u64, store_u32,
+    store_u64)
 
 cdef enum:
     SUBSCRIPTION = 1               # the number of a member's only subscription
@@ -91,7 +94,10 @@ cdef void take_jobs(Load* load, Connection* connection, const uint8_t* body, uin
         return
     if roll.keys:
         jobs_let_go(roll, body, size)
-    acknowledge(load, connection, load_u64(body + 8), count, now_ns)
+    if crew_of(load).publishes:
+        transactions_begin(load, connection, load_u64(body + 8), count, now_ns)
+    else:
+        acknowledge(load, connection, load_u64(body + 8), count, now_ns)
 
 
 cdef size_t take_frame(Load* load, Connection* connection, const uint8_t* data, size_t size, uint64_t now_ns,
@@ -113,6 +119,8 @@ cdef size_t take_frame(Load* load, Connection* connection, const uint8_t* data, 
         take_jobs(load, connection, body, body_bytes, now_ns)
     elif kind == KIND_ACKED and body_bytes == ACKED_BYTES and load_u32(body) == SUBSCRIPTION:
         member_answered(load, connection, load_u64(body + 8), now_ns, latency)
+    elif kind == KIND_PUBLISHED and crew_of(load).publishes:
+        transactions_answered(load, connection, body, body_bytes, now_ns, latency)
     elif kind == KIND_PING and body_bytes == 8:
         connection_pong(load, connection, body)
     elif kind == KIND_ERROR:

@@ -1,7 +1,7 @@
 from collections.abc import Callable, Mapping
 
 from broker_native.fanout import Fanout, Outbox, Subscription
-from broker_native.members import Membership
+from broker_native.membership import Membership
 from broker_native.publisher import Publisher
 from broker_native.tails import Tails
 
@@ -41,10 +41,10 @@ class ReadBuffer:
 class Intake:
     publisher: Publisher | None
     subscriptions: dict[int, Subscription] | None
+    members: Mapping[int, Membership] | None
     frame_bytes_max: int
     heard_us: int
     early: bool
-    members: Mapping[int, Membership] | None
     closed: bool
     def __init__(self, fanout: Fanout, buffer: ReadBuffer, clock: Clock, frame_bytes_max: int) -> None: ...
     @property

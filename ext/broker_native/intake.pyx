@@ -41,7 +41,7 @@ from broker_native.channel cimport Channel, channel_prefetch, channel_prefetch_r
 from broker_native.fanout cimport Fanout, Outbox, Subscription
 from broker_native.growing cimport Bytes, bytes_release
 from broker_native.layout cimport *
-from broker_native.members cimport Membership
+from broker_native.members cimport RotationMember
 from broker_native.names cimport name_is_channel
 from broker_native.publisher cimport Publisher, publisher_channel
 from broker_native.transactions cimport Verdict, expecting_decide, transaction_decide
@@ -506,8 +506,8 @@ cdef class Intake:
         """Take a whole ACK, without flags, if it does no more than acknowledge. Else nothing has changed."""
         cdef uint32_t size = load_u32(frame)
         cdef const uint8_t* body = frame + FRAME_HEADER_BYTES
-        cdef Membership member = self.members.get(load_u32(body)) if size >= ACK_HEADER_BYTES else None
-        return member is not None and member.take_ack(body, size)
+        cdef object member = self.members.get(load_u32(body)) if size >= ACK_HEADER_BYTES else None
+        return isinstance(member, RotationMember) and (<RotationMember>member).take_ack(body, size)
 
     cdef size_t take_spilled(self, const uint8_t* data, size_t size) except? 0:
         """Complete the frame in the spill with the first bytes of `data`; answers how many it took."""
@@ -776,15 +776,17 @@ cdef class Intake:
         return TAKEN_ENOUGH if enough or self.suspended else TAKEN
 
     cdef bint take_whole(self, const uint8_t* frame) except -1:
-        """Take a publish under a condition or a transaction, if nothing but its records has to be looked at.
+        """Take a publish under a condition or a transaction, if there is nothing to be answered.
 
-        What is refused, or needs more than that, has changed nothing: it is decided anew, with its answer, in Python.
+        What a transaction acknowledges is taken with it, if its connection has that. What is refused has changed
+        nothing: it is decided anew, with its answer, in Python.
         """
         cdef uint32_t size = load_u32(frame)
         cdef const uint8_t* body = frame + FRAME_HEADER_BYTES
         cdef Verdict verdict
         if frame[4] == KIND_TRANSACTION:
-            return not frame[5] and transaction_decide(self.publisher, body, size, &verdict) == 0
+            return not frame[5] and transaction_decide(self.publisher, body, size, &verdict, True, False,
+                                                       self.members) == 0
         return frame[5] == PUBLISH_FLAG_EXPECT and expecting_decide(self.publisher, body, size, &verdict) == 0
 
     cdef int answer_publish(self, int code, const uint8_t* body, uint32_t size) except -1:

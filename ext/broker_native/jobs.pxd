@@ -169,6 +169,7 @@ cdef class Jobs:
     cdef readonly uint64_t redelivered
     cdef readonly uint64_t expired
     cdef readonly uint64_t bytes_held
+    cdef public bint noted              # its consumer knows that transactions settle jobs of this group and turn
     cdef uint64_t states[4]             # jobs in each
     cdef uint64_t order
     cdef SlabHeap heap                  # jobs, lots, chains, grants and tracks
@@ -249,6 +250,8 @@ cdef class Jobs:
     cdef Grant* grant_new(self, uint64_t first, uint64_t due_us) except NULL
     cdef bytes jobs_frame(self, Member* member, uint64_t first, uint32_t names, size_t size)
     cdef bint ack_under_way(self, uint64_t member, const uint8_t* at, const uint8_t* end) except -1
+    cdef bint holds(self, uint64_t member, const uint8_t* at, const uint8_t* end) except -1
+    cdef int acknowledge(self, const uint8_t* at, const uint8_t* end) except -1
     cdef int settle_entry(self, Member* member, const uint8_t* entry, uint64_t now_us, list refused) except -1
     cdef int settle_lease(self, Member* member, Job* job, uint64_t lease, uint8_t verb, uint64_t ms, uint64_t now_us,
                           Grant** extended) except -1

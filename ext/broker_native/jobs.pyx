@@ -187,12 +187,14 @@ cdef inline bint place_nowhere(Place place) noexcept nogil:
 
 
 cdef int grow(void** items, uint32_t* capacity, uint32_t count, size_t item_bytes) except -1:
-    """Make room for one more item."""
+    """Make room for more than so many items."""
     cdef uint32_t room
     cdef void* moved
     if count < capacity[0]:
         return 0
     room = <uint32_t>(2 * capacity[0] if capacity[0] else 8)
+    while room <= count:
+        room *= 2
     moved = realloc(items[0], room * item_bytes)
     if moved == NULL:
         raise MemoryError
@@ -1576,15 +1578,52 @@ cdef class Jobs:
                 if job == NULL or job.holder != who or job.state != JOB_LEASED:
                     return False
             entry += ACK_ENTRY_BYTES
-        while at < end:
-            first = load_u64(at)
-            for lease in range(first, first + load_u32(at + 8)):
-                job = self.leased_job(lease)
-                if job.held_next != NULL:
-                    memory_prefetch(job.held_next)
-                self.finish(job)
-            at += ACK_ENTRY_BYTES
+        self.acknowledge(at, end)
         return True
+
+    cdef bint holds(self, uint64_t member, const uint8_t* at, const uint8_t* end) except -1:
+        """Whether whole ACK entries acknowledge, and nothing else, what a member has; if so, there is room for it.
+
+        What `settle` would refuse, or say is not well formed, does not hold.
+        """
+        cdef uint32_t found = self.member_at(member)
+        cdef uint64_t lease, leases = 0
+        cdef uint32_t left
+        cdef Job* job
+        if found == self.members_count or self.members[found].number != member:
+            return False
+        while at < end:
+            lease, left = load_u64(at), load_u32(at + 8)
+            leases += left
+            if load_u32(at + 12) != VERB_ACK or load_u64(at + 16) or not left or leases > LEASES_PER_ACK_MAX:
+                return False
+            while left:
+                job = self.leased_job(lease)
+                if job == NULL or job.holder != self.members[found]:
+                    return False
+                lease += 1
+                left -= 1
+            at += ACK_ENTRY_BYTES
+        # Each ends at most one lease, and lets at most one job of its key come, which may have to wait for its time.
+        grow(<void**>&self.acks, &self.acks_capacity, self.acks_count + <uint32_t>leases, sizeof(AckEntry))
+        grow(<void**>&self.timers, &self.timers_capacity, self.timers_count + <uint32_t>leases, sizeof(Timer*))
+        return True
+
+    cdef int acknowledge(self, const uint8_t* at, const uint8_t* end) except -1:
+        """Take entries that hold. A lease that is named twice is settled once."""
+        cdef uint64_t lease
+        cdef uint32_t left
+        cdef Job* job
+        while at < end:
+            lease, left = load_u64(at), load_u32(at + 8)
+            while left:
+                job = self.leased_job(lease)
+                if job != NULL:
+                    self.finish(job)
+                lease += 1
+                left -= 1
+            at += ACK_ENTRY_BYTES
+        return 0
 
     cdef int settle_entry(self, Member* member, const uint8_t* entry, uint64_t now_us, list refused) except -1:
         cdef uint64_t lease = load_u64(entry)

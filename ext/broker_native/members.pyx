@@ -15,13 +15,14 @@ from broker_native.fanout cimport Outbox, frame_header
 from broker_native.layout cimport (
     ACKED_BYTES, ACK_ENTRY_BYTES, ACK_HEADER_BYTES, FRAME_HEADER_BYTES, KIND_ACKED, load_u32, load_u64, store_u32,
     store_u64)
+from broker_native.membership cimport Membership
 
 cdef enum:
     # A frame of jobs up to this size is copied to what else its member is sent: one piece costs less than two.
     FRAME_COPY_BYTES = 4096
 
 
-cdef class Membership:
+cdef class RotationMember(Membership):
     """Who takes jobs: a subscription of a connection.
 
     Args:
@@ -43,11 +44,11 @@ cdef class Membership:
         Answers whether it was taken; nothing has changed when it was not.
         """
         cdef Rotation rotation = self.rotation
-        if (rotation is None or self.gone or size < ACK_HEADER_BYTES + ACK_ENTRY_BYTES
+        if (rotation is None or self.jobs is None or size < ACK_HEADER_BYTES + ACK_ENTRY_BYTES
                 or size != ACK_HEADER_BYTES + <uint64_t>load_u32(body + 4) * ACK_ENTRY_BYTES
                 or load_u64(body + 8) != self.acks + 1):
             return False
-        if not rotation.jobs.ack_under_way(self.number, body + ACK_HEADER_BYTES, body + size):
+        if not self.jobs.ack_under_way(self.number, body + ACK_HEADER_BYTES, body + size):
             return False
         self.acks += 1
         rotation.note(self)
@@ -82,20 +83,20 @@ cdef class Rotation:
     def __cinit__(self, *args, **kwargs):
         self.said = []
 
-    def enter(self, Membership member not None):
+    def enter(self, RotationMember member not None):
         """Take in somebody whom the jobs know by `member.number`; jobs come in its turn."""
         member.rotation = self
         self.queue(member)
 
-    def wait(self, Membership member not None):
+    def wait(self, RotationMember member not None):
         """Give a member jobs in its turn, as it may have room again."""
         self.queue(member)
 
-    def note_said(self, Membership member not None):
+    def note_said(self, RotationMember member not None):
         """A member has said something that was taken: it has room again, and is owed an answer."""
         self.note(member)
 
-    cdef int note(self, Membership member) except -1:
+    cdef int note(self, RotationMember member) except -1:
         if not member.unanswered:
             member.unanswered = True
             self.said.append(member)
@@ -104,7 +105,7 @@ cdef class Rotation:
             self.touch()
         return 0
 
-    cdef int queue(self, Membership member) except -1:
+    cdef int queue(self, RotationMember member) except -1:
         if member.waits:
             return 0
         member.waits = True
@@ -117,7 +118,7 @@ cdef class Rotation:
         self.waiting += 1
         return 0
 
-    cdef int drop(self, Membership member) except -1:
+    cdef int drop(self, RotationMember member) except -1:
         """A member that waits does so no longer."""
         if member.previous is None:
             self.first = member.next
@@ -137,7 +138,7 @@ cdef class Rotation:
         """Whether somebody has room, or may have."""
         return self.waiting > 0
 
-    def leave_turns(self, Membership member not None):
+    def leave_turns(self, RotationMember member not None):
         """Give a member no jobs any more, until it waits again."""
         if member.waits:
             self.drop(member)
@@ -163,7 +164,7 @@ cdef class Rotation:
         """Give each who waits its share; answers whether anybody was given anything."""
         cdef uint32_t left = self.waiting
         cdef uint64_t share = (self.jobs.ready_count() + left - 1) // left
-        cdef Membership member
+        cdef RotationMember member
         cdef bytes frame
         cdef bint given = False
         while left:
@@ -195,7 +196,7 @@ cdef class Rotation:
 
     def take_said(self):
         """Return who has said something since this was asked last, and up to which ACK: (member, number) each."""
-        cdef Membership member
+        cdef RotationMember member
         cdef list said = self.said, taken = []
         self.said = []
         for member in said:
@@ -213,7 +214,7 @@ cdef class Rotation:
         Returns:
             Those who have not been told, for `tell_all` in a moment: the next jobs may not come soon.
         """
-        cdef Membership member
+        cdef RotationMember member
         cdef list later = []
         for member, number in said:
             if member.gone:
@@ -228,7 +229,7 @@ cdef class Rotation:
 
 def tell_all(list members not None):
     """Tell members what they are owed, unless they heard of it meanwhile; answers whether anybody was told."""
-    cdef Membership member
+    cdef RotationMember member
     cdef bint told = False
     for member in members:
         if member.owed and not member.gone:

@@ -17,6 +17,7 @@ from broker_native.channel cimport (
     CLASS_GROUP,
     CLASS_NONE,
     IDS_HERE,
+    STATE_FULL,
     STATE_LEAVING,
     Channel,
     channel_name,
@@ -174,6 +175,9 @@ cdef class Publisher(PublishedEntries):
         code = self.check_records(channel, body + PUBLISH_HEADER_BYTES, size - PUBLISH_HEADER_BYTES, count)
         if code:
             return code
+        # Asked once a group and channel: what is rare of a channel is in no cache.
+        if channel.chunk_class == CLASS_NONE and channel.state == STATE_FULL and not self.is_own:
+            return CODE_LIMIT
         if self.flags & RECORD_ID:
             return self.publish_with_ids(channel, body + PUBLISH_HEADER_BYTES, size, count, slot, number)
         self.take_records(channel, body + PUBLISH_HEADER_BYTES, count, slot, number)
@@ -510,6 +514,8 @@ cdef class Publisher(PublishedEntries):
             return CODE_COMMIT_UNKNOWN if number < self.line.closed_next else self.tails.refuse_code
         if number != self.line.next:
             return self.out_of_line(number, count)
+        if self.slots[slot].state == STATE_FULL:
+            return CODE_LIMIT
         return self.check_records(self.slots[slot], at + begin, size - begin, count)
 
     def take_elsewhere(self, bytes entries not None):

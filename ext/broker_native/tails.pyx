@@ -26,6 +26,7 @@ from broker_native.channel cimport (
     RUN_SHIFT,
     STALE_LOST,
     STALE_NOT,
+    STATE_FULL,
     STATE_HERE,
     STATE_LEAVING,
     Channel,
@@ -710,7 +711,8 @@ cdef class Tails(Channels):
 
     cdef void undo_channel(self, Channel* channel) noexcept:
         channel.touched = False
-        channel.state = STATE_HERE
+        if channel.state != STATE_FULL:
+            channel.state = STATE_HERE
         if channel.level == LEVEL_EPHEMERAL:
             # A trim or a drop of what was stored of it; its records never were pending.
             return
@@ -773,6 +775,10 @@ cdef class Tails(Channels):
             raise KeyError(name)
         if self.held(name) or self.pending(name):
             raise RuntimeError("a channel is dropped when nobody uses it and nothing of it is pending")
+        if not channel.applied_level and channel.group:
+            # The name was another channel's, and of that one's drop a look-up need not know yet.
+            self.vanish(channel)
+            return False
         if not channel.applied_level:
             table_remove(&self.by_name, name_hash(self.hash_seed, channel_name(channel), channel.name_size), channel)
             self.remove(channel)

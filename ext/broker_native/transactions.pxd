@@ -34,4 +34,4 @@ cdef struct Verdict:
 
 cdef int expecting_decide(Publisher publisher, const uint8_t* body, uint32_t size, Verdict* verdict) except -1
 cdef int transaction_decide(Publisher publisher, const uint8_t* body, uint32_t size, Verdict* verdict,
-                            bint taking=*, bint acks=*) except -1
+                            bint taking=*, bint acks=*, dict members=*) except -1

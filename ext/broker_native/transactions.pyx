@@ -19,13 +19,15 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from broker_native.channel cimport CLASS_EARLY, CLASS_NONE, Channel
+from broker_native.channel cimport CLASS_EARLY, CLASS_NONE, STATE_FULL, Channel
 from broker_native.growing cimport bytes_reserve
 from broker_native.layout cimport *
+from broker_native.membership cimport acks_hold, acks_take
 from broker_native.publisher cimport Publisher
 from broker_native.tails cimport Tails
 
 cdef enum:
+    CODE_LIMIT = 1006
     CODE_MALFORMED_FRAME = 3001
     CODE_INVALID_CHANNEL = 3005
     CODE_INVALID_RECORD = 3011
@@ -43,6 +45,7 @@ CODES = {
     "DUPLICATE": DUPLICATE,
     "TURN_OPEN": TURN_OPEN,
     "HAS_ACKS": HAS_ACKS,
+    "LIMIT": CODE_LIMIT,
     "MALFORMED_FRAME": CODE_MALFORMED_FRAME,
     "INVALID_CHANNEL": CODE_INVALID_CHANNEL,
     "INVALID_RECORD": CODE_INVALID_RECORD,
@@ -160,6 +163,8 @@ cdef int judge(Publisher publisher, Publish* publishes, uint32_t count, Verdict*
         verdict.index = index
         if publish.channel.level == LEVEL_EPHEMERAL:
             return CODE_NOT_STORED
+        if publish.channel.state == STATE_FULL:
+            return CODE_LIMIT
         code = publisher.check_records(publish.channel, publish.records, publish.size, publish.count)
         if code:
             return code
@@ -281,7 +286,7 @@ cdef int expecting_decide(Publisher publisher, const uint8_t* body, uint32_t siz
 
 
 cdef int transaction_decide(Publisher publisher, const uint8_t* body, uint32_t size, Verdict* verdict,
-                            bint taking=True, bint acks=False) except -1:
+                            bint taking=True, bint acks=False, dict members=None) except -1:
     """Decide a transaction of publishes, whole or not at all; or only judge it.
 
     Args:
@@ -289,6 +294,7 @@ cdef int transaction_decide(Publisher publisher, const uint8_t* body, uint32_t s
         verdict: Set.
         taking: Take what nothing is wrong with.
         acks: There may be acks behind the publishes, which the caller sees to; `verdict.end` says where.
+        members: Memberships by their subscriptions' numbers: acks of theirs that hold are taken with the publishes.
 
     Returns:
         0 when its records have their sequences, DUPLICATE when all its numbers are known already, TURN_OPEN, HAS_ACKS,
@@ -298,11 +304,12 @@ cdef int transaction_decide(Publisher publisher, const uint8_t* body, uint32_t s
     cdef Publish* publishes = few
     cdef const uint8_t* end
     cdef uint32_t count
+    cdef int code
     memset(verdict, 0, sizeof(Verdict))
     if size < TRANSACTION_HEADER_BYTES:
         return CODE_MALFORMED_FRAME
     count = load_u32(body)
-    if load_u32(body + 4) and not acks:
+    if load_u32(body + 4) and not acks and members is None:
         return HAS_ACKS
     # So many fit into the body at most: what is allocated is bounded by what has come.
     if not count or count > size // (FRAME_HEADER_BYTES + PUBLISH_HEADER_BYTES):
@@ -316,7 +323,15 @@ cdef int transaction_decide(Publisher publisher, const uint8_t* body, uint32_t s
         if end == NULL or (end != body + size and not load_u32(body + 4)):
             return CODE_MALFORMED_FRAME
         verdict.end = <uint32_t>(end - body)
-        return publishes_decide(publisher, publishes, count, size, verdict, taking)
+        if acks or not load_u32(body + 4):
+            return publishes_decide(publisher, publishes, count, size, verdict, taking)
+        # Whether they hold is seen before anything is taken, and nothing that follows changes it.
+        if not acks_hold(members, end, body + size, load_u32(body + 4)):
+            return HAS_ACKS
+        code = publishes_decide(publisher, publishes, count, size, verdict, taking)
+        if not code and taking:
+            acks_take(members, end, body + size)
+        return code
     finally:
         if publishes != few:
             free(publishes)
@@ -368,18 +383,19 @@ def decide_expecting(Publisher publisher not None, bytes body not None):
     return verdict_tuple(code, &verdict)
 
 
-def decide_transaction(Publisher publisher not None, bytes body not None, bint acks=False):
+def decide_transaction(Publisher publisher not None, bytes body not None, bint acks=False, dict members=None):
     """Decide the body of a TRANSACTION.
 
     Args:
         acks: It may have acks behind its publishes, and the caller sees to them.
+        members: Memberships by their subscriptions' numbers: acks of theirs that hold are taken too.
 
     Returns:
         As `decide_expecting`; in the place of 0 the index of the publish that is at fault, from 0.
     """
     cdef Verdict verdict
     cdef int code = transaction_decide(publisher, <const uint8_t*>PyBytes_AS_STRING(body),
-                                       <uint32_t>PyBytes_GET_SIZE(body), &verdict, True, acks)
+                                       <uint32_t>PyBytes_GET_SIZE(body), &verdict, True, acks, members)
     return verdict_tuple(code, &verdict)
 
 

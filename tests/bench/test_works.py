@@ -159,6 +159,24 @@ def test_transactions(tmp_path: Path, durability: str) -> None:
     assert result["fsyncs"] > 0
 
 
+@pytest.mark.parametrize("durability", ["accepted", "synced"])
+def test_transactions_with_acks(tmp_path: Path, durability: str) -> None:
+    arguments = ("--acks", "--messages", "3000", "--publishers", "20", "--batch", "6", "--members", "3")
+    (result,) = run(tmp_path, "transactions", *arguments, "--durability", durability)
+    assert result["work"] == "transactions:acks"
+    assert result["messages"] == result["extra"]["deliveries"] == 3000
+    assert result["extra"]["transactions_per_s"] > 0
+    assert result["fsyncs"] > 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("queue", "--acks"), ("transactions", "--members", "2"), ("transactions", "--acks", "--members", "9999")],
+)
+def test_acks_are_for_transactions_of_members(arguments: tuple[str, ...]) -> None:
+    assert main(["bench", *arguments]) == 2
+
+
 def test_transactions_need_stored_channels() -> None:
     assert main(["bench", "transactions", "--durability", "ephemeral"]) == 2
 

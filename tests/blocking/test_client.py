@@ -423,8 +423,9 @@ def test_interrupted_calls_leave_the_bus_whole(threads: Client, room: str) -> No
     with threads.subscribe(f"s.{room}") as subscription:
         with interruptions(0.002) as armed:
             number = 0
-            deadline_s = time.monotonic() + 0.5
-            while time.monotonic() < deadline_s:
+            begun_s = time.monotonic()
+            # Half a second, or on a busy machine as long as it takes to get something done between interrupts.
+            while (passed_s := time.monotonic() - begun_s) < 0.5 or (len(returned) <= 50 and passed_s < 10):
                 number += 1
                 payload = b"%d" % number
                 try:

@@ -80,14 +80,15 @@ class Server:
     Args:
         evicts: It keeps nothing in memory that it may evict.
         program: The module that is run; it serves as the product does, but for what it is about.
+        config: Its settings.
     """
 
-    def __init__(self, *, evicts: bool = False, program: str = "broker") -> None:
+    def __init__(self, *, evicts: bool = False, program: str = "broker", config: str = CONFIG) -> None:
         self._program = "tests.contract.evicting" if evicts else program
         # Not pytest's folder: the path of a Unix socket is bounded.
         self.folder = Path(tempfile.mkdtemp(prefix="broker-"))
         self._config = self.folder / "broker.toml"
-        self._config.write_text(CONFIG)
+        self._config.write_text(config)
         self._process: subprocess.Popen[bytes] | None = None
         self._tcp = "127.0.0.1:0"
         self.unix_url = f"broker+unix://{self.folder}/socket"

@@ -329,5 +329,26 @@ def test_messages_for_later_are_scheduled_listed_and_cancelled(program: Program,
     program.run("delayed", "cancel", channel, "hex:" + b"a b".hex())
     assert program.run("delayed", "ls", channel) == b""
     assert b"UNKNOWN_MESSAGE" in program.run("delayed", "cancel", channel, "a b", status=5)
-    for wrong in (("--delay", "1", "--at", "2020-01-01"), ("--id", "x"), ("--at", "tomorrow")):
+    for wrong in (("--delay", "1", "--at", "2020-01-01"), ("--at", "tomorrow"), ("--delay", "1", "--receipt")):
         program.run("pub", channel, "x", *wrong, status=2)
+
+
+def test_a_message_with_an_id_is_stored_once(program: Program, room: str) -> None:
+    channel = f"s.{room}"
+    place = program.run("pub", channel, "paid", "--id", "order-42", "--receipt")
+    again = program.run_telling("pub", channel, "paid", "--id", "order-42")
+    assert again == b"%b: stored before, at %b" % (channel.encode(), place)
+    program.run("pub", channel, "paid", "--id", "order-43")
+    assert program.run("history", channel).count(b"paid") == 2
+    assert b"one message" in program.run("pub", channel, "--id", "x", given=b"a\nb\n", status=2)
+
+
+def test_a_message_is_stored_only_behind_the_one_that_it_expects(program: Program, room: str) -> None:
+    channel = f"s.{room}"
+    place = program.run("pub", channel, "first", "--expect", "none", "--receipt").decode().strip()
+    assert b"CONFLICT" in program.run("pub", channel, "late", "--expect", "none", status=ExitCode.STOP)
+    second = program.run("pub", channel, "second", "--expect", place, "--receipt").decode().strip()
+    assert second == f"{place.partition(':')[0]}:2"
+    complaint = program.run("pub", channel, "late", "--expect", place, status=ExitCode.STOP)
+    assert second.encode() in complaint
+    assert b"EPOCH:SEQUENCE or none" in program.run("pub", channel, "x", "--expect", "soon", status=2)

@@ -122,6 +122,17 @@ async def test_connecting_to_nobody_says_so(own_server: Server, connect: Connect
         assert raised.value.hint == "is the broker running?"
 
 
+async def is_cancelled(bus: Any, number: int) -> bool:
+    """Cancel a delayed message; on a slow machine its time may have come."""
+    try:
+        await bus.cancel(f"s.later.{number % 5}", str(number))
+    except BrokerError as refusal:
+        if refusal.name != "UNKNOWN_MESSAGE":
+            raise
+        return False
+    return True
+
+
 async def test_delayed_messages_survive_kills_and_come_once(own_server: Server, connect: Connect) -> None:
     """Due while the server is dead, as it is killed, or later: each comes once, the cancelled never."""
     async with (
@@ -135,13 +146,13 @@ async def test_delayed_messages_survive_kills_and_come_once(own_server: Server, 
             for number in range(1_200)
         ]
         await asyncio.gather(*waiting)
-        await asyncio.gather(*[bus.cancel(f"s.later.{number % 5}", str(number)) for number in range(0, 1_200, 100)])
+        cancelled = {number for number in range(0, 1_200, 100) if await is_cancelled(bus, number)}
         await asyncio.gather(*[bus.schedule("s.later.0", b"far", delay_s=delay_s) for delay_s in (200, 9_000, 900_000)])
         for pause_s in (0.2, 0.9, 0.4, 0.7, 0.1):
             await asyncio.sleep(pause_s)
             own_server.kill()
             await asyncio.to_thread(own_server.start)
-        expected = sorted(b"%d" % number for number in range(1_200) if number % 100)
+        expected = sorted(b"%d" % number for number in range(1_200) if number not in cancelled)
         assert sorted(message.payload for message in await take(subscription, len(expected), 20)) == expected
         assert await nothing_comes(subscription, 0.2)
         left = [message async for message in bus.delayed("s.later.")]

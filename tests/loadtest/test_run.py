@@ -119,7 +119,7 @@ def server() -> Iterator[OwnServer]:
 def test_all_scenarios_in_several_processes_with_a_server_of_their_own(tmp_path: Path) -> None:
     page, figures, theirs = tmp_path / "page.html", tmp_path / "figures.json", tmp_path / "locust.html"
     reports = ["--report", str(page), "--report-json", str(figures), "--locust-report", str(theirs)]
-    sizes = ["--users", "60", "--seconds", "2", "--processes", "2", "--pace", "4"]
+    sizes = ["--users", "60", "--seconds", "3", "--processes", "2", "--pace", "4"]
     with running(command(*sizes, *reports)) as process:
         output = said(process)
     assert process.returncode == 0, output

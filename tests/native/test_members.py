@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from broker_native.fanout import Fanout, Outbox
 from broker_native.intake import Clock, Intake, ReadBuffer
 from broker_native.jobs import Jobs
-from broker_native.members import Membership, Rotation, tell_all
+from broker_native.members import Rotation, RotationMember, tell_all
 from broker_native.tails import Tails
 from tests.native.plain_jobs import JOBS, PlainJobs
 from tests.native.test_jobs import Granted, chunk_of, deliver
@@ -63,8 +63,9 @@ class Connection(Intake):
         self.asked: list[bytes] = []
         self.reads = 0
         self.outbox.transport = self.transport = Transport()
-        self.member = Membership(self.outbox, 1, WINDOW, BYTES_MAX)
+        self.member = RotationMember(self.outbox, 1, WINDOW, BYTES_MAX)
         self.member.number = number
+        self.member.jobs = house.jobs
         self.members = {1: self.member}
 
     def on_read(self) -> None:
@@ -91,8 +92,8 @@ class House:
         self.plain: list[PlainMember] = []
         self.held: list[list[int]] = []
         self.published = 0
-        self.said: list[tuple[list[tuple[Membership, int]], list[tuple[PlainMember, int]]]] = []
-        self.later: tuple[list[Membership], list[PlainMember]] = ([], [])
+        self.said: list[tuple[list[tuple[RotationMember, int]], list[tuple[PlainMember, int]]]] = []
+        self.later: tuple[list[RotationMember], list[PlainMember]] = ([], [])
         for _ in range(members):
             self.join()
 
@@ -117,6 +118,7 @@ class House:
             return
         member.tell_owed()
         member.gone = True
+        member.jobs = None
         self.turn.leave_turns(member)
         self.twin.leave(plain)
         assert self.jobs.leave(member.number) == self.twin.jobs.leave(plain.number)
@@ -135,7 +137,7 @@ class House:
         assert self.turn.served == self.twin.give(NOW_US)
         self.look()
 
-    def say(self, member: Membership, body: bytes) -> None:
+    def say(self, member: RotationMember, body: bytes) -> None:
         """What Python does with an ACK."""
         self.jobs.settle(member.number, body, NOW_US)
         member.acks += 1
@@ -296,6 +298,6 @@ def test_an_answer_waits_for_the_next_jobs_only_if_there_are_any() -> None:
 
 def test_an_outbox_is_one_of_a_connection() -> None:
     with pytest.raises(TypeError):
-        Membership(None, 1, 1, 1)  # type: ignore[arg-type]
-    member = Membership(Outbox(Fanout(Tails(1, 4770)), None), 7, 8, 9)
+        RotationMember(None, 1, 1, 1)  # type: ignore[arg-type]
+    member = RotationMember(Outbox(Fanout(Tails(1, 4770)), None), 7, 8, 9)
     assert (member.subscription, member.window, member.bytes_max) == (7, 8, 9)

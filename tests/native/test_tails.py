@@ -80,6 +80,7 @@ class Pair:
         self.in_commit: tuple[bytes, int] | None = None
         self.number = self.chain = 0
         self.journal = MemoryJournal()
+        self.journal.settled_group = 0
         for slot, name in SLOTS.items():
             self.load(name, NAMES[name])
             for publisher, other in zip(self.publishers, self.twins, strict=True):
@@ -178,6 +179,7 @@ class Pair:
             (entries,) = self.journal.resolve([missing])
             assert self.native.apply_entries(entries, self.lines.__getitem__) == []
             assert (entries == b"") is (missing not in self.twin.channels)
+            self.twin.looked_up(missing)
         if not self.native.ready(name):
             self.load(name, NAMES[name])
         self.check()
@@ -190,9 +192,10 @@ class Pair:
     def evict(self, settled_group: int, used_before_s: int) -> set[bytes]:
         """Look at every channel once or twice; exactly those go that nobody would miss."""
         before = set(self.native.names())
-        settled = min(settled_group, self.number)
+        # What could be looked up once always can.
+        settled = self.journal.settled_group = max(self.journal.settled_group, min(settled_group, self.number))
         expected = {name for name in before if self.twin.evictable(name, settled, used_before_s)}
-        self.native.evict(settled_group, used_before_s, 2 * self.native.slots)
+        self.native.evict(settled, used_before_s, 2 * self.native.slots)
         gone = before - set(self.native.names())
         assert gone == expected
         for name in gone:
@@ -205,6 +208,13 @@ class Pair:
         if name not in self.native.names():
             return
         assert self.native.trim(name, first, 2) is self.twin.trim(name, first, 2)
+        self.check()
+
+    def refuse(self, name: bytes, refused: bool) -> None:
+        if name not in self.native.names():
+            return
+        self.native.refuse(name, refused)
+        self.twin.refuse(name, refused)
         self.check()
 
     def drop(self, name: bytes) -> None:
@@ -242,6 +252,7 @@ class Pair:
             assert self.native.held(name) is (channel.holders > 0)
             assert self.native.uses(name) == (channel.holders, 0)
             assert self.native.leaving(name) is channel.leaving
+            assert self.native.refused(name) is channel.refused
             assert channel.applied_next <= channel.closed_next <= channel.next or channel.level == EPHEMERAL
             assert channel.seen_next <= channel.next
         assert b"".join(self.native.early_values) == b"".join(self.twin.early)
@@ -343,6 +354,7 @@ def test_same_as_twin(steps: list[tuple[Any, ...]]) -> None:
 WEIGHTS = {
     "publish": 30, "bind": 6, "unbind": 6, "leave": 6, "everybody leaves": 2, "turn": 8, "close": 8, "commit": 8,
     "fail": 1.5, "unknown": 1, "wait": 1, "no wait": 2, "later": 3, "settle": 4, "evict": 10, "trim": 6, "drop": 8,
+    "refuse": 3, "take": 3,
 }  # fmt: skip
 
 
@@ -353,7 +365,7 @@ def lively_step(chance: random.Random) -> tuple[Any, ...]:
     match kind:
         case "publish":
             return kind, chance.randrange(3), slot, [Record(b"x")] * chance.randint(1, 3)
-        case "bind" | "unbind" | "trim" | "drop" | "leave":
+        case "bind" | "unbind" | "trim" | "drop" | "leave" | "refuse" | "take":
             return kind, chance.randrange(3), slot
         case "evict":
             return kind, chance.choice([0, 0, 1, 9]), chance.choice([0, 1, 1, 1])
@@ -364,6 +376,8 @@ def take_lively_step(pair: Pair, step: tuple[Any, ...]) -> None:
     match step:
         case "publish", who, slot, _ if pair.twins[who].slots[slot] is None:
             pair.bind(who, slot)
+        case "publish", who, slot, records if pair.twin.channels[SLOTS[slot]].refused:
+            assert pair.publish(who, slot, records) in (0, BY_NAME["LIMIT"].code)
         case "bind", who, slot:
             pair.bind(who, slot)
         case "unbind", who, slot:
@@ -386,6 +400,8 @@ def take_lively_step(pair: Pair, step: tuple[Any, ...]) -> None:
                 pair.trim(name, max(pair.twin.channels[name].next - back, 0))
         case "drop", _, slot:
             pair.drop(SLOTS[slot])
+        case "refuse" | "take" as what, _, slot:
+            pair.refuse(SLOTS[slot], what == "refuse")
         case "evict", back, later:
             pair.evict(max(pair.number - back, 0) if back < 9 else 2**63, pair.twin.now_s + later)
         case _:
@@ -1461,6 +1477,26 @@ def test_a_dropped_name_is_looked_up_once_that_tells_of_the_drop() -> None:
     assert pair.native.absent([b"s.x"]) == [b"s.x"]
 
 
+def test_a_dropped_name_that_is_let_go_again_is_not_looked_up_either() -> None:
+    """The name is loaded for somebody who publishes nothing, and dropped once more: there is no entry for that."""
+    pair = Pair()
+    pair.publish(0, 4, [Record()])
+    pair.group()
+    pair.journal.settled_group = 1
+    for who in range(3):
+        pair.unbind(who, 4)
+    pair.drop(b"s.x")
+    pair.group()
+    pair.load(b"s.x", SYNCED)
+    assert not pair.native.drop(b"s.x")
+    assert pair.native.info(b"s.x") is None
+    assert pair.native.absent([b"s.x"]) == [], "a look-up would find what group 1 stored"
+    pair.native.evict(1, 1 << 31, 2 * pair.native.slots)
+    assert pair.native.absent([b"s.x"]) == []
+    pair.native.evict(2, 1 << 31, 2 * pair.native.slots)
+    assert pair.native.absent([b"s.x"]) == [b"s.x"]
+
+
 def test_a_head_does_not_overtake_what_is_pending() -> None:
     pair = Pair()
     pair.publish(0, 4, [Record()])
@@ -1542,6 +1578,7 @@ def test_profiles_are_counted() -> None:
     assert tails.evict(1, 1, 2 * tails.slots) == 2
     assert tails.count(3) == 1, "what is stored counts wherever it is"
     pair.journal.good.append(value)
+    pair.journal.settled_group = 1
     tails.apply_entries(pair.journal.resolve([b"new"])[0], Line)
     tails.load(b"new", SYNCED, 2, 10, 3)
     assert tails.count(3) == 1
@@ -1727,6 +1764,31 @@ def test_of_a_channel_that_nobody_knows_there_is_nothing_to_say_or_do() -> None:
     with pytest.raises(KeyError):
         tails.drop(b"nobody")
     assert tails.info(b"nobody") is None
+
+
+def test_a_channel_that_is_refused_takes_what_was_begun_and_what_is_the_brokers_own() -> None:
+    pair = Pair()
+    limit = BY_NAME["LIMIT"].code
+    slot = list(NAMES).index(b"s.x")
+    assert pair.publish(0, slot, [Record(b"1")]) == 0
+    pair.refuse(b"s.x", True)
+    assert pair.native.ready(b"s.x")
+    assert pair.native.unready([b"s.x"]) == []
+    assert pair.publish(0, slot, [Record(b"2")]) == 0, "its chunk is open"
+    pair.group()
+    assert pair.publish(0, slot, [Record(b"3")]) == limit
+    body = publish_body(slot, pair.twins[0].line.next, [build_record(Record(b"3"))])
+    assert pair.publishers[0].judge(body, 16) == limit
+    own = Publisher(pair.native, Line(), None, HEADERS_MAX)
+    own.is_own = True
+    own.bind(slot, b"s.x")
+    assert own.publish_frame(publish_body(slot, 1, [build_record(Record(b"3"))])) == 0
+    pair.native.undo(False)
+    assert pair.native.refused(b"s.x"), "a failed commit says nothing of what is held"
+    pair.native.refuse(b"s.x", False)
+    assert pair.publishers[0].publish_frame(body) == 0
+    pair.native.refuse(b"nobody", True)
+    assert not pair.native.refused(b"nobody")
 
 
 def test_a_reader_by_its_name_holds_a_channel() -> None:

@@ -202,6 +202,20 @@ def test_the_head_of_an_epoch_that_has_no_record_is_the_one_before() -> None:
     pair.group()
 
 
+def test_nothing_is_taken_where_consumers_hold_too_much() -> None:
+    pair = Deciding()
+    one = build_record(Record(b"x"))
+    pair.refuse(SLOTS[SYNCED], True)
+    assert pair.expect(0, expecting_body(SYNCED, 1, (0, 0), [one])) == BY_NAME["LIMIT"].code
+    plan: list[tuple[int, list[Record], int | None]] = [
+        (ACCEPTED, [Record(b"x")], None),
+        (SYNCED, [Record(b"x")], None),
+    ]
+    assert pair.transact(0, transaction_body(pair.parts(0, plan, 1))) == BY_NAME["LIMIT"].code
+    pair.refuse(SLOTS[SYNCED], False)
+    assert pair.transact(0, transaction_body(pair.parts(0, plan, 1))) == 0
+
+
 def test_while_the_journal_refuses_nothing_is_taken() -> None:
     pair = Deciding()
     one = build_record(Record(b"x"))

@@ -3,7 +3,7 @@
 Channels, their open chunks, producers' lines and the open group, as lists and dicts. It makes the same bytes and gives
 the same answers; nothing about it is fast. It never evicts what is stored: a channel that the native tails have evicted
 and taken in again must be as if it had been there all the time. Only what is stored nowhere it forgets as well, when a
-test says so (`forget`); `evictable` says what may go.
+test says so (`forget`); `evictable` says what may go, and `looked_up` is told of what comes back.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LEVEL_EPHEMERAL, LEVEL_ACCEPTED, LEVEL_SYNCED = 1, 2, 3
 DUPLICATE = 1
 NUMBER_GAP, INVALID_CHANNEL, PAYLOAD_TOO_LARGE = 1003, 3005, 3009
 HEADERS_TOO_LARGE, INVALID_RECORD, NUMBER_OVERLAP, COMMIT_UNKNOWN = 3010, 3011, 3019, 4001
-NOT_STORED, INVALID_ID = 3025, 3034
+LIMIT, NOT_STORED, INVALID_ID = 1006, 3025, 3034
 
 Run = tuple[int, int, int]
 """(channel or 0, first sequence, count) of consecutive numbers."""
@@ -208,6 +208,7 @@ class Channel:
     stale: bool = False
     lost: bool = False  # stale because of what happened in this run
     leaving: bool = False
+    refused: bool = False
     group: int = 0
     used_s: int = 0
     holders: int = 0
@@ -229,6 +230,8 @@ class Tails:
         self.refuse_code = 0
         self.channels: dict[bytes, Channel] = {}
         self.by_id: dict[int, Channel] = {}
+        self.dropped: dict[bytes, int] = {}
+        """Of names that are free again: the group with the drop, which a look-up must know before memory forgets it."""
         self.id_next = 1
         self.ephemeral_id_next = EPHEMERAL_ID
         self.ephemeral_epochs = 0
@@ -451,6 +454,7 @@ class Tails:
             elif entry.kind == groups.DROP:
                 channel = self.by_id.pop(*struct.unpack("<Q", entry.body))
                 del self.channels[channel.name]
+                self.dropped[channel.name] = channel.group
             elif entry.kind == groups.LINE:
                 lines(entry.body[:16]).apply(entry.body, bool(entry.flags & SNAPSHOT))
             else:
@@ -534,7 +538,7 @@ class Tails:
             return False
         self.touch(channel)
         self.entries.append(groups.drop_entry(channel.stored_id))
-        channel.leaving = True
+        channel.leaving, channel.refused = True, False
         return True
 
     def forget(self, name: bytes) -> None:
@@ -542,11 +546,26 @@ class Tails:
         channel = self.channels.pop(name)
         assert not channel.applied_level
         self.by_id.pop(channel.id, None)
+        if channel.group:
+            self.dropped[name] = channel.group
+
+    def looked_up(self, name: bytes) -> None:
+        """What is known of a name has been looked up, and can be again."""
+        self.dropped.pop(name, None)
+        if name in self.channels:
+            self.channels[name].group = 0
+
+    def refuse(self, name: bytes, refused: bool) -> None:
+        """Refuse publishers of a channel that is here, or take them again."""
+        if name in self.channels and not self.channels[name].leaving:
+            self.channels[name].refused = refused
 
     def evictable(self, name: bytes, settled_group: int, used_before_s: int) -> bool:
         """Whether nobody would notice that the channel is not in memory."""
         channel = self.channels[name]
         if channel.holders or channel.used_s >= used_before_s or channel.group > settled_group or channel.leaving:
+            return False
+        if channel.refused:
             return False
         if channel.chunk_class != NONE or channel in self.touched or channel in self.touched_commit or channel.pending:
             return False
@@ -560,7 +579,8 @@ class Tails:
     def load(self, name: bytes, level: int, shard_tokens: int, payload_bytes_max: int) -> bool:
         channel = self.channels.get(name)
         if channel is None:
-            self.channels[name] = Channel(name, level, shard_tokens, payload_bytes_max, used_s=self.now_s)
+            group = self.dropped.pop(name, 0)
+            self.channels[name] = Channel(name, level, shard_tokens, payload_bytes_max, group=group, used_s=self.now_s)
             return True
         channel.used_s = self.now_s
         if (channel.level == LEVEL_EPHEMERAL) != (level == LEVEL_EPHEMERAL):
@@ -659,6 +679,8 @@ class Publisher:
         if number < self.line.next:
             return NUMBER_OVERLAP if number + count > self.line.next else DUPLICATE
         records = split_records(body[PUBLISH_HEADER.size :], count, channel.payload_bytes_max, self.headers_bytes_max)
+        if channel.refused and channel.chunk_class == NONE:
+            raise Refused(LIMIT)
         if not stored and any(RECORD_HEADER.unpack_from(record)[1] & ID for record, _ in records):
             raise Refused(NOT_STORED)
         first = channel.next

@@ -15,6 +15,7 @@ from tests.reference.tails import (
     INVALID_CHANNEL,
     INVALID_RECORD,
     LEVEL_EPHEMERAL,
+    LIMIT,
     NUMBER_GAP,
     NUMBER_OVERLAP,
     Refused,
@@ -123,6 +124,8 @@ def judge(publisher: Publisher, ones: list[One], verdict: Verdict) -> None:
         assert channel is not None
         if channel.level == LEVEL_EPHEMERAL:
             raise Refused(NOT_STORED)
+        if channel.refused:
+            raise Refused(LIMIT)
         split_records(one.data, one.count, channel.payload_bytes_max, publisher.headers_bytes_max)
     for verdict.index, (one, channel) in enumerate(zip(ones, channels, strict=True)):
         assert channel is not None

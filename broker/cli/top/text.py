@@ -196,6 +196,8 @@ def _clients(change: Change) -> list[Fact]:
     ]
     if figure("publishers_held"):
         facts.append(Fact(f"{count(figure('publishers_held'))} publishers held", "bold yellow"))
+    if figure("channels_full"):
+        facts.append(Fact(f"{count(figure('channels_full'))} channels full, held by consumers", "bold red"))
     if rate("publishes_refused_memory"):
         facts.append(Fact(f"{count(rate('publishes_refused_memory'))} publishes refused/s", "bold red"))
     return facts

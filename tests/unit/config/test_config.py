@@ -171,8 +171,8 @@ def test_other_text_is_no_time(text: str) -> None:
             ["profiles[0].retention_s: got 5, expected 0: an ephemeral profile"],
         ),
         (
-            "[[profiles]]\npattern = 'a'\nhold = 'consumers'",
-            ["profiles[0].hold: got 'consumers', expected 'none': retention waits for nobody"],
+            "[[profiles]]\npattern = 'a'\nhold = 'consumers'\nkeep = 'latest_per_key'",
+            ["profiles[0].hold: got 'consumers', expected 'none': with keep"],
         ),
         ("[[profiles]]\npattern = 'a'\ndurable = 1", ["profiles[0].durable: unknown setting", "durability"]),
         ("[[profiles]", ["not valid TOML"]),

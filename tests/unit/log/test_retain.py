@@ -13,7 +13,7 @@ from broker.log.archive_rows import CHECKPOINT_KEY, Checkpoint
 from broker.log.archiver import ArchiveWriter, archive_path, serve
 from broker.log.archiving import Archiving
 from broker.log.environment import open_lmdb
-from broker.log.retention import SECOND_US, Planner, Policies, Policy, Step
+from broker.log.retention import NOTHING_HELD, SECOND_US, Planner, Policies, Policy, Step
 from broker.log.slice import SLICE_KEY, Begun
 from broker.model.errors import BrokerError, StorageCorrupt
 from tests.reference.archive import ArchiveModel, replace_rows_in
@@ -95,7 +95,13 @@ def test_totals_that_cannot_be_are_told(data: Path) -> None:
 
 
 def test_a_child_obeys(data: Path) -> None:
-    command = {"do": "retain", "policies": POLICIES.pack(), "cursors": {}, "now_us": TIME_US}
+    command = {
+        "do": "retain",
+        "policies": POLICIES.pack(),
+        "cursors": {},
+        "now_us": TIME_US,
+        "held": NOTHING_HELD.pack(),
+    }
     answers = io.StringIO()
     writer = ArchiveWriter(archive_path(data))
     serve(writer, io.StringIO(json.dumps(command) + "\n"), answers)

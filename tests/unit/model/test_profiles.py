@@ -104,7 +104,6 @@ def test_overlapping_profiles_are_legal() -> None:
         {"slow": "never"},
         {"slow": "drop_oldest"},
         {"hold": "nobody"},
-        {"hold": "consumers"},
     ],
 )
 def test_value_beyond_its_range_is_refused_by_name(values: dict[str, Any]) -> None:
@@ -136,7 +135,14 @@ def test_value_at_its_bound_is_taken(values: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"retention_s": 1}, {"retention_bytes": 1 << 20}, {"retention_messages": 1}, {"keep": "latest_per_key"}]
+    "values",
+    [
+        {"retention_s": 1},
+        {"retention_bytes": 1 << 20},
+        {"retention_messages": 1},
+        {"keep": "latest_per_key"},
+        {"hold": "consumers"},
+    ],
 )
 def test_nothing_is_retained_of_what_is_never_stored(values: dict[str, Any]) -> None:
     (name,) = values
@@ -145,9 +151,12 @@ def test_nothing_is_retained_of_what_is_never_stored(values: dict[str, Any]) -> 
     Profile(b">", Level.ACCEPTED, **values)
 
 
-def test_waiting_for_consumers_is_refused_with_the_reason() -> None:
-    with pytest.raises(ConfigError, match=r"profile\.hold: got 'consumers', expected 'none': retention waits"):
-        Profile(b">", hold="consumers")
+def test_nothing_waits_for_consumers_where_a_key_has_one_message() -> None:
+    with pytest.raises(ConfigError, match=r"profile\.hold: got 'consumers', expected 'none': with keep"):
+        Profile(b">", hold="consumers", keep="latest_per_key")
+    with pytest.raises(ConfigError, match=r"profile\.hold_bytes_max: got 65535"):
+        Profile(b">", hold="consumers", hold_bytes_max=65_535)
+    assert Profile(b">", hold="consumers").hold_bytes_max == 1 << 30
 
 
 @pytest.mark.parametrize("pattern", [b"", b"a..b", b"$x", b">.a"])

@@ -181,3 +181,22 @@ async def test_closing_while_a_look_up_is_under_way(tmp_path: Path, monkeypatch:
         assert receipt.sequence == 2
         assert [name for name in node.tails.names() if name != names()[6].encode()] == []
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("broker-load")]
+
+
+async def test_what_was_removed_does_not_come_back_for_being_removed_twice(tmp_path: Path, unarchived: None) -> None:
+    """Between the two the name was asked for, and nothing published: there is no group that says so."""
+    await filled(tmp_path)
+    name = names()[0]
+    async with opened(tmp_path) as bus:
+        await bus.remove(name)
+        async with bus.subscribe(name):
+            assert bus._node.tails.ready(name.encode())
+        for _ in range(100):
+            if not bus._node.tails.held(name.encode()):
+                break
+            await asyncio.sleep(0.01)
+        await bus.remove(name)
+        receipt = await bus.publish(name, b"new")
+        assert receipt.sequence == 1
+    async with opened(tmp_path) as bus:
+        assert [message.payload for message in await bus.history(name).messages()] == [b"new"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from broker.events import Said
-from broker.log.retention import Policies, Step
+from broker.log.retention import NOTHING_HELD, Policies, Step
 from broker.model.errors import BrokerError, error
 from broker.node.retained import RetainedBroker
 
@@ -38,7 +38,7 @@ class Parts:
         self.applied_number = 7
         self.archived_group = 3
 
-    def retain(self, policies: Policies, cursors: object, now_us: int) -> Future[Step]:
+    def retain(self, policies: Policies, cursors: object, now_us: int, held: object) -> Future[Step]:
         if self.refusal is not None:
             raise self.refusal
         return self.asked
@@ -70,13 +70,13 @@ class Parts:
 
 def broker_of(parts: Parts) -> RetainedBroker:
     each = cast("Any", parts)
-    return RetainedBroker(each, each, each, each, asyncio.get_running_loop(), parts.kick)
+    return RetainedBroker(each, each, each, each, each, asyncio.get_running_loop(), parts.kick)
 
 
 async def planned(parts: Parts) -> Step | BrokerError:
     """Ask for a plan and return what comes of it."""
     heard: asyncio.Future[Step | BrokerError] = asyncio.get_running_loop().create_future()
-    broker_of(parts).plan(Policies(), {}, 0, heard.set_result)
+    broker_of(parts).plan(Policies(), {}, 0, NOTHING_HELD, heard.set_result)
     assert not heard.done(), "later, not in the call"
     return await heard
 

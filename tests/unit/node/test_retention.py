@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from broker.log.retention import SECOND_US, Policies, Policy, Step
+from broker.log.retention import SECOND_US, ChannelState, Held, Policies, Policy, Step
 from broker.model.errors import BrokerError, error
+from broker.node.holds import HELD_MAX, Holding, Holds
 from broker.node.retention import BATCH, ROUND_S, TRIMS_PER_TURN, Retention
 
 if TYPE_CHECKING:
@@ -37,12 +38,22 @@ class Broker:
     trims: list[tuple[bytes, int, Callable[[BrokerError | None], None]]] = field(default_factory=list)
     put_off: deque[Callable[[], None]] = field(default_factory=deque)
     unloadable: BrokerError | None = None
+    holders: dict[bytes, Holding] = field(default_factory=dict)
+    unknown: BrokerError | None = None
+    told: list[tuple[dict[bytes, int], list[int]]] = field(default_factory=list)
+    full: set[bytes] = field(default_factory=set)
 
     def plan(
-        self, policies: Policies, cursors: Mapping[bytes, int], now_us: int, done: Callable[[Step | BrokerError], None]
+        self,
+        policies: Policies,
+        cursors: Mapping[bytes, int],
+        now_us: int,
+        held: Held,
+        done: Callable[[Step | BrokerError], None],
     ) -> None:
         assert self.planning is None
         self.given.append(dict(cursors))
+        self.told.append((dict(held.walked), list(held.channels)))
         self.planning = done
 
     def answer(self) -> None:
@@ -55,6 +66,21 @@ class Broker:
         if self.unloadable is None:
             self.memory.update({name: self.stored[name] for name in names if name in self.stored})
         done(self.unloadable)
+
+    def holding(
+        self, proposals: list[tuple[bytes, int]], done: Callable[[dict[bytes, Holding] | BrokerError], None]
+    ) -> None:
+        if self.unknown is not None:
+            done(self.unknown)
+            return
+        held = {name: self.holders[name] for name, _ in proposals if name in self.holders}
+        done({name: found for name, found in held.items() if found.stays < dict(proposals)[name]})
+
+    def channel_id(self, name: bytes) -> int:
+        return ord(name[:1]) if name in self.memory else 0
+
+    def refuse(self, name: bytes, refused: bool) -> None:
+        (self.full.add if refused else self.full.discard)(name)
 
     def trim(self, name: bytes, first: int, done: Callable[[BrokerError | None], None]) -> None:
         if self.memory.get(name, first) >= first:
@@ -226,3 +252,93 @@ def test_after_stop_nothing_is_begun_and_nothing_goes_on() -> None:
     assert broker.trims == []
     assert broker.rotations == []
     assert broker.planning is None
+
+
+HOLDS = Policies([(b">", Policy(age_us=8 * SECOND_US, hold_bytes=100))])
+
+
+def state(name: bytes, first: int, following: int) -> ChannelState:
+    """A channel of ten bytes a message."""
+    return ChannelState(name, first, following, 10 * (following - first))
+
+
+def test_a_trim_goes_as_far_as_consumers_have_done_and_the_rest_is_tried_again() -> None:
+    broker = Broker(stored={b"a": 1, b"b": 1}, holders={b"a": Holding(4, "slow")})
+    broker.steps += [
+        Step({b"a": 9, b"b": 9}, {CURSOR: 12}, more=False, states=[state(b"a", 1, 21), state(b"b", 1, 21)]),
+        Step({}, {CURSOR: 20}, more=False, states=[state(b"a", 4, 21)]),
+        Step({}, {CURSOR: 20}, more=False, states=[state(b"a", 6, 21)]),
+    ]
+    retention = started(broker, HOLDS)
+    broker.answer()
+    assert [(name, first) for name, first, _ in broker.trims] == [(b"a", 4), (b"b", 9)]
+    broker.commit()
+    assert retention.holds.by_consumer == {"slow": (1, 50)}
+    broker.holders[b"a"] = Holding(6, "slow")
+    seconds(broker, retention, 1)
+    # The walk goes on, and what is stored of it stays before what is held.
+    assert (broker.given[-1], broker.told[-1]) == ({}, ({CURSOR: 12}, [ord("a")]))
+    broker.answer()
+    assert [(name, first) for name, first, _ in broker.trims] == [(b"a", 6)]
+    broker.commit()
+    del broker.holders[b"a"]
+    seconds(broker, retention, 1)
+    broker.answer()
+    assert [(name, first) for name, first, _ in broker.trims] == [(b"a", 9)]
+    broker.commit()
+    assert (len(retention.holds), retention.holds.by_consumer) == (0, {})
+    broker.archived_group += 1
+    seconds(broker, retention, 1)
+    assert (broker.given[-1], broker.told[-1]) == ({CURSOR: 20}, ({CURSOR: 20}, []))
+
+
+def test_publishers_are_refused_for_as_long_as_too_much_is_held() -> None:
+    broker = Broker(stored={b"a": 1}, holders={b"a": Holding(1, "slow")})
+    broker.steps += [
+        Step({b"a": 11}, {}, more=False, states=[state(b"a", 1, 21)]),
+        Step({b"a": 12}, {}, more=False, states=[state(b"a", 1, 21)]),
+        Step({}, {}, more=False, states=[state(b"a", 1, 21)]),
+    ]
+    retention = started(broker, HOLDS)
+    for full, stays in ((False, 1), (True, 1), (False, 9)):
+        broker.holders[b"a"] = Holding(stays, "slow")
+        broker.answer()
+        broker.commit()
+        assert (broker.full == {b"a"}) is full
+        assert retention.holds.full == full
+        seconds(broker, retention, 1)
+
+
+def test_other_policies_forget_what_is_held() -> None:
+    broker = Broker(stored={b"a": 1}, holders={b"a": Holding(1, "slow")})
+    broker.steps.append(Step({b"a": 20}, {CURSOR: 7}, more=False, states=[state(b"a", 1, 21)]))
+    retention = started(broker, HOLDS)
+    broker.answer()
+    assert broker.full == {b"a"}
+    retention.reload(AGES)
+    assert (len(retention.holds), broker.full) == (0, set())
+    seconds(broker, retention, 1)
+    assert broker.told[-1] == ({}, [])
+
+
+def test_what_consumers_have_done_and_cannot_be_told_is_not_taken() -> None:
+    broker = Broker(stored={b"a": 1}, unknown=error("STORAGE_CORRUPT", "a consumer"))
+    broker.steps += [Step({b"a": 20}, {CURSOR: 7}, more=False)] * 2
+    retention = started(broker, HOLDS)
+    broker.answer()
+    assert broker.trims == []
+    broker.unknown = None
+    seconds(broker, retention, ROUND_S)
+    assert broker.told[-1] == ({}, [])
+    broker.answer()
+    assert broker.commit() == 1
+
+
+def test_there_is_an_end_to_what_is_kept_in_mind() -> None:
+    holds = Holds(lambda name, refused: None)
+    for number in range(HELD_MAX):
+        assert holds.hold(b"%d" % number, 5, Holding(1, "slow"), 7, {})
+    assert not holds.hold(b"one more", 5, Holding(1, "slow"), 7, {})
+    assert holds.hold(b"1", 9, Holding(1, "other"), 7, {}), "it is there already"
+    assert next(iter(holds.next(1))) == b"0"
+    assert next(iter(holds.next(1))) == b"1", "in turn"

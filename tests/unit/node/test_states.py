@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from broker import Broker, BrokerError
+from broker.core.own import record_of
 from broker.log.log import Log
+from broker.node.consumer import CHANNEL_PREFIX, HEAD
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from broker.node.node import Node
 
 NAME = b"$tally.one"
+SETTINGS = b'{"name": "q", "filters": ["s.x"], "backoff_ms": [1, 2]}'
 
 
 class Tally:
@@ -133,6 +136,27 @@ async def test_a_state_that_cannot_be_read_back_says_so(tmp_path: Path, monkeypa
         again = Tally(bus._node)
         await again.load()
         assert again.words == [b"one"]
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [b"", b"x", HEAD.pack(2, *[0] * 5) + b"{}", HEAD.pack(len(SETTINGS), *[0] * 5) + SETTINGS + b"no jobs"],
+    ids=["nothing", "cut", "no settings", "no jobs"],
+)
+async def test_a_state_that_makes_no_sense_refuses_who_asks(tmp_path: Path, stored: bytes) -> None:
+    """Its checksum is right all the same; another version may have written it."""
+    async with opened(tmp_path) as bus:
+        node = bus._node
+        await bus.create_queue("other", "s.x")
+        node.core.load(CHANNEL_PREFIX + b"q")
+        node.core.own.store(CHANNEL_PREFIX + b"q", record_of(b"\0" + stored))
+        await bus.publish("s.x", b"behind it")
+    async with opened(tmp_path) as bus:
+        for _ in range(2):
+            with pytest.raises(BrokerError) as caught:
+                await asyncio.wait_for(bus.consumer_info("q"), 10)
+            assert caught.value.name == ("STORAGE_CORRUPT" if stored else "UNKNOWN_CONSUMER")
+        assert (await bus.consumer_info("other")).settings.name == "other"
 
 
 async def test_users_do_not_reach_states(tmp_path: Path) -> None:

@@ -41,9 +41,25 @@ def test_begins_above_the_last_group() -> None:
     wall = Wall()
     floor_us = wall() + 3 * DAY_US
     broker_time = BrokerTime(floor_us, wall)
-    assert broker_time.clock.now_us() == floor_us
-    broker_time.steer()
-    assert broker_time.clock.now_us() == floor_us
+    assert 0 <= broker_time.clock.now_us() - floor_us < SLACK_US
+
+
+@pytest.mark.parametrize("behind_us", [1_500, JUMP_US + 1, 3 * DAY_US, 30 * 365 * DAY_US])
+def test_goes_on_from_the_last_group_under_a_wall_that_is_behind(behind_us: int) -> None:
+    """What waits for its time waits no longer for that; meanwhile it comes nearer to the wall, at a thousandth."""
+    clock = Clock(manual=True)
+    clock.manual_us = 1_000_000
+    broker_time = BrokerTime(NOW_US + behind_us, lambda: NOW_US + clock.manual_us - 1_000_000, clock)
+    last = broker_time.clock.now_us()
+    assert last == NOW_US + behind_us
+    for _ in range(100):
+        clock.manual_us += 1_000_000
+        broker_time.steer()
+        gone = broker_time.clock.now_us() - last
+        assert 1_000_000 - SLEW_US_PER_S <= gone <= 1_000_000
+        last += gone
+    assert last - (NOW_US + 100_000_000) == max(0, behind_us - 100 * SLEW_US_PER_S)
+    assert broker_time.ages_us() <= NOW_US + 100_000_000
 
 
 @pytest.mark.parametrize("by_us", [-JUMP_US + 100_000, -1_500, -300, 300, 1_500, JUMP_US - 100_000])

@@ -61,7 +61,7 @@ def test_names_are_judged() -> None:
 
 
 def told(name: str) -> dict[str, object]:
-    info = ConsumerInfo(ConsumerSettings(name, ("a",)), 1, 2, 3, 4, 5, 6, 7, -1, None, (("a", 1, 2),))
+    info = ConsumerInfo(ConsumerSettings(name, ("a",)), 1, 2, 3, 4, 5, 6, 7, -1, None, (("a", 1, 2),), 2, 900)
     return consuming.pack_info(info)
 
 

@@ -90,8 +90,13 @@ def test_sections_say_what_is_known() -> None:
 
 
 def test_sections_say_what_is_wrong() -> None:
-    found = said(publishers_held=3, publishes_refused_memory=4, archive_blocked=1)
-    for words in ("3 publishers held", "2 publishes refused/s", "archive blocked"):
+    found = said(publishers_held=3, publishes_refused_memory=4, archive_blocked=1, channels_full=5)
+    for words in (
+        "3 publishers held",
+        "2 publishes refused/s",
+        "archive blocked",
+        "5 channels full, held by consumers",
+    ):
         assert words in found.split(" | ")
 
 
