@@ -45,7 +45,6 @@ class Intake:
     frame_bytes_max: int
     heard_us: int
     early: bool
-    settles: bool
     closed: bool
     def __init__(self, fanout: Fanout, buffer: ReadBuffer, clock: Clock, frame_bytes_max: int) -> None: ...
     @property

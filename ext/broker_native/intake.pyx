@@ -2,8 +2,9 @@
 
 Frames are found in the loop's shared read buffer without copying; only a frame that is cut by the end of what has
 arrived goes to a spill of its connection, which grows with what arrives and never by what was declared. PUBLISH and
-CREDIT are decided here, in C, and so are a TRANSACTION and a PUBLISH with EXPECT that are taken; every other frame goes
-to `on_frame` of the subclass, in order.
+CREDIT are decided here, in C, and so are a TRANSACTION and a PUBLISH with EXPECT that are taken, and an ACK that does
+no more than acknowledge; every other frame goes to `on_frame` of the subclass, in order. A read of nothing but such
+ACKs is not told of when the turn's end is due anyway.
 
 What one peer costs the others is bounded, without a look at those who do nothing of it:
 
@@ -24,7 +25,7 @@ taken; the first of those that it has not goes to `on_frame`, and so does one th
 (the same of PUBLISH frames with AT, as bytes),
 `on_refused(code, slot, number, count)`, `on_duplicate(slot, number, count)`, `on_ids_absent(body)` (of a PUBLISH that
 has to wait for the ids of its channel's newest records), `on_malformed(code, size)`,
-`on_credit(subscription)` (of one that is behind), `on_ack(body)` (while it `settles`; else an ACK is as any frame),
+`on_credit(subscription)` (of one that is behind), `on_ack(body)` (when it has `members`; else an ACK is as any frame),
 `on_exhausted()` (there is no memory for what came, or for what should be sent: end the connection) and `on_read()`
 (bytes were taken in: end the turn). When it shares its loop with others, also `on_put_off()` and `on_caught_up()`
 (pause and resume reading), `on_crowded(name, bytes, limit, held_us)` (end the connection: it takes up room that others
@@ -43,6 +44,7 @@ from broker_native.fanout cimport Fanout, Outbox, Subscription
 from broker_native.growing cimport Bytes, bytes_release
 from broker_native.ids_ahead cimport ahead_has_room
 from broker_native.layout cimport *
+from broker_native.members cimport RotationMember
 from broker_native.names cimport name_is_channel
 from broker_native.publisher cimport Publisher, publisher_channel
 from broker_native.transactions cimport Verdict, expecting_decide, transaction_decide
@@ -434,6 +436,7 @@ cdef class Intake:
 
     cdef int take(self, const uint8_t* data, size_t size) except -1:
         cdef size_t used
+        cdef bint quiet = False
         if self.closed:
             return 0
         self.heard_us = self.clock.steady()
@@ -450,6 +453,11 @@ cdef class Intake:
                 used = self.take_spilled(data, size)
                 data += used
                 size -= used
+            elif self.members is not None:
+                used = self.take_acks(data, size)
+                data += used
+                size -= used
+                quiet = not size and self.fanout.kicked
             if size and not self.closed:
                 used = 0 if self.put_off else self.take_frames(data, size)
                 if used < size and not self.closed:
@@ -461,7 +469,8 @@ cdef class Intake:
             self.feeding = False
             if self.spill.capacity:
                 self.settle()
-        self.on_read()
+        if not quiet:
+            self.on_read()
         return 0
 
     cdef int go_on(self) except -1:
@@ -484,6 +493,22 @@ cdef class Intake:
             self.on_caught_up()
         self.on_read()
         return 0
+
+    cdef size_t take_acks(self, const uint8_t* data, size_t size) except? 0:
+        """Take the ACKs that `data` begins with, as far as they do no more than acknowledge; answers their bytes."""
+        cdef size_t at = 0
+        while (size - at >= FRAME_HEADER_BYTES and load_u32(data + at) <= size - at - FRAME_HEADER_BYTES
+                and load_u32(data + at + 4) == KIND_ACK and load_u32(data + at) <= self.frame_bytes_max
+                and self.take_ack(data + at)):
+            at += FRAME_HEADER_BYTES + load_u32(data + at)
+        return at
+
+    cdef bint take_ack(self, const uint8_t* frame) except -1:
+        """Take a whole ACK, without flags, if it does no more than acknowledge. Else nothing has changed."""
+        cdef uint32_t size = load_u32(frame)
+        cdef const uint8_t* body = frame + FRAME_HEADER_BYTES
+        cdef object member = self.members.get(load_u32(body)) if size >= ACK_HEADER_BYTES else None
+        return isinstance(member, RotationMember) and (<RotationMember>member).take_ack(body, size)
 
     cdef size_t take_spilled(self, const uint8_t* data, size_t size) except? 0:
         """Complete the frame in the spill with the first bytes of `data`; answers how many it took."""
@@ -777,7 +802,9 @@ cdef class Intake:
             enough = not self.may_handle(1)
         elif frame[4] in (KIND_PUBLISH, KIND_TRANSACTION) and self.publisher is not None and self.take_whole(frame):
             return TAKEN
-        elif frame[4] == KIND_ACK and self.settles and not frame[5]:
+        elif frame[4] == KIND_ACK and self.members is not None and not frame[5]:
+            if self.take_ack(frame):
+                return TAKEN
             # One is small whatever it says of its jobs, and who has one job at a time waits for the next: it is taken
             # whatever the budget says, and what follows it is not.
             self.on_ack(PyBytes_FromStringAndSize(<const char*>body, size))
