@@ -11,7 +11,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from broker_native.channel cimport Channel, channel_name
+from broker_native.channel cimport STATE_FULL, Channel, channel_name
 from broker_native.delayed cimport (
     ENVELOPE_BYTES, ENVELOPE_SCHEDULED, ID_BYTES_MAX, Pending, SLOTS, SLOTS_ALL, Waiting, level_for, put_envelope,
     record_id, slot_at)
@@ -112,7 +112,7 @@ cdef bint take_frame(Waiting waiting, Publisher publisher, Scheduled* run, const
         return False
     if due_us >= WHEN_FROM_NOW:
         due_us += moment.now_us - WHEN_FROM_NOW
-    if due_us > moment.due_us_max or channel.level == LEVEL_EPHEMERAL:
+    if due_us > moment.due_us_max or channel.level == LEVEL_EPHEMERAL or channel.state == STATE_FULL:
         return False
     if publisher.check_records(channel, at + AT_HEADER_BYTES, size - AT_HEADER_BYTES, count):
         return False
