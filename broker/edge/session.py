@@ -21,7 +21,7 @@ from broker.edge.admission import leave_ms
 from broker.edge.asking import Asking
 from broker.edge.beginning import place, place_member, take_filters
 from broker.edge.consuming import Consuming
-from broker.edge.delaying import schedule
+from broker.edge.delaying import schedule, schedule_together
 from broker.edge.questions import answer
 from broker.edge.transacting import publish_expecting, transact
 from broker.events import emit, tally
@@ -171,15 +171,16 @@ class Session(Intake):
 
     # -- the transport's calls -----------------------------------------------------------------------------------------
 
-    def start(self, transport: Any, *, shares: bool = False) -> None:
+    def start(self, transport: Any, *, shares: bool = False, fd: int = -1) -> None:
         """The transport is there: the peer has `hello_timeout_s` to say HELLO.
 
         Args:
             transport: It carries this session's bytes.
             shares: It keeps the pieces that it is handed, until they are sent, instead of a copy.
+            fd: The socket that it sends these pieces to as they are; -1 when there is none.
         """
         self.transport = transport
-        self.outbox.transport = self._sender = Sender(self.node.unsent, transport, self.outbox, shares)
+        self.outbox.transport = self._sender = Sender(self.node.unsent, transport, self.outbox, shares, fd)
         self._number = self.node.add(self)
         self._hello_timer = self.node.loop.call_later(self.node.limits.hello_timeout_s, self._no_hello)
 
@@ -271,6 +272,14 @@ class Session(Intake):
         if count:
             self._handle(partial(self._name_channels, _Naming(first, names[:count])))
         return count
+
+    def on_delayed(self, frames: bytes) -> int:
+        try:
+            return schedule_together(self, frames)
+        except BrokerError as failure:
+            # Nothing of it is answered: the client comes back, and asks for it again.
+            self.end(failure)
+            return 1
 
     def _handle(self, handler: Callable[[], None]) -> None:
         """Handle what came, or keep it until what it needs is there; `handler` is then called anew."""
@@ -892,7 +901,6 @@ class Session(Intake):
         """Its part in consumers, from now on."""
         if self._consuming is None:
             self._consuming = Consuming(self)
-            self.settles = True
             self.members = self._consuming.members
         return self._consuming
 

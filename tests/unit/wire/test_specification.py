@@ -1109,7 +1109,7 @@ CLAIMS = [
     (7, f"(level {int(Level.SYNCED)} whatever the channel's), by PUBLISHED entries"),
     (7, f"with flag {layout()['PUBLISHED_FLAG_DELAYED']} *delayed*: `epoch` is 0, and"),
     (7, "due, in microseconds since 1970; as a *duplicate* as well"),
-    (7, "within 50 ms of its time or"),
+    (7, "A server that is not overloaded does so within 50 ms of its time,"),
     (7, "`ids_window_s` (0: of none)"),
     (13, f"`limit`: uint, 1 to {DELAYED_MAX:,}, optional; `after`: bin, optional"),
     (13, f"`id`: bin, 1 to {ID_BYTES_MAX} bytes |"),
