@@ -124,9 +124,7 @@ def place_literal(session: Session, following: Following, name: bytes, epoch: in
     return control.Outcome(name.decode(), outcome.name, current, outcome.at)
 
 
-def place_ephemeral(
-    session: Session, name: bytes, current: int, seen_next: int, epoch: int, sequence: int
-) -> control.Outcome:
+def place_ephemeral(name: bytes, current: int, seen_next: int, epoch: int, sequence: int) -> control.Outcome:
     """Ephemeral messages are never read back: a place is good only if it is the newest."""
     if sequence == 0 and epoch == 0:
         return control.Outcome(name.decode(), "new", current, seen_next - 1)
