@@ -130,7 +130,7 @@ def test_a_buffer_that_is_read_into_again(batch: int) -> None:
     side = Side(1_000_000)
     number = 1
     for read in range(50):
-        frames = []
+        frames: list[bytes] = []
         while sum(map(len, frames)) < 2_000:
             ids = [b"%08d" % (number + index) for index in range(batch)]
             records = [build_record(Record(b"x", id=id)) for id in ids]
