@@ -66,6 +66,7 @@ class Work(StrEnum):
     REQUESTS = "requests"
     TRANSACTIONS = "transactions"
     QUEUE = "queue"
+    DELAYED = "delayed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,8 @@ class Options:
         """Records that may be on their way to the slowest subscriber: within its credit, and within memory for all."""
         if self.owned:
             return max(self.window or IN_FLIGHT_RECORDS // self.publishers, 4 * self.batch)
+        if self.work is Work.DELAYED:
+            return max(self.window or IN_FLIGHT_RECORDS, 4 * self.batch)
         if self.work is Work.QUEUE:
             return max(QUEUED_RECORDS, 4 * self.batch)
         # Publishers do not wait for those who are to fall behind.
@@ -205,6 +208,7 @@ DEFAULTS: Final = {
     Work.REQUESTS: Defaults(seconds=0, messages=200_000),
     Work.TRANSACTIONS: Defaults(publishers=256, seconds=0, messages=1_000_000, batch=10),
     Work.QUEUE: Defaults(seconds=0, messages=1_000_000, batch=100, members=4),
+    Work.DELAYED: Defaults(rate=10_000, seconds=10.0, messages=1_000_000),
 }
 
 ACKS_MEMBERS: Final = 4
@@ -331,6 +335,11 @@ def complaint(options: Options) -> str | None:
             "queue: it has one channel, and members: no --channels, --subscribers or --pattern",
         ),
         (work is Work.QUEUE and options.durability is Level.EPHEMERAL, "queue: ephemeral messages are not queued"),
+        (
+            work is Work.DELAYED and not (options.rate and options.seconds and options.messages),
+            "delayed: needs --messages to wait, and a --rate and --seconds of those that are due",
+        ),
+        (work is Work.DELAYED and options.durability is Level.EPHEMERAL, "delayed: ephemeral messages cannot wait"),
         (options.archived and work is not Work.REPLAY, "--archived is for `replay`"),
         (options.embedded and work is not Work.CLIENT, "--embedded is for `client`"),
         (options.embedded and options.url is not None, "--embedded has no server, so no --url"),

@@ -98,6 +98,11 @@ EXTRA_ROWS = (
     ("caught_up", "caught up", "{:,} deliveries of what was stored"),
     ("live_driver_share", "live driver", "{:.0%} of a core"),
     ("cpu_us_per_client", "a client", "{:,.0f} us of the server's processor to be live again"),
+    ("pending", "waiting", "{:,} messages for their time"),
+    ("memory_bytes_per_pending", "each", "{:,.1f} bytes of the server's memory"),
+    ("index_bytes_per_pending", "of these", "{:,.1f} bytes in the index"),
+    ("due_per_s", "lateness", "is the latency above, of {:,} messages due each second"),
+    ("due_cpu_us", "each of them", "{:.2f} us of the server's processor"),
     ("memory_bytes_idle_above_empty", "idle memory", "{:,} bytes above an empty broker"),
     ("memory_bytes_per_channel", "a channel", "{:,.0f} bytes of the server's memory"),
 )

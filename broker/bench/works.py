@@ -12,6 +12,7 @@ from broker.bench.asking import run_requests
 from broker.bench.catchup import run_catchup
 from broker.bench.channels import run_channels, run_cold
 from broker.bench.client import run_client, run_embedded
+from broker.bench.delayed import run_delayed
 from broker.bench.load import RUNNERS, raise_descriptor_limit, run_live, run_replay
 from broker.bench.machine import commit_us_p50
 from broker.bench.options import Options, Work
@@ -94,7 +95,7 @@ def _run_with_server(options: Options, connect: Opener | None) -> list[Result]:
 
 OTHERS: Final = {
     Work.CHANNELS: run_channels, Work.STORM: run_storm, Work.SLOW: run_slow, Work.CATCHUP: run_catchup,
-    Work.QUEUE: run_queue,
+    Work.QUEUE: run_queue, Work.DELAYED: run_delayed,
 }  # fmt: skip
 """The works that have modules of their own."""
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 WORKS = (
     "pubsub", "fanout", "many", "latency", "replay", "client", "idle", "channels", "cold", "restart", "storm", "shared",
-    "slow", "catchup", "requests", "transactions", "queue",
+    "slow", "catchup", "requests", "transactions", "queue", "delayed",
 )  # fmt: skip
 
 
@@ -131,6 +131,7 @@ def command(
              with --acks as many of the native driver, each of which acknowledges a message of a queue as well
     catchup  --subscribers read --messages from the start; the latency is that of others, who are live at --rate
     requests one task that asks, then 1,000; --subscribers respond; --durability ephemeral is what requests are for
+    delayed  --messages wait for tomorrow, then --rate are due each second; the latency is how late they come
     queue    --messages are published, then 4 --members lease and acknowledge each; the latency is that of answers
 
     `broker bench compare` does works on other brokers as well, and tells who is how much better; its options are its

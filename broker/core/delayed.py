@@ -42,6 +42,7 @@ from broker.model.levels import Level
 from broker_native.delayed import WHEEL, Waiting, slot_for
 from broker_native.lines import Line
 from broker_native.publisher import Publisher
+from broker_native.scheduling import schedule_frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -350,9 +351,7 @@ class Delayed:
         slot, _, number = PUBLISH.unpack_from(body)
         name = publisher.name_of(slot)
         assert name is not None
-        if not self.waiting.count and now_us // S != self.cursor_s:
-            self.advance(now_us)
-            self.may_load()
+        self._wind(now_us)
         due_us = max(due_us, now_us, self._place[0])
         self._batch()
         ticket = (self._core.tails.run << RUN_SHIFT) + self._ticket + 1
@@ -372,6 +371,52 @@ class Delayed:
             self._note_place()
         self.scheduled += taken
         publisher.take_elsewhere(entries)
+
+    def schedule_frames(self, publisher: Publisher, frames: bytes, now_us: int, due_us_max: int) -> int:
+        """Have the records of PUBLISH frames wait, from the first on as long as there is nothing else to be answered.
+
+        Args:
+            publisher: Whose they are; it is answered when that is committed.
+            frames: Whole PUBLISH frames with AT, headers included.
+            now_us: The time.
+            due_us_max: What is due later is refused, and so not taken here.
+
+        Returns:
+            How many frames were taken.
+
+        Raises:
+            BrokerError: The journal has not taken them, though it takes records.
+        """
+        if self._core.tails.refuse_code:
+            return 0
+        self._wind(now_us)
+        self._batch()
+        ticket = (self._core.tails.run << RUN_SHIFT) + self._ticket + 1
+        due_us_min = max(now_us, self._place[0])
+        taken, messages, slots, entries = schedule_frames(
+            self.waiting, publisher, frames, now_us, due_us_min, due_us_max, self.cursor_s, ticket
+        )
+        if not taken:
+            return 0
+        try:
+            for level, index, records, count, first_us in slots:
+                self._store(level, index, records, count, first_us)
+        except BaseException:
+            self.waiting.take_back(messages)
+            raise
+        self._ticket += messages
+        if not messages and self._core.tails.group_empty:
+            # The group has to come to pass, though it would have nothing.
+            self._note_place()
+        self.scheduled += messages
+        publisher.take_elsewhere(entries)
+        return taken
+
+    def _wind(self, now_us: int) -> None:
+        """Let the wheel stand at the present, when nothing has kept it turning."""
+        if not self.waiting.count and now_us // S != self.cursor_s:
+            self.advance(now_us)
+            self.may_load()
 
     def cancel(self, channel: bytes, id: bytes) -> bool:
         """Have a message wait no more; returns whether it did.

@@ -159,9 +159,6 @@ class Consuming:
 
     # -- what members are told (`MemberOwner`) -------------------------------------------------------------------------
 
-    def member_acked(self, member: Member, number: int) -> None:
-        self._session.outbox.frame(consuming.encode_acked(member.subscription, number))
-
     def member_unknown(self, member: Member, number: int) -> None:
         failure = error("COMMIT_UNKNOWN", f"subscription {member.subscription}: the commit of its ACKs failed")
         outbox = self._session.outbox

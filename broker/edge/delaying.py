@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from broker.edge.session import Session
     from broker.wire import control
 
-__all__ = ["cancel", "list_delayed", "schedule"]
+__all__ = ["cancel", "list_delayed", "schedule", "schedule_together"]
 
 HEADER = struct.Struct("<IIQQ")
 FROM_NOW = 1 << 63
@@ -53,6 +53,19 @@ def schedule(session: Session, body: bytes) -> None:
             session.node.delayed.schedule(publisher, body, HEADER.size, due_us)
         except BrokerError as failure:
             session.refuse(failure, number, count)
+
+
+def schedule_together(session: Session, frames: bytes) -> int:
+    """Handle PUBLISH frames with AT as far as there is nothing to be said about them; returns how many.
+
+    Raises:
+        BrokerError: The journal has not taken them.
+    """
+    delayed = session.node.delayed
+    if session.publisher is None or not session.opened or not delayed.ready:
+        return 0
+    due_us_max = session.tails.now_us + session.node.limits.delay_s_max * S
+    return delayed.schedule_frames(session.publisher, frames, due_us_max)
 
 
 def due_at(session: Session, number: int, when: int) -> int:

@@ -84,19 +84,28 @@ class NativeConnection(Session, asyncio.BufferedProtocol):
         node: The broker.
         identity: Who is at the other end, as far as the socket tells.
         greeting: Those that have not said HELLO; it is among them as long as it has not. None: nobody counts them.
+        fd: The socket, if its bytes go there as they are; -1 else.
     """
 
-    __slots__ = ("_greeting",)
+    __slots__ = ("_fd", "_greeting")
 
-    def __init__(self, node: Node, identity: Identity, greeting: dict[NativeConnection, None] | None = None) -> None:
+    def __init__(
+        self,
+        node: Node,
+        identity: Identity,
+        greeting: dict[NativeConnection, None] | None = None,
+        *,
+        fd: int = -1,
+    ) -> None:
         super().__init__(node, identity)
+        self._fd = fd
         self._greeting = {} if greeting is None else greeting
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         stream = cast("asyncio.Transport", transport)
         stream.set_write_buffer_limits(high=WRITE_BUFFER_BYTES_HIGH)
         self._greeting[self] = None
-        self.start(stream, shares=shares_pieces(transport))
+        self.start(stream, shares=shares_pieces(transport), fd=self._fd)
 
     def greeted(self) -> None:
         self._greeting.pop(self, None)
@@ -419,7 +428,7 @@ class NativeListener:
     async def _connect(self, sock: socket.socket, peer: str) -> None:
         try:
             await self.node.loop.connect_accepted_socket(
-                lambda: NativeConnection(self.node, Identity(peer=peer), self._greeting), sock
+                lambda: NativeConnection(self.node, Identity(peer=peer), self._greeting, fd=sock.fileno()), sock
             )
         except (OSError, MemoryError):
             sock.close()

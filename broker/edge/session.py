@@ -10,9 +10,8 @@ Runs on the node's loop only.
 from __future__ import annotations
 
 import struct
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from broker._version import __version__
@@ -20,17 +19,15 @@ from broker.access.gate import Identity, Verb
 from broker.core.group import Duplicate
 from broker.edge.admission import leave_ms
 from broker.edge.asking import Asking
-from broker.edge.consuming import OPERATIONS, Consuming
-from broker.edge.delaying import cancel, list_delayed, schedule
+from broker.edge.beginning import place, place_member, take_filters
+from broker.edge.consuming import Consuming
+from broker.edge.delaying import schedule, schedule_together
+from broker.edge.questions import answer
 from broker.edge.transacting import publish_expecting, transact
 from broker.events import emit, tally
 from broker.model.errors import BrokerError, StorageError, error
-from broker.model.history import HistoryQuery
-from broker.model.levels import Level
-from broker.model.names import ID_BYTES_MAX, check_channel, check_pattern, display, is_pattern
-from broker.node.catchup import INDEX_END, Following, Wanted
-from broker.node.history import ASKS_MAX
-from broker.node.listing import NamesScan
+from broker.model.names import ID_BYTES_MAX, check_channel, check_pattern, is_pattern
+from broker.node.catchup import INDEX_END, Following
 from broker.wire import consuming, control, requests
 from broker.wire.kinds import Kind, PublishFlag
 from broker_native.fanout import Subscription
@@ -44,15 +41,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from broker.model.delayed import DelayedPart
-    from broker.model.history import BusPart, BusQuery, HistoryPart, NamesPart
+    from broker.model.history import BusPart, HistoryPart, NamesPart
     from broker.node.node import Node
 
 __all__ = ["Session"]
 
 HELLO_BYTES_MAX = 16 << 10
 CODE_PAST_CREDIT = 1 << 32
-REPLY_OVERHEAD_BYTES = 4_096
-"""What an answer has besides its chunks, at most, but for the names of channels."""
 LINGER_S = 5.0
 """How long a peer may take to read the farewell of a connection that is over."""
 
@@ -176,15 +171,16 @@ class Session(Intake):
 
     # -- the transport's calls -----------------------------------------------------------------------------------------
 
-    def start(self, transport: Any, *, shares: bool = False) -> None:
+    def start(self, transport: Any, *, shares: bool = False, fd: int = -1) -> None:
         """The transport is there: the peer has `hello_timeout_s` to say HELLO.
 
         Args:
             transport: It carries this session's bytes.
             shares: It keeps the pieces that it is handed, until they are sent, instead of a copy.
+            fd: The socket that it sends these pieces to as they are; -1 when there is none.
         """
         self.transport = transport
-        self.outbox.transport = self._sender = Sender(self.node.unsent, transport, self.outbox, shares)
+        self.outbox.transport = self._sender = Sender(self.node.unsent, transport, self.outbox, shares, fd)
         self._number = self.node.add(self)
         self._hello_timer = self.node.loop.call_later(self.node.limits.hello_timeout_s, self._no_hello)
 
@@ -277,6 +273,14 @@ class Session(Intake):
             self._handle(partial(self._name_channels, _Naming(first, names[:count])))
         return count
 
+    def on_delayed(self, frames: bytes) -> int:
+        try:
+            return schedule_together(self, frames)
+        except BrokerError as failure:
+            # Nothing of it is answered: the client comes back, and asks for it again.
+            self.end(failure)
+            return 1
+
     def _handle(self, handler: Callable[[], None]) -> None:
         """Handle what came, or keep it until what it needs is there; `handler` is then called anew."""
         try:
@@ -355,7 +359,7 @@ class Session(Intake):
 
     # -- what is not in memory -----------------------------------------------------------------------------------------
 
-    def _need(self, names: list[bytes]) -> None:
+    def need(self, names: list[bytes]) -> None:
         """Go on if memory knows of these channels, be it that they are not stored; else the frame waits for them.
 
         To be called before the frame has changed anything: its handler is called anew when they are there.
@@ -639,7 +643,7 @@ class Session(Intake):
         try:
             self.node.gate.check(self.identity, Verb.PUBLISH, raw)
             name = check_channel(raw)
-            self._need([name])
+            self.need([name])
             self.node.core.load(name)
             bound = name
         except BrokerError as failure:
@@ -766,7 +770,7 @@ class Session(Intake):
             if slot is None:
                 self.node.gate.check(self.identity, Verb.PUBLISH, asked.name)
                 name = check_channel(asked.name)
-                self._need([name])
+                self.need([name])
                 self.node.core.load(name)
                 slot = asking.bind(name)
             asking.ask(asked, slot, body)
@@ -808,7 +812,7 @@ class Session(Intake):
     def _subscribe(self, body: bytes) -> None:
         request = control.decode_subscribe(body)
         if request.consumer is not None:
-            self._consumes().subscribe(request)
+            self.consumes().subscribe(request)
         elif isinstance(request.start, control.FromTime):
             self._locate(request, request.start.time_us)
         else:
@@ -876,7 +880,7 @@ class Session(Intake):
         self.check_room(request)
         if self.subscriptions is None:
             self.subscriptions = {}
-        literals, patterns = self._filters(request.filters)
+        literals, patterns = take_filters(self, request.filters)
         subscription = Subscription(
             self.outbox,
             request.subscription,
@@ -886,18 +890,17 @@ class Session(Intake):
         )
         following = Following(subscription, literals, patterns)
         if request.group is None:
-            outcomes = self._place(following, request.start)
+            outcomes = place(self, following, request.start)
         else:
-            outcomes = self._place_member(following, request)
+            outcomes = place_member(self, following, request)
         self.subscriptions[request.subscription] = subscription
         self._filters_count += len(literals) + len(patterns)
         return following, outcomes, following.place or (self.node.core.applied_number, INDEX_END)
 
-    def _consumes(self) -> Consuming:
+    def consumes(self) -> Consuming:
         """Its part in consumers, from now on."""
         if self._consuming is None:
             self._consuming = Consuming(self)
-            self.settles = True
             self.members = self._consuming.members
         return self._consuming
 
@@ -927,126 +930,6 @@ class Session(Intake):
                 f"limit {limits.filters_per_connection_max}",
             )
 
-    def _filters(self, filters: tuple[str, ...]) -> tuple[list[bytes], list[bytes]]:
-        for item in filters:
-            self.node.gate.check(self.identity, Verb.SUBSCRIBE, item.encode())
-        literals: list[bytes] = []
-        patterns: list[bytes] = []
-        for checked in dict.fromkeys(check_pattern(item) for item in filters):
-            if is_pattern(checked):
-                self._check_ways(checked)
-                patterns.append(checked)
-            else:
-                literals.append(checked)
-        self._need(literals)
-        for name in literals:
-            self.node.core.load(name)
-        return literals, patterns
-
-    def _check_ways(self, pattern: bytes) -> None:
-        """Hold the bound on the ways in which patterns can match one name, whoever subscribes to them."""
-        tokens, limit = pattern.count(b".") + 1, self.node.limits.pattern_tokens_max
-        if tokens > limit and b"*" in pattern:
-            raise error("INVALID_PATTERN", f"pattern {display(pattern)}: got {tokens} tokens with a *, limit {limit}")
-
-    def _place(self, following: Following, start: control.Start) -> list[control.Outcome]:
-        """Put a subscription where it starts; answers what it is told."""
-        match start:
-            case control.FromPositions(positions):
-                return self._place_positions(following, positions)
-            case control.FromBus(journal, group, index):
-                return self._place_bus(following, journal, group, index)
-            case control.FromStart():
-                if following.patterns:
-                    self._follow_bus(following, 0, 0)
-                    return []
-                return [self._place_literal(following, name, 0, 0) for name in following.literals]
-            case control.FromLast(count):
-                return self._place_last(following, count)
-        if following.patterns:
-            self._follow_bus(following, self.node.core.applied_number, INDEX_END)
-        return [self._new(name) for name in following.literals]
-
-    def _place_member(self, following: Following, request: control.Subscribe) -> list[control.Outcome]:
-        """Let a subscription be a member of a live group, which stands nowhere."""
-        if not isinstance(request.start, control.FromNew):
-            raise error(
-                "INVALID_POSITION",
-                f"start: got one for a member of live group {request.group}, expected none: it begins with what comes",
-                "Leave out the start, or use a consumer, which has a position.",
-            )
-        following.subscription.group = request.group
-        return [self._new(name) for name in following.literals]
-
-    def _follow_bus(self, following: Following, group: int, index: int) -> None:
-        following.place = (max(group, 0), index)
-        following.wanted = Wanted(self.node.core, following.literals, following.patterns)
-
-    def _place_bus(self, following: Following, journal: bytes, group: int, index: int) -> list[control.Outcome]:
-        core = self.node.core
-        if journal != core.journal or group > core.applied_number:
-            self._follow_bus(following, core.applied_number, INDEX_END)
-            return [control.Outcome("", "diverged", 0, core.applied_number)]
-        self._follow_bus(following, group, min(index, INDEX_END))
-        return [control.Outcome("", "resumed", 0, group)]
-
-    def _place_positions(
-        self, following: Following, positions: tuple[tuple[str, int, int], ...]
-    ) -> list[control.Outcome]:
-        if following.patterns:
-            raise error(
-                "INVALID_POSITION",
-                "start: positions are for literals only, and the subscription has a pattern",
-                "start patterns with `bus`, `time_us` or `start`",
-            )
-        asked = {check_channel(name): (epoch, sequence) for name, epoch, sequence in positions}
-        for name in asked:
-            if name not in following.literals:
-                raise error("INVALID_POSITION", f"start: {name.decode()} is not among the filters")
-        return [
-            self._place_literal(following, name, *asked[name]) if name in asked else self._new(name)
-            for name in following.literals
-        ]
-
-    def _place_literal(self, following: Following, name: bytes, epoch: int, sequence: int) -> control.Outcome:
-        info = self.node.tails.info(name)
-        assert info is not None
-        _, level, current, _, _, _, seen_next, _ = info
-        if level == Level.EPHEMERAL:
-            return self._place_ephemeral(name, current, seen_next, epoch, sequence)
-        outcome = self.node.core.resume(name, epoch, sequence)
-        following.after[name] = outcome.after
-        return control.Outcome(name.decode(), outcome.name, current, outcome.at)
-
-    def _place_ephemeral(self, name: bytes, current: int, seen_next: int, epoch: int, sequence: int) -> control.Outcome:
-        """Ephemeral messages are never read back: a place is good only if it is the newest."""
-        if sequence == 0 and epoch == 0:
-            return control.Outcome(name.decode(), "new", current, seen_next - 1)
-        if epoch != current or sequence >= seen_next:
-            return control.Outcome(name.decode(), "diverged", current, seen_next - 1)
-        if sequence < seen_next - 1:
-            return control.Outcome(name.decode(), "trimmed", current, seen_next)
-        return control.Outcome(name.decode(), "resumed", current, sequence)
-
-    def _place_last(self, following: Following, count: int) -> list[control.Outcome]:
-        if following.patterns:
-            raise error("INVALID_POSITION", "start: `last` is for literals only, and the subscription has a pattern")
-        outcomes = []
-        for name in following.literals:
-            info = self.node.tails.info(name)
-            assert info is not None
-            if info[1] == Level.EPHEMERAL:
-                outcomes.append(self._new(name))
-                continue
-            after = following.after[name] = max(info[3] - 1, info[6] - 1 - count)
-            outcomes.append(control.Outcome(name.decode(), "resumed", info[2], after))
-        return outcomes
-
-    def _new(self, name: bytes) -> control.Outcome:
-        info = self.node.tails.info(name)
-        assert info is not None
-        return control.Outcome(name.decode(), "new", info[2], info[6] - 1)
-
     def _unsubscribe(self, body: bytes) -> None:
         number = control.decode_unsubscribe(body)
         subscription = (self.subscriptions or {}).pop(number, None)
@@ -1064,104 +947,6 @@ class Session(Intake):
 
     # -- the rest ------------------------------------------------------------------------------------------------------
 
-    def _request(self, body: bytes) -> None:
-        # Who reads thousands of channels asks for thousands.
-        asked = requests.decode_question(body)
-        if asked is not None:
-            try:
-                self._channel_history(*asked)
-            except BrokerError as failure:
-                self.outbox.frame(control.encode_error(failure, request=asked[0]))
-            return
-        request = control.decode_request(body)
-        question = _QUESTIONS.get(request.op)
-        try:
-            if question is not None:
-                question(self, request)
-                return
-            reply = self._operate(request)
-        except BrokerError as failure:
-            if failure.name == "MALFORMED_FRAME":
-                raise
-            self.outbox.frame(control.encode_error(failure, request=request.request))
-            return
-        self.outbox.frame(control.encode_reply(request.request, reply))
-
-    def _history(self, request: control.Request) -> None:
-        """Read back what is stored of a channel, or of what a pattern selects."""
-        if "pattern" in request.more:
-            self._bus_history(request)
-            return
-        query = requests.decode_history_query(request.more)
-        self.node.gate.check(self.identity, Verb.HISTORY, query.channel.encode())
-        self._read_back(request.request, query, check_channel(query.channel))
-
-    def _channel_history(self, number: int, query: HistoryQuery, name: bytes) -> None:
-        """Read back what is stored of a channel, whose name was found to be one."""
-        self.node.gate.check(self.identity, Verb.HISTORY, name)
-        self._read_back(number, query, name)
-
-    def _bus_history(self, request: control.Request) -> None:
-        query = requests.decode_bus_query(request.more)
-        self.node.gate.check(self.identity, Verb.HISTORY, query.pattern.encode())
-        pattern = check_pattern(query.pattern)
-        self._check_ways(pattern)
-        self._read_back(request.request, query, pattern)
-
-    def _read_back(self, number: int, query: HistoryQuery | BusQuery, name: bytes) -> None:
-        # What is not in memory is looked up by the reader, with many others at once: reading loads nothing.
-        bytes_max = min(query.bytes_max, self.frame_bytes_max - REPLY_OVERHEAD_BYTES)
-        if bytes_max < query.bytes_max:
-            if isinstance(query, HistoryQuery):
-                query = query._replace(bytes_max=bytes_max)
-            else:
-                query = replace(query, bytes_max=bytes_max)
-        if self.node.history.ask(self, number, query, name) >= ASKS_MAX:
-            self._read_no_more(HELD_BY_ASKING)
-        self.node.kick()
-
-    def _channels(self, request: control.Request) -> None:
-        """List the names of stored channels."""
-        query = requests.decode_names_query(request.more)
-        prefix, after = query.prefix.encode(), query.after.encode()
-        self.node.gate.check(self.identity, Verb.MANAGE, prefix or b">")
-        names = NamesScan(prefix, after, query.limit)
-        self.node.listing.ask(self, request.request, names, details=query.details)
-        self.node.kick()
-
-    def _trim(self, request: control.Request) -> None:
-        """Take the oldest messages out of a channel; answered when that is committed."""
-        asked = requests.decode_trim(request.more)
-        self.node.gate.check(self.identity, Verb.MANAGE, asked.name.encode())
-        name = check_channel(asked.name)
-        self._need([name])
-        info = self.node.tails.info(name)
-        end = info[6] if info is not None else 1
-        if asked.first > end:
-            raise error(
-                "INVALID_POSITION", f"trim {asked.name}: got first {asked.first}, expected no position above {end}"
-            )
-
-        def reply() -> dict[str, object]:
-            left = self.node.tails.info(name)
-            return {"first": left[3] if left is not None else 1}
-
-        self.node.core.trim(name, asked.first, lambda failure: self.changed(request.request, failure, reply))
-        self.node.kick()
-
-    def _ask_consumers(self, request: control.Request) -> None:
-        """Have consumers do something, or tell of them."""
-        self._consumes().ask(request)
-
-    def _remove(self, request: control.Request) -> None:
-        """Remove a channel; answered when that is committed."""
-        asked = control.take_str(request.more, "name")
-        self.node.gate.check(self.identity, Verb.MANAGE, asked.encode())
-        name = check_channel(asked)
-        self._need([name])
-        self.node.core.drop(name, lambda failure: self.changed(request.request, failure, dict))
-        self.node.kick()
-
     def changed(self, number: int, failure: BrokerError | None, reply: Callable[[], dict[str, object]]) -> None:
         """Answer a request that changed something, or did not."""
         if self.closed:
@@ -1177,52 +962,12 @@ class Session(Intake):
     def encode_refusal(self, number: int, failure: BrokerError) -> bytes:
         return control.encode_error(failure, request=number)
 
+    def hold_for_asking(self) -> None:
+        """Read nothing more until what was asked is answered."""
+        self._read_no_more(HELD_BY_ASKING)
+
     def read_on_asking(self) -> None:
         self._read_on(HELD_BY_ASKING)
-
-    def _operate(self, request: control.Request) -> dict[str, object]:
-        if request.op == "stats":
-            self.node.gate.check(self.identity, Verb.MANAGE, b">")
-            return {"stats": self.node.stats()}
-        if request.op == "lagging":
-            self.node.gate.check(self.identity, Verb.MANAGE, b">")
-            readers, more = self.node.readers_behind(requests.decode_lagging_query(request.more))
-            return {"readers": readers, "more": more}
-        if request.op == "channel":
-            return self._describe(request.more.get("name"))
-        if request.op in ("backup", "compact", "task"):
-            return self._care(request)
-        known = ", ".join(sorted(["backup", "channel", "compact", "lagging", "stats", "task", *_QUESTIONS]))
-        raise error("UNKNOWN_OPERATION", f"operation: got {display(request.op.encode())}, known: {known}")
-
-    def _care(self, request: control.Request) -> dict[str, object]:
-        """Begin long work on the data, or tell how far it is."""
-        self.node.gate.check(self.identity, Verb.MANAGE, b">")
-        if request.op == "task":
-            return asdict(self.node.housekeeping.task(request.more.get("id")))
-        if request.op == "compact":
-            return {"id": self.node.compact()}
-        path = request.more.get("path")
-        if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
-            raise error(
-                "UNKNOWN_OPERATION",
-                f"operation backup: path is {path!r:.100}, expected an absolute one",
-                "Name a folder on the broker's machine, from the root on, that is missing or empty.",
-            )
-        return {"id": self.node.backup(Path(path))}
-
-    def _describe(self, asked: object) -> dict[str, object]:
-        if not isinstance(asked, str):
-            raise error("INVALID_CHANNEL", f"operation channel: `name` is {type(asked).__name__}, expected a string")
-        self.node.gate.check(self.identity, Verb.HISTORY, asked.encode())
-        name = check_channel(asked)
-        self._need([name])
-        info = self.node.tails.info(name)
-        if info is None:
-            # A question makes no channel: asking for many names must not fill the broker with them.
-            level = self.node.core.profiles.resolve(name).durability
-            return {"epoch": 0, "first": 1, "head": 0, "level": level}
-        return {"epoch": info[2], "first": info[3], "head": info[6] - 1, "level": info[1]}
 
     def _ping(self, body: bytes) -> None:
         self.outbox.frame(control.encode_pong(control.decode_token(body)))
@@ -1253,16 +998,6 @@ _EXHAUSTED_FRAME = control.encode_error(_EXHAUSTED)
 _BUSY = error("BUSY", "").code
 _DUPLICATE, _IDS_ABSENT = CODES["DUPLICATE"], CODES["IDS_ABSENT"]
 _FRAME_TOO_LARGE = error("FRAME_TOO_LARGE", "").code
-_QUESTIONS: dict[str, Callable[[Session, control.Request], None]] = {
-    "channels": Session._channels,
-    "delayed": list_delayed,
-    "delayed_cancel": cancel,
-    "history": Session._history,
-    "remove": Session._remove,
-    "trim": Session._trim,
-    **dict.fromkeys(OPERATIONS, Session._ask_consumers),
-}
-"""Operations that answer by themselves, later."""
 _PUBLISHES: dict[int, Callable[[Session, bytes], None]] = {
     PublishFlag.EXPECT: publish_expecting,
     PublishFlag.AT: schedule,
@@ -1277,7 +1012,7 @@ _HANDLERS: dict[int, Callable[[Session, bytes], None]] = {
     Kind.CHANNEL: Session._channel,
     Kind.SUBSCRIBE: Session._subscribe,
     Kind.UNSUBSCRIBE: Session._unsubscribe,
-    Kind.REQUEST: Session._request,
+    Kind.REQUEST: answer,
     Kind.PUBLISH: Session._late_publish,
     Kind.CREDIT: Session._late_credit,
     Kind.ACK: Session._late_ack,

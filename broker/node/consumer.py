@@ -14,7 +14,6 @@ Everything here runs on the loop's thread.
 from __future__ import annotations
 
 import json
-from collections import deque
 from dataclasses import asdict, replace
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -29,7 +28,7 @@ from broker.model.positions import BusPosition
 from broker.node.letters import letter_record
 from broker.node.reading import Reader
 from broker_native.jobs import Jobs
-from broker_native.membership import Membership
+from broker_native.members import Rotation, RotationMember
 
 if TYPE_CHECKING:
     import asyncio
@@ -48,15 +47,11 @@ HEAD = Struct("<I4xQQQQQ")
 """What stands before each stored change of jobs: bytes of the settings behind it, 0 when they are as before; how many
 jobs were done, given out again and given up since the consumer was made; and up to which position dead letters were
 published again."""
-FRAME_COPY_BYTES = 4 << 10
 TIMER_S_MAX = 3_600.0
 
 
 class MemberOwner(Protocol):
     """A member's connection."""
-
-    def member_acked(self, member: Member, number: int) -> None:
-        """What its ACKs up to a number changed is committed."""
 
     def member_unknown(self, member: Member, number: int) -> None:
         """What its ACKs up to a number that were not answered yet changed is void; their jobs come again."""
@@ -68,42 +63,25 @@ class MemberOwner(Protocol):
         """It is no member any more."""
 
 
-class Member(Membership):
+class Member(RotationMember):
     """Who takes jobs: a subscription of a connection.
 
     Attributes:
-        acks: Number of its last ACK.
-        told: Up to which of them it is known what became of it.
-        owed: `told`, as long as it was not told so; else 0.
-        gone: It is no member any more.
+        owner: The connection's part in consumers.
+        consumer: Whose jobs; None before it has joined.
     """
 
-    __slots__ = (
-        "acks", "bytes_max", "consumer", "gone", "outbox", "owed", "owner", "subscription", "told", "window",
-    )  # fmt: skip
+    __slots__ = ("consumer", "owner")
 
     def __init__(self, owner: MemberOwner, outbox: Outbox, subscription: int, window: int, bytes_max: int) -> None:
+        super().__init__(outbox, subscription, window, bytes_max)
         self.owner = owner
-        self.outbox = outbox
-        self.subscription = subscription
-        self.window = window
-        self.bytes_max = bytes_max
         self.consumer: Consumer | None = None
-        self.acks = 0
-        self.told = 0
-        self.owed = 0
-        self.gone = False
 
     def on_settled(self) -> None:
         """A transaction has settled jobs of it (`Membership`)."""
         assert self.consumer is not None
         self.consumer.note_settled(self)
-
-    def tell_owed(self) -> None:
-        """Tell it what is committed."""
-        if self.owed:
-            number, self.owed = self.owed, 0
-            self.owner.member_acked(self, number)
 
 
 class Floor(NamedTuple):
@@ -122,7 +100,7 @@ class Floor(NamedTuple):
     place: Place
 
 
-class Consumer:
+class Consumer(Rotation):
     """Use `Consumers`, which makes and finds them.
 
     Args:
@@ -133,7 +111,6 @@ class Consumer:
     Attributes:
         ready: It is as it is stored, and may be used.
         members: Who takes its jobs, by number.
-        touched: It has something to do at the end of the turn.
         used_us: When somebody last asked for it, by a steady clock.
         redriven: The position up to which its dead letters were published again.
         holding: How much must be over before anything is given out.
@@ -150,7 +127,6 @@ class Consumer:
         self._settings_stored = False
         self.ready = False
         self.members: dict[int, Member] = {}
-        self.touched = False
         self.used_us = home.clock.steady_us()
         self.redriven = (0, 0)
         self.holding = 0
@@ -158,8 +134,6 @@ class Consumer:
         self.discarded = False
         self._acked = self._redelivered = self._dead = self._dead_read = 0
         self._members_made = 0
-        self._rotation: deque[Member] = deque()
-        self._unacked: dict[Member, None] = {}
         self._askers: list[Done] = []
         self._waiters: list[Done] = []
         self._settlers: list[Callable[[], None]] = []
@@ -170,7 +144,6 @@ class Consumer:
         self._saved: tuple[Place, Place] = ((0, 0), (0, 0))
         self._timer: asyncio.TimerHandle | None = None
         self._timer_us = 0
-        self.jobs: Jobs | None = None
         self.next_lease = home.next_lease
 
     # -- from the disk and back ----------------------------------------------------------------------------------------
@@ -357,12 +330,10 @@ class Consumer:
 
     def renew(self) -> None:
         """Be made anew from what is stored; nothing of it is pending. All leases are void."""
-        members, self._waiters = self.members, [*self._waiters, _nobody]
+        self._waiters = [*self._waiters, _nobody]
         self._leave_memory()
         self._home.taken(self)
-        self._rotation.clear()
-        for member in members.values():
-            member.waits = False
+        self.forget_waiting()
         if self._settings is not None and self.jobs is not None:
             self.jobs = self._new_jobs([])
         self._home.states.load(self, self._restore, self._restored)
@@ -373,19 +344,18 @@ class Consumer:
         """Return what has changed (`Stateful`), and have its members told when it is committed."""
         jobs = self.jobs
         assert jobs is not None
-        batch = [(member, member.acks) for member in self._unacked]
+        said = self.take_said()
         askers, self._askers = self._askers, []
-        self._unacked.clear()
         jobs.noted = False
         changed = jobs.changes(self._always or not self._settings_stored)
         if not changed and self._settings_stored:
             # Nothing is pending when a group closes: all that they wait for is committed.
-            self._confirm(batch, askers, None)
+            self._confirmed(said, askers, None)
             return b""
         self._saved, self._always = self._place(), False
         head = self._head(with_settings=not self._settings_stored)
         self._settings_stored = True
-        self._core.requests.append(lambda failure: self._confirm(batch, askers, failure))
+        self._core.requests.append(lambda failure: self._confirmed(said, askers, failure))
         return head + changed
 
     def snapshot(self) -> bytes:
@@ -407,7 +377,7 @@ class Consumer:
                 member.told = member.acks
                 member.owner.member_unknown(member, member.acks)
         askers, self._askers = self._askers, []
-        self._unacked.clear()
+        self.take_said()
         for asker in askers:
             asker(unknown)
         if not self.discarded:
@@ -422,24 +392,15 @@ class Consumer:
         self._core.states.touch(self)
         self._home.kick()
 
-    def _confirm(self, batch: list[tuple[Member, int]], askers: list[Done], failure: BrokerError | None) -> None:
-        if failure is None:
-            for member, number in batch:
-                if not member.gone:
-                    member.told = member.owed = number
-                    self._tell_soon(member)
+    def _confirmed(
+        self, said: list[tuple[RotationMember, int]], askers: list[Done], failure: BrokerError | None
+    ) -> None:
+        if failure is None and said:
+            later = self.confirm(said)
+            if later:
+                self._home.tell_later(later)
         for asker in askers:
             asker(failure)
-
-    def _tell_soon(self, member: Member) -> None:
-        """Tell a member what is committed; who has jobs under way hears of it with the next ones, if these come soon.
-
-        A member that has one job at a time would else be sent twice as much in half as large pieces.
-        """
-        if self.jobs is not None and self.jobs.under_way(member.number)[0]:
-            self._home.tell_later(member)
-        else:
-            member.tell_owed()
 
     # -- members -------------------------------------------------------------------------------------------------------
 
@@ -457,7 +418,7 @@ class Consumer:
         self.jobs.join(member.number, member.subscription, member.window, member.bytes_max)
         self.members[member.number] = member
         member.jobs = self.jobs
-        self._wait(member)
+        self.enter(member)
         self.read()
         self.touch()
         self._home.kick()
@@ -471,7 +432,7 @@ class Consumer:
         member.gone = True
         member.jobs = None
         del self.members[member.number]
-        self._unacked.pop(member, None)
+        self.leave_turns(member)
         self.jobs.leave(member.number)
         self.used_us = self._home.clock.steady_us()
         self.touch()
@@ -480,8 +441,8 @@ class Consumer:
     def _lose(self, failure: BrokerError) -> None:
         """All members are none any more."""
         members, self.members = self.members, {}
-        self._rotation.clear()
-        self._unacked.clear()
+        self.forget_waiting()
+        self.take_said()
         for member in members.values():
             member.gone = True
             member.jobs = None
@@ -500,13 +461,7 @@ class Consumer:
         """
         assert self.jobs is not None
         refused = self.jobs.settle(member.number, body, now_us)
-        self._unacked[member] = None
-        if not member.waits:
-            member.waits = True
-            self._rotation.append(member)
-        if not self.touched:
-            self.touched = True
-            self._home.touched.append(self)
+        self.note_said(member)
         return refused
 
     def refusal(self, member: Member, body: bytes) -> tuple[int, int, int] | None:
@@ -532,17 +487,12 @@ class Consumer:
         assert self.jobs is not None
         self.jobs.noted = True
         self._core.states.touch(self)
-        self._wait(member)
+        self.wait(member)
         self.touch()
-
-    def _wait(self, member: Member) -> None:
-        if not member.waits:
-            member.waits = True
-            self._rotation.append(member)
 
     def _wait_all(self) -> None:
         for member in self.members.values():
-            self._wait(member)
+            self.wait(member)
 
     # -- the end of a turn ---------------------------------------------------------------------------------------------
 
@@ -555,18 +505,19 @@ class Consumer:
     def turn(self, now_us: int) -> None:
         """Do what there is to do at the end of a turn."""
         self.touched = False
+        self.served = 0
         jobs = self.jobs
         if jobs is not None:
             jobs.noted = False
         if not self.ready or jobs is None:
-            if self._unacked and jobs is not None and self._kept:
+            if self.unanswered and jobs is not None and self._kept:
                 self._core.states.touch(self)
             return
         if jobs.doomed:
             self._bury(jobs)
-        if self._rotation and jobs.ready and not self.holding and not self.settings.paused:
-            self._give(jobs, now_us)
-        if self._unacked or self._askers or jobs.changed:
+        if self.waits and jobs.ready and not self.holding and not self.settings.paused:
+            self.give(now_us)
+        if self.unanswered or self._askers or jobs.changed:
             self._core.states.touch(self)
         if self._reader is not None:
             self._reader.leave_room(self._home.window_bytes(self.settings.lanes), jobs.bytes_held)
@@ -575,37 +526,6 @@ class Consumer:
             self._set_timer(due_us, now_us)
         if self._settlers:
             self._tell_settled()
-
-    def _give(self, jobs: Jobs, now_us: int) -> None:
-        """Give out what is ready, to each member in turn, as evenly as there is of it."""
-        rotation = self._rotation
-        while rotation and jobs.ready:
-            share = -(-jobs.ready // len(rotation))
-            given = False
-            for _ in range(len(rotation)):
-                member = rotation.popleft()
-                if member.gone:
-                    continue
-                frame = jobs.grant(member.number, now_us, share)
-                if frame:
-                    given = True
-                    member.tell_owed()
-                    if len(frame) <= FRAME_COPY_BYTES:
-                        member.outbox.ordered_frame(frame)
-                    else:
-                        member.outbox.shared_frames(frame)
-                elif jobs.is_leaving(member.number):
-                    member.waits = False
-                    continue
-                count, size = jobs.under_way(member.number)
-                if count >= member.window or size >= member.bytes_max:
-                    member.waits = False
-                    continue
-                rotation.append(member)
-                if not frame or not jobs.ready:
-                    break
-            if not given:
-                return
 
     def _bury(self, jobs: Jobs) -> None:
         """Put copies of dead jobs into the group that says that they are done."""

@@ -25,6 +25,7 @@ from broker.model.names import check_channel, display, is_pattern
 from broker.node.consumer import CHANNEL_PREFIX, Consumer
 from broker.node.placing import Placing
 from broker.node.redrive import Redrive
+from broker_native.members import tell_all
 
 if TYPE_CHECKING:
     import asyncio
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from broker.node.states import StateStore
     from broker_native.intake import Clock
     from broker_native.jobs import Jobs
+    from broker_native.members import RotationMember
 
     Done = Callable[[BrokerError | None], None]
     Told = Callable[[ConsumerInfo | BrokerError], None]
@@ -49,8 +51,9 @@ __all__ = ["Consumers"]
 IDLE_US = 10_000_000
 """How long one stays in memory that nobody uses."""
 LOOK_AGAIN_S = 0.005
-TELL_S = 0.005
-"""How long a member with jobs under way waits to hear that what it said is committed: the next jobs may bring it."""
+TELL_S = 0.002
+"""How long a member waits to hear that what it said is committed, if the next jobs are likely to bring that: it has
+jobs under way, and there are more."""
 WINDOW_BYTES = 8 << 20
 """What one keeps of its source at most, about;"""
 LANES_WINDOW_BYTES = 128 << 20
@@ -81,6 +84,7 @@ class Consumers:
         flagged: Jobs up to this place of the bus may have been seen by somebody in a run before.
         next_lease: No lease of this run is as high as this, but of consumers in memory.
         dead: Jobs that were given up in this run.
+        crowded: The last turn has given jobs to several members of one consumer: the next ACK is not the only one.
         held: Tells of how many channels retention waits for each consumer, and for how many bytes of them.
     """
 
@@ -110,8 +114,9 @@ class Consumers:
         self.held: Callable[[], Mapping[str, tuple[int, int]]] = dict
         self._redelivered = 0
         self._expired = 0
-        self._crowded = False
-        self._owed: list[Member] = []
+        self.crowded = False
+        self._short_of_memory = False
+        self._owed: list[RotationMember] = []
         self._placing = Placing(core, log, catchup)
         self._consumers: dict[bytes, Consumer | None] = {}
         self._loaded: dict[Consumer, None] = {}
@@ -192,18 +197,16 @@ class Consumers:
 
         self.loop.call_later(LOOK_AGAIN_S, look)
 
-    def tell_later(self, member: Member) -> None:
-        """Tell a member what it is owed in a moment, unless it hears of it before."""
+    def tell_later(self, members: list[RotationMember]) -> None:
+        """Tell members what they are owed in a moment, unless they hear of it before."""
         if not self._owed:
             self.loop.call_later(TELL_S, self._tell_owed)
-        self._owed.append(member)
+        self._owed += members
 
     def _tell_owed(self) -> None:
         owed, self._owed = self._owed, []
-        for member in owed:
-            if not member.gone:
-                member.tell_owed()
-        self.kick()
+        if tell_all(owed):
+            self.kick()
 
     def left(self, consumer: Consumer) -> None:
         """A consumer has left memory."""
@@ -222,8 +225,10 @@ class Consumers:
     def turn(self, now_us: int) -> None:
         """The end of a turn, before its group may be closed, or behind a flush that has brought something to read."""
         touched, self.touched = self.touched, []
+        self.crowded = False
         for consumer in touched:
             consumer.turn(now_us)
+            self.crowded |= consumer.served > 1
 
     def failed(self) -> None:
         """A commit has failed: what was read of the groups that are undone is void."""
@@ -235,13 +240,13 @@ class Consumers:
         """What each of them may keep of what it reads, with lanes or without."""
         most_bytes = LANES_WINDOW_BYTES if lanes else WINDOW_BYTES
         share_bytes = self.core.limits.memory_bytes_max // MEMORY_SHARE // max(len(self._loaded), 1)
-        return WINDOW_BYTES_MIN if self._crowded else max(min(most_bytes, share_bytes), WINDOW_BYTES_MIN)
+        return WINDOW_BYTES_MIN if self._short_of_memory else max(min(most_bytes, share_bytes), WINDOW_BYTES_MIN)
 
     def tick(self) -> None:
         """Once a second."""
         if not self._listed and not self._listeners:
             self.list_names(_ignore)
-        self._crowded = self.kept_bytes > self.core.limits.memory_bytes_max // MEMORY_SHARE
+        self._short_of_memory = self.kept_bytes > self.core.limits.memory_bytes_max // MEMORY_SHARE
         now_us = self.clock.steady_us()
         for consumer in list(self._loaded):
             if consumer.ready:

@@ -261,6 +261,10 @@ class DelayedMessages:
         """As `Delayed.schedule`, when it is `ready`."""
         self.wheel.schedule(publisher, body, begin, due_us, self._core.tails.now_us)
 
+    def schedule_frames(self, publisher: Publisher, frames: bytes, due_us_max: int) -> int:
+        """As `Delayed.schedule_frames`, when it is `ready`."""
+        return self.wheel.schedule_frames(publisher, frames, self._core.tails.now_us, due_us_max)
+
     def cancel(self, channel: bytes, id: bytes, done: Done) -> None:
         """Have a message wait no more; `done` is called when that is committed, or with why not.
 

@@ -324,7 +324,8 @@ class Node:
         if self.budget.holds and connection.publishes:
             connection.hold_for_memory()
             self._short_of_memory[connection] = None
-        if self.tails.turn_bytes >= TURN_BYTES_MAX or connection.heard_us - self._turned_us > TURN_QUIET_US:
+        quiet = connection.heard_us - self._turned_us > TURN_QUIET_US and not self.consumers.crowded
+        if quiet or self.tails.turn_bytes >= TURN_BYTES_MAX:
             self._turn()
         elif not self.fanout.kicked:
             self.kick()
@@ -341,6 +342,8 @@ class Node:
             now_us = self.clock.now_us()
             if self.consumers.touched:
                 self.consumers.turn(now_us)
+            elif self.consumers.crowded:
+                self.consumers.crowded = False
             self.core.end_turn(now_us)
             if self.core.in_commit is None:
                 self._start_commit()

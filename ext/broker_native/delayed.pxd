@@ -33,6 +33,9 @@ cdef enum:
     LEVELS = 4                      # of the wheel: slots of 1, 64, 4,096 and 262,144 seconds
     LEVEL_BITS = 6
     SLOTS = 128                     # of each level: those of this turn of the next coarser slot, and of the next turn
+    SLOTS_ALL = LEVELS * SLOTS
+
+    ID_BYTES_MAX = 64
 
 cdef struct Pending:                # ticket 0: the entry is free
     uint64_t high
@@ -108,3 +111,24 @@ cdef class Answers:
     cdef uint32_t last_count
 
     cdef int add(self, uint64_t due_us, uint8_t flags) except -1
+
+# The id of a record that was checked, NULL when it has none.
+cdef const uint8_t* record_id(const uint8_t* record, uint32_t* size) noexcept nogil
+# Writes a slot's record, as a PUBLISH would have it, around an envelope; answers what is behind it.
+cdef uint8_t* put_envelope(uint8_t* at, const Pending* entry, uint8_t kind, const uint8_t* channel,
+                           uint32_t channel_size, const uint8_t* id, uint32_t id_size, const uint8_t* record,
+                           uint32_t record_size) noexcept nogil
+
+
+cdef inline int level_for(uint64_t due_s, uint64_t cursor_s) noexcept nogil:
+    """The finest level whose slots reach so far: those of this turn of the next coarser slot and of the next one."""
+    cdef int level = 0
+    while level < LEVELS - 1 and (
+        due_s >> (LEVEL_BITS * (level + 1)) > (cursor_s >> (LEVEL_BITS * (level + 1))) + 1
+    ):
+        level += 1
+    return level
+
+
+cdef inline uint32_t slot_at(uint64_t due_s, int level) noexcept nogil:
+    return <uint32_t>(due_s >> (LEVEL_BITS * level)) & (SLOTS - 1)

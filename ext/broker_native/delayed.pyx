@@ -154,20 +154,6 @@ cdef uint8_t* put_envelope(uint8_t* at, const Pending* entry, uint8_t kind, cons
     return at + record_size
 
 
-cdef inline int level_for(uint64_t due_s, uint64_t cursor_s) noexcept nogil:
-    """The finest level whose slots reach so far: those of this turn of the next coarser slot and of the next one."""
-    cdef int level = 0
-    while level < LEVELS - 1 and (
-        due_s >> (LEVEL_BITS * (level + 1)) > (cursor_s >> (LEVEL_BITS * (level + 1))) + 1
-    ):
-        level += 1
-    return level
-
-
-cdef inline uint32_t slot_at(uint64_t due_s, int level) noexcept nogil:
-    return <uint32_t>(due_s >> (LEVEL_BITS * level)) & (SLOTS - 1)
-
-
 WHEEL = LEVELS, SLOTS
 
 
@@ -559,7 +545,7 @@ cdef class Waiting:
         try:
             for index in range(count):
                 id = record_id(at, &id_size)
-                if id == NULL or not 1 <= id_size <= 64:
+                if id == NULL or not 1 <= id_size <= ID_BYTES_MAX:
                     raise ValueError(f"record {index}: it has no id")
                 self.hash_of(name, name_size, id, id_size, &entry)
                 found = self.find(&entry, True)

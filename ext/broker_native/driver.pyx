@@ -18,6 +18,7 @@ part of what a run returns. It must not know how a protocol spells anything.
 One thread at a time. Sockets are borrowed: their owner keeps them open for as long as the driver lives.
 """
 
+import time
 from collections import namedtuple
 from secrets import token_hex
 
@@ -29,7 +30,8 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, strerror
 
 from broker_native import driver_broker, driver_mqtt, driver_nats, driver_redis, ledger
-from broker_native.driver_broker cimport DRIVER_ID_BYTES, broker_dialect, broker_keyed_dialect, broker_write
+from broker_native.driver_broker cimport (
+    DRIVER_ID_BYTES, broker_delayed_dialect, broker_dialect, broker_keyed_dialect, broker_write)
 from broker_native.driver_load cimport (
     Audience, Connection, Dialect, FAILURE_NONE, FAILURE_PROTOCOL, FAILURE_SOCKET, INBOX_BYTES_MAX, KEYS_MAX,
     KEY_FIELD_BYTES, LINE_BYTES_MAX, LINE_END_BYTES, Lane, Load, POLLER_EVENTS_MAX, POLLER_NEVER, Publisher,
@@ -350,6 +352,7 @@ cdef Subscriber* subscriber_new(Load* load, uint32_t audience) except NULL:
 cdef class Driver:
     cdef Load load
     cdef bint opened
+    cdef bint delayed
     cdef int dialect                 # DIALECT_*
     cdef object names                # bytes of the channels' names, which load.names borrows
     cdef object heads                # the same of load.heads
@@ -360,7 +363,8 @@ cdef class Driver:
 
     def __init__(self, names, *, uint32_t publishers, uint32_t audiences=1, uint32_t payload_bytes=128,
                  uint32_t batch=1, uint64_t window=16384, uint32_t frame_bytes_max=1 << 21, bint crc=False,
-                 bint owned=False, bint random=False, bint ids=False, uint32_t keys=0, dialect="broker"):
+                 bint owned=False, bint random=False, bint ids=False, uint32_t keys=0, bint delayed=False,
+                 dialect="broker"):
         """Prepare a load over channels.
 
         Args:
@@ -381,8 +385,10 @@ cdef class Driver:
             ids: each record has an id of its own; not with keys.
             keys: each record has a key, of which there are so many: its flow's counter modulo their number, in
                 KEY_BYTES (8) digits. 0 for records without; with keys there are no subscribers.
+            delayed: records are published for later, at the times of `delay`; with ids.
             dialect: the protocol of all sockets: one of DIALECTS. What only the broker's has (`owned`, `crc`, `ids`,
-                `head`, `keys`, credit, and chunks, answers and events in an Outcome) means nothing in others.
+                `delayed`, `head`, `keys`, credit, and chunks, answers and events in an Outcome) means nothing in
+                others.
 
         Raises:
             ValueError: an argument is out of its range.
@@ -405,6 +411,9 @@ cdef class Driver:
         self.dialect = DIALECTS.index(dialect)
         if self.dialect != DIALECT_BROKER and (owned or random or crc or ids or keys):
             raise ValueError(f"{dialect}: got owned, random, crc, ids or keys, which mean nothing in it")
+        if delayed and (owned or not ids):
+            raise ValueError("delayed: got no ids, or channels that are owned")
+        self.delayed = delayed
         if ids and keys:
             raise ValueError("got ids and keys, of which a record has one here")
         if keys > KEYS_MAX:
@@ -450,7 +459,7 @@ cdef class Driver:
         cdef uint64_t head_bytes_max = 0
         load.dialect = self.dialect_of()
         if self.dialect == DIALECT_BROKER:
-            load.frame_extra_bytes = driver_broker.extra_bytes()
+            load.frame_extra_bytes = driver_broker.extra_bytes(self.delayed)
             return driver_broker.record_bytes_max(payload_bytes, ids) + (KEY_FIELD_BYTES if load.keys else 0)
         for name in names:
             head = self.head_of(name, payload_bytes)
@@ -464,6 +473,8 @@ cdef class Driver:
 
     cdef const Dialect* dialect_of(self) noexcept:
         if self.dialect == DIALECT_BROKER:
+            if self.delayed:
+                return broker_delayed_dialect()
             return broker_keyed_dialect() if self.load.keys else broker_dialect()
         if self.dialect == DIALECT_REDIS:
             return redis_dialect()
@@ -706,6 +717,20 @@ cdef class Driver:
                 break
         cpu_ns = clock_cpu_ns() - cpu_ns
         return self.outcome(ended and load.failure == FAILURE_NONE, <double>cpu_ns * 1e-9, taken, sent, acked)
+
+    def delay(self, *, double lead_s, double step_s):
+        """Say when what is published from now on is due, with `delayed`: record after record, of all publishers.
+
+        What it says of the broker's time is right on the machine of the broker.
+
+        Args:
+            lead_s: how long from now the first of them is due.
+            step_s: how far apart they are. Records of one frame are due together.
+        """
+        cdef uint64_t now_ns = clock_ns()
+        self.load.due_ns = now_ns + <uint64_t>(lead_s * 1e9)
+        self.load.due_step_ns = <uint64_t>(step_s * 1e9)
+        self.load.wall_us = time.time_ns() // 1000 - now_ns // 1000
 
     cdef void begin(self, uint64_t messages, double seconds, uint64_t rate, double hold_s) noexcept:
         """Set up one run: share the messages out, the first publishers take the rest."""

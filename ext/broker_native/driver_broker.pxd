@@ -15,6 +15,7 @@ cdef enum:
 cdef const Dialect* broker_dialect() noexcept nogil
 # The same, with a key in each record.
 cdef const Dialect* broker_keyed_dialect() noexcept nogil
+cdef const Dialect* broker_delayed_dialect() noexcept nogil
 # Where a record's payload begins; above `size` when its fields do not fit.
 cdef uint32_t record_fields_bytes(const uint8_t* record, uint32_t size) noexcept nogil
 cdef void connection_pong(Load* load, Connection* connection, const uint8_t* token) noexcept nogil

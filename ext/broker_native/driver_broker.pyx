@@ -21,9 +21,9 @@ from broker_native.layout cimport (
     CHUNK_CHANNEL, CHUNK_COUNT, CHUNK_CRC, CHUNK_EPOCH, CHUNK_FIRST, CHUNK_FLAGS, CHUNK_HEADER_BYTES, CREDIT_BYTES,
     DELIVER_FLAG_EARLY, DELIVER_FLAG_NAME, DELIVER_HEADER_BYTES, FRAME_HEADER_BYTES, GONE_RECORD_BYTES, KIND_CREDIT,
     KIND_DELIVER, KIND_ERROR, KIND_EVENT, KIND_GOING_AWAY, KIND_PING, KIND_PONG, KIND_PUBLISHED,
-    PUBLISHED_ENTRY_BYTES, PUBLISHED_FLAG_DUPLICATE, PUBLISH_HEADER_BYTES, RECORD_EXPIRY, RECORD_FLAGS_KNOWN,
-    RECORD_GONE, RECORD_HEADERS, RECORD_HEADER_BYTES, RECORD_ID, RECORD_KEY, RECORD_NUMBER, RECORD_PRIORITY,
-    RECORD_PUBLISHER, load_u16, load_u32, load_u64, store_u16, store_u32, store_u64)
+    PUBLISHED_ENTRY_BYTES, PUBLISHED_FLAG_DUPLICATE, PUBLISH_AT_BYTES, PUBLISH_FLAG_AT, PUBLISH_HEADER_BYTES,
+    RECORD_EXPIRY, RECORD_FLAGS_KNOWN, RECORD_GONE, RECORD_HEADERS, RECORD_HEADER_BYTES, RECORD_ID, RECORD_KEY,
+    RECORD_NUMBER, RECORD_PRIORITY, RECORD_PUBLISHER, load_u16, load_u32, load_u64, store_u16, store_u32, store_u64)
 
 cdef enum:
     SUBSCRIPTION = 1               # the number of a subscriber's only subscription
@@ -88,6 +88,30 @@ cdef uint8_t* write_keyed(Load* load, Publisher* publisher, uint8_t* frame, uint
             digit[0] = <uint8_t>(48 + key % 10)
             key = key // 10
         payload_write(load, record + RECORD_HEADER_BYTES + KEY_FIELD_BYTES, publisher.index, counter, time_ns, channel)
+        record += load.record_bytes
+    publisher_wrote(publisher, number, count)
+    return record
+
+
+cdef uint8_t* write_delayed(Load* load, Publisher* publisher, uint8_t* frame, uint32_t channel, uint32_t count,
+                            uint64_t time_ns) noexcept nogil:
+    """Write one PUBLISH frame with AT; the stamps of its records say when they are due."""
+    cdef uint8_t* record = frame + FRAME_HEADER_BYTES + PUBLISH_HEADER_BYTES + PUBLISH_AT_BYTES
+    cdef uint32_t i, number = publisher.turn
+    cdef uint64_t turn = publisher.records * load.publishers_count + publisher.index
+    cdef uint64_t counter, due_ns = load.due_ns + load.due_step_ns * turn
+    frame_header_write(frame, PUBLISH_HEADER_BYTES + PUBLISH_AT_BYTES + count * load.record_bytes, KIND_PUBLISH)
+    frame[5] = PUBLISH_FLAG_AT
+    store_u32(frame + 8, number)
+    store_u32(frame + 12, count)
+    store_u64(frame + 16, publisher.records + 1)
+    store_u64(frame + 24, load.wall_us + due_ns // 1000)
+    for i in range(count):
+        counter = publisher.counters[number] + i
+        store_u64(record, load.record_head)
+        store_u32(record + 8, 0)
+        id_write(record + RECORD_HEADER_BYTES, publisher.index, channel, counter)
+        payload_write(load, record + RECORD_HEADER_BYTES + load.fields_bytes, publisher.index, counter, due_ns, channel)
         record += load.record_bytes
     publisher_wrote(publisher, number, count)
     return record
@@ -431,7 +455,7 @@ cdef size_t take_bytes(Load* load, Connection* connection, const uint8_t* data, 
     return at
 
 
-cdef Dialect dialect, keyed
+cdef Dialect dialect, keyed, delayed
 dialect.write = NULL                # broker_write, which its caller takes in
 dialect.take = take_bytes
 dialect.assure = assure
@@ -444,6 +468,12 @@ keyed.assure = assure
 keyed.answered = True
 
 
+delayed.write = write_delayed
+delayed.take = take_bytes
+delayed.assure = assure
+delayed.answered = True
+
+
 cdef const Dialect* broker_dialect() noexcept nogil:
     return &dialect
 
@@ -452,9 +482,13 @@ cdef const Dialect* broker_keyed_dialect() noexcept nogil:
     return &keyed
 
 
-def extra_bytes():
+cdef const Dialect* broker_delayed_dialect() noexcept nogil:
+    return &delayed
+
+
+def extra_bytes(bint delayed=False):
     """Return what a PUBLISH frame takes besides its records."""
-    return FRAME_HEADER_BYTES + PUBLISH_HEADER_BYTES
+    return FRAME_HEADER_BYTES + PUBLISH_HEADER_BYTES + (PUBLISH_AT_BYTES if delayed else 0)
 
 
 def record_bytes_max(uint64_t payload_bytes, bint ids=False):

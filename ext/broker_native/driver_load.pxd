@@ -192,6 +192,9 @@ cdef struct Load:
     uint64_t record_head        # the first 8 bytes of a record without a key
     uint32_t fields_bytes       # between its header and its payload: DRIVER_ID_BYTES with ids, else 0
     uint32_t keys               # that records have in turn; 0: they have none
+    uint64_t due_ns             # when the first record is due, and how far apart all of them are,
+    uint64_t due_step_ns        # … with publishers that publish for later; by this clock,
+    uint64_t wall_us            # … to which so much is added for that of the broker
     uint32_t batch
     bint crc
     uint32_t frame_bytes_max

@@ -7,6 +7,7 @@ from broker_native.channel cimport Channel
 from broker_native.growing cimport Bytes
 from broker_native.tails cimport Tails
 from broker_native.trie cimport PatternTrie
+from broker_native.unsent cimport Sender
 
 
 @cython.final
@@ -35,7 +36,10 @@ cdef class Outbox:
     cdef bint lost                      # there was no memory for what it should be sent: it gets nothing more
 
     cdef int mark(self) except -1
-    cdef int queue(self, Bytes* to, const uint8_t* header, bytes body) except -1
+    cdef int queue(self, Bytes* to, const uint8_t* header, const uint8_t* body, size_t body_bytes) except -1
+    cdef int answer(self, const uint8_t* frame, size_t size) except -1
+    cdef int order(self, bytes frame) except -1
+    cdef int share(self, bytes frames) except -1
     cdef int lose(self) except -1
     cdef void drop(self) noexcept
     cdef void settle(self) noexcept
@@ -44,6 +48,7 @@ cdef class Outbox:
     cdef int seal_small(self) except -1
     cdef int flush(self) except -1
     cdef int send(self) except -1
+    cdef bint send_straight(self, Sender sender) except -1
 
 cdef struct Told:                       # 64 neighbouring channel ids
     uint64_t key                        # 1 + the id's upper bits; 0 while the slot is free

@@ -21,7 +21,7 @@ from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memcpy, memmove, memset
 
 from broker_native.channel cimport Channel, channel_name, channel_prefetch_rare
 from broker_native.channels cimport BATCH
@@ -30,12 +30,14 @@ from broker_native.groups cimport chunk_part
 from broker_native.layout cimport *
 from broker_native.slots cimport SEGMENT_SLOTS, Segment, table_after, table_segment
 from broker_native.tails cimport Tails
+from broker_native.unsent cimport Sender
 
 cdef extern from "Python.h":
     void Py_XDECREF(PyObject* object)
 
 cdef enum:
     COPY_BYTES_MAX = 4096               # chunks up to this are copied behind their prefix
+    STRAIGHT_BYTES_MAX = 4096           # of copied bytes that are not made an object before they are sent
     TOLD_SLOTS_MIN = 16
     RUN_READERS_MIN = 4                 # for fewer, making a run's frames costs more than it saves
     RUN_BYTES_MAX = 256 * 1024          # of a run's chunks: who lacks credit for all of it gets them one by one
@@ -89,9 +91,9 @@ cdef class Outbox:
         """Bytes of answers and control frames in the queue, without deliveries."""
         return self.urgent.used + self.ordered
 
-    cdef int queue(self, Bytes* to, const uint8_t* header, bytes body) except -1:
+    cdef int queue(self, Bytes* to, const uint8_t* header, const uint8_t* body, size_t body_bytes) except -1:
         """Queue a frame's bytes: a header or none, and the rest."""
-        cdef size_t size = PyBytes_GET_SIZE(body)
+        cdef size_t size = body_bytes
         if self.lost:
             return 0
         try:
@@ -103,7 +105,7 @@ cdef class Outbox:
         if header != NULL:
             bytes_append(to, header, FRAME_HEADER_BYTES)
             size += FRAME_HEADER_BYTES
-        bytes_append(to, <const uint8_t*>PyBytes_AS_STRING(body), <size_t>PyBytes_GET_SIZE(body))
+        bytes_append(to, body, body_bytes)
         self.queued += size
         self.copied += size
         self.fanout.copied_bytes += size
@@ -121,19 +123,29 @@ cdef class Outbox:
 
     def frame(self, bytes frame not None):
         """Queue a whole frame ahead of this turn's deliveries."""
-        self.queue(&self.urgent, NULL, frame)
+        self.answer(<const uint8_t*>PyBytes_AS_STRING(frame), <size_t>PyBytes_GET_SIZE(frame))
+
+    cdef int answer(self, const uint8_t* frame, size_t size) except -1:
+        return self.queue(&self.urgent, NULL, frame, size)
 
     def ordered_frame(self, bytes frame not None):
         """Queue a whole frame behind the deliveries that are queued already."""
+        self.order(frame)
+
+    cdef int order(self, bytes frame) except -1:
         cdef size_t before = self.queued
-        self.queue(&self.small, NULL, frame)
+        self.queue(&self.small, NULL, <const uint8_t*>PyBytes_AS_STRING(frame), <size_t>PyBytes_GET_SIZE(frame))
         if self.queued > before:
             self.ordered += self.queued - before
+        return 0
 
     def shared_frames(self, bytes frames not None):
         """Queue many whole frames behind what is queued already, without copying them."""
+        self.share(frames)
+
+    cdef int share(self, bytes frames) except -1:
         if self.lost:
-            return
+            return 0
         try:
             self.mark()
             self.seal_small()
@@ -143,12 +155,14 @@ cdef class Outbox:
             self.queued += <size_t>PyBytes_GET_SIZE(frames)
         except MemoryError:
             self.lose()
+        return 0
 
     def published(self, bytes answers not None):
         """Queue a PUBLISHED frame of these entries."""
         cdef uint8_t header[FRAME_HEADER_BYTES]
         frame_header(header, <uint32_t>PyBytes_GET_SIZE(answers), KIND_PUBLISHED, 0)
-        self.queue(&self.urgent, header, answers)
+        self.queue(&self.urgent, header, <const uint8_t*>PyBytes_AS_STRING(answers),
+                   <size_t>PyBytes_GET_SIZE(answers))
 
     def pause(self):
         """The transport's buffer is full: keep the bytes here. Safe inside `writelines`."""
@@ -222,8 +236,31 @@ cdef class Outbox:
             self.lose()
         return 0
 
+    cdef bint send_straight(self, Sender sender) except -1:
+        """Send copied bytes by the socket itself; answers whether all of them went. Else the rest is queued still."""
+        cdef Bytes* first = &self.urgent
+        cdef size_t sent = sender.send(self.urgent.data, self.urgent.used, self.small.data, self.small.used)
+        cdef size_t part
+        while sent:
+            part = min(sent, first.used)
+            first.used -= part
+            if first.used:
+                memmove(first.data, first.data + part, first.used)
+            elif first.capacity > STRAIGHT_BYTES_MAX:
+                bytes_release(first)
+            sent -= part
+            first = &self.small
+        if self.urgent.used or self.small.used:
+            return False
+        self.settle()
+        return True
+
     cdef int send(self) except -1:
         cdef list pieces
+        if (self.pieces is None and type(self.transport) is Sender
+                and 0 < self.urgent.used + self.small.used <= STRAIGHT_BYTES_MAX
+                and self.send_straight(<Sender>self.transport)):
+            return 0
         self.seal_small()
         pieces = self.pieces
         self.pieces = None

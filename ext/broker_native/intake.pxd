@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from broker_native.fanout cimport Fanout, Outbox, Subscription
 from broker_native.growing cimport Bytes
+from broker_native.ids_ahead cimport IdsAhead
 from broker_native.publisher cimport Publisher
 from broker_native.tails cimport Tails
 
@@ -48,6 +49,7 @@ cdef class ReadBuffer:
     cdef uint64_t turn_us               # when the first of them was
     cdef uint64_t frame_us              # when the last of them was
     cdef uint64_t spent_us              # what all of them took
+    cdef IdsAhead ids_ahead             # of the frames that are being taken
 
     cdef int ask_for_turn(self) except -1
 
@@ -59,11 +61,10 @@ cdef class Intake:
     cdef Clock clock
     cdef public Publisher publisher
     cdef public dict subscriptions      # number: Subscription; None before the first
-    cdef public dict members            # number: Membership; None before the first
     cdef public uint32_t frame_bytes_max
     cdef public uint64_t heard_us       # when the last bytes came, by the clock's steady time
     cdef public bint early              # its half frame counts among those of strangers
-    cdef public bint settles            # it has taken jobs: ACK frames go to `on_ack`
+    cdef public dict members            # subscription: Membership; None before it has taken jobs
     cdef public bint closed
     cdef readonly bint held             # what was put off waits for `let_go`
     cdef readonly bint suspended        # nothing is handled until `resume`, not even the rest of a read
@@ -84,8 +85,11 @@ cdef class Intake:
     cdef int take(self, const uint8_t* data, size_t size) except -1
     cdef int rest(self) except -1
     cdef int go_on(self) except -1
+    cdef size_t take_acks(self, const uint8_t* data, size_t size) except? 0
+    cdef bint take_ack(self, const uint8_t* frame) except -1
     cdef size_t take_spilled(self, const uint8_t* data, size_t size) except? 0
     cdef size_t take_frames(self, const uint8_t* data, size_t size) except? 0
+    cdef size_t take_delayed(self, const uint8_t* data, size_t size, int* became) except? 0
     cdef size_t take_channels(self, const uint8_t* data, size_t size, int* became) except? 0
     cdef int count_frames(self, uint32_t count) except -1
     cdef int keep(self, const uint8_t* data, size_t size) except -1

@@ -2,8 +2,9 @@
 
 Frames are found in the loop's shared read buffer without copying; only a frame that is cut by the end of what has
 arrived goes to a spill of its connection, which grows with what arrives and never by what was declared. PUBLISH and
-CREDIT are decided here, in C, and so are a TRANSACTION and a PUBLISH with EXPECT that are taken; every other frame goes
-to `on_frame` of the subclass, in order.
+CREDIT are decided here, in C, and so are a TRANSACTION and a PUBLISH with EXPECT that are taken, and an ACK that does
+no more than acknowledge; every other frame goes to `on_frame` of the subclass, in order. A read of nothing but such
+ACKs is not told of when the turn's end is due anyway.
 
 What one peer costs the others is bounded, without a look at those who do nothing of it:
 
@@ -16,13 +17,15 @@ What one peer costs the others is bounded, without a look at those who do nothin
   and `names_ahead` says which channels the frames that wait are about to name, each once.
 
 CHANNEL frames with consecutive numbers and well-formed names that came together are handed over together: one call for
-some dozens of them, since a client that comes back names all that it publishes to, and may publish to a million.
+some dozens of them, since a client that comes back names all that it publishes to, and may publish to a million. So
+are PUBLISH frames with AT.
 
 A subclass gives `on_frame(kind, flags, body)`, `on_channels(first, names)` (answers how many of the frames it has
-taken; the first of those that it has not goes to `on_frame`, and so does one that stands alone),
+taken; the first of those that it has not goes to `on_frame`, and so does one that stands alone), `on_delayed(frames)`
+(the same of PUBLISH frames with AT, as bytes),
 `on_refused(code, slot, number, count)`, `on_duplicate(slot, number, count)`, `on_ids_absent(body)` (of a PUBLISH that
 has to wait for the ids of its channel's newest records), `on_malformed(code, size)`,
-`on_credit(subscription)` (of one that is behind), `on_ack(body)` (while it `settles`; else an ACK is as any frame),
+`on_credit(subscription)` (of one that is behind), `on_ack(body)` (when it has `members`; else an ACK is as any frame),
 `on_exhausted()` (there is no memory for what came, or for what should be sent: end the connection) and `on_read()`
 (bytes were taken in: end the turn). When it shares its loop with others, also `on_put_off()` and `on_caught_up()`
 (pause and resume reading), `on_crowded(name, bytes, limit, held_us)` (end the connection: it takes up room that others
@@ -39,7 +42,9 @@ from libc.string cimport memcpy
 from broker_native.channel cimport Channel, channel_prefetch, channel_prefetch_rare
 from broker_native.fanout cimport Fanout, Outbox, Subscription
 from broker_native.growing cimport Bytes, bytes_release
+from broker_native.ids_ahead cimport ahead_has_room
 from broker_native.layout cimport *
+from broker_native.members cimport RotationMember
 from broker_native.names cimport name_is_channel
 from broker_native.publisher cimport Publisher, publisher_channel
 from broker_native.transactions cimport Verdict, expecting_decide, transaction_decide
@@ -72,14 +77,15 @@ cdef enum:
     AHEAD = 10
     AHEAD_NEW = 5
     CHANNELS_CACHED = 1024
-    # While its frames have ids, this far ahead one has what its first id is looked up in fetched.
-    IDS_AHEAD_BYTES = 1024
 
     SPILL_BYTES_MIN = 64
     CHANNEL_NUMBER_BYTES = 4
     # CHANNEL frames that are handed over together, and how many of them count as one frame: together they cost less.
     CHANNELS_MAX = 64
     CHANNELS_A_FRAME = 8
+    # The same of frames that wait for their time, which are decided natively.
+    DELAYED_MAX = 256
+    DELAYED_A_FRAME = 32
     CROWDED_READ_BYTES = 4096           # of a read while much is put off: it adds little to that
     EARLY_BYTES_MAX = 4 << 20
     PARTIAL_BYTES_MAX = 32 << 20
@@ -95,17 +101,6 @@ cdef inline bytes name_in(const uint8_t* frame, size_t size):
     """The name in such a frame."""
     return PyBytes_FromStringAndSize(<const char*>frame + FRAME_HEADER_BYTES + CHANNEL_NUMBER_BYTES,
                                      <Py_ssize_t>(size - CHANNEL_NUMBER_BYTES))
-
-
-cdef size_t ids_look_ahead(Publisher publisher, const uint8_t* data, size_t size, size_t at, size_t far) noexcept:
-    """Have the ids of frames that come soon looked at; answers up to where that was done."""
-    far = max(far, at)
-    while far - at < IDS_AHEAD_BYTES and size - far >= FRAME_HEADER_BYTES:
-        if load_u32(data + far) > size - far - FRAME_HEADER_BYTES:
-            break
-        publisher.fetch_ids(data + far, FRAME_HEADER_BYTES + <size_t>load_u32(data + far))
-        far += FRAME_HEADER_BYTES + <size_t>load_u32(data + far)
-    return far
 
 
 cdef Channel* channel_ahead(Publisher publisher, const uint8_t* data, size_t size, size_t* at) noexcept:
@@ -405,6 +400,14 @@ cdef class Intake:
         """
         return 0
 
+    def on_delayed(self, bytes frames):
+        """Handle PUBLISH frames with AT together, from the first on; answers how many. Here: none, as above.
+
+        Args:
+            frames: Whole frames, headers included.
+        """
+        return 0
+
     def names_ahead(self, size_t count_max):
         """Return the names in the CHANNEL frames that were put off, in order; duplicates included.
 
@@ -433,6 +436,7 @@ cdef class Intake:
 
     cdef int take(self, const uint8_t* data, size_t size) except -1:
         cdef size_t used
+        cdef bint quiet = False
         if self.closed:
             return 0
         self.heard_us = self.clock.steady()
@@ -449,6 +453,11 @@ cdef class Intake:
                 used = self.take_spilled(data, size)
                 data += used
                 size -= used
+            elif self.members is not None:
+                used = self.take_acks(data, size)
+                data += used
+                size -= used
+                quiet = not size and self.fanout.kicked
             if size and not self.closed:
                 used = 0 if self.put_off else self.take_frames(data, size)
                 if used < size and not self.closed:
@@ -460,7 +469,8 @@ cdef class Intake:
             self.feeding = False
             if self.spill.capacity:
                 self.settle()
-        self.on_read()
+        if not quiet:
+            self.on_read()
         return 0
 
     cdef int go_on(self) except -1:
@@ -483,6 +493,22 @@ cdef class Intake:
             self.on_caught_up()
         self.on_read()
         return 0
+
+    cdef size_t take_acks(self, const uint8_t* data, size_t size) except? 0:
+        """Take the ACKs that `data` begins with, as far as they do no more than acknowledge; answers their bytes."""
+        cdef size_t at = 0
+        while (size - at >= FRAME_HEADER_BYTES and load_u32(data + at) <= size - at - FRAME_HEADER_BYTES
+                and load_u32(data + at + 4) == KIND_ACK and load_u32(data + at) <= self.frame_bytes_max
+                and self.take_ack(data + at)):
+            at += FRAME_HEADER_BYTES + load_u32(data + at)
+        return at
+
+    cdef bint take_ack(self, const uint8_t* frame) except -1:
+        """Take a whole ACK, without flags, if it does no more than acknowledge. Else nothing has changed."""
+        cdef uint32_t size = load_u32(frame)
+        cdef const uint8_t* body = frame + FRAME_HEADER_BYTES
+        cdef object member = self.members.get(load_u32(body)) if size >= ACK_HEADER_BYTES else None
+        return isinstance(member, RotationMember) and (<RotationMember>member).take_ack(body, size)
 
     cdef size_t take_spilled(self, const uint8_t* data, size_t size) except? 0:
         """Complete the frame in the spill with the first bytes of `data`; answers how many it took."""
@@ -524,31 +550,41 @@ cdef class Intake:
                 if ahead == AHEAD - AHEAD_NEW:
                     near = 0
                 look_ahead(publisher, data, size, &far, &near)
-        while size - at >= FRAME_HEADER_BYTES:
-            if not self.check_header(data + at):
-                return size
-            frame = FRAME_HEADER_BYTES + <size_t>load_u32(data + at)
-            if frame > size - at:
-                break
-            used = 0
-            became = TAKEN
-            if is_naming(data + at, frame - FRAME_HEADER_BYTES):
-                used = self.take_channels(data + at, size - at, &became)
-            if not used and not became:
-                used = frame
-                became = self.take_frame(data + at)
-            if became:
-                if became == TAKEN_LAST:
+        try:
+            while size - at >= FRAME_HEADER_BYTES:
+                if not self.check_header(data + at):
                     return size
-                if became == TAKEN_ENOUGH:
-                    at += used
-                self.put_off = at < size
-                break
-            at += used
-            if near < size:
-                look_ahead(publisher, data, size, &far, &near)
-            if publisher is not None and publisher.flags & RECORD_ID:
-                ids_ahead = ids_look_ahead(publisher, data, size, at, ids_ahead)
+                frame = FRAME_HEADER_BYTES + <size_t>load_u32(data + at)
+                if frame > size - at:
+                    break
+                used = 0
+                became = TAKEN
+                if is_naming(data + at, frame - FRAME_HEADER_BYTES):
+                    used = self.take_channels(data + at, size - at, &became)
+                elif data[at + 4] == KIND_PUBLISH and data[at + 5] == PUBLISH_FLAG_AT:
+                    used = self.take_delayed(data + at, size - at, &became)
+                if not used and not became:
+                    used = frame
+                    became = self.take_frame(data + at)
+                if became:
+                    if became == TAKEN_LAST:
+                        return size
+                    if became == TAKEN_ENOUGH:
+                        at += used
+                    self.put_off = at < size
+                    break
+                at += used
+                if near < size:
+                    look_ahead(publisher, data, size, &far, &near)
+                if publisher is not None and publisher.flags & RECORD_ID:
+                    if publisher.ids_ahead == NULL:
+                        self.buffer.ids_ahead.first = self.buffer.ids_ahead.end
+                        publisher.ids_ahead = &self.buffer.ids_ahead
+                    if ahead_has_room(publisher.ids_ahead):
+                        ids_ahead = publisher.fetch_ids(data, size, max(ids_ahead, at))
+        finally:
+            if publisher is not None:
+                publisher.ids_ahead = NULL
         return at
 
     cdef size_t take_channels(self, const uint8_t* data, size_t size, int* became) except? 0:
@@ -582,6 +618,38 @@ cdef class Intake:
         self.count_frames((count + CHANNELS_A_FRAME - 1) // CHANNELS_A_FRAME)
         became[0] = TAKEN_LAST if self.closed else TAKEN_ENOUGH if self.suspended else TAKEN
         return ends[count - 1]
+
+    cdef size_t take_delayed(self, const uint8_t* data, size_t size, int* became) except? 0:
+        """Take PUBLISH frames with AT, which begin here, together; answers how many bytes they were, 0 when none can.
+
+        Sets what has become of them, when it is any.
+        """
+        cdef size_t at = 0
+        cdef uint32_t count = 0
+        cdef uint32_t taken
+        if self.publisher is None:
+            return 0
+        while count < DELAYED_MAX and size - at >= FRAME_HEADER_BYTES:
+            if (data[at + 4] != KIND_PUBLISH or data[at + 5] != PUBLISH_FLAG_AT or load_u16(data + at + 6)
+                    or load_u32(data + at) > min(size - at - FRAME_HEADER_BYTES, <size_t>self.frame_bytes_max)):
+                break
+            at += FRAME_HEADER_BYTES + load_u32(data + at)
+            count += 1
+        if not count:
+            return 0
+        if not self.may_handle(1):
+            became[0] = PUT_OFF
+            return 0
+        taken = min(count, <uint32_t>self.on_delayed(PyBytes_FromStringAndSize(<const char*>data, <Py_ssize_t>at)))
+        if not taken:
+            return 0
+        self.count_frames((taken + DELAYED_A_FRAME - 1) // DELAYED_A_FRAME)
+        became[0] = TAKEN_LAST if self.closed else TAKEN
+        at = 0
+        while taken:
+            at += FRAME_HEADER_BYTES + load_u32(data + at)
+            taken -= 1
+        return at
 
     cdef int count_frames(self, uint32_t count) except -1:
         """Charge the turn with frames that Python has handled, and with the time that they took."""
@@ -734,7 +802,9 @@ cdef class Intake:
             enough = not self.may_handle(1)
         elif frame[4] in (KIND_PUBLISH, KIND_TRANSACTION) and self.publisher is not None and self.take_whole(frame):
             return TAKEN
-        elif frame[4] == KIND_ACK and self.settles and not frame[5]:
+        elif frame[4] == KIND_ACK and self.members is not None and not frame[5]:
+            if self.take_ack(frame):
+                return TAKEN
             # One is small whatever it says of its jobs, and who has one job at a time waits for the next: it is taken
             # whatever the budget says, and what follows it is not.
             self.on_ack(PyBytes_FromStringAndSize(<const char*>body, size))

@@ -243,10 +243,15 @@ cdef class Jobs:
     cdef Member* member(self, uint64_t number) except NULL
     cdef uint32_t member_at(self, uint64_t number) noexcept
     cdef int tell(self, Member* member, Channel* channel) except -1
+    cdef uint32_t jobs_under_way(self, uint64_t member) except? 0
+    cdef bint has_room(self, uint64_t member) except -1
+    cdef uint64_t ready_count(self) noexcept
     cdef Job* next_job(self) noexcept
+    cdef bytes grant_to(self, uint64_t member, uint64_t now_us, uint32_t jobs_max)
     cdef int grant_job(self, Job* job, Member* member, Grant* grant) except -1
     cdef Grant* grant_new(self, uint64_t first, uint64_t due_us) except NULL
     cdef bytes jobs_frame(self, Member* member, uint64_t first, uint32_t names, size_t size)
+    cdef bint ack_under_way(self, uint64_t member, const uint8_t* at, const uint8_t* end) except -1
     cdef bint holds(self, uint64_t member, const uint8_t* at, const uint8_t* end) except -1
     cdef int acknowledge(self, const uint8_t* at, const uint8_t* end) except -1
     cdef int settle_entry(self, Member* member, const uint8_t* entry, uint64_t now_us, list refused) except -1

@@ -1254,14 +1254,23 @@ cdef class Jobs:
         free(who)
         return count
 
-    def is_leaving(self, uint64_t member):
-        """Whether a member has given back what it has not begun: it is granted nothing more."""
-        return bool(self.member(member).leaving)
-
     def under_way(self, uint64_t member):
         """Return how many jobs a member has under lease, and the bytes of their records; KeyError without it."""
         cdef Member* who = self.member(member)
         return who.jobs, who.record_bytes
+
+    cdef uint32_t jobs_under_way(self, uint64_t member) except? 0:
+        """How many jobs a member has under lease."""
+        return self.member(member).jobs
+
+    cdef bint has_room(self, uint64_t member) except -1:
+        """Whether a member may be given another job; never again, once it has given back what it has not begun."""
+        cdef Member* who = self.member(member)
+        return not who.leaving and who.jobs < who.window and who.record_bytes < who.bytes_max
+
+    cdef uint64_t ready_count(self) noexcept:
+        """As `ready`."""
+        return self.states[JOB_WAITING]
 
     def channels_of(self, uint64_t member):
         """Return the ids of the channels that a member's subscription knows, by number; KeyError without it."""
@@ -1321,6 +1330,10 @@ cdef class Jobs:
         Raises:
             KeyError: There is no such member.
         """
+        return self.grant_to(member, now_us, jobs_max)
+
+    cdef bytes grant_to(self, uint64_t member, uint64_t now_us, uint32_t jobs_max):
+        """As `grant`."""
         cdef Member* who = self.member(member)
         cdef uint64_t first = self.next_lease
         cdef uint32_t names = who.names
@@ -1544,11 +1557,14 @@ cdef class Jobs:
         cdef const uint8_t* end = <const uint8_t*>PyBytes_AS_STRING(body) + PyBytes_GET_SIZE(body)
         cdef const uint8_t* at = ack_entries(body)
         cdef uint64_t lease
+        cdef uint32_t index
         cdef Job* job
         while at < end:
             if at[12] != VERB_ACK:
                 raise ValueError(f"ack: got verb {at[12]}, expected {VERB_ACK}: it acknowledges")
-            for lease in range(load_u64(at), load_u64(at) + load_u32(at + 8)):
+            # The last one may be the highest number that there is.
+            for index in range(load_u32(at + 8)):
+                lease = load_u64(at) + index
                 job = self.leased_job(lease)
                 if job == NULL:
                     return (CODE_LEASE_EXPIRED if self.first_lease <= lease < self.next_lease else CODE_LEASE_UNKNOWN,
@@ -1557,6 +1573,33 @@ cdef class Jobs:
                     return CODE_LEASE_UNKNOWN, lease, 1
             at += ACK_ENTRY_BYTES
         return None
+
+    cdef bint ack_under_way(self, uint64_t member, const uint8_t* at, const uint8_t* end) except -1:
+        """Take entries of an ACK if all that they say is that jobs are done which the member has under lease.
+
+        They need not be well formed. Answers whether they were taken; nothing has changed when they were not.
+        """
+        cdef Member* who = self.member(member)
+        cdef const uint8_t* entry = at
+        cdef uint64_t first, lease, past = 0
+        cdef uint32_t count, left = who.jobs
+        cdef Job* job
+        while entry < end:
+            first = load_u64(entry)
+            count = load_u32(entry + 8)
+            # Ascending, or one could be there twice. Its verb stands alone in its word.
+            if (count < 1 or count > left or first < past or first >= self.next_lease
+                    or load_u32(entry + 12) != VERB_ACK or load_u64(entry + 16)):
+                return False
+            left -= count
+            past = first + count
+            for lease in range(first, past):
+                job = self.leased_job(lease)
+                if job == NULL or job.holder != who or job.state != JOB_LEASED:
+                    return False
+            entry += ACK_ENTRY_BYTES
+        self.acknowledge(at, end)
+        return True
 
     cdef bint holds(self, uint64_t member, const uint8_t* at, const uint8_t* end) except -1:
         """Whether whole ACK entries acknowledge, and nothing else, what a member has; if so, there is room for it.

@@ -4,11 +4,35 @@ A transport that asks for a pause keeps what it could not send at once, and what
 Hundreds that have stopped keep pieces of the same values: summed up transport by transport that would be ten times what
 there is in memory. As long as a transport takes everything, nothing is looked at but whether it does.
 
+What is small goes straight to the transport's socket while the transport holds nothing: it would make objects of it,
+keep them, and send them in the loop's next step all the same. Its descriptor is the socket's as long as the outbox has
+it: transports say that a connection is lost before they close it.
+
 All of it belongs to the loop's thread.
 """
 
 cimport cython
 from cpython.memoryview cimport PyMemoryView_Check
+from libc.stdint cimport uint8_t
+from libc.string cimport memset
+
+cdef extern from *:
+    """
+    #include <sys/socket.h>
+    #include <sys/uio.h>
+    #ifndef MSG_NOSIGNAL            /* Python ignores SIGPIPE wherever this is missing */
+    #define MSG_NOSIGNAL 0
+    #endif
+    """
+    struct iovec:
+        void* iov_base
+        size_t iov_len
+    struct msghdr:
+        iovec* msg_iov
+        size_t msg_iovlen
+    int MSG_DONTWAIT
+    int MSG_NOSIGNAL
+    Py_ssize_t sendmsg(int fd, const msghdr* message, int flags) nogil
 
 
 @cython.final
@@ -52,14 +76,41 @@ cdef class Sender:
         transport: Has `writelines`, and perhaps `get_write_buffer_size`.
         outbox: Its `paused` says that the transport has asked for a pause.
         shares: The transport keeps the pieces that it is handed; else it keeps a copy.
+        fd: The transport's socket, when the bytes go there as they are; it has `get_write_buffer_size` and
+            `is_closing` then. -1: they do not, or nobody knows.
     """
 
-    def __cinit__(self, Unsent unsent not None, object transport, object outbox, bint shares):
+    def __cinit__(self, Unsent unsent not None, object transport, object outbox, bint shares, int fd=-1):
         self.unsent = unsent
         self.transport = transport
         self.outbox = outbox
         self.write = transport.writelines
         self.shares = shares
+        self.fd = fd
+        if fd >= 0:
+            self.holds = transport.get_write_buffer_size
+            self.closes = transport.is_closing
+
+    cdef size_t send(self, const uint8_t* first, size_t first_bytes, const uint8_t* second,
+                     size_t second_bytes) except? 0:
+        """Hand two pieces to the socket itself, as far as it takes them now; answers how many bytes that were.
+
+        0 when it may not be, or fails: the transport is to be handed them, and finds out what is wrong.
+        """
+        cdef iovec pieces[2]
+        cdef msghdr message
+        cdef Py_ssize_t sent
+        if self.fd < 0 or self.holds() or self.closes():
+            return 0
+        memset(&message, 0, sizeof(msghdr))
+        pieces[0].iov_base = <void*>first
+        pieces[0].iov_len = first_bytes
+        pieces[1].iov_base = <void*>second
+        pieces[1].iov_len = second_bytes
+        message.msg_iov = &pieces[0] if first_bytes else &pieces[1]
+        message.msg_iovlen = 2 if first_bytes and second_bytes else 1
+        sent = sendmsg(self.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
+        return <size_t>sent if sent > 0 else 0
 
     def writelines(self, list pieces not None):
         """Hand pieces to the transport: bytes, or memoryviews of bytes."""

@@ -177,6 +177,23 @@ def test_acks_are_for_transactions_of_members(arguments: tuple[str, ...]) -> Non
     assert main(["bench", *arguments]) == 2
 
 
+@pytest.mark.parametrize("durability", ["accepted", "synced"])
+def test_delayed(tmp_path: Path, durability: str) -> None:
+    arguments = ("--messages", "3000", "--rate", "2000", "--seconds", "1", "--publishers", "2", "--channels", "3")
+    (result,) = run(tmp_path, "delayed", *arguments, "--durability", durability)
+    extra = result["extra"]
+    assert (result["messages"], extra["pending"], extra["deliveries"]) == (3000, 3000, 2000)
+    assert extra["index_bytes_per_pending"] >= 32
+    assert result["latency_us"]["p50"] > 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--durability", "ephemeral"), ("--rate", "0"), ("--seconds", "0"), ("--messages", "0")]
+)
+def test_delayed_needs_what_it_needs(arguments: tuple[str, ...]) -> None:
+    assert main(["bench", "delayed", *arguments]) == 2
+
+
 def test_transactions_need_stored_channels() -> None:
     assert main(["bench", "transactions", "--durability", "ephemeral"]) == 2
 

@@ -44,6 +44,11 @@ SHARES = {
     "posting": 120,
     "words": 80,
     "bodies": 70,
+    "member": 30,
+    "transaction": 20,
+    "state": 20,
+    "ids": 150,
+    "settle": 3,
     "settings": 10,
 }
 """How executions are spread: each target gets its part of their sum. A cheap one is not more important, only cheap. The

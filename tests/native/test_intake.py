@@ -394,11 +394,11 @@ def test_read_buffer_has_a_range() -> None:
         connection.intake.buffer_updated(4097)
 
 
-def test_an_ack_is_any_frame_until_the_connection_settles() -> None:
+def test_an_ack_is_any_frame_until_the_connection_has_members() -> None:
     connection = Connection()
     ack = build_frame(ACK, b"settled")
     connection.intake.feed(ack)
-    connection.intake.settles = True
+    connection.intake.members = {}
     connection.intake.feed(ack + build_frame(ACK, b"flags", flags=1) + build_frame(PING, bytes(8)))
     assert connection.intake.calls == [
         ("frame", ACK, 0, b"settled"), ("ack", b"settled"), ("frame", ACK, 1, b"flags"), ("frame", PING, 0, bytes(8))
@@ -409,7 +409,7 @@ def test_an_ack_is_taken_when_the_turn_has_no_room_and_what_follows_it_is_not() 
     loop = Loop()
     intakes = [loop.intake() for _ in range(200)]
     for intake in intakes:
-        intake.settles = True
+        intake.members = {}
         intake.feed(build_frame(ACK, b"one"))
     assert [intake.calls for intake in intakes] == [[("ack", b"one")]] * 200
     assert not any(intake.put_off for intake in intakes)
@@ -424,7 +424,7 @@ def test_an_ack_is_taken_when_the_turn_has_no_room_and_what_follows_it_is_not() 
 
 def test_an_ack_that_ends_its_connection_is_the_last_frame() -> None:
     connection = Connection()
-    connection.intake.settles = True
+    connection.intake.members = {}
     connection.intake.stops_at = ("ack", b"wrong")
     connection.intake.feed(build_frame(ACK, b"wrong") + build_frame(PING, bytes(8)))
     assert connection.intake.calls == [("ack", b"wrong")]

@@ -587,10 +587,8 @@ def test_what_was_not_begun_is_no_attempt_and_its_member_is_granted_nothing_more
     assert both.granted(1).attempts == [1] * 4
     assert both.settle(1, ack_of((101, 3, RELEASE, 0)), 0) == []
     assert both.grant(1, 0) == b""
-    assert both.is_leaving(1)
     assert (both.ready, both.leased, both.doomed, both.redelivered) == (3, 1, 0, 0)
     both.join(2, 6, 9, 1 << 20)
-    assert not both.is_leaving(2)
     again = both.granted(2)
     assert (again.sequences, again.attempts, again.flags) == ([2, 3, 4], [1] * 3, [JOB_NAME, 0, 0])
     assert both.settle(1, ack_of((101, 1, RELEASE, 0)), 0) == [(LEASE_EXPIRED, 101, 1)]
@@ -652,6 +650,14 @@ def test_an_old_lease_is_void_once_its_job_is_granted_anew() -> None:
     assert both.settle(1, ack_of((101, 1, ACK, 0)), 0) == [(LEASE_EXPIRED, 101, 1)]
     assert (both.ready, both.leased) == (1, 0)
     assert both.granted(1).attempts == [3]
+
+
+@pytest.mark.parametrize(("first", "leases"), [(2**64 - 1, 1), (2**64 - 3, 3), (0, 2)])
+def test_a_lease_that_nobody_was_given_is_refused_beforehand_however_high(first: int, leases: int) -> None:
+    both = consumer(1)
+    both.granted(1)
+    assert both.refusal(1, ack_of((100, 1, ACK, 0), (first, leases, ACK, 0))) == (LEASE_UNKNOWN, first, 1)
+    assert both.leased == 1
 
 
 def test_a_nack_waits_by_the_back_off() -> None:

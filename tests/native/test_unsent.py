@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from collections import Counter
 from typing import Any
 
@@ -9,6 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker_native.fanout import Fanout
+from broker_native.fanout import Outbox as FanoutOutbox
+from broker_native.tails import Tails
 from broker_native.unsent import Sender, Unsent
 
 VALUE = bytes(100_000)
@@ -161,3 +166,107 @@ def test_it_is_what_a_model_says(steps: list[tuple[int, str, int]]) -> None:
             if reader.transport.full:
                 holds[at][number] += 2
         assert unsent.bytes == sum(len(values[each]) for each in set().union(*holds))
+
+
+# --- Straight to the socket -----------------------------------------------------------------------------------------
+
+
+class Stream(Transport):
+    """The transport of a socket, which may be closing."""
+
+    closing = False
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+
+class Straight:
+    """An outbox whose transport has a socket, and the socket's other end."""
+
+    def __init__(self) -> None:
+        self.near, self.far = socket.socketpair()
+        self.near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        self.fanout = Fanout(Tails(1, 4770))
+        self.outbox = FanoutOutbox(self.fanout, None)
+        self.transport = Stream(Outbox())
+        self.outbox.transport = Sender(Unsent(), self.transport, self.outbox, True, self.near.fileno())
+
+    def __enter__(self) -> Straight:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.near.close()
+        self.far.close()
+
+    def send(self, *, answer: bytes = b"", ordered: bytes = b"") -> None:
+        for queue, frame in ((self.outbox.ordered_frame, ordered), (self.outbox.frame, answer)):
+            if frame:
+                queue(frame)
+        self.fanout.flush()
+        assert self.outbox.queued == self.fanout.copied_bytes == 0
+
+    def take(self) -> bytes:
+        """What the transport was handed since this was asked last."""
+        taken, self.transport.taken = b"".join(map(bytes, self.transport.taken)), []
+        return taken
+
+
+@pytest.mark.parametrize("frames", [{"answer": b"a"}, {"ordered": b"o"}, {"answer": b"a" * 96, "ordered": b"o" * 4000}])
+def test_what_is_small_goes_to_the_socket_itself_answers_first(frames: dict[str, bytes]) -> None:
+    with Straight() as stream:
+        for _ in range(3):
+            stream.send(**frames)
+            assert stream.far.recv(8192) == frames.get("answer", b"") + frames.get("ordered", b"")
+        assert stream.transport.taken == []
+
+
+def test_what_is_large_goes_to_the_transport() -> None:
+    with Straight() as stream:
+        stream.send(answer=b"a", ordered=bytes(4096))
+        assert stream.take() == b"a" + bytes(4096)
+        stream.outbox.shared_frames(b"shared")
+        stream.send(answer=b"a")
+        assert stream.take() == b"ashared"
+        stream.send()
+        assert stream.take() == b""
+
+
+def test_a_transport_that_holds_something_or_closes_is_handed_the_rest() -> None:
+    with Straight() as stream:
+        stream.transport.unsent = 1
+        stream.send(answer=b"behind")
+        assert stream.take() == b"behind"
+        stream.transport.unsent = 0
+        stream.transport.closing = True
+        stream.send(answer=b"late")
+        assert stream.take() == b"late"
+        stream.far.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            stream.far.recv(1)
+
+
+@pytest.mark.parametrize("size", [1, 700, 4000])
+def test_a_socket_that_is_full_leaves_the_rest_to_the_transport(size: int) -> None:
+    with Straight() as stream:
+        sent = rest = b""
+        for number in range(10_000):
+            answer, ordered = bytes([number & 127]) * size, bytes([128 + (number & 127)]) * 50
+            sent += answer + ordered
+            stream.send(answer=answer, ordered=ordered)
+            rest = stream.take()
+            if rest:
+                break
+        assert rest
+        stream.far.setblocking(False)
+        received = b""
+        with contextlib.suppress(BlockingIOError):
+            while more := stream.far.recv(1 << 20):
+                received += more
+        assert received + rest == sent
+
+
+def test_a_socket_whose_peer_is_gone_is_left_to_the_transport() -> None:
+    with Straight() as stream:
+        stream.far.close()
+        stream.send(answer=b"lost")
+        assert stream.take() == b"lost"

@@ -37,9 +37,10 @@ from broker.remote.places import BusPlace
 from broker.wire import consuming, control, kinds
 from broker.wire.kinds import Kind, PublishFlag
 from broker_native.crc32c import crc32c_of
+from broker_native.draft import Draft
 from broker_native.lines import Line
 from broker_native.messages import FrameReader
-from broker_native.posting import Draft, PublishBuffer
+from broker_native.posting import PublishBuffer
 from broker_native.publisher import CODES, Publisher
 from broker_native.tails import Tails
 from tests.golden.annotate import Bytes, annotate, bytes_of, chunk_fields, frames, render
@@ -838,7 +839,7 @@ def recode_transaction(frame: bytes) -> bytes:
             channel, message.payload, message.headers or None, message.key, message.priority, message.expiry_s, expect
         )
     buffer.resume(read_publish(inner[0])[0] - 1)
-    buffer.transact(draft)
+    draft.send()
     block = buffer.take()
     assert block is not None
     return frames(bytes(block))[-1]
