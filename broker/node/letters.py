@@ -117,8 +117,8 @@ def letter_record(
         if times >= TIMES_MAX:
             raise error(
                 "INVALID_CONSUMER",
-                f"dead letter of consumer {consumer}: it was given up {times} times, limit {TIMES_MAX}: consumers read "
-                "each other's dead letters",
+                f"dead letter of consumer {consumer}: got {times} times that it was given up, limit {TIMES_MAX}: "
+                "consumers read each other's dead letters",
                 "Let no consumer's dead letters come back to it.",
             )
         own[TIMES_KEY] = times + 1

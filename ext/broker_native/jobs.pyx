@@ -24,8 +24,8 @@ long as nobody was granted it anew the old lease still serves for ack and reject
 
 **Attempts** are grants, but for those that were released. When a job comes back after `attempts_max` of them (0: no
 limit) it is dead (DEAD_ATTEMPTS); so is a rejected one at once (DEAD_REJECTED). A dead job releases its key. It is done
-when `dead()` has handed it out, and the next `changes()` says so: the copy and that go into the same group. In exclusive mode the jobs that come along with
-another one do not have their attempt counted.
+when `dead()` has handed it out, and the next `changes()` says so: the copy and that go into the same group. In
+exclusive mode the jobs that come along with another one do not have their attempt counted.
 
 **What is stored.** `changes()` says what has been done since it was asked last, and attempts and delays: a first grant
 is in memory only. `snapshot()` is the whole. Both begin with the floor of the bus: everything up to that place is done

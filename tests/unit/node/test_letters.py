@@ -58,7 +58,7 @@ def test_there_is_an_end_to_letters_of_letters() -> None:
     for times in range(2, TIMES_MAX + 1):
         made = letter(made, consumer="d")
         assert msgpack.unpackb(fields_of(made).headers)["broker-times"] == times
-    with pytest.raises(BrokerError, match=r"INVALID_CONSUMER.*given up 16 times, limit 16"):
+    with pytest.raises(BrokerError, match=r"INVALID_CONSUMER.*got 16 times that it was given up, limit 16"):
         letter(made)
     assert source_record(made) == build_record(Record(b"x"))
 
