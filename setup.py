@@ -121,7 +121,7 @@ def extensions(mode: str) -> list[Extension]:
     compile_args, link_args = [*WARNINGS, f"-isystem{sysconfig.get_path('include')}"], []
     checked = mode in CHECKED_MODES
     # distutils passes -DNDEBUG, which would strip the asserts of hand-written C.
-    # Lines in a report of what went wrong are all that is asked of -g; with variables, compiling takes half as long again.
+    # A report of what went wrong needs lines alone; with variables, compiling takes half as long again.
     compile_args += ["-Og", "-g1", "-UNDEBUG"] if checked else ["-O3", "-g0"]
     if mode == "debug" or flag("BROKER_STRICT"):
         compile_args.append("-Werror")

@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from broker.model.positions import BusPosition, Position
     from broker.remote.reconnect import BackoffPolicy
     from broker_native.messages import Batch, Message
-    from broker_native.posting import Publication, Receipt, Scheduled
+    from broker_native.outcomes import Publication, Receipt, Scheduled
     from broker_native.work import Job, JobBatch
 
 __all__ = [
@@ -151,7 +151,7 @@ _HOMES = {
     "broker.model.levels": ("Level",),
     "broker.model.positions": ("BusPosition", "Position"),
     "broker_native.messages": ("Batch", "Message"),
-    "broker_native.posting": ("Publication", "Receipt", "Scheduled"),
+    "broker_native.outcomes": ("Publication", "Receipt", "Scheduled"),
     "broker_native.work": ("Job", "JobBatch"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from broker.model.levels import Level
     from broker.model.positions import BusPosition, Position
     from broker_native.messages import Batch, Message
-    from broker_native.posting import Publication, Receipt, Scheduled
+    from broker_native.outcomes import Publication, Receipt, Scheduled
     from broker_native.work import Job, JobBatch
 
 __all__ = [

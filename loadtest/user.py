@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from broker.blocking import Client, Pending, Subscription
     from broker.bus import Start, SubscriptionEvent
     from broker_native.messages import Batch
-    from broker_native.posting import Receipt
+    from broker_native.outcomes import Receipt
     from broker_native.readings import Reading
     from loadtest.side import Side
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from benchmarks.works import Run, Work
 
 WORKS = Works("posting")
+COVERS = ("draft", "outcomes", "posted", "publishing", "writing")
 
 RECORDS = 2000
 CHANNELS = [name_of(number).decode() for number in range(100)]

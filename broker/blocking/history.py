@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Iterator, Mapping
 
-    from broker.blocking.client import Client
+    from broker.blocking.questions import Questions
     from broker.bus import ChannelInfo, SubscriptionEvent
     from broker.model.positions import BusPosition
     from broker.remote.pages import Pages
@@ -32,7 +32,7 @@ class History:
         timeout_s: How long to wait for each page; None for the bus' own timeout.
     """
 
-    def __init__(self, client: Client, pages: Pages, timeout_s: float | None) -> None:
+    def __init__(self, client: Questions, pages: Pages, timeout_s: float | None) -> None:
         self.events: deque[SubscriptionEvent] = pages.events
         """`trimmed` or `diverged`, if the position that was asked for was not simply found."""
         self._client = client

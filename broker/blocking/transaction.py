@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING
 
 from broker.remote.transaction import Acks
 from broker.wire import control
-from broker_native.posting import Draft
+from broker_native.draft import Draft
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
     from typing import Self
 
-    from broker.blocking.client import Client
+    from broker.blocking.publishing import Publishing
     from broker.bus import Payload
     from broker.model.positions import Position
-    from broker_native.posting import PublishBuffer, Receipt
+    from broker_native.outcomes import Receipt
+    from broker_native.posting import PublishBuffer
     from broker_native.work import Job
 
 __all__ = ["Transaction"]
@@ -37,7 +38,7 @@ class Transaction:
         receipts: Once the block was left in good order, where each publish was stored, in their order.
     """
 
-    def __init__(self, bus: Client, buffer: PublishBuffer, timeout_s: float | None) -> None:
+    def __init__(self, bus: Publishing, buffer: PublishBuffer, timeout_s: float | None) -> None:
         self._bus = bus
         self._draft = Draft(buffer)
         self._acks = Acks()

@@ -15,7 +15,7 @@ from broker.model.errors import BrokerError, error
 if TYPE_CHECKING:
     from contextvars import Context
 
-    from broker_native.posting import Publication, Receipt
+    from broker_native.outcomes import Publication, Receipt
 
 WAITERS_PRUNED = 8
 LONGEST_WAIT_S = 1e6

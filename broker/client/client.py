@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from broker.model.consumers import ConsumerInfo, WaitingJob
     from broker.model.positions import Position
     from broker_native.messages import Message
-    from broker_native.posting import Publication, Receipt, Scheduled
+    from broker_native.outcomes import Publication, Receipt, Scheduled
     from broker_native.work import Job
 
 

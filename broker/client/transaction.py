@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from broker.bus import Transaction
 from broker.remote.transaction import Acks
-from broker_native.posting import Draft
+from broker_native.draft import Draft
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from broker.bus import Payload
     from broker.model.positions import Position
-    from broker_native.posting import PublishBuffer, Receipt
+    from broker_native.outcomes import Receipt
+    from broker_native.posting import PublishBuffer
     from broker_native.work import Job
 
 __all__ = ["ClientTransaction"]
@@ -29,7 +30,6 @@ class ClientTransaction(Transaction):
     """
 
     def __init__(self, buffer: PublishBuffer) -> None:
-        self._buffer = buffer
         self._draft = Draft(buffer)
         self._acks = Acks()
         self.receipts: list[Receipt] = []
@@ -65,4 +65,4 @@ class ClientTransaction(Transaction):
             return
         for frame in self._acks.frames():
             self._draft.ack(frame)
-        self.receipts = await self._buffer.transact(self._draft)
+        self.receipts = await self._draft.send()

@@ -205,6 +205,8 @@ class Verdict(IntEnum):
     """It takes longer."""
     ACK_THROUGH = 5
     """It is done, and so is everything that this subscription was given before it."""
+    RELEASE = 6
+    """It was not begun, and is no attempt: give it to others. The member is about to leave, and gets nothing more."""
 
 
 class Settle(NamedTuple):

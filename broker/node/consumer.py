@@ -537,8 +537,8 @@ class Consumer(Rotation):
             if self._held is None:
                 continue
             name = self.name.decode()
-            letter = letter_record(record, name, channel.decode(), epoch, sequence, attempts, reason)
             try:
+                letter = letter_record(record, name, channel.decode(), epoch, sequence, attempts, reason)
                 self._core.own.store(self._held, letter)
             except BrokerError as failure:
                 emit(
@@ -650,7 +650,12 @@ class Consumer(Rotation):
     # -- what is asked of it -------------------------------------------------------------------------------------------
 
     def set(self, settings: ConsumerSettings, done: Done) -> None:
-        """Take other settings; it is made anew with them when they are committed."""
+        """Take other settings: they hold for what is given out, or fails, from when they are committed on.
+
+        Jobs are put into another order by making it anew, and all leases are void then.
+        """
+        was = self.settings
+        reordered = (was.lanes, was.by_key) != (settings.lanes, settings.by_key)
         self._settings = settings
         self._settings_stored = False
 
@@ -658,11 +663,29 @@ class Consumer(Rotation):
             if failure is None and self._core.states.pending(self):
                 self.store(stored)
                 return
-            if failure is None:
+            if failure is None and (reordered or not self._configure()):
                 self.renew()
             done(failure)
 
         self.store(stored)
+
+    def _configure(self) -> bool:
+        """Go by the settings from now on; answers whether that could be done."""
+        settings, jobs = self.settings, self.jobs
+        if not self.ready or jobs is None:
+            return False
+        try:
+            self._hold_dead_letter()
+        except BrokerError:
+            return False
+        jobs.configure(
+            lease_ms=settings.lease_ms,
+            attempts_max=settings.attempts_max,
+            backoff_first_ms=settings.backoff_ms[0],
+            backoff_longest_ms=settings.backoff_ms[1],
+        )
+        self.touch()
+        return True
 
     def pause(self, *, paused: bool, done: Done) -> None:
         """Give nothing out, or go on."""

@@ -113,6 +113,7 @@ class Consumers:
         self.dead = 0
         self.held: Callable[[], Mapping[str, tuple[int, int]]] = dict
         self._redelivered = 0
+        self._expired = 0
         self.crowded = False
         self._short_of_memory = False
         self._owed: list[RotationMember] = []
@@ -278,12 +279,14 @@ class Consumers:
             "jobs_leased": sum(each.leased for each in jobs),
             "jobs_redelivered": self._redelivered + sum(each.redelivered for each in jobs),
             "jobs_dead": self.dead,
+            "jobs_expired": self._expired + sum(each.expired for each in jobs),
         }
 
     def note_left(self, jobs: Jobs) -> None:
         """Keep what is needed of jobs that leave memory: no lease is given twice in a run, and counters go on."""
         self.next_lease = max(self.next_lease, jobs.next_lease)
         self._redelivered += jobs.redelivered
+        self._expired += jobs.expired
 
     # -- what they have done -------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Dead letters: copies of messages that a consumer has given up, which say where they come from and why.
 
 A copy has the payload, the key and the headers of its source, and headers of the broker's own beside them. One that is
-given up again keeps what is said of its first source.
+given up again keeps what is said of its first source, and how often that was: there is an end to it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 import msgpack
 
-__all__ = ["REASONS", "Letter", "letter_of", "letter_record", "source_record"]
+from broker.model.errors import error
+
+__all__ = ["REASONS", "TIMES_MAX", "Letter", "letter_of", "letter_record", "source_record"]
 
 RECORD = Struct("<IHHI")
 PUBLISHER, NUMBER, PRIORITY, EXPIRY, KEY, HEADERS, ID = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20, 0x40
@@ -19,7 +21,10 @@ HEADERS_BYTES_MAX = (1 << 16) - 1
 REASONS = {1: "rejected", 2: "attempts"}
 CHANNEL_KEY, EPOCH_KEY, SEQUENCE_KEY = "broker-source", "broker-epoch", "broker-sequence"
 CONSUMER_KEY, ATTEMPTS_KEY, REASON_KEY = "broker-consumer", "broker-attempts", "broker-reason"
-OWN_KEYS = frozenset({CHANNEL_KEY, EPOCH_KEY, SEQUENCE_KEY, CONSUMER_KEY, ATTEMPTS_KEY, REASON_KEY})
+TIMES_KEY = "broker-times"
+OWN_KEYS = frozenset({CHANNEL_KEY, EPOCH_KEY, SEQUENCE_KEY, CONSUMER_KEY, ATTEMPTS_KEY, REASON_KEY, TIMES_KEY})
+TIMES_MAX = 16
+"""How often a message may be given up, by one consumer after the other: those that read each other's letters end."""
 
 
 class Fields(NamedTuple):
@@ -99,11 +104,24 @@ def letter_record(
         channel, epoch, sequence: Where it is.
         attempts: How often it was tried.
         reason: A key of REASONS.
+
+    Raises:
+        RequestError: INVALID_CONSUMER; it was given up TIMES_MAX times already.
     """
     fields = fields_of(record)
     headers = headers_of(fields.headers)
     own: dict[object, object] = {CHANNEL_KEY: channel, EPOCH_KEY: epoch, SEQUENCE_KEY: sequence}
     own.update({key: headers[key] for key in own if CHANNEL_KEY in headers and key in headers})
+    times = headers.get(TIMES_KEY, 1) if CHANNEL_KEY in headers else 0
+    if isinstance(times, int) and times:
+        if times >= TIMES_MAX:
+            raise error(
+                "INVALID_CONSUMER",
+                f"dead letter of consumer {consumer}: it was given up {times} times, limit {TIMES_MAX}: consumers read "
+                "each other's dead letters",
+                "Let no consumer's dead letters come back to it.",
+            )
+        own[TIMES_KEY] = times + 1
     own.update({CONSUMER_KEY: consumer, ATTEMPTS_KEY: attempts, REASON_KEY: REASONS[reason]})
     packed = msgpack.packb({**headers, **own})
     if len(packed) > HEADERS_BYTES_MAX:

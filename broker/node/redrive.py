@@ -1,8 +1,9 @@
 """Redriving: dead letters of a consumer are published to the channels that they came from, once more.
 
 The dead-letter channel is read from where the consumer was redriven to last. What is published and how far that is are
-stored in one group: a crash between them neither repeats nor forgets a letter. The letters stay where they are, for
-those who look into them.
+stored in one group: a crash between them neither repeats nor forgets a letter. In that group the letters leave the
+channel as well, as far as nothing else is before them there: letters of others, or what somebody has published, stay,
+and with them what follows.
 
 Everything here runs on the loop's thread, but for the reading.
 """
@@ -35,17 +36,25 @@ LETTERS_A_STEP = 512
 
 
 class Found(NamedTuple):
-    """What a look into the dead-letter channel has found: letters of the consumer, and how far it has looked."""
+    """What a look into the dead-letter channel has found.
+
+    Attributes:
+        letters: Of the consumer: (sequence, source channel, record as it was) each.
+        position: How far it has looked.
+        more: There may be more behind it.
+        others: The first sequence that is something else, 0 when there is none.
+    """
 
     letters: list[tuple[int, bytes, bytes]]
     position: tuple[int, int]
     more: bool
+    others: int
 
 
 def find_letters(chunks: list[tuple[int, int, bytes]], consumer: str, after: tuple[int, int], limit: int) -> Found:
     """Find the letters of a consumer in chunks past a sequence: (sequence, source channel, record as it was)."""
     letters: list[tuple[int, bytes, bytes]] = []
-    position = after
+    position, others = after, 0
     for _, _, stored in chunks:
         chunk = stored if chunk_head(stored)[2] > position[1] else chunk_cut(stored, position[1])
         _, epoch, sequence, _ = chunk_head(chunk)
@@ -60,12 +69,14 @@ def find_letters(chunks: list[tuple[int, int, bytes]], consumer: str, after: tup
                 letter = letter_of(record)
                 if letter is not None and letter.consumer == consumer:
                     letters.append((sequence, check_channel(letter.channel), source_record(record)))
+                else:
+                    others = others or sequence
             at += size
             sequence += run
             position = epoch, sequence - 1
             if len(letters) >= limit:
-                return Found(letters, position, more=True)
-    return Found(letters, position, more=bool(chunks))
+                return Found(letters, position, more=True, others=others)
+    return Found(letters, position, more=bool(chunks), others=others)
 
 
 class Redrive:
@@ -148,6 +159,7 @@ class Redrive:
         if failure is not None and not published:
             self._end_with(failure)
             return
+        self._take_out(consumer.redriven[1], position[1], found.others)
         consumer.redriven = position
 
         def stored(refusal: BrokerError | None) -> None:
@@ -163,6 +175,13 @@ class Redrive:
 
         consumer.mark()
         consumer.store(stored)
+
+    def _take_out(self, before: int, end: int, others: int) -> None:
+        """Trim what was redriven from behind a sequence up to another, in the same group, but nothing else."""
+        info = self._home.core.tails.info(self._channel)
+        # What was left before it is still there: a trim would take that along.
+        if info is not None and before < info[3]:
+            self._home.core.trim(self._channel, min(end + 1, others or end + 1), lambda failure: None)
 
     def _end_with(self, failure: BrokerError) -> None:
         self._done(self._count or failure)

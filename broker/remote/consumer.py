@@ -188,7 +188,9 @@ class RemoteConsumer(Kept, ABC):
         return self._settling.frame_of(jobs)
 
     def stop(self) -> None:
-        """Hand out nothing any more. What was handed out can still be settled."""
+        """Hand out nothing any more, and give the rest back, of which nothing was begun. The others can be settled."""
+        for batch, index, count in self._cursor.waiting():
+            self._settling.say(batch, index, count, Verdict.RELEASE, 0)
         self._cursor.end(self._failure)
 
     def end(self) -> None:
@@ -253,7 +255,8 @@ class RemoteConsumer(Kept, ABC):
         """Take jobs."""
         batch = self._settling.receive(body, self._names, self._settle)
         if self._cursor.ended:
-            return  # they are given back with the subscription
+            self._settling.say(batch, 0, len(batch), Verdict.RELEASE, 0)
+            return
         self._cursor.push(batch)
         if batch.lease_ms and not self._beating:
             self._beating = True

@@ -7,6 +7,9 @@ from broker_native.layout cimport *
 
 cdef enum:
     IDS_BLOCK = 16              # entries of a block, a power of two
+    # Of the fields that stand before an id.
+    RECORD_FLAGS_BEFORE_ID = (RECORD_PUBLISHER | RECORD_NUMBER | RECORD_PRIORITY | RECORD_EXPIRY | RECORD_KEY
+                              | RECORD_HEADERS)
 
 cdef struct IdKey:              # what ids are hashed with
     uint64_t first
@@ -22,14 +25,13 @@ cdef struct IdEntry:
     IdHash hash
     uint64_t sequence
     uint32_t time_s             # broker time of the record
-    uint32_t next               # the place of the entry whose slot it took, one of the same bucket
-
-cdef struct IdSlot:
-    uint32_t tag                # the last bits of the hash, which say its bucket as well
-    uint32_t place
+    uint32_t next               # of one in a bucket's chain: the place of the one before it there
 
 cdef struct IdBucket:           # one line of the cache
-    IdSlot slots[8]
+    uint32_t tags[7]            # of each place, the last bits of the hash, which say its bucket as well
+    uint32_t filter             # a bit for the tag of each one in the chain, and perhaps for some that were
+    uint32_t places[7]
+    uint32_t chain              # the place of the newest one that found no other in its bucket
 
 cdef struct IdTable:
     IdEntry** blocks            # a ring of the blocks from that of `head` on
@@ -71,18 +73,19 @@ cdef inline const uint8_t* record_id(const uint8_t* record, uint32_t* size) noex
     cdef uint64_t left = load_u32(record) - RECORD_HEADER_BYTES
     cdef uint64_t used = 0
     record += RECORD_HEADER_BYTES
-    if flags & RECORD_PUBLISHER and used < left:
-        used += 1 + record[used]
-    if flags & RECORD_NUMBER:
-        used += 8
-    if flags & RECORD_PRIORITY:
-        used += 1
-    if flags & RECORD_EXPIRY:
-        used += 4
-    if flags & RECORD_KEY and used + 2 <= left:
-        used += 2 + load_u16(record + used)
-    if flags & RECORD_HEADERS and used + 2 <= left:
-        used += 2 + load_u16(record + used)
+    if flags & RECORD_FLAGS_BEFORE_ID:
+        if flags & RECORD_PUBLISHER and used < left:
+            used += 1 + record[used]
+        if flags & RECORD_NUMBER:
+            used += 8
+        if flags & RECORD_PRIORITY:
+            used += 1
+        if flags & RECORD_EXPIRY:
+            used += 4
+        if flags & RECORD_KEY and used + 2 <= left:
+            used += 2 + load_u16(record + used)
+        if flags & RECORD_HEADERS and used + 2 <= left:
+            used += 2 + load_u16(record + used)
     if used >= left or used + 1 + record[used] > left:
         return NULL
     size[0] = record[used]

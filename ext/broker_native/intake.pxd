@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from broker_native.fanout cimport Fanout, Outbox, Subscription
 from broker_native.growing cimport Bytes
+from broker_native.ids_ahead cimport IdsAhead
 from broker_native.publisher cimport Publisher
 from broker_native.tails cimport Tails
 
@@ -48,6 +49,7 @@ cdef class ReadBuffer:
     cdef uint64_t turn_us               # when the first of them was
     cdef uint64_t frame_us              # when the last of them was
     cdef uint64_t spent_us              # what all of them took
+    cdef IdsAhead ids_ahead             # of the frames that are being taken
 
     cdef int ask_for_turn(self) except -1
 

@@ -40,6 +40,7 @@ from libc.string cimport memcpy
 from broker_native.channel cimport Channel, channel_prefetch, channel_prefetch_rare
 from broker_native.fanout cimport Fanout, Outbox, Subscription
 from broker_native.growing cimport Bytes, bytes_release
+from broker_native.ids_ahead cimport ahead_has_room
 from broker_native.layout cimport *
 from broker_native.members cimport RotationMember
 from broker_native.names cimport name_is_channel
@@ -74,8 +75,6 @@ cdef enum:
     AHEAD = 10
     AHEAD_NEW = 5
     CHANNELS_CACHED = 1024
-    # While its frames have ids, this far ahead one has what its first id is looked up in fetched.
-    IDS_AHEAD_BYTES = 1024
 
     SPILL_BYTES_MIN = 64
     CHANNEL_NUMBER_BYTES = 4
@@ -97,17 +96,6 @@ cdef inline bytes name_in(const uint8_t* frame, size_t size):
     """The name in such a frame."""
     return PyBytes_FromStringAndSize(<const char*>frame + FRAME_HEADER_BYTES + CHANNEL_NUMBER_BYTES,
                                      <Py_ssize_t>(size - CHANNEL_NUMBER_BYTES))
-
-
-cdef size_t ids_look_ahead(Publisher publisher, const uint8_t* data, size_t size, size_t at, size_t far) noexcept:
-    """Have the ids of frames that come soon looked at; answers up to where that was done."""
-    far = max(far, at)
-    while far - at < IDS_AHEAD_BYTES and size - far >= FRAME_HEADER_BYTES:
-        if load_u32(data + far) > size - far - FRAME_HEADER_BYTES:
-            break
-        publisher.fetch_ids(data + far, FRAME_HEADER_BYTES + <size_t>load_u32(data + far))
-        far += FRAME_HEADER_BYTES + <size_t>load_u32(data + far)
-    return far
 
 
 cdef Channel* channel_ahead(Publisher publisher, const uint8_t* data, size_t size, size_t* at) noexcept:
@@ -549,31 +537,39 @@ cdef class Intake:
                 if ahead == AHEAD - AHEAD_NEW:
                     near = 0
                 look_ahead(publisher, data, size, &far, &near)
-        while size - at >= FRAME_HEADER_BYTES:
-            if not self.check_header(data + at):
-                return size
-            frame = FRAME_HEADER_BYTES + <size_t>load_u32(data + at)
-            if frame > size - at:
-                break
-            used = 0
-            became = TAKEN
-            if is_naming(data + at, frame - FRAME_HEADER_BYTES):
-                used = self.take_channels(data + at, size - at, &became)
-            if not used and not became:
-                used = frame
-                became = self.take_frame(data + at)
-            if became:
-                if became == TAKEN_LAST:
+        try:
+            while size - at >= FRAME_HEADER_BYTES:
+                if not self.check_header(data + at):
                     return size
-                if became == TAKEN_ENOUGH:
-                    at += used
-                self.put_off = at < size
-                break
-            at += used
-            if near < size:
-                look_ahead(publisher, data, size, &far, &near)
-            if publisher is not None and publisher.flags & RECORD_ID:
-                ids_ahead = ids_look_ahead(publisher, data, size, at, ids_ahead)
+                frame = FRAME_HEADER_BYTES + <size_t>load_u32(data + at)
+                if frame > size - at:
+                    break
+                used = 0
+                became = TAKEN
+                if is_naming(data + at, frame - FRAME_HEADER_BYTES):
+                    used = self.take_channels(data + at, size - at, &became)
+                if not used and not became:
+                    used = frame
+                    became = self.take_frame(data + at)
+                if became:
+                    if became == TAKEN_LAST:
+                        return size
+                    if became == TAKEN_ENOUGH:
+                        at += used
+                    self.put_off = at < size
+                    break
+                at += used
+                if near < size:
+                    look_ahead(publisher, data, size, &far, &near)
+                if publisher is not None and publisher.flags & RECORD_ID:
+                    if publisher.ids_ahead == NULL:
+                        self.buffer.ids_ahead.first = self.buffer.ids_ahead.end
+                        publisher.ids_ahead = &self.buffer.ids_ahead
+                    if ahead_has_room(publisher.ids_ahead):
+                        ids_ahead = publisher.fetch_ids(data, size, max(ids_ahead, at))
+        finally:
+            if publisher is not None:
+                publisher.ids_ahead = NULL
         return at
 
     cdef size_t take_channels(self, const uint8_t* data, size_t size, int* became) except? 0:

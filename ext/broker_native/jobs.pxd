@@ -133,6 +133,7 @@ cdef struct Member:
     uint32_t subscription
     uint32_t window
     uint32_t jobs                 # under lease
+    bint leaving                  # it has given back what it has not begun, and is granted nothing more
 
 cdef struct LeasePage:
     uint64_t number               # of its first lease, divided by PAGE_LEASES
@@ -235,6 +236,7 @@ cdef class Jobs:
     cdef int note(self, Job* job) except -1
     cdef int log_ack(self, Track* track, uint64_t first, uint64_t last) except -1
     cdef int come_again(self, Job* job, uint64_t due_us) except -1
+    cdef int give_back(self, Job* job) except -1
     cdef int come_along(self, Job* job) except -1
     cdef int come_back(self, Job** jobs, size_t count) except -1
     cdef uint64_t backoff_us(self, uint32_t attempts) noexcept

@@ -18,12 +18,13 @@ member and one order: a job that comes back takes all that were granted after it
 behind it. Exclusive has neither lanes nor keys.
 
 **Leases.** A grant is one JOBS frame of consecutive leases, counted from `first_lease` on and never given twice. A
-lease ends at its deadline (`lease_ms` after the grant, 0: never), by nack, or with its member; the job comes again. As
+lease ends at its deadline (`lease_ms` after the grant, 0: never), by nack, or with its member; the job comes again. By
+release a member that is about to leave gives back what it has not begun, and is granted nothing more. As
 long as nobody was granted it anew the old lease still serves for ack and reject by its member, while that is there.
 
-**Attempts** are grants. When a job comes back after `attempts_max` of them (0: no limit) it is dead (DEAD_ATTEMPTS); so
-is a rejected one at once (DEAD_REJECTED). A dead job releases its key. It is done when `dead()` has handed it out, and
-the next `changes()` says so: the copy and that go into the same group. In exclusive mode the jobs that come along with
+**Attempts** are grants, but for those that were released. When a job comes back after `attempts_max` of them (0: no
+limit) it is dead (DEAD_ATTEMPTS); so is a rejected one at once (DEAD_REJECTED). A dead job releases its key. It is done
+when `dead()` has handed it out, and the next `changes()` says so: the copy and that go into the same group. In exclusive mode the jobs that come along with
 another one do not have their attempt counted.
 
 **What is stored.** `changes()` says what has been done since it was asked last, and attempts and delays: a first grant
@@ -133,6 +134,7 @@ cdef enum:
     VERB_REJECT = 3
     VERB_EXTEND = 4
     VERB_ACK_THROUGH = 5
+    VERB_RELEASE = 6
 
     REASON_REJECTED = 1
     REASON_ATTEMPTS = 2
@@ -1088,6 +1090,21 @@ cdef class Jobs:
             self.timer_add(&job.timer)
         return 0
 
+    cdef int give_back(self, Job* job) except -1:
+        """A leased job comes back that nobody has begun: as if it had not been granted, but ahead of what is new."""
+        self.end_lease(job)
+        self.set_state(job, JOB_WAITING)
+        job.attempts -= 1
+        job.timer.due_us = 0
+        if job.flags & FLAG_NOTED:
+            self.note(job)
+        job.flags |= FLAG_AGAIN
+        if not self.exclusive:
+            return self.enter(job)
+        list_prepend(&self.lanes[0].fresh, job)
+        job.flags |= FLAG_LISTED
+        return 0
+
     cdef int come_along(self, Job* job) except -1:
         """Everything that was granted after a job comes back before it does itself (exclusive mode)."""
         cdef Job** later
@@ -1237,6 +1254,10 @@ cdef class Jobs:
         free(who)
         return count
 
+    def is_leaving(self, uint64_t member):
+        """Whether a member has given back what it has not begun: it is granted nothing more."""
+        return bool(self.member(member).leaving)
+
     def under_way(self, uint64_t member):
         """Return how many jobs a member has under lease, and the bytes of their records; KeyError without it."""
         cdef Member* who = self.member(member)
@@ -1249,7 +1270,7 @@ cdef class Jobs:
     cdef bint has_room(self, uint64_t member) except -1:
         """Whether a member may be given another job."""
         cdef Member* who = self.member(member)
-        return who.jobs < who.window and who.record_bytes < who.bytes_max
+        return who.jobs < who.window and who.record_bytes < who.bytes_max and not who.leaving
 
     cdef uint64_t ready_count(self) noexcept:
         """As `ready`."""
@@ -1325,7 +1346,7 @@ cdef class Jobs:
         cdef Channel* channel
         cdef Grant* grant = NULL
         cdef Job* job
-        while self.next_lease - first < jobs_max and who.jobs < who.window:
+        while self.next_lease - first < jobs_max and who.jobs < who.window and not who.leaving:
             job = self.next_job()
             if job == NULL:
                 break
@@ -1540,11 +1561,14 @@ cdef class Jobs:
         cdef const uint8_t* end = <const uint8_t*>PyBytes_AS_STRING(body) + PyBytes_GET_SIZE(body)
         cdef const uint8_t* at = ack_entries(body)
         cdef uint64_t lease
+        cdef uint32_t index
         cdef Job* job
         while at < end:
             if at[12] != VERB_ACK:
                 raise ValueError(f"ack: got verb {at[12]}, expected {VERB_ACK}: it acknowledges")
-            for lease in range(load_u64(at), load_u64(at) + load_u32(at + 8)):
+            # The last one may be the highest number that there is.
+            for index in range(load_u32(at + 8)):
+                lease = load_u64(at) + index
                 job = self.leased_job(lease)
                 if job == NULL:
                     return (CODE_LEASE_EXPIRED if self.first_lease <= lease < self.next_lease else CODE_LEASE_UNKNOWN,
@@ -1634,6 +1658,8 @@ cdef class Jobs:
         cdef Grant* extended = NULL
         cdef Job* job
         cdef int code, refused_code = 0
+        if verb == VERB_RELEASE:
+            member.leaving = True
         if verb == VERB_ACK_THROUGH:
             if not self.first_lease <= lease < self.next_lease:
                 refused.append((CODE_LEASE_UNKNOWN, lease, 1))
@@ -1672,11 +1698,15 @@ cdef class Jobs:
             self.die(job, REASON_REJECTED)
         elif job.state != JOB_LEASED:
             # In exclusive mode it has come along with the one before it.
-            return 0 if verb == VERB_NACK and self.exclusive else CODE_LEASE_EXPIRED
+            return 0 if verb != VERB_EXTEND and self.exclusive else CODE_LEASE_EXPIRED
         elif verb == VERB_EXTEND:
             if not ms:
                 ms = self.lease_ms
             self.extend(job, now_us + ms * 1000 if ms else 0, extended)
+        elif verb == VERB_RELEASE:
+            if self.exclusive:
+                self.come_along(job)
+            self.give_back(job)
         else:
             delay_us = self.backoff_us(job.attempts) if ms == U64_MAX else ms * 1000
             if self.exclusive:
@@ -2258,7 +2288,7 @@ cdef int check_entries(const uint8_t* at, const uint8_t* end) except -1:
         count = load_u32(at + 8)
         verb = at[12]
         leases += count
-        if (not VERB_ACK <= verb <= VERB_ACK_THROUGH or at[13] or load_u16(at + 14) or count < 1
+        if (not VERB_ACK <= verb <= VERB_RELEASE or at[13] or load_u16(at + 14) or count < 1
                 or load_u64(at) > U64_MAX - count + 1):
             raise ValueError(f"ack: got verb {verb} of {count} leases from {load_u64(at)}")
         if ((load_u64(at + 16) and verb != VERB_NACK and verb != VERB_EXTEND)

@@ -68,6 +68,8 @@ cdef const uint8_t* record_field(const uint8_t* record, uint16_t wanted) noexcep
     """Where the field of a flag begins; for flag 0 where the payload begins. The record has been checked."""
     cdef uint16_t flags = load_u16(record + 4)
     cdef const uint8_t* at = record + RECORD_HEADER_BYTES
+    if not flags:
+        return at
     if flags & RECORD_PUBLISHER:
         if wanted == RECORD_PUBLISHER:
             return at
@@ -662,13 +664,18 @@ cdef class FrameReader:
         cdef const uint8_t* at = batch.at
         cdef uint64_t seen = 0
         cdef uint32_t size
+        cdef uint16_t flags
         while at < batch.end:
             if batch.end - at < RECORD_HEADER_BYTES:
                 return False
             size = load_u32(at)
-            if size < RECORD_HEADER_BYTES or size > batch.end - at or load_u16(at + 6) or not record_is_valid(at, size):
+            flags = load_u16(at + 4)
+            if size < RECORD_HEADER_BYTES or size > batch.end - at or load_u16(at + 6):
                 return False
-            if load_u16(at + 4) & RECORD_GONE:
+            # Most have no fields, of which nothing is to be asked.
+            if flags and not record_is_valid(at, size):
+                return False
+            if flags & RECORD_GONE:
                 batch.has_gone = True
                 seen += load_u32(at + GONE_RUN_AT)
             else:

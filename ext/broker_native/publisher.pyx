@@ -34,6 +34,7 @@ from broker_native.ids cimport (
     ids_take_back,
     record_id,
 )
+from broker_native.ids_ahead cimport IDS_AHEAD_STEP, IdsAhead, ahead_add, ahead_at, ahead_take
 from broker_native.layout cimport *
 from broker_native.lines cimport Line
 from broker_native.open_chunks cimport ChunkMark, chunk_mark
@@ -42,6 +43,7 @@ from broker_native.tails cimport Tails
 
 cdef enum:
     SLOT_MAX = (1 << 24) - 1            # the largest number that a connection may give to a channel
+    IDS_TOGETHER = 16                   # ids of a frame that are hashed before the first of them is looked up
 
 # Codes of broker.model.errors that the hot path answers with; a test compares them with the registry.
 cdef enum:
@@ -351,7 +353,10 @@ cdef class Publisher(PublishedEntries):
         known = table.count if table != NULL else 0
         try:
             fresh = self.look_up(channel, table, at, count)
-            self.take_decided(channel, at, count, slot, number, fresh)
+            if fresh == count:
+                self.take_records(channel, at, count, slot, number)
+            else:
+                self.take_decided(channel, at, count, slot, number, fresh)
         except MemoryError:
             if table != NULL:
                 ids_take_back(table, table.count - known)
@@ -363,25 +368,66 @@ cdef class Publisher(PublishedEntries):
         self.tails.group_bytes += size
         return 0
 
-    cdef void fetch_ids(self, const uint8_t* frame, size_t size) noexcept:
+    cdef size_t fetch_ids(self, const uint8_t* data, size_t size, size_t at) noexcept:
+        cdef const IdTable* tables[IDS_AHEAD_STEP]
+        cdef IdsAhead* ahead = self.ids_ahead
+        cdef uint32_t first = ahead.end
+        cdef uint32_t index
+        cdef size_t frame
+        while ahead.end - first < IDS_AHEAD_STEP and size - at >= FRAME_HEADER_BYTES:
+            frame = FRAME_HEADER_BYTES + <size_t>load_u32(data + at)
+            if frame > size - at:
+                break
+            index = ahead.end - first
+            tables[index] = self.fetch_id(data + at, frame, ahead)
+            at += frame
+        # All of them at once: each waits for the page tables, and they do not wait for one another.
+        for index in range(ahead.end - first):
+            ids_prefetch(tables[index], ahead_at(ahead, first + index))
+        return at
+
+    cdef const IdTable* fetch_id(self, const uint8_t* frame, size_t size, IdsAhead* ahead) noexcept:
+        """Hash the first id of a frame; answers what it is looked up in, NULL when it has none."""
         cdef const uint8_t* record = frame + FRAME_HEADER_BYTES + PUBLISH_HEADER_BYTES
         cdef const uint8_t* id
-        cdef const IdTable* table
         cdef uint32_t slot, id_size
         cdef IdHash hash
         if size < FRAME_HEADER_BYTES + PUBLISH_HEADER_BYTES + RECORD_HEADER_BYTES or frame[4] != KIND_PUBLISH:
-            return
+            return NULL
         size -= FRAME_HEADER_BYTES + PUBLISH_HEADER_BYTES
         slot = load_u32(frame + FRAME_HEADER_BYTES)
         if slot >= self.slots_count or self.slots[slot] == NULL or self.slots[slot].ids != IDS_HERE:
-            return
+            return NULL
         if load_u32(record) < RECORD_HEADER_BYTES or load_u32(record) > size or not load_u16(record + 4) & RECORD_ID:
-            return
+            return NULL
         id = record_id(record, &id_size)
-        if id != NULL:
-            table = self.tails.ids_of(self.slots[slot])
-            hash = id_hash(&self.tails.ids_key, id, id_size)
-            ids_prefetch(table, &hash)
+        if id == NULL:
+            return NULL
+        hash = id_hash(&self.tails.ids_key, id, id_size)
+        ahead_add(ahead, id, &hash)
+        return self.tails.ids_of(self.slots[slot])
+
+    cdef void hash_ids(self, const IdTable* table, const uint8_t* at, uint32_t count, IdHash* hashes) noexcept:
+        """Hash the ids of some records, and have what they are looked up in on its way into the cache."""
+        cdef const IdHash* known
+        cdef const uint8_t* id
+        cdef uint32_t index
+        cdef uint32_t id_size = 0
+        cdef uint32_t fetched = 0
+        for index in range(count):
+            if load_u16(at + 4) & RECORD_ID:
+                id = record_id(at, &id_size)
+                known = ahead_take(self.ids_ahead, id) if self.ids_ahead != NULL else NULL
+                if known != NULL:
+                    hashes[index] = known[0]
+                    fetched = index + 1
+                else:
+                    hashes[index] = id_hash(&self.tails.ids_key, id, id_size)
+            else:
+                hashes[index].low = 0
+            at += load_u32(at)
+        for index in range(fetched, count):
+            ids_prefetch(table, &hashes[index])
 
     cdef uint32_t look_up(self, Channel* channel, IdTable* table, const uint8_t* at, uint32_t count) except? 0:
         """Find the sequence of each record's id, 0 for none, in `Tails.decided`, and note the ids of the others.
@@ -390,35 +436,39 @@ cdef class Publisher(PublishedEntries):
             How many are to be taken.
         """
         cdef uint64_t* decided
-        cdef const IdEntry* entry
-        cdef const uint8_t* id
-        cdef IdHash hash
+        cdef const IdEntry* entry = NULL
+        cdef IdHash hashes[IDS_TOGETHER]
+        cdef const IdHash* hash
         cdef uint32_t index
-        cdef uint32_t id_size = 0
         cdef uint32_t fresh = 0
-        cdef uint32_t now_s = self.tails.now_s()
-        cdef size_t bytes_before = table.bytes if table != NULL else 0
+        cdef uint32_t now_s
+        cdef size_t bytes_before
+        cdef bint short = False
         self.tails.decided.used = 0
         bytes_reserve(&self.tails.decided, count * sizeof(uint64_t))
         decided = <uint64_t*>self.tails.decided.data
-        try:
-            for index in range(count):
-                decided[index] = 0
-                id = record_id(at, &id_size) if table != NULL and load_u16(at + 4) & RECORD_ID else NULL
-                if id != NULL:
-                    hash = id_hash(&self.tails.ids_key, id, id_size)
-                    entry = NULL
-                    if not self.is_own:
-                        entry = ids_find(table, &hash)
-                    if entry != NULL:
-                        decided[index] = entry.sequence
-                    elif ids_add(table, &hash, channel.next + fresh, now_s):
-                        raise MemoryError
-                fresh += not decided[index]
-                at += load_u32(at)
-        finally:
-            if table != NULL:
-                self.tails.ids_bytes += table.bytes - bytes_before
+        memset(decided, 0, count * sizeof(uint64_t))
+        if table == NULL:
+            return count
+        now_s = self.tails.now_s()
+        bytes_before = table.bytes
+        for index in range(count):
+            if index % IDS_TOGETHER == 0:
+                self.hash_ids(table, at, min(count - index, <uint32_t>IDS_TOGETHER), hashes)
+            if load_u16(at + 4) & RECORD_ID:
+                hash = &hashes[index % IDS_TOGETHER]
+                if not self.is_own:
+                    entry = ids_find(table, hash)
+                if entry != NULL:
+                    decided[index] = entry.sequence
+                elif ids_add(table, hash, channel.next + fresh, now_s):
+                    short = True
+                    break
+            fresh += not decided[index]
+            at += load_u32(at)
+        self.tails.ids_bytes += table.bytes - bytes_before
+        if short:
+            raise MemoryError
         return fresh
 
     cdef uint32_t count_runs(self, uint32_t count) noexcept:

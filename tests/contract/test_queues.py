@@ -35,6 +35,90 @@ async def work(bus: Any, name: str, done: Counter[bytes], *, window: int = 8) ->
             job.ack()
 
 
+async def test_redriven_letters_leave_their_channel_and_nobody_elses(home: Home, room: str) -> None:
+    channel, dead, queue = f"s.{room}", f"s.{room}.dead", f"q.{room}"
+    async with home.bus() as bus:
+        await bus.create_queue(queue, channel, dead_letter=dead)
+        await bus.publish_many(channel, [b"1", b"2", b"3"])
+        async with bus.consume(queue) as consumer:
+            for at, job in enumerate(await take(consumer, 3)):
+                await job.reject()
+                if at == 1:
+                    await bus.publish(dead, b"somebody's own")
+        assert await bus.redrive(queue, 1) == 1
+        assert (await bus.channel(dead)).first == 2
+        assert await bus.redrive(queue) == 2
+        info = await bus.channel(dead)
+        assert (info.first, info.head) == (3, 4), "what is nobody's letter stays, and what is behind it"
+        await bus.trim(dead, 5)
+        async with bus.consume(queue) as consumer:
+            for job in await take(consumer, 3):
+                await job.reject()
+        assert await bus.redrive(queue) == 3
+        info = await bus.channel(dead)
+        assert info.first > info.head
+
+
+async def test_letters_that_go_round_come_to_an_end(home: Home, room: str) -> None:
+    here, there = f"s.{room}.here", f"s.{room}.there"
+    async with home.bus() as bus:
+        await bus.create_queue(f"q.{room}.1", here, dead_letter=there)
+        await bus.create_queue(f"q.{room}.2", there, dead_letter=here)
+        await bus.publish(here, b"round")
+        async with bus.consume(f"q.{room}.1") as one, bus.consume(f"q.{room}.2") as two:
+            for times in range(1, 18):
+                (job,) = await take(one if times % 2 else two, 1)
+                assert job.headers.get("broker-times", 1) == max(times - 1, 1)
+                await job.reject()
+            assert await nothing_comes(two)
+        heads = [(await bus.channel(name)).head for name in (here, there)]
+        assert heads == [9, 8]
+
+
+async def test_other_settings_leave_alone_what_is_under_way(home: Home, room: str) -> None:
+    channel, queue = f"s.{room}", f"q.{room}"
+    async with home.bus() as bus:
+        await bus.create_queue(queue, channel, lease_s=60)
+        await bus.publish_many(channel, [b"1", b"2", b"3"])
+        async with bus.consume(queue, window=1) as first, bus.consume(queue, window=1) as other:
+            (job,) = await take(first, 1)
+            (lost,) = await take(other, 1)
+            info = await bus.create_queue(queue, channel, lease_s=0.05, attempts_max=1, update=True)
+            assert (info.leased, info.settings.lease_ms, info.settings.attempts_max) == (2, 50, 1)
+            await asyncio.sleep(0.1)
+            assert (await bus.consumer_info(queue)).leased == 2, "they were given for a minute"
+            await job.ack()
+            # It fails under the new settings: one attempt was all it had.
+            lost.nack(0)
+            (short,) = await take(first, 1)
+            assert short.payload == b"3"
+            await short.ack()
+        info = await bus.consumer_info(queue)
+        assert (info.acked, info.dead, info.redelivered) == (2, 1, 0)
+
+
+async def test_jobs_that_a_member_has_not_begun_are_no_attempts_when_it_goes(home: Home, room: str) -> None:
+    channel, queue = f"s.{room}", f"q.{room}"
+    async with home.bus() as bus:
+        await bus.create_queue(queue, channel, attempts_max=1)
+        await bus.publish_many(channel, [b"%d" % number for number in range(30)])
+        async with bus.consume(queue, window=8) as consumer:
+            (job,) = await take(consumer, 1)
+            await job.ack()
+        async with bus.consume(queue, window=4) as consumer:
+            (job,) = await take(consumer, 1)
+            assert (job.attempt, job.redelivered) == (1, False)
+            # It ends with the job under way: that was an attempt, and the only one it has.
+        async with bus.consume(queue) as consumer:
+            jobs = await take(consumer, 28)
+            assert [each.attempt for each in jobs] == [1] * 28
+            assert not any(each.redelivered for each in jobs)
+            for each in jobs:
+                await each.ack()
+        info = await bus.consumer_info(queue)
+        assert (info.acked, info.dead, info.redelivered) == (29, 1, 0)
+
+
 async def test_members_share_the_work(home: Home, room: str) -> None:
     channel, name = f"s.{room}", f"q.{room}"
     async with home.bus() as bus:

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from broker.bus import Bus, Subscription, SubscriptionEvent
     from broker_native.messages import Batch
-    from broker_native.posting import Receipt
+    from broker_native.outcomes import Receipt
 
 ROOT = Path(__file__).parents[2]
 READY_S_MAX = 20.0

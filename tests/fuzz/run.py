@@ -44,6 +44,11 @@ SHARES = {
     "posting": 120,
     "words": 80,
     "bodies": 70,
+    "member": 60,
+    "transaction": 40,
+    "state": 30,
+    "settle": 15,
+    "ids": 150,
     "settings": 10,
 }
 """How executions are spread: each target gets its part of their sum. A cheap one is not more important, only cheap. The

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import struct
 
-from broker.wire import control
+from broker.model.consumers import Consume, ConsumerSettings, ConsumerStart, DoneRun, Settle, Verdict
+from broker.wire import consuming, control
 from broker.wire.kinds import PublishFlag
 from broker_native.index import SegmentIndex
 from tests.reference import groups
@@ -20,6 +21,7 @@ from tests.reference.frames import (
     PUBLISH,
     PUBLISHED,
     PUBLISHED_ENTRY,
+    TRANSACTION,
     Record,
     build_frame,
     build_record,
@@ -65,6 +67,75 @@ ASKS = [
     named(PublishFlag.REPLY, OWN_NAME, 1, Record(b"one"), Record(b"two", priority=3, expiry_s=9)),
     named(PublishFlag.REPLY, b"$reply.x", 1, Record(b"nobody")),
 ]
+
+
+def later(slot: int, number: int, when: int, *records: Record) -> bytes:
+    """Return a PUBLISH frame with AT."""
+    body = publish_body(slot, number, [build_record(record) for record in records])
+    return build_frame(PUBLISH, body[:16] + struct.pack("<Q", when) + body[16:], PublishFlag.AT)
+
+
+def expecting(slot: int, number: int, head: tuple[int, int], *records: Record) -> bytes:
+    """Return a PUBLISH frame with EXPECT."""
+    body = publish_body(slot, number, [build_record(record) for record in records])
+    return build_frame(PUBLISH, body[:16] + struct.pack("<QQ", *head) + body[16:], PublishFlag.EXPECT)
+
+
+def transaction(acks: int, *frames: bytes) -> bytes:
+    """Return a TRANSACTION frame, of which the last frames are ACKs."""
+    return build_frame(TRANSACTION, struct.pack("<II", len(frames) - acks, acks) + b"".join(frames))
+
+
+def ask(request: int, op: str, **arguments: object) -> bytes:
+    """Return a REQUEST."""
+    return control.encode_request(request, op, arguments)
+
+
+FROM_NOW = 1 << 63
+LEASE = (1 << 40) + 1
+"""The first that a node gives in its first run."""
+IDS = [Record(b"one", id=b"1"), Record(b"two", id=b"2"), Record(b"again", id=b"1")]
+LATER = later(0, 1, FROM_NOW + 5_000_000, Record(b"soon", id=b"s"), Record(b"gone", id=b"g"))
+QUEUE = consuming.pack_consumer_set(
+    ConsumerSettings("q", ("s.x",), dead_letter="a.x", attempts_max=2, backoff_ms=(0, 0)), ConsumerStart()
+)
+
+
+def delivering() -> list[bytes]:
+    """Ids, conditions, transactions, messages for later, and what a member of a queue says of its jobs."""
+    numbered = b"".join(PUBLISHES[:1]) + publish(0, 2, Record(b"two", key=b"k"), Record(b"three"))
+    member = ask(1, "consumer_set", **QUEUE) + control.encode_subscribe(
+        control.Subscribe(1, (), 0, consumer=Consume("q", 8))
+    )
+
+    def settle(number: int, *entries: Settle) -> bytes:
+        return consuming.encode_ack(1, number, entries)
+
+    ack = settle(1, Settle(LEASE, 1, Verdict.ACK), Settle(LEASE + 1, 1, Verdict.NACK, 1_000))
+    failed = settle(1, Settle(LEASE, 2, Verdict.NACK)) + settle(2, Settle(LEASE + 3, 1, Verdict.REJECT))
+    return [
+        publish(0, 1, *IDS) + publish(0, 4, *IDS),
+        publish(2, 1, IDS[0]) + publish(1, 2, IDS[0]) + publish(0, 2, Record(b"", id=b"x" * 64)),
+        expecting(0, 1, (0, 0), Record(b"new")) + expecting(0, 2, (0, 0), Record(b"old")),
+        expecting(1, 1, (0, 0), Record(b"ephemeral")) + expecting(2, 1, (1, 5), Record(b"no")),
+        transaction(0, publish(0, 1, Record(b"a")), publish(2, 2, Record(b"b")), expecting(0, 3, (0, 0), Record())),
+        transaction(0, publish(0, 1, *IDS), publish(2, 4, IDS[0])),
+        transaction(0, publish(0, 1, Record(b"a")), publish(1, 2, Record(b"ephemeral"))),
+        LATER + ask(1, "delayed_cancel", channel="s.x", id=b"g") + ask(2, "delayed", prefix="s.", limit=5),
+        LATER + later(0, 3, 5, Record(b"at once", id=b"o")) + later(2, 4, 1 << 60, Record(b"never", id=b"n")) + LATER,
+        numbered + member + ack + settle(2, Settle(LEASE + 2, 1, Verdict.ACK_THROUGH)),
+        member + numbered + settle(1, Settle(LEASE, 3, Verdict.EXTEND, 60_000), Settle(99, 1, Verdict.ACK)),
+        numbered + member + failed + ask(2, "consumer_redrive", name="q") + ask(3, "consumer_peek", name="q"),
+        numbered + member + transaction(1, publish(2, 4, Record(b"done")), settle(0, Settle(LEASE, 1, Verdict.ACK))),
+        numbered
+        + member
+        + ask(2, "consumer_pause", name="q", paused=True)
+        + ask(3, "consumer_reset", **consuming.pack_reset("q", ConsumerStart()))
+        + ask(4, "consumer_done", **consuming.pack_done("q", [DoneRun("s.x", (1 << 40) + 1, 1, 2)]))
+        + ask(5, "consumer_purge", name="q")
+        + ask(6, "consumers", limit=2)
+        + ask(7, "consumer_remove", name="q"),
+    ]
 
 
 def intake() -> list[bytes]:
@@ -142,7 +213,7 @@ def session() -> list[bytes]:
         control.encode_hello("fuzz") + reads[0] + names + b"".join(PUBLISHES) + asks[5],
         hello + names + names + b"".join(asks) + b"".join(PUBLISHES) * 2,
     ]
-    opened = [b"".join(PUBLISHES) + read for read in reads] + asks
+    opened = [b"".join(PUBLISHES) + read for read in reads] + asks + delivering()
     return [
         plan(seed=index, style=index % 3, state=opens | 2 * (index % 16)) + conversation
         for opens, conversations in ((0, whole), (1, opened))

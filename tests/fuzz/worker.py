@@ -24,7 +24,7 @@ from tests.fuzz import engine  # noqa: E402
 
 sys.setdlopenflags(_flags)
 
-from tests.fuzz import decoders, finds, seeds, targets  # noqa: E402
+from tests.fuzz import decoders, delivering, finds, seeds, targets  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,6 +62,11 @@ KINDS = {
     "page": Kind(targets.PageTarget, seeds.page),
     "tree": Kind(targets.TreeTarget, seeds.tree),
     "bodies": Kind(lambda: python(decoders.bodies(SEEN)), decoders.body_seeds),
+    "settle": Kind(lambda: python(delivering.settle(SEEN)), delivering.settle_seeds),
+    "state": Kind(lambda: python(delivering.state(SEEN)), delivering.state_seeds),
+    "member": Kind(lambda: python(delivering.member(SEEN), framed=True), delivering.member_seeds),
+    "transaction": Kind(lambda: python(delivering.transaction(SEEN), framed=True), delivering.transaction_seeds),
+    "ids": Kind(lambda: python(delivering.ids(SEEN)), delivering.ids_seeds),
     "words": Kind(lambda: python(decoders.words(SEEN)), decoders.word_seeds),
     "settings": Kind(lambda: python(decoders.settings(SEEN)), decoders.setting_seeds),
     **{

@@ -67,7 +67,7 @@ JOB_REDELIVERED, JOB_NAME = 1, 2
 JOBS_BODY_BYTES_MAX = 256 * 1024
 ACK_HEADER = struct.Struct("<IIQ")
 ACK_ENTRY = struct.Struct("<QIB3sQ")
-ACK, NACK, REJECT, EXTEND, ACK_THROUGH = range(1, 6)
+ACK, NACK, REJECT, EXTEND, ACK_THROUGH, RELEASE = range(1, 7)
 STATE_HEADER = struct.Struct("<BBHIQIIQIIQ")
 SECTION = struct.Struct("<QQQQIIII")
 RUN = struct.Struct("<QQ")
@@ -170,6 +170,7 @@ class Member:
     bytes_max: int
     jobs: int = 0
     record_bytes: int = 0
+    leaving: bool = False
     names: dict[int, int] = field(default_factory=dict)
 
 
@@ -487,6 +488,18 @@ class PlainJobs:
         else:
             self._enter(job)
 
+    def _give_back(self, job: Job) -> None:
+        """A leased job comes back that nobody has begun."""
+        self._end_lease(job)
+        job.state, job.again, job.due_us = WAITING, True, 0
+        job.attempts -= 1
+        if job.noted:
+            self._note(job)
+        if self.exclusive:
+            self.lanes[0].fresh.insert(0, job)
+        else:
+            self._enter(job)
+
     def _come_along(self, job: Job) -> None:
         """Everything that was granted after a job comes back before it does itself (exclusive mode)."""
         later = [other for other in self.jobs.values() if other.state == LEASED and other.order > job.order]
@@ -564,6 +577,10 @@ class PlainJobs:
         """Return the ids of the channels that a member's subscription knows, by number; KeyError without it."""
         return list(self.members[member].names)
 
+    def is_leaving(self, member: int) -> bool:
+        """Return whether a member has released jobs, and is granted nothing more; KeyError without it."""
+        return self.members[member].leaving
+
     def under_way(self, member: int) -> tuple[int, int]:
         """Return how many jobs a member has under lease, and the bytes of their records; KeyError without it."""
         return self.members[member].jobs, self.members[member].record_bytes
@@ -586,7 +603,7 @@ class PlainJobs:
         first = self.next_lease
         jobs: list[bytes] = []
         size = JOBS_HEADER.size
-        while len(jobs) < jobs_max and who.jobs < who.window:
+        while len(jobs) < jobs_max and who.jobs < who.window and not who.leaving:
             job = self._next_job()
             if job is None:
                 break
@@ -677,6 +694,8 @@ class PlainJobs:
             raise KeyError(member)
         refused: list[tuple[int, int, int]] = []
         for first, leases, verb, ms in entries_of(body):
+            if verb == RELEASE:
+                self.members[member].leaving = True
             if verb in (NACK, EXTEND) and ms > DELAY_MS_MAX and not (verb == NACK and ms == BY_BACKOFF):
                 refused.append((INVALID_TIME, first, leases))
             elif verb == ACK_THROUGH:
@@ -720,9 +739,9 @@ class PlainJobs:
                 refused.append((LEASE_EXPIRED if granted else LEASE_UNKNOWN, lease))
             elif job.member != member:
                 refused.append((LEASE_UNKNOWN, lease))
-            elif verb == NACK and job.state != LEASED and self.exclusive:
+            elif verb in (NACK, RELEASE) and job.state != LEASED and self.exclusive:
                 continue  # it came along with the one before it
-            elif verb in (NACK, EXTEND) and job.state != LEASED:
+            elif verb in (NACK, EXTEND, RELEASE) and job.state != LEASED:
                 refused.append((LEASE_EXPIRED, lease))
             elif verb == ACK:
                 self._finish(job)
@@ -731,6 +750,10 @@ class PlainJobs:
             elif verb == EXTEND:
                 lease_ms = ms or self.lease_ms
                 job.deadline_us = now_us + lease_ms * 1000 if lease_ms else 0
+            elif verb == RELEASE:
+                if self.exclusive:
+                    self._come_along(job)
+                self._give_back(job)
             else:
                 delay_us = self._backoff_us(job.attempts) if ms == BY_BACKOFF else ms * 1000
                 if self.exclusive:
@@ -1066,7 +1089,7 @@ def entries_of(body: bytes) -> list[tuple[int, int, int, int]]:
     total = 0
     for first, leases, verb, zero, ms in ACK_ENTRY.iter_unpack(body[ACK_HEADER.size :]):
         total += leases
-        if not 1 <= verb <= 5 or zero != bytes(3) or leases < 1 or first + leases > 2**64:
+        if not 1 <= verb <= 6 or zero != bytes(3) or leases < 1 or first + leases > 2**64:
             raise ValueError(f"ack: got verb {verb} of {leases} leases from {first}")
         if (ms and verb not in (NACK, EXTEND)) or (leases > 1 and verb == ACK_THROUGH):
             raise ValueError(f"ack: got verb {verb} of {leases} leases with {ms} ms")

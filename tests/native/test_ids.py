@@ -127,3 +127,21 @@ def test_more_than_there_is_cannot_be_taken_back() -> None:
     native.add(b"a", 1, 1)
     with pytest.raises(ValueError, match="there are 1"):
         native.take_back(2)
+
+
+@pytest.mark.parametrize("window", [9, 32, 100])
+def test_one_bucket_is_never_empty(window: int) -> None:
+    """One id comes again and again, so that others find its bucket full, and leave it while it is."""
+    native, plain = Ids(4770), twin.Ids()
+    for sequence in range(1, 3_000):
+        id = b"again" if sequence % 3 else b"id-%d" % sequence
+        native.add(id, sequence, 1)
+        plain.add(id, sequence, 1)
+        if sequence % 97 == 0:
+            native.take_back(5)
+            plain.take_back(5)
+        first = max(sequence - window, 0)
+        native.expire(0, first)
+        plain.expire(0, first)
+        looked = [b"again", *(b"id-%d" % number for number in range(max(first - 9, 0), sequence + 2))]
+        assert [native.find(id) for id in looked] == [plain.find(id) for id in looked]

@@ -39,6 +39,7 @@ from tests.native.plain_jobs import (
     LEASE_UNKNOWN,
     NACK,
     REJECT,
+    RELEASE,
     PlainJobs,
 )
 from tests.reference.frames import (
@@ -321,7 +322,7 @@ class Consumer(RuleBasedStateMachine):
             st.tuples(
                 st.integers(-1, 30),
                 st.integers(1, 4),
-                st.sampled_from([ACK, ACK, ACK, NACK, NACK, REJECT, EXTEND, ACK_THROUGH]),
+                st.sampled_from([ACK, ACK, ACK, NACK, NACK, REJECT, EXTEND, ACK_THROUGH] * 3 + [RELEASE]),
                 MS,
             ),
             min_size=1,
@@ -581,6 +582,44 @@ def test_an_extended_lease_may_last_for_ever() -> None:
     assert both.next_us() == 8000
 
 
+def test_what_was_not_begun_is_no_attempt_and_its_member_is_granted_nothing_more() -> None:
+    both = consumer(4, attempts_max=1)
+    assert both.granted(1).attempts == [1] * 4
+    assert both.settle(1, ack_of((101, 3, RELEASE, 0)), 0) == []
+    assert both.grant(1, 0) == b""
+    assert both.is_leaving(1)
+    assert (both.ready, both.leased, both.doomed, both.redelivered) == (3, 1, 0, 0)
+    both.join(2, 6, 9, 1 << 20)
+    assert not both.is_leaving(2)
+    again = both.granted(2)
+    assert (again.sequences, again.attempts, again.flags) == ([2, 3, 4], [1] * 3, [JOB_NAME, 0, 0])
+    assert both.settle(1, ack_of((101, 1, RELEASE, 0)), 0) == [(LEASE_EXPIRED, 101, 1)]
+
+
+def test_a_second_attempt_that_was_not_begun_is_none_after_a_restart_either() -> None:
+    both = consumer(1)
+    both.granted(1)
+    both.settle(1, ack_of((100, 1, NACK, 0)), 0)
+    assert both.granted(1).attempts == [2]
+    both.changes()
+    both.settle(1, ack_of((101, 1, RELEASE, 0)), 0)
+    later = Both(first_lease=200, seed=1)
+    later.restore([both.snapshot()])
+    later.take(deliver(chunk_of(records(1), 1), 1))
+    assert [job[3] for job in later.waiting(9)] == [1]
+
+
+def test_one_holder_gives_all_back_that_it_has_not_begun() -> None:
+    both = consumer(4, exclusive=True)
+    both.granted(1)
+    assert both.settle(1, ack_of((100, 1, ACK, 0), (102, 1, RELEASE, 0), (103, 1, RELEASE, 0)), 0) == []
+    assert (both.ready, both.leased) == (2, 1)
+    both.leave(1)
+    both.join(2, 6, 9, 1 << 20)
+    again = both.granted(2)
+    assert (again.sequences, again.attempts) == ([2, 3, 4], [2, 1, 1])
+
+
 def test_what_an_ack_is_refused_for() -> None:
     both = consumer(4, lease_ms=10)
     both.join(2, 6, 1, 1 << 20)
@@ -613,6 +652,14 @@ def test_an_old_lease_is_void_once_its_job_is_granted_anew() -> None:
     assert both.settle(1, ack_of((101, 1, ACK, 0)), 0) == [(LEASE_EXPIRED, 101, 1)]
     assert (both.ready, both.leased) == (1, 0)
     assert both.granted(1).attempts == [3]
+
+
+@pytest.mark.parametrize(("first", "leases"), [(2**64 - 1, 1), (2**64 - 3, 3), (0, 2)])
+def test_a_lease_that_nobody_was_given_is_refused_beforehand_however_high(first: int, leases: int) -> None:
+    both = consumer(1)
+    both.granted(1)
+    assert both.refusal(1, ack_of((100, 1, ACK, 0), (first, leases, ACK, 0))) == (LEASE_UNKNOWN, first, 1)
+    assert both.leased == 1
 
 
 def test_a_nack_waits_by_the_back_off() -> None:
@@ -818,7 +865,7 @@ def test_many_leases_at_a_time_and_one_that_stays() -> None:
         ACK_HEADER.pack(1, 1, 1),
         ack_of((1, 1, ACK, 0)) + b"x",
         ack_of((1, 1, 0, 0)),
-        ack_of((1, 1, 6, 0)),
+        ack_of((1, 1, 7, 0)),
         ack_of((1, 0, ACK, 0)),
         ack_of((1, 1, ACK, 1)),
         ack_of((1, 1, REJECT, 1)),

@@ -15,12 +15,16 @@ from hypothesis import strategies as st
 
 from broker.model.errors import BrokerError, error
 from broker.model.names import check_channel
-from broker_native.posting import Draft, Publication, PublishBuffer
+from broker_native.draft import Draft
+from broker_native.posted import FRAME_BYTES
+from broker_native.posting import PublishBuffer
 from tests.reference import frames as twin
 from tests.reference.posting import EPOCH, LineServer, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from broker_native.outcomes import Publication
 
 FOR_GOOD, FOR_ITS_NUMBER, FOR_ONE_RECORD = 0, 1, 2
 VERDICTS = {
@@ -158,7 +162,7 @@ async def test_a_frame_closes_at_its_bytes(pair: Pair) -> None:
             if frame.kind == twin.PUBLISH:
                 slot, count, _ = twin.PUBLISH_HEADER.unpack_from(frame.body)
                 sizes[slot].append(count)
-                assert len(frame.body) <= 60 * 1024 + 16 or count == 1
+                assert len(frame.body) <= FRAME_BYTES["close"] + 16 or count == 1
     assert sizes[0] == [5120, 4880]
     assert sizes[1][-2:] == [1, 1]
     assert sum(sizes[1]) == 102
@@ -304,7 +308,7 @@ class Ledger:
             assert draft.publish(channel, payload, expect=head) == len(posted)
             self.posted.setdefault(channel, []).append(payload)
             posted.append((channel, payload, sequence))
-        self.transactions.append((posted, self.pair.buffer.transact(draft)))
+        self.transactions.append((posted, draft.send()))
 
     def payloads(self, many: int, bad: bool = False) -> list[bytes]:
         self.count += many
@@ -725,7 +729,7 @@ async def test_a_transaction_names_its_channels_before_itself(pair: Pair) -> Non
     draft.publish("a", b"2", key=b"k")
     draft.publish("b", b"3")
     assert len(draft) == 3
-    pair.buffer.transact(draft)
+    draft.send()
     pair.buffer.post("c", b"4")
     frames = twin.frames_of(pair.buffer.take())
     one, two, three = (
@@ -756,7 +760,7 @@ async def test_a_draft_keeps_its_channels_and_gives_them_back(pair: Pair) -> Non
     pair.buffer.post("c", b"")
     pair.settle()
     assert list(pair.server.stored) == ["c"]
-    for use in (lambda: draft.publish("a", b""), lambda: pair.buffer.transact(draft)):
+    for use in (lambda: draft.publish("a", b""), lambda: draft.send()):
         with pytest.raises(BrokerError, match="CLOSED"):
             use()
 
@@ -779,7 +783,7 @@ async def test_a_draft_is_bounded(pair: Pair) -> None:
     with pytest.raises(BrokerError, match="TRANSACTION_TOO_LARGE"):
         draft.publish("a", bytes(100), expect=(1, 1))
     draft.publish("a", bytes(100))
-    pair.buffer.transact(draft)
+    draft.send()
     pair.settle()
     assert len(pair.server.stored["a"]) == 2
 
@@ -790,9 +794,9 @@ async def test_a_transaction_counts_for_the_bound(pair: Pair) -> None:
     draft.publish("a", bytes(900))
     pair.buffer.post("a", bytes(500))
     with pytest.raises(BrokerError, match="BUSY"):
-        pair.buffer.transact(draft)
+        draft.send()
     pair.settle()
-    publication = pair.buffer.transact(draft)
+    publication = draft.send()
     assert pair.buffer.records_unanswered == 1
     pair.settle()
     assert [receipt.first for receipt in publication.result()] == [2]
@@ -802,14 +806,14 @@ async def test_closing_fails_a_transaction_as_a_whole(pair: Pair) -> None:
     sent, unsent = Draft(pair.buffer), Draft(pair.buffer)
     sent.publish("a", b"1")
     unsent.publish("a", b"2")
-    first = pair.buffer.transact(sent)
+    first = sent.send()
     pair.buffer.take()
-    second = pair.buffer.transact(unsent)
+    second = unsent.send()
     left = Draft(pair.buffer)
     left.publish("a", b"3")
     pair.buffer.close(CLOSED, UNKNOWN)
     assert (first.exception(), second.exception()) == (UNKNOWN, CLOSED)
-    for use in (lambda: left.publish("a", b""), lambda: pair.buffer.transact(left)):
+    for use in (lambda: left.publish("a", b""), lambda: left.send()):
         with pytest.raises(BrokerError, match="CLOSED"):
             use()
 
@@ -818,7 +822,7 @@ async def test_a_refused_name_is_why_a_transaction_is_refused(pair: Pair) -> Non
     draft = Draft(pair.buffer)
     for channel in ("a", "b"):
         draft.publish(channel, b"")
-    publication = pair.buffer.transact(draft)
+    publication = draft.send()
     pair.send()
     failure = error("NO_PROFILE", "b")
     pair.buffer.refuse_channel(1, failure)
@@ -830,7 +834,7 @@ async def test_a_transaction_that_a_server_has_in_part_is_not_cut(pair: Pair) ->
     draft = Draft(pair.buffer)
     for payload in (b"1", b"2"):
         draft.publish("a", payload)
-    pair.buffer.transact(draft)
+    draft.send()
     first = pair.buffer.take()
     pair.buffer.suspend()
     pair.buffer.resume(1)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from broker.bus import Bus, Subscription
-    from broker_native.posting import Receipt
+    from broker_native.outcomes import Receipt
     from tests.checker.history import Event
 
 CHANNELS = ("kill.one", "kill.two", "kill.three", "kill.four")

@@ -6,6 +6,7 @@ Each takes a `MonkeyPatch` and makes one mistake; most are ones that it had, or 
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from broker.client.client import Client
 from broker.client.connection import Connection
 from broker.client.subscription import ClientSubscription
+from broker.core.delayed import Delayed
 from broker.core.lines import Lines
 from broker.core.recent import INDEX_END, Recent
 from broker.core.sequencer import Sequencer
@@ -20,8 +22,11 @@ from broker.edge.native import NativeConnection
 from broker.edge.session import Session
 from broker.node.catchup import CatchUp, Following
 from broker.node.commit import CommitThread, Work
+from broker.node.delayed import DelayedMessages
 from broker.node.demotion import Undelivered
+from broker.node.ids import Part
 from broker.node.node import Node
+from broker.node.time import BrokerTime
 from broker.remote.bus import FOR_GOOD
 from broker.remote.places import BusPlace, LiteralPlaces
 from broker.wire import control
@@ -371,6 +376,46 @@ def wait_for_a_pause_that_never_came(patch: Patch) -> None:
     patch.setattr(CatchUp, "flushed", lambda self: None)
 
 
+# -- errands -----------------------------------------------------------------------------------------------------------
+
+
+def forget_the_ids_of_a_run_before(patch: Patch) -> None:
+    """Ids are not read back from what is stored."""
+
+    def read(self: Part, log: object) -> int:
+        self.at = self.end
+        return 0
+
+    patch.setattr(Part, "read", read)
+
+
+def forget_cancellations(patch: Patch) -> None:
+    """A cancellation is confirmed, and nothing is stored of it."""
+    patch.setattr(DelayedMessages, "cancel", lambda self, channel, id, done: done(None))
+
+
+def publish_what_is_due_without_its_place(patch: Patch) -> None:
+    """The place up to which delayed messages were published is in another group than they are."""
+    patch.setattr(Delayed, "restore", lambda self, snapshot, changes: None)
+
+
+def stand_still_below_the_last_group(patch: Patch) -> None:
+    """Broker time waits for a wall clock that is behind the last group."""
+    steer = BrokerTime.steer
+
+    def steered(self: BrokerTime, seconds: int = 1) -> None:
+        self._ahead_us = 0
+        steer(self, seconds)
+
+    patch.setattr(BrokerTime, "steer", steered)
+
+
+def give_a_group_to_everybody(patch: Patch) -> None:
+    """Members of a live group get what each of them subscribed to."""
+    decode = control.decode_subscribe
+    patch.setattr(control, "decode_subscribe", lambda body: replace(decode(body), group=None))
+
+
 BUGS: list[Callable[[Patch], None]] = [
     lose_a_byte_where_a_header_is_cut,
     lose_answers_at_a_pause,
@@ -407,6 +452,11 @@ BUGS: list[Callable[[Patch], None]] = [
     wait_for_a_pause_that_never_came,
     demote_behind_the_refused_chunk,
     demote_one_chunk_before_the_refused_one,
+    forget_the_ids_of_a_run_before,
+    forget_cancellations,
+    publish_what_is_due_without_its_place,
+    stand_still_below_the_last_group,
+    give_a_group_to_everybody,
 ]
 
 

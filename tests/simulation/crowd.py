@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from broker.bus import Start, Subscription, SubscriptionEvent
     from broker.client.client import Client
     from broker_native.messages import Batch
-    from broker_native.posting import Receipt
+    from broker_native.outcomes import Receipt
+    from tests.simulation.errands import Book
     from tests.simulation.kernel import Kernel
     from tests.simulation.network import Network
     from tests.simulation.policy import Policy
@@ -126,7 +127,7 @@ class Recorder:
         self.kernel.note("deliver", consumer, batch.channel, batch.epoch, batch.first, len(values))
         if batch.channel == EPHEMERAL:
             self._deliver_ephemeral(batch, values)
-        else:
+        elif batch.channel in LEVELS:
             self.add(Delivered(self.kernel.now_s, consumer, batch.channel, batch.epoch, batch.first, values))
 
     def _deliver_ephemeral(self, batch: Batch, values: list[int]) -> None:
@@ -146,7 +147,14 @@ class User:
         policy: The world's.
         name: Its own.
         loop: The process that it is part of; None for one of its own.
+
+    Attributes:
+        finishing: Nothing befalls the world any more: it is to come to its end,
+        finished: and has.
     """
+
+    finishing = False
+    finished = False
 
     def __init__(
         self, recorder: Recorder, network: Network, policy: Policy, name: str, loop: SimulatedLoop | None = None
@@ -176,8 +184,6 @@ class User:
 class Publisher(User):
     """Publishes so many times, to a channel at random, and at the end once more to each."""
 
-    finishing = False
-    finished = False
     hosting = False
     bus: Client | None = None
 
@@ -296,7 +302,7 @@ class Reader(User):
             self._begin()
         async for batch in subscription.batches():
             self.recorder.deliver(self.name, batch)
-            if batch.channel != EPHEMERAL:
+            if batch.channel in LEVELS:
                 self.places[batch.channel] = Position(batch.epoch, batch.last)
                 if len(self.channels) != len(self.filters):
                     self._bus_place = batch.bus_position
@@ -317,8 +323,11 @@ class Reader(User):
 class Witness(User):
     """Comes after everything, asks for the heads, reads the log, and waits until everybody has got there."""
 
-    def __init__(self, recorder: Recorder, network: Network, policy: Policy, readers: Sequence[Reader]) -> None:
+    def __init__(
+        self, recorder: Recorder, network: Network, policy: Policy, readers: Sequence[Reader], book: Book | None
+    ) -> None:
         self.readers = readers
+        self.book = book
         self.heads: dict[str, Position] = {}
         self.finished = False
         super().__init__(recorder, network, policy, "witness")
@@ -330,6 +339,8 @@ class Witness(User):
             if found.head >= found.first:
                 self.heads[name] = Position(found.epoch, found.head)
         self.recorder.history.log = await self._read_log(bus)
+        if self.book is not None:
+            await self.book.read(bus)
         await until(lambda: not self.behind(), 0.01)
         await bus.close()
         self.finished = True

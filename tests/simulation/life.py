@@ -25,6 +25,7 @@ from tests.checker.history import Committed, Crashed, Finished, Started
 from tests.checker.verdict import Anomaly, Kind
 from tests.simulation.crowd import Publisher, Reader, Recorder, User, Witness
 from tests.simulation.disk import Disk, chunks_in_group
+from tests.simulation.errands import Asker, Book, Errand, Member, Repeater, Scheduler
 from tests.simulation.kernel import Kernel, LifeFailed
 from tests.simulation.loop import SimulatedLoop
 from tests.simulation.network import Network
@@ -42,6 +43,8 @@ SETTLE_US_MAX = 30_000_000
 """After the last trouble everybody is done within so much."""
 DRAIN_S = 0.5
 RESTART_US_MAX = 120_000
+ERRANDS_EVERY = 4
+"""One of so many lives has users with errands, beside the others."""
 WALL_JUMPS_US = [900, 500_000, 5_000_000, 5 * 24 * 3600 * 1_000_000]
 CHUNK_BYTES_MAX = 128 * 1024
 """What one delivery may take beyond any bound: a bound is looked at before the last chunk goes."""
@@ -129,6 +132,8 @@ class Life:
         self.servers: list[Server] = []
         self.publishers: list[Publisher] = []
         self.readers: list[Reader] = []
+        self.errands: list[Errand] = []
+        self.book = Book()
         self.witness: Witness | None = None
         self.verdict: Any = None
         self._muted: list[Any] = []
@@ -177,12 +182,15 @@ class Life:
                     host=host,
                 )
             )
+        if self.seed % ERRANDS_EVERY == ERRANDS_EVERY - 1:
+            self._add_errands()
         for trouble in self.policy.troubles:
             self.kernel.after(int(self.policy.active_us * self.random.random()), self._trouble, trouble)
         self.kernel.run(lambda: False, self.kernel.now_us + self.policy.active_us)
         self._heal()
-        self._reach(lambda: all(publisher.finished for publisher in self.publishers), self._unfinished)
-        witness = self.witness = Witness(self.recorder, self.network, self.policy, self.readers)
+        self._reach(lambda: all(user.finished for user in [*self.publishers, *self.errands]), self._unfinished)
+        book = self.book if self.errands else None
+        witness = self.witness = Witness(self.recorder, self.network, self.policy, self.readers, book)
         self._reach(lambda: witness.finished, lambda: f"behind: {witness.behind()}")
         for reader in self.readers:
             for channel in reader.channels:
@@ -193,7 +201,16 @@ class Life:
             raise LifeFailed(f"does not come to rest in {SETTLE_US_MAX / 1e6:g} s: {why()}")
 
     def _unfinished(self) -> str:
-        return f"publishers {[publisher.name for publisher in self.publishers if not publisher.finished]}"
+        return f"unfinished {[user.name for user in [*self.publishers, *self.errands] if not user.finished]}"
+
+    def _add_errands(self) -> None:
+        """Have users with errands; the window of ids is shorter than what a wall clock jumps."""
+        kinds: list[type[Errand]] = self.random.choice([[Scheduler], [Member, Member, Asker], []])
+        if "wall" not in self.policy.troubles:
+            kinds = [*kinds, Repeater, Repeater]
+        for number, kind in enumerate(kinds):
+            name = f"{kind.__name__.lower()}{number}"
+            self.errands.append(kind(self.recorder, self.network, self.policy, name, self.book))
 
     def _heal(self) -> None:
         """No more troubles."""
@@ -201,8 +218,8 @@ class Life:
         self._healed = True
         self.disk.healthy = True
         self.policy.spike_share = self.policy.dribble_share = 0
-        for publisher in self.publishers:
-            publisher.finishing = True
+        for user in [*self.publishers, *self.errands]:
+            user.finishing = True
         for reader in self.readers:
             reader.hurrying = True
 
@@ -228,7 +245,7 @@ class Life:
             self.kernel.at(self.kernel.now_us + 1_000, self._inspect)
 
     def _users(self) -> list[User]:
-        return [*self.publishers, *self.readers, *([self.witness] if self.witness is not None else [])]
+        return [*self.publishers, *self.readers, *self.errands, *([self.witness] if self.witness is not None else [])]
 
     def _kill_server(self, *, silent: bool) -> None:
         server = self.server
@@ -343,9 +360,12 @@ class Life:
     def _committed(self, value: bytes) -> None:
         """A group counts: nobody may have been told before."""
         for channel, epoch, first, count in chunks_in_group(value):
-            self.recorder.add(Committed(self.kernel.now_s, self._names[channel], epoch, first, count))
+            if self._names[channel] in LEVELS:
+                self.recorder.add(Committed(self.kernel.now_s, self._names[channel], epoch, first, count))
 
     def _judge(self) -> None:
+        if self.errands and (broken := self.book.judge()):
+            raise LifeFailed("\n".join(broken))
         self.verdict = check(self.recorder.history)
         wrong = [anomaly for anomaly in self.verdict.anomalies if not self._excused(anomaly)]
         if wrong:

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 LEVELS = {"a.x": 2, "a.y": 2, "s.x": 3, "s.y": 3}
 """The stored channels, each with its level."""
 EPHEMERAL = "e.x"
-LEVELS_BY_PATTERN = {b"e.>": Level.EPHEMERAL, b"a.>": Level.ACCEPTED, b"s.>": Level.SYNCED}
+WITH_IDS, LATER, ASKED = "n.ids", "n.later", "q.asked"
+"""Channels of errands."""
+LEVELS_BY_PATTERN = {
+    b"e.>": Level.EPHEMERAL, b"a.>": Level.ACCEPTED, b"s.>": Level.SYNCED, b"n.>": Level.SYNCED, b"q.>": Level.EPHEMERAL
+}  # fmt: skip
+"""Those of the errands last."""
 PAYLOAD_BYTES_MAX = 32 * 1024
 
 TROUBLES = (

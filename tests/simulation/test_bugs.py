@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FOUND_BY = {
     "lose_answers_at_a_pause": 73,
-    "never_resume_a_paused_outbox": 7,
+    "never_resume_a_paused_outbox": 11,
     "never_resume_a_paused_client": 13,
     "never_read_again_from_those_held": 22,
     "ignore_going_away": 45,
@@ -42,13 +42,18 @@ FOUND_BY = {
     "forget_what_came_early": 0,
     "deliver_after_unsubscribed": 2,
     "deliver_early_chunks_again": 0,
-    "join_without_early_chunks": 3,
+    "join_without_early_chunks": 0,
     "join_one_chunk_late": 1,
     "join_behind_half_a_group": 1,
     "read_groups_that_are_not_applied": 132,
     "wait_for_a_pause_that_never_came": 1,
     "demote_behind_the_refused_chunk": 13,
     "demote_one_chunk_before_the_refused_one": 13,
+    "forget_the_ids_of_a_run_before": 3,
+    "forget_cancellations": 19,
+    "publish_what_is_due_without_its_place": 19,
+    "stand_still_below_the_last_group": 227,
+    "give_a_group_to_everybody": 7,
 }
 """The first seed that found each one. When the simulation changes these may miss, and then all are searched; run this
 file with `-rP` and put down what it prints."""

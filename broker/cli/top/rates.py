@@ -32,6 +32,7 @@ COUNTERS: Final = (
     "publishes_refused_memory",
     "jobs_redelivered",
     "jobs_dead",
+    "jobs_expired",
     "archive_written_bytes",
     "cpu_s",
     "archive_cpu_s",

@@ -210,6 +210,7 @@ def _jobs(change: Change) -> list[Fact]:
         Fact(f"{count(figure('jobs_leased'))} jobs under way"),
         Fact(f"given out again {count(rate('jobs_redelivered'))}/s"),
         Fact(f"given up {count(rate('jobs_dead'))}/s", "bold yellow" if rate("jobs_dead") else ""),
+        *([Fact(f"expired {count(rate('jobs_expired'))}/s")] if rate("jobs_expired") else []),
         *(_consumer(change, each) for each in change.consumers),
     ]
 

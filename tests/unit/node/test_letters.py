@@ -7,7 +7,8 @@ from typing import Any
 import msgpack
 import pytest
 
-from broker.node.letters import HEADERS_BYTES_MAX, Letter, fields_of, letter_of, letter_record, source_record
+from broker.model.errors import BrokerError
+from broker.node.letters import HEADERS_BYTES_MAX, TIMES_MAX, Letter, fields_of, letter_of, letter_record, source_record
 from broker.node.redrive import find_letters
 from tests.reference.frames import Record, build_record
 from tests.reference.groups import Chunk, build_chunk
@@ -52,6 +53,16 @@ def test_a_letter_of_a_letter_keeps_its_first_source() -> None:
     assert (headers["broker-consumer"], headers["broker-reason"]) == ("d", "rejected")
 
 
+def test_there_is_an_end_to_letters_of_letters() -> None:
+    made = letter(build_record(Record(b"x")))
+    for times in range(2, TIMES_MAX + 1):
+        made = letter(made, consumer="d")
+        assert msgpack.unpackb(fields_of(made).headers)["broker-times"] == times
+    with pytest.raises(BrokerError, match=r"INVALID_CONSUMER.*given up 16 times, limit 16"):
+        letter(made)
+    assert source_record(made) == build_record(Record(b"x"))
+
+
 @pytest.mark.parametrize("headers", [b"\xc1", b"\x91\1", b"\x81", msgpack.packb({"a": bytes(HEADERS_BYTES_MAX - 20)})])
 def test_headers_that_nobody_can_add_to_are_left_with_the_source(headers: bytes) -> None:
     made = letter(build_record(Record(b"x", headers=headers[:HEADERS_BYTES_MAX])))
@@ -74,7 +85,7 @@ def test_letters_of_one_consumer_are_found_behind_a_place_and_up_to_a_bound() ->
     chunk = build_chunk(Chunk(1, 3, 11, 9, body))
     found = find_letters([(1, 0, chunk)], "c", (3, 10), 10)
     assert [(at, record[-1:]) for at, _, record in found.letters] == [(12, b"1"), (19, b"3")]
-    assert (found.position, found.more) == ((3, 19), True)
+    assert (found.position, found.more, found.others) == ((3, 19), True, 11)
     assert find_letters([(1, 0, chunk)], "c", (3, 10), 1).position == (3, 12)
     assert [at for at, _, _ in find_letters([(1, 0, chunk)], "c", (3, 12), 9).letters] == [19]
-    assert find_letters([], "c", (3, 12), 9) == ([], (3, 12), False)
+    assert find_letters([], "c", (3, 12), 9) == ([], (3, 12), False, 0)

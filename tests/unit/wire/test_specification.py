@@ -37,9 +37,10 @@ from broker.remote.places import BusPlace
 from broker.wire import consuming, control, kinds
 from broker.wire.kinds import Kind, PublishFlag
 from broker_native.crc32c import crc32c_of
+from broker_native.draft import Draft
 from broker_native.lines import Line
 from broker_native.messages import FrameReader
-from broker_native.posting import Draft, PublishBuffer
+from broker_native.posting import PublishBuffer
 from broker_native.publisher import CODES, Publisher
 from broker_native.tails import Tails
 from tests.golden.annotate import Bytes, annotate, bytes_of, chunk_fields, frames, render
@@ -838,7 +839,7 @@ def recode_transaction(frame: bytes) -> bytes:
             channel, message.payload, message.headers or None, message.key, message.priority, message.expiry_s, expect
         )
     buffer.resume(read_publish(inner[0])[0] - 1)
-    buffer.transact(draft)
+    draft.send()
     block = buffer.take()
     assert block is not None
     return frames(bytes(block))[-1]
@@ -1108,7 +1109,7 @@ CLAIMS = [
     (7, f"(level {int(Level.SYNCED)} whatever the channel's), by PUBLISHED entries"),
     (7, f"with flag {layout()['PUBLISHED_FLAG_DELAYED']} *delayed*: `epoch` is 0, and"),
     (7, "due, in microseconds since 1970; as a *duplicate* as well"),
-    (7, "within 50 ms of its time or"),
+    (7, "A server that is not overloaded does so within 50 ms of its time,"),
     (7, "`ids_window_s` (0: of none)"),
     (13, f"`limit`: uint, 1 to {DELAYED_MAX:,}, optional; `after`: bin, optional"),
     (13, f"`id`: bin, 1 to {ID_BYTES_MAX} bytes |"),

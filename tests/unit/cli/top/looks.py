@@ -38,6 +38,7 @@ def stats(**figures: object) -> dict[str, object]:
         "publishes_refused_memory": 0,
         "jobs_redelivered": 0,
         "jobs_dead": 0,
+        "jobs_expired": 0,
         "commit_p50_us": 850,
         "commit_p99_us": 12_300,
         "loop_lag_p99_us": 0,

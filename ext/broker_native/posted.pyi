@@ -1,0 +1,1 @@
+FRAME_BYTES: dict[str, int]

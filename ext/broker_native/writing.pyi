@@ -1,0 +1,3 @@
+class RecordWriter:
+    payload_bytes_max: int
+    headers_bytes_max: int
