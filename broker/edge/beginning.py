@@ -118,7 +118,7 @@ def place_literal(session: Session, following: Following, name: bytes, epoch: in
     assert info is not None
     _, level, current, _, _, _, seen_next, _ = info
     if level == Level.EPHEMERAL:
-        return place_ephemeral(session, name, current, seen_next, epoch, sequence)
+        return place_ephemeral(name, current, seen_next, epoch, sequence)
     outcome = session.node.core.resume(name, epoch, sequence)
     following.after[name] = outcome.after
     return control.Outcome(name.decode(), outcome.name, current, outcome.at)

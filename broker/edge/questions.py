@@ -74,6 +74,7 @@ def read_channel(session: Session, number: int, query: HistoryQuery, name: bytes
 
 
 def read_bus(session: Session, request: control.Request) -> None:
+    """Read back what is stored of the channels that a pattern selects, in the order of the bus."""
     query = requests.decode_bus_query(request.more)
     session.node.gate.check(session.identity, Verb.HISTORY, query.pattern.encode())
     pattern = check_pattern(query.pattern)
@@ -82,6 +83,7 @@ def read_bus(session: Session, request: control.Request) -> None:
 
 
 def read_back(session: Session, number: int, query: HistoryQuery | BusQuery, name: bytes) -> None:
+    """Have a read answered, in pieces that fit a frame; a connection that asks for many waits for its answers."""
     # What is not in memory is looked up by the reader, with many others at once: reading loads nothing.
     bytes_max = min(query.bytes_max, session.frame_bytes_max - REPLY_OVERHEAD_BYTES)
     if bytes_max < query.bytes_max:
