@@ -34,8 +34,10 @@ cdef enum:
 
 cdef int put_entry(Scheduled* run, uint32_t slot, uint8_t level, uint64_t due_us, uint8_t flags) except -1:
     """Answer the next number; one that follows on from the number before it has the same entry."""
-    cdef uint8_t* at = run.entries.data + run.entries.used - PUBLISHED_ENTRY_BYTES
-    if (run.entries.used and load_u32(at + 28) == slot and load_u64(at + 16) == due_us and at[33] == flags):
+    cdef uint8_t* at = NULL
+    if run.entries.used:
+        at = run.entries.data + (run.entries.used - PUBLISHED_ENTRY_BYTES)
+    if at != NULL and load_u32(at + 28) == slot and load_u64(at + 16) == due_us and at[33] == flags:
         store_u32(at + 24, load_u32(at + 24) + 1)
     else:
         bytes_reserve(&run.entries, PUBLISHED_ENTRY_BYTES)
