@@ -187,7 +187,7 @@ def options_of(
         "stored_bytes": defaults.stored_bytes,
         "clients": defaults.clients,
         "slow": defaults.slow,
-        "members": ACKS_MEMBERS if given["acks"] else defaults.members,
+        "members": ACKS_MEMBERS if chosen.get("acks") else defaults.members,
         "unarchived_bytes": min(defaults.unarchived_bytes, chosen.get("stored_bytes", GIB) // 2),
         **chosen,
     }

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from broker.core.sequencer import Sequencer
+from broker.edge import beginning
 from broker.edge.session import Session
 from broker.node import node
 from broker.node.catchup import CatchUp
@@ -81,7 +82,7 @@ def wrapped(owner: Any, name: str, wrong: Callable[..., Any]) -> Any:
 
 
 MISTAKES: dict[str, Callable[[], Any]] = {
-    "a resume skips a record": lambda: wrapped(Session, "_place_literal", skip_one),
+    "a resume skips a record": lambda: wrapped(beginning, "place_literal", skip_one),
     "a turn ends with each piece": lambda: wrapped(Session, "on_read", turn_a_read),
     "a retry is not answered": lambda: mock.patch.object(Sequencer, "_answer_applied"),
     "an unknown outcome is called refused": lambda: mock.patch.object(node, "handed_over", return_value=False),
