@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -259,7 +260,10 @@ async def test_most_of_a_job_is_gathered_before_its_turn_and_a_late_comer_is_in_
     assert await station.until(3) == ["shut", "late", "many"]
     assert b"late" in station.log.asked[1]
     assert len(station.log.asked[1]) == JOB_NAMES_BEGIN
-    assert max(steps) <= JOB_NAMES_BEGIN // 4
+    # Of the job behind it more may be left, when the thread comes back soon.
+    first_two = [step for step, total in zip(steps, accumulate(steps), strict=True) if total <= 1 + JOB_NAMES_BEGIN]
+    assert sum(first_two) == 1 + JOB_NAMES_BEGIN
+    assert max(first_two) <= JOB_NAMES_BEGIN // 4
     assert station.nothing_is_left()
 
 
