@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from broker.bench.client import new_loop
 from broker.bench.conversation import Conversation, channel_frames
-from broker.bench.load import Load, complaints
+from broker.bench.load import Load
 from broker.bench.options import FRAME_BYTES_MAX, Options, Work
 from broker.bench.queue import WINDOW_BYTES, Queue, faults_of
 from broker.bench.result import Result, latency_of
@@ -48,12 +48,9 @@ def run_with_acks(options: Options, target: Target, connect: Opener) -> Result:
         probe = Probe(target)
         load = Load(filling, target, stack)
         load.add_publishers()
-        written = load.run(probe)
-        failures = complaints(written, filling)
-        if failures:
-            result = load.result(written)
-            result.errors = [f"while publishing: {failure}" for failure in failures]
-            return result
+        _, wrong = load.fill(probe)
+        if wrong is not None:
+            return wrong
         queue = Queue(target, load.names[0], filling, stack)
         names = [f"{load.room}.out.{at}" for at in range(options.batch)]
         result, members = work_off(options, target, probe, queue, names, transactions, stack)

@@ -205,6 +205,13 @@ class Load:
             errors=complaints(outcome, self.options),
         )
 
+    def fill(self, probe: Probe) -> tuple[Outcome, Result | None]:
+        """Publish what the work goes on with; return what came of it, and the result if that already is wrong."""
+        written = self.run(probe)
+        result = self.result(written)
+        result.errors = [f"while publishing: {failure}" for failure in result.errors]
+        return written, result if result.errors else None
+
 
 def run_until(load: Load, look: Callable[[], None], seconds: float, rate: int | None = None) -> Outcome:
     """Publish and read until `look`, which is called all the while, raises Over; then read what is still under way.
@@ -300,12 +307,9 @@ def run_replay(options: Options, target: Target, settle: Callable[[Load], None] 
         probe = Probe(target)
         load = Load(options, target, stack)
         load.add_publishers()
-        written = load.run(probe)
-        failures = complaints(written, options)
-        if failures:
-            result = load.result(written)
-            result.errors = [f"while publishing: {failure}" for failure in failures]
-            return result
+        written, wrong = load.fill(probe)
+        if wrong is not None:
+            return wrong
         load.driver.latency.clear()
         if settle is not None:
             settle(load)

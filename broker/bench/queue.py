@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from broker.bench.conversation import Conversation
-from broker.bench.load import Load, complaints, describe_failure
+from broker.bench.load import Load, describe_failure
 from broker.bench.options import FRAME_BYTES_MAX, Options
 from broker.bench.result import Result, latency_of
 from broker.bench.server import Probe, Target
@@ -125,12 +125,9 @@ def run_queue(options: Options, target: Target) -> Result:
         probe = Probe(target)
         load = Load(options, target, stack)
         load.add_publishers()
-        written = load.run(probe)
-        failures = complaints(written, options)
-        if failures:
-            result = load.result(written)
-            result.errors = [f"while publishing: {failure}" for failure in failures]
-            return result
+        written, wrong = load.fill(probe)
+        if wrong is not None:
+            return wrong
         queue = Queue(target, load.names[0], options, stack)
         members = members_of(options, written.sent)
         before = probe.figures()
