@@ -141,7 +141,7 @@ VERSIONED = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """Two revisions; in the second the kernel takes three times as long, and a benchmark has gone."""
+    """Two revisions; in the second the kernel takes ten times as long, and a benchmark has gone."""
     root = tmp_path / "repository"
     (root / "benchmarks" / "micro").mkdir(parents=True)
     (root / "broker").mkdir()
@@ -151,7 +151,7 @@ def repository(tmp_path: Path) -> Path:
     (root / ".gitignore").write_text("/build/\n__pycache__/\n")
     git(root, "init", "--quiet")
     commit(root, 10_000, BENCH + "\n\ndef test_old(benchmark):\n    benchmark(sum, range(9))\n")
-    commit(root, 30_000, BENCH + "\n\ndef test_new(benchmark):\n    benchmark(sum, range(9))\n")
+    commit(root, 100_000, BENCH + "\n\ndef test_new(benchmark):\n    benchmark(sum, range(9))\n")
     return root
 
 
