@@ -91,6 +91,7 @@ cdef class Settling:
     cdef Settlement late                # of jobs of earlier subscriptions
     cdef object received                # a deque of the newest batches, of `window` jobs at most
     cdef uint64_t received_jobs
+    cdef uint64_t leases_end            # one past the newest lease of this subscription: leases rise
     cdef uint32_t window
 
     cdef const uint8_t* check_job(self, const uint8_t* at, const uint8_t* end, list names) except NULL

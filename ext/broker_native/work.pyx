@@ -574,6 +574,7 @@ cdef class Settling:
         self.in_flight.clear()
         self.received.clear()
         self.received_jobs = 0
+        self.leases_end = 0
         return unanswered
 
     def receive(self, bytes body not None, list names not None, settle not None):
@@ -596,6 +597,8 @@ cdef class Settling:
         batch.subscription, count = load_u32(at), load_u32(at + 4)
         batch.first_lease, batch.lease_ms = load_u64(at + 8), load_u64(at + 16)
         at += JOBS_HEADER_BYTES
+        if batch.first_lease < self.leases_end or batch.first_lease + count < count:
+            raise self.error("MALFORMED_FRAME", f"JOBS: lease {batch.first_lease}, expected {self.leases_end} or a later")
         # No job is smaller than its header, so what is allocated below is bounded by what has come.
         if count == 0 or count > <size_t>(end - at) // (JOB_HEADER_BYTES + RECORD_HEADER_BYTES):
             raise self.error("MALFORMED_FRAME", f"JOBS: {count} jobs in {len(body)} bytes")
@@ -606,6 +609,7 @@ cdef class Settling:
             at = self.check_job(at, end, names)
         if at != end:
             raise self.error("MALFORMED_FRAME", "JOBS: bytes behind the last job")
+        self.leases_end = batch.first_lease + count
         self.received.append(batch)
         self.received_jobs += count
         while self.received_jobs - (<JobBatch>self.received[0]).end >= self.window:
@@ -689,22 +693,21 @@ cdef class Settling:
     cdef list cover(self, JobBatch batch, uint32_t index):
         """The batches before a job, and its own up to it; they are settled."""
         cdef list covered = []
-        cdef JobBatch before, part
-        while self.received:
+        cdef JobBatch before
+        # What came on an earlier subscription and was not settled is no longer known, but for the job's own frame.
+        while batch.subscription == self.subscription and self.received:
             before = self.received[0]
-            if before.first_lease > batch.first_lease:
-                break
-            if before.first_lease == batch.first_lease:
-                if index:
-                    part = before.rest(0, <const uint8_t*>PyBytes_AS_STRING(before.data) + JOBS_HEADER_BYTES)
-                    part.end = index
-                    covered.append(part)
-                memset(<char*>before.marks, 1, index + 1)
+            if before.first_lease >= batch.first_lease:
                 break
             memset(<char*>before.marks, 1, before.end)
             covered.append(before)
             self.received_jobs -= before.end
             self.received.popleft()
+        if index:
+            before = batch.rest(0, <const uint8_t*>PyBytes_AS_STRING(batch.data) + JOBS_HEADER_BYTES)
+            before.end = index
+            covered.append(before)
+        memset(<char*>batch.marks, 1, index + 1)
         return covered
 
     cdef Settlement place(self, JobBatch batch):

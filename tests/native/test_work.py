@@ -517,11 +517,35 @@ def test_corners_of_what_is_covered() -> None:
     assert member.taken() == [(1, [(100, 1, ACK_THROUGH, 0), (104, 1, ACK_THROUGH, 0)])]
     (unanswered,) = member.settling.begin(0)
     assert [run.places() for run in unanswered.runs] == [[("c", 1, 1, 1)], [("c", 1, 5, 1)]]
-    member.settling.through(list(second)[2])  # nothing of it is kept any more
+    member.settling.through(list(second)[2])  # only its own frame is known
     assert member.settling.unanswered
     late = member.settling.take_late()
     assert late is not None
-    assert [run.places() for run in late.runs] == [[("c", 1, 7, 1)]]
+    assert [run.places() for run in late.runs] == [[("c", 1, 5, 2), ("c", 1, 7, 1)]]
+
+
+def test_what_is_said_of_an_earlier_subscription_settles_nothing_of_this_one() -> None:
+    member = Member()
+    member.lease = 1 << 40
+    old = member.plain(3)
+    member.settling.begin(7)  # a server may give the same number again
+    member.settling.begin(8)
+    member.lease = 1  # another server's: lower leases
+    new = member.plain(4)
+    member.settling.through(list(old)[2])
+    assert [job.settled for job in old] == [True] * 3
+    assert not any(job.settled for job in new)
+
+
+@pytest.mark.parametrize("lease", [100, 101, 102, (1 << 64) - 8, (1 << 64) - 1])
+def test_leases_of_a_subscription_rise(lease: int) -> None:
+    member = Member()
+    batch = member.plain(3)
+    member.lease = lease
+    with pytest.raises(MalformedFrame, match=f"lease {lease}, expected 103 or a later"):
+        member.plain(8)
+    member.settling.through(list(batch)[2])
+    assert member.taken() == [(1, [(102, 1, ACK_THROUGH, 0)])]
 
 
 def test_a_cursor_between_two_frames_tells_what_waits() -> None:
