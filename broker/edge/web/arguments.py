@@ -34,8 +34,9 @@ DefaultT = TypeVar("DefaultT", int, None)
 
 def wrong(name: str, got: object, expected: str) -> BrokerError:
     """Say what is wrong with an argument or a member of a body."""
-    shown = repr(got)
-    return error("MALFORMED_FRAME", f"{name}: got {shown if len(shown) <= 80 else shown[:80] + '…'}, expected {expected}")
+    shown = ascii(got)
+    cut = shown if len(shown) <= 80 else f"{shown[:80]}…"
+    return error("MALFORMED_FRAME", f"{name}: got {cut}, expected {expected}")
 
 
 class Arguments:

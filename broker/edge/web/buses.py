@@ -92,7 +92,7 @@ class Buses:
         if lent is None:
             self._make_room()
             opening = asyncio.ensure_future(self._open_bus(identity))
-            lent = self._lent[identity] = Lent(opening)  # type: ignore[arg-type]  # a coroutine has become a task
+            lent = self._lent[identity] = Lent(opening)
         self._lent.move_to_end(identity)
         return lent
 

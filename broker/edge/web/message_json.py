@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgpack
@@ -23,6 +24,7 @@ PRIORITY_NORMAL: Final = 2
 DEPTH_MAX: Final = 16
 VALUES_MAX: Final = 16_384
 INTEGER_MAX: Final = (1 << 53) - 1
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 GONE: Final = {1: "expired", 2: "compacted", 3: "revoked", 4: "erased", 5: "dropped", 6: "lost", 7: "conflated"}
 PAYLOADS: Final = ("text", "base64", "json")
 MEMBERS: Final = frozenset(
@@ -151,6 +153,7 @@ def read_object(data: bytes) -> dict[str, Any]:
     Raises:
         RequestError: MALFORMED_FRAME; it is none, has a member twice, is nested too deeply or has too many values.
     """
+    check_values(data)
     reader = ObjectReader()
     try:
         value = json.loads(data.decode(), object_pairs_hook=reader.take, parse_constant=refuse_constant)
@@ -185,6 +188,23 @@ class ObjectReader:
         if self._values > VALUES_MAX:
             raise ValueError(f"values: got more than {VALUES_MAX}")
         return members
+
+
+def check_values(data: bytes) -> None:
+    """Hold the bound on values before any of them is made: what costs time are objects, not bytes.
+
+    Raises:
+        RequestError: MALFORMED_FRAME.
+    """
+    if count_marks(data) > VALUES_MAX:
+        values = count_marks(_STRING.sub(b"", data))
+        if values > VALUES_MAX:
+            raise error("MALFORMED_FRAME", f"body: values: got {values}, limit {VALUES_MAX}")
+
+
+def count_marks(data: bytes) -> int:
+    """Return about how many values a JSON text has."""
+    return data.count(b",") + data.count(b"[") + data.count(b"{")
 
 
 def refuse_constant(name: str) -> None:

@@ -16,7 +16,7 @@ long as a beat of the pulse. It depends on the frames and on what kind of subscr
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from broker.edge.web.message_json import batch_json
 from broker.model.errors import BrokerError, error
@@ -24,8 +24,6 @@ from broker.model.positions import BusPosition, Position
 from broker.wire import control
 from broker.wire.kinds import Kind
 from broker_native.messages import Batch, FrameReader
-
-if TYPE_CHECKING:
 
 __all__ = ["FRAME_BYTES_MAX", "SUBSCRIPTION", "Reader", "Rendering", "problem_event"]
 

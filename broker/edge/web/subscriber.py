@@ -1,8 +1,8 @@
 """A subscription on behalf of an HTTP request: a session of the native protocol that reads, and never publishes.
 
 The session is the one that every connection has, so the gate, credit, demotion and the budgets hold for it as for any
-other. What it would send is rendered (`rendering.py`) and kept or written by those who are made of this: `Poll` keeps the
-first deliveries, `EventStream` writes them to a socket for as long as that lasts.
+other. What it would send is rendered (`rendering.py`) and kept or written by those who are made of this: `Poll` keeps
+the first deliveries, `EventStream` writes them to a socket for as long as that lasts.
 
 Runs on the node's loop only.
 """
@@ -68,6 +68,11 @@ class ReadingSession(Session):
         super().__init__(node, identity)
         self._subscriber = subscriber
 
+    def count_unsent(self, text: bytes) -> None:
+        """Count what a transport was handed that has asked for a pause."""
+        if self._sender is not None:
+            self._sender.note([text])
+
     def check_alive(self, now_us: int) -> None:
         """Nobody is at the other end who would answer a ping: whoever carries the bytes sees to that."""
         self.heard_us = now_us
@@ -97,8 +102,7 @@ class Subscriber(ABC):
         self._closed = False
         self._reader = Reader(wanted.literal, wanted.by_bus, wanted.asked)
         self._reader.set_journal(node.core.journal)
-        # A place that was asked for is in the text of SUBSCRIBED.
-        self._kind = (wanted.literal, wanted.by_bus, wanted.asked)
+        self._kind = (wanted.literal, wanted.by_bus)
         self._wanted = wanted
         self.began: asyncio.Future[None] = node.loop.create_future()
         self.session = ReadingSession(node, identity, self)
@@ -151,10 +155,12 @@ class Subscriber(ABC):
         self.writelines((data,))
 
     def pause_reading(self) -> None:
-        """What the session is given it keeps itself: a CREDIT now and then."""
+        """Hand the session nothing: it is handed a CREDIT now and then, and keeps that itself."""
+        return
 
     def resume_reading(self) -> None:
-        """The same."""
+        """Hand it what there is: nothing was kept from it."""
+        return
 
     def close(self) -> None:
         """The session has said why it ends."""
@@ -181,6 +187,9 @@ class Subscriber(ABC):
             self._take(Rendering(b"", (), 0, None, False, failure))
 
     def _rendering(self, frames: bytes, rendered: dict[object, Rendering]) -> Rendering:
+        if not self.began.done():
+            # What it was asked to go on from is in the text of SUBSCRIBED: nobody else's is the same.
+            return self._reader.render(frames)
         key = (self._kind, frames)
         made = rendered.get(key)
         if made is None:
