@@ -35,6 +35,7 @@ cdef class Renderer:
     cdef list units                     # of this turn, the newest last
     cdef size_t kept_bytes
     cdef Bytes text
+    cdef public bint forgets
     cdef readonly uint64_t rendered     # units that were rendered
     cdef readonly uint64_t shared       # and those that had been already
 
@@ -43,4 +44,5 @@ cdef class Renderer:
     cdef int control(self, Bytes* out, object connection, uint8_t kind, uint8_t flags, bytes body) except -1
     cdef int deliver(self, const uint8_t* body, uint8_t flags, const uint8_t* chunk, size_t chunk_size) except -1
     cdef bytes name_of(self, uint64_t channel)
+    cdef int drop(self) except -1
     cdef int keep(self, Unit unit) except -1

@@ -3,7 +3,7 @@
 Deliveries are rendered here, and once for all who get the same: what an outbox hands over is cut into units, whole
 frames in one piece or in two (a shared chunk stands in a piece of its own), and the messages that a unit became are
 kept for the rest of the turn. Connections that read the same channel under the same number have the same units, in the
-same memory or byte for byte. Every other frame goes to `on_frame(kind, flags, body)` of its connection, which answers
+same memory or byte for byte. Every other frame goes to `on_answer(kind, flags, body)` of its connection, which answers
 the texts that it becomes; what a delivery took from a subscription's credit is told to `on_spent(subscription, bytes)`.
 
 All of it belongs to the loop's thread. The plain functions have no state and run anywhere.
@@ -415,6 +415,9 @@ cdef class Renderer:
         fanout: Knows the names of channels in memory.
         journal: Its 16 bytes.
         find_name: Answers the name of a stored channel that is not in memory, by its id, or raises.
+
+    Attributes:
+        forgets: `forget` is going to be called; whoever finds it unset sees to that.
     """
 
     def __cinit__(self, Fanout fanout not None, bytes journal not None, find_name):
@@ -432,7 +435,7 @@ cdef class Renderer:
 
         Args:
             pieces: What an outbox hands over: whole frames in all, bytes or memoryviews of bytes.
-            connection: Has `on_frame` and `on_spent`.
+            connection: Has `on_answer` and `on_spent`.
 
         Raises:
             ValueError: They are no whole frames, or a chunk is not well formed.
@@ -461,8 +464,13 @@ cdef class Renderer:
 
     def forget(self):
         """Keep nothing more of what was rendered: the turn is over."""
+        self.forgets = False
+        self.drop()
+
+    cdef int drop(self) except -1:
         self.units.clear()
         self.kept_bytes = 0
+        return 0
 
     cdef Unit find(self, bytes first, object second):
         """The unit that begins with these pieces, if this turn has had it."""
@@ -492,7 +500,7 @@ cdef class Renderer:
         if size > KEPT_BYTES_MAX:
             return 0
         if PyList_GET_SIZE(self.units) >= UNITS_KEPT or self.kept_bytes + size > KEPT_BYTES_MAX:
-            self.forget()
+            self.drop()
         self.units.append(unit)
         self.kept_bytes += size
         return 0
@@ -562,7 +570,7 @@ cdef class Renderer:
     cdef int control(self, Bytes* out, object connection, uint8_t kind, uint8_t flags, bytes body) except -1:
         """Append what a frame becomes that is no delivery of a subscription."""
         cdef bytes text
-        for text in connection.on_frame(kind, flags, body):
+        for text in connection.on_answer(kind, flags, body):
             websocket_header(out, <size_t>PyBytes_GET_SIZE(text))
             bytes_append(out, <const uint8_t*>PyBytes_AS_STRING(text), <size_t>PyBytes_GET_SIZE(text))
         return 0
