@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from broker.config.sections import listed
+from broker.edge.web.buffers import Buffers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -38,6 +39,7 @@ class Web:
         address: Where it listens, `host:port`; empty before it does.
         api: What the endpoints of the HTTP API share, once the application is built.
         started: When the server began, seconds since the epoch.
+        buffers: What reading WebSockets takes up.
     """
 
     node: Node
@@ -47,6 +49,7 @@ class Web:
     open_bus: OpenBus
     address: str = ""
     api: Api | None = None
+    buffers: Buffers = field(default_factory=Buffers)
     started: float = field(default_factory=time.time)
 
     def knows_host(self, host: str) -> bool:
