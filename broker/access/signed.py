@@ -100,7 +100,9 @@ class Keys:
                 raise error("INVALID_CONFIG", f"{this}: got no kid, expected text that names the key")
             algorithm = ALGORITHM_OF_KIND.get(kind)  # type: ignore[arg-type]  # what is no text is no kind either
             if algorithm is None:
-                raise error("INVALID_CONFIG", f"{this}: got kty {kind[0]!a}, crv {kind[1]!a}, expected oct, RSA or Ed25519")
+                raise error(
+                    "INVALID_CONFIG", f"{this}: got kty {kind[0]!a}, crv {kind[1]!a}, expected oct, RSA or Ed25519"
+                )
             if data.get("alg", algorithm) not in _names_of(algorithm):
                 raise error("INVALID_CONFIG", f"{this}: got alg {data['alg']!a}, expected {algorithm}, as its kind is")
             if kid in self._keys:
@@ -142,7 +144,9 @@ class Keys:
             raise _refusal(f"got kid {_short(kid)}, expected the id of one of {len(self._keys)} keys")
         expected = self._algorithms[kid]
         if expected not in rules.algorithms or algorithm not in _names_of(expected):
-            raise _refusal(f"got alg {_short(algorithm)}, expected {expected} by its key, of {', '.join(rules.algorithms)}")
+            raise _refusal(
+                f"got alg {_short(algorithm)}, expected {expected} by its key, of {', '.join(rules.algorithms)}"
+            )
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
