@@ -1,9 +1,9 @@
 """The one gate: may this identity do this to that name?
 
 Every operation of every home passes `Gate.check` before anything else looks at it. Names that the broker keeps for
-itself are refused here for everybody. Where nobody signs in, it answers yes to the rest: such listeners take loopback and
-Unix sockets only, so whoever reaches them is already on the machine. Otherwise what is not granted is denied. It must not
-do I/O, block, or read a clock: it is called on the loop for every channel that a connection names.
+itself are refused here for everybody. Where nobody signs in, it answers yes to the rest: such listeners take loopback
+and Unix sockets only, so whoever reaches them is already on the machine. Otherwise what is not granted is denied. It
+must not do I/O, block, or read a clock: it is called on the loop for every channel that a connection names.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 from broker.access.identity import Identity, Verb
 from broker.model.errors import error
 from broker.model.names import display, is_reserved
+
+__all__ = ["Gate", "Identity", "Verb"]
 
 
 class Gate:

@@ -635,7 +635,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "nobody knows who is at the other end, or what it signs in with is not good",
         "Connect with a token that this server accepts; `broker token explain` says what is wrong with one.",
         Denied,
-        Scope.CONNECTION,
+        Scope.EITHER,
     ),
     ErrorCode(
         3036,
@@ -643,7 +643,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "what the connection signed in with has ended or was taken back",
         "Get a fresh token and connect with it; positions stay good.",
         Denied,
-        Scope.CONNECTION,
+        Scope.EITHER,
     ),
     ErrorCode(
         4001,
