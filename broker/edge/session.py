@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from broker._version import __version__
 from broker.access.gate import Identity, Verb
@@ -152,6 +152,9 @@ class Session(Intake):
         "transport",
     )
 
+    ASKS: ClassVar[bool] = True
+    """Whether somebody who has not signed in has to, where there is an authority: not if it is the broker itself."""
+
     def __init__(self, node: Node, identity: Identity) -> None:
         super().__init__(node.fanout, node.buffer, node.clock, HELLO_BYTES_MAX)
         self.node = node
@@ -172,7 +175,9 @@ class Session(Intake):
         self._asking: Asking | None = None
         self._pinged_us = 0
         self._sender: Sender | None = None
-        self._standing = Standing(self, node.authority) if node.authority is not None else None
+        self._standing: Standing | None = None
+        if node.authority is not None and (self.ASKS or identity.grants is not None):
+            self._standing = Standing(self, node.authority)
         self._waiting: tuple[Callable[[], None], _NotLoaded] | None = None
         self._load_asked = False
         self._load_failure: BrokerError | None = None
@@ -640,7 +645,7 @@ class Session(Intake):
         if self._standing is not None and not self._standing.known:
             raise _NotLoaded([], signs_in=True, token=token)
 
-    def introduced(self) -> Identity | None:
+    def introduced(self) -> Identity | BrokerError | None:
         """Return who the transport says is at the other end, if it knows; asked when there is no token."""
         return None
 
@@ -1008,7 +1013,7 @@ class Session(Intake):
 
     def _unsubscribe(self, body: bytes) -> None:
         number = control.decode_unsubscribe(body)
-        if number in (self.subscriptions or ()):
+        if self.subscriptions and number in self.subscriptions:
             self._drop_subscription(number)
             # Behind what is queued, so that nothing of the subscription follows it.
             self.outbox.ordered_frame(control.encode_unsubscribed(number))
@@ -1018,6 +1023,7 @@ class Session(Intake):
 
     def _drop_subscription(self, number: int) -> None:
         """Deliver nothing more to a subscription."""
+        assert self.subscriptions is not None
         subscription = self.subscriptions.pop(number)
         if subscription.state is not None:
             self._filters_count -= len(subscription.state.literals) + len(subscription.state.patterns)

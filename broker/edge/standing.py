@@ -80,25 +80,19 @@ class Standing:
         Who has no token is who the transport says, or nobody in particular if that is allowed.
         """
         if token is None:
-            identity = self._session.introduced() or self._authority.anonymous(self._session.identity.peer)
-            if identity is None:
-                done(error("UNAUTHENTICATED", "HELLO: got no token, and nobody is taken in without one"))
-            else:
-                self._take(identity, done)
+            found = self._session.introduced() or self._authority.anonymous(self._session.identity.peer)
+            refusal = error("UNAUTHENTICATED", "HELLO: got no token, and nobody is taken in without one")
+            self._take(refusal if found is None else found, done)
+        else:
+            self._authority.sign_in(token, self._session.identity.peer, lambda outcome: self._take(outcome, done))
+
+    def _take(self, outcome: Identity | BrokerError, done: Done) -> None:
+        if self._gone:
             return
-
-        def signed(outcome: Identity | BrokerError) -> None:
-            if self._gone:
-                return
-            if isinstance(outcome, BrokerError):
-                done(outcome)
-            else:
-                self._take(outcome, done)
-
-        self._authority.sign_in(token, self._session.identity.peer, signed)
-
-    def _take(self, identity: Identity, done: Done) -> None:
-        self._session.identity = identity
+        if isinstance(outcome, BrokerError):
+            done(outcome)
+            return
+        self._session.identity = outcome
         self.known = True
         done(None)
 
@@ -147,6 +141,9 @@ class Standing:
         if not self.known:
             return
         outcome = self._authority.standing(self._session.identity)
+        if not isinstance(outcome, BrokerError) and outcome.user != self._session.identity.user:
+            # What it signed in with is somebody else's by now, and a connection has one user.
+            outcome = error("TOKEN_EXPIRED", f"what this connection signed in with is {outcome.user!a}'s by now")
         if isinstance(outcome, BrokerError):
             self._session.end(outcome)
         else:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from typing import TypeAlias
 
-    Token: TypeAlias = str | None | Callable[[], str | Awaitable[str]]
+    Token: TypeAlias = str | Callable[[], str | Awaitable[str]] | None
 
     from broker.remote.consumer import Told
     from broker.remote.subscription import Kept
