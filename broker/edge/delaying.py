@@ -11,6 +11,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from broker.access.gate import Verb
+from broker.edge.seen import Seen
 from broker.model.errors import BrokerError, error
 from broker.model.levels import Level
 from broker.model.names import check_channel
@@ -98,6 +99,6 @@ def cancel(session: Session, request: control.Request) -> None:
 def list_delayed(session: Session, request: control.Request) -> None:
     """List what waits."""
     query = requests.decode_delayed_query(request.more)
-    session.node.gate.check(session.identity, Verb.MANAGE, query.prefix.encode() or b">")
+    seen = Seen(session, (Verb.PUBLISH, Verb.MANAGE), query.prefix.encode())
     session.need_delayed()
-    session.node.delayed.ask(session, request.request, query)
+    session.node.delayed.ask(session, request.request, query, seen.shows)
