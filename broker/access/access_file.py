@@ -186,7 +186,7 @@ def _statics(rows: Iterator[tuple[str, Row]], roles: Mapping[str, Role]) -> Iter
         try:
             check_hash(hash_text)
         except ConfigError as failure:
-            raise row.refusal("hash", failure.detail) from None
+            raise row.refusal("hash", failure.detail.removeprefix("hash: ")) from None
         static = Static(_person(row, roles), hash_text, row.time_s("expires"))
         row.end()
         yield identifier, static

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import blake2b
-from secrets import token_bytes
+from functools import partial
 from typing import TYPE_CHECKING
 
 from broker.access.access_file import read_access_file, stamp_of
-from broker.access.identity import Identity, StaticToken
+from broker.access.identity import Identity, SignedToken, StaticToken
+from broker.access.remembered import Remembered
 from broker.access.signed import TOKEN_BYTES_MAX
 from broker.access.static import split
 from broker.events import emit
@@ -37,8 +36,6 @@ POLL_S = 0.5
 CHECKS_MAX = 64
 """Static tokens whose secrets wait to be compared; at some 30 ms each the last one waits for a second."""
 CHECK_THREADS = 2
-RIGHT_MAX = 4096
-"""Static tokens that are remembered as right."""
 BUSY_RETRY_MS = 1_000
 
 
@@ -66,8 +63,7 @@ class Authority:
         self._rules = loaded.rules
         self.on_change: list[Callable[[], None]] = []
         """Called when there are new rules, after which `standing` goes by them."""
-        self._key = token_bytes(32)
-        self._right: OrderedDict[bytes, StaticToken] = OrderedDict()
+        self._remembered = Remembered()
         self._waiting: dict[bytes, list[tuple[str, Done]]] = {}
         self._checkers: ThreadPoolExecutor | None = None
         self._closed = threading.Event()
@@ -88,23 +84,22 @@ class Authority:
             done: Called once, with the identity or with the error that the connection ends with: UNAUTHENTICATED,
                 TOKEN_EXPIRED, or BUSY when too many wait. Of a signed token before this returns; never after `close`.
         """
-        if token.count(".") == 2:
-            done(self._judged(lambda: self._of_signed(token, peer)))
+        if len(token) > TOKEN_BYTES_MAX:
+            done(error("UNAUTHENTICATED", f"token: got {len(token)} bytes, limit {TOKEN_BYTES_MAX} bytes"))
             return
-        parts = split(token) if len(token) <= TOKEN_BYTES_MAX else None
+        mark = self._remembered.mark_of(token)
+        known = self._remembered.find(mark)
+        if known is not None and not self._rules.holds(known):
+            self._remembered.forget(mark)  # there is another key or hash of that name by now, which this may fit
+            known = None
+        if known is not None or token.count(".") == 2:
+            done(self._judged(lambda: self._of_token(known or self._verified(mark, token), peer)))
+            return
+        parts = split(token)
         if parts is None:
             done(error("UNAUTHENTICATED", "token: it is neither a signed token nor one of the access file"))
             return
-        mark = blake2b(token.encode(), digest_size=32, key=self._key).digest()
-        known = self._right.get(mark)
-        if known is not None:
-            row = self._rules.statics.get(known.id)
-            if row is not None and row.hash == known.hash:
-                self._right.move_to_end(mark)
-                done(self._judged(lambda: self._rules.of_static(known, peer, self._now_s())))
-                return
-            del self._right[mark]  # the id has another secret by now, which this may be
-        self._check(mark, parts, peer, done)
+        self._check(mark, token, parts, peer, done)
 
     def of_peer(self, uid: int, gid: int, peer: str) -> Identity | BrokerError | None:
         """Return who is at the other end of a Unix socket, by SO_PEERCRED.
@@ -137,10 +132,15 @@ class Authority:
 
     # -- on the loop
 
-    def _of_signed(self, token: str, peer: str) -> Identity:
+    def _verified(self, mark: bytes, token: str) -> SignedToken:
         if self._rules.keys is None:
             raise error("UNAUTHENTICATED", "token: it is a signed one, and this server takes none")
-        return self._rules.of_signed(self._rules.keys.verify(token), peer, self._now_s())
+        found = self._rules.keys.verify(token)
+        self._remembered.keep(mark, token, found)
+        return found
+
+    def _of_token(self, token: SignedToken | StaticToken, peer: str) -> Identity:
+        return self._rules.of_token(token, peer, self._now_s())
 
     def _judged(self, judge: Callable[[], Identity]) -> Identity | BrokerError:
         try:
@@ -154,7 +154,7 @@ class Authority:
         except BrokerError as failure:
             return failure
 
-    def _check(self, mark: bytes, parts: tuple[str, str], peer: str, done: Done) -> None:
+    def _check(self, mark: bytes, token: str, parts: tuple[str, str], peer: str, done: Done) -> None:
         """Have a secret compared; those who come with the same token meanwhile wait for the same answer."""
         waiting = self._waiting.get(mark)
         if waiting is not None:
@@ -167,26 +167,23 @@ class Authority:
         self._waiting[mark] = [(peer, done)]
         if self._checkers is None:
             self._checkers = ThreadPoolExecutor(CHECK_THREADS, thread_name_prefix="broker-access-check")
-        vault, identifier = self._rules.vault, parts[0]
+        vault = self._rules.vault
 
         def compare() -> None:
             found = vault.check(*parts)
-            self._hand_over(lambda: self._checked(mark, identifier, found))
+            right = None if found is None else StaticToken(parts[0], found)
+            self._hand_over(partial(self._checked, mark, token, right))
 
         self._checkers.submit(compare)
 
-    def _checked(self, mark: bytes, identifier: str, found: str | None) -> None:
-        waiting = self._waiting.pop(mark, [])
-        if found is None:
-            for _, done in waiting:
+    def _checked(self, mark: bytes, token: str, found: StaticToken | None) -> None:
+        if found is not None:
+            self._remembered.keep(mark, token, found)
+        for peer, done in self._waiting.pop(mark, []):
+            if found is None:
                 done(error("UNAUTHENTICATED", "token: there is no such id, or its secret is another one"))
-            return
-        token = StaticToken(identifier, found)
-        self._right[mark] = token
-        while len(self._right) > RIGHT_MAX:
-            self._right.popitem(last=False)
-        for peer, done in waiting:
-            done(self._judged(lambda peer=peer: self._rules.of_static(token, peer, self._now_s())))  # type: ignore[misc]
+            else:
+                done(self._judged(partial(self._of_token, found, peer)))
 
     def _adopt(self, rules: Rules) -> None:
         self._rules = rules
@@ -229,4 +226,4 @@ class Authority:
                 stamps = now  # it is told once for each change
                 continue
             stamps = dict(fresh.stamps)
-            self._hand_over(lambda rules=fresh.rules: self._adopt(rules))  # type: ignore[misc]
+            self._hand_over(partial(self._adopt, fresh.rules))
