@@ -16,10 +16,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from broker.access.access_file import read_access_file, stamp_of
-from broker.access.identity import Identity, SignedToken, StaticToken
 from broker.access.remembered import Remembered
-from broker.access.signed import TOKEN_BYTES_MAX
-from broker.access.static import split
+from broker.access.rules import parts_of, static_token
 from broker.events import emit
 from broker.model.errors import BrokerError, error
 
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from broker.access.access_file import Loaded
+    from broker.access.identity import Identity
     from broker.access.rules import Rules
 
     Done = Callable[[Identity | BrokerError], None]
@@ -84,22 +83,25 @@ class Authority:
             done: Called once, with the identity or with the error that the connection ends with: UNAUTHENTICATED,
                 TOKEN_EXPIRED, or BUSY when too many wait. Of a signed token before this returns; never after `close`.
         """
-        if len(token) > TOKEN_BYTES_MAX:
-            done(error("UNAUTHENTICATED", f"token: got {len(token)} bytes, limit {TOKEN_BYTES_MAX} bytes"))
+        try:
+            parts = parts_of(token)
+            mark = self._remembered.mark_of(token)
+            known = self._remembered.find(mark)
+            if known is not None and not self._rules.holds(known):
+                self._remembered.forget(mark)  # there is another key or hash of that name by now, which this may fit
+                known = None
+            if known is None and parts is None:
+                known = self._rules.verified(token)
+                self._remembered.keep(mark, token, known)
+            if known is not None:
+                identity = self._rules.of_token(known, peer, self._now_s())
+        except BrokerError as failure:
+            done(failure)
             return
-        mark = self._remembered.mark_of(token)
-        known = self._remembered.find(mark)
-        if known is not None and not self._rules.holds(known):
-            self._remembered.forget(mark)  # there is another key or hash of that name by now, which this may fit
-            known = None
-        if known is not None or token.count(".") == 2:
-            done(self._judged(lambda: self._of_token(known or self._verified(mark, token), peer)))
-            return
-        parts = split(token)
-        if parts is None:
-            done(error("UNAUTHENTICATED", "token: it is neither a signed token nor one of the access file"))
-            return
-        self._check(mark, token, parts, peer, done)
+        if known is not None:
+            done(identity)
+        elif parts is not None:
+            self._check(mark, token, parts, peer, done)
 
     def of_peer(self, uid: int, gid: int, peer: str) -> Identity | BrokerError | None:
         """Return who is at the other end of a Unix socket, by SO_PEERCRED.
@@ -119,7 +121,10 @@ class Authority:
 
     def standing(self, identity: Identity) -> Identity | BrokerError:
         """Return the same person by the rules and the time of now, or the error that the connection ends with."""
-        return self._judged(lambda: self._rules.again(identity, self._now_s()))
+        try:
+            return self._rules.again(identity, self._now_s())
+        except BrokerError as failure:
+            return failure
 
     def close(self) -> None:
         """End the threads; of what is still being checked nobody is told. A check that runs is waited for."""
@@ -131,22 +136,6 @@ class Authority:
         self._poller.join()
 
     # -- on the loop
-
-    def _verified(self, mark: bytes, token: str) -> SignedToken:
-        if self._rules.keys is None:
-            raise error("UNAUTHENTICATED", "token: it is a signed one, and this server takes none")
-        found = self._rules.keys.verify(token)
-        self._remembered.keep(mark, token, found)
-        return found
-
-    def _of_token(self, token: SignedToken | StaticToken, peer: str) -> Identity:
-        return self._rules.of_token(token, peer, self._now_s())
-
-    def _judged(self, judge: Callable[[], Identity]) -> Identity | BrokerError:
-        try:
-            return judge()
-        except BrokerError as failure:
-            return failure
 
     def _found(self, find: Callable[[], Identity | None]) -> Identity | BrokerError | None:
         try:
@@ -170,20 +159,24 @@ class Authority:
         vault = self._rules.vault
 
         def compare() -> None:
-            found = vault.check(*parts)
-            right = None if found is None else StaticToken(parts[0], found)
-            self._hand_over(partial(self._checked, mark, token, right))
+            try:
+                hash_text = vault.check(*parts)
+            except MemoryError:
+                hash_text = None  # refused rather than never answered
+            self._hand_over(partial(self._compared, mark, token, parts[0], hash_text))
 
         self._checkers.submit(compare)
 
-    def _checked(self, mark: bytes, token: str, found: StaticToken | None) -> None:
-        if found is not None:
-            self._remembered.keep(mark, token, found)
+    def _compared(self, mark: bytes, token: str, identifier: str, hash_text: str | None) -> None:
         for peer, done in self._waiting.pop(mark, []):
-            if found is None:
-                done(error("UNAUTHENTICATED", "token: there is no such id, or its secret is another one"))
+            try:
+                found = static_token(identifier, hash_text)
+                self._remembered.keep(mark, token, found)
+                identity = self._rules.of_static(found, peer, self._now_s())
+            except BrokerError as failure:
+                done(failure)
             else:
-                done(self._judged(partial(self._of_token, found, peer)))
+                done(identity)
 
     def _adopt(self, rules: Rules) -> None:
         self._rules = rules
@@ -214,16 +207,19 @@ class Authority:
 
     def _poll(self, loaded: Loaded) -> None:
         """Look at the files until all is over."""
-        stamps = dict(loaded.stamps)
+        stamps, told = loaded.stamps, ""
         while not self._closed.wait(self._poll_s):
-            now = {path: stamp_of(path) for path in stamps}
-            if now == stamps:
+            # What could not be read is tried again each time: a key set that it names may come later.
+            if not told and all(stamp_of(path) == stamp for path, stamp in stamps.items()):
                 continue
             try:
                 fresh = read_access_file(self._path)
             except BrokerError as failure:
-                emit("access_refused", path=self._path, code=failure.name, detail=failure.detail, hint=failure.hint)
-                stamps = now  # it is told once for each change
+                if failure.detail != told:
+                    emit("access_refused", path=self._path, code=failure.name, detail=failure.detail, hint=failure.hint)
+                told = failure.detail
+            except MemoryError:
                 continue
-            stamps = dict(fresh.stamps)
-            self._hand_over(partial(self._adopt, fresh.rules))
+            else:
+                stamps, told = fresh.stamps, ""
+                self._hand_over(partial(self._adopt, fresh.rules))

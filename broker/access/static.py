@@ -70,13 +70,13 @@ def check_hash(text: str) -> None:
         raise error(
             "INVALID_CONFIG", "hash: got text that is no argon2id hash, expected what `broker token make` prints"
         )
-    for what, got, limit, unit in (
-        ("t", found.time_cost, TIME_COST_MAX, "passes"),
-        ("m", found.memory_cost, MEMORY_KIB_MAX, "KiB"),
-        ("p", found.parallelism, LANES_MAX, "lanes"),
+    for what, got, limit in (
+        ("time cost, passes", found.time_cost, TIME_COST_MAX),
+        ("memory cost, KiB", found.memory_cost, MEMORY_KIB_MAX),
+        ("parallelism, lanes", found.parallelism, LANES_MAX),
     ):
         if got > limit:
-            raise error("INVALID_CONFIG", f"hash: got {got} {unit} as argon2id's {what}, limit {limit}")
+            raise error("INVALID_CONFIG", f"hash: got {got} as argon2id's {what}, limit {limit}")
 
 
 class Vault:
