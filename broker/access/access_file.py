@@ -10,6 +10,7 @@ import os
 import re
 import stat
 import tomllib
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
 from broker.access.grants import Role, check_template
@@ -143,11 +144,17 @@ def _check_templates(row: Row, verb: Verb, templates: tuple[str, ...]) -> None:
             raise row.refusal(str(verb), failure.detail) from None
 
 
+def _check_installed(row: Row, package: str) -> None:
+    if find_spec(package) is None:
+        raise row.refusal("", f"got such a table, which needs {package}: pip install 'broker-bus[auth]'")
+
+
 def _jwt(
     row: Row | None, path: str, stamps: dict[str, Stamp], roles: Mapping[str, Role]
 ) -> tuple[Keys | None, Demands | None, tuple[str, ...]]:
     if row is None:
         return None, None, ()
+    _check_installed(row, "joserfc")
     algorithms = row.texts("algorithms")
     for each in algorithms:
         if each not in ALGORITHMS:
@@ -182,11 +189,12 @@ def _statics(rows: Iterator[tuple[str, Row]], roles: Mapping[str, Role]) -> Iter
     for identifier, row in rows:
         if not is_id(identifier):
             raise row.refusal("", f"got id {identifier[:64]!a}, expected 1 to 64 of A-Z a-z 0-9 _ -")
+        _check_installed(row, "argon2")
         hash_text = row.text("hash")
         try:
             check_hash(hash_text)
         except ConfigError as failure:
-            raise row.refusal("hash", failure.detail) from None
+            raise row.refusal("hash", failure.detail.removeprefix("hash: ")) from None
         static = Static(_person(row, roles), hash_text, row.time_s("expires"))
         row.end()
         yield identifier, static

@@ -11,16 +11,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import blake2b
-from secrets import token_bytes
+from functools import partial
 from typing import TYPE_CHECKING
 
 from broker.access.access_file import read_access_file, stamp_of
-from broker.access.identity import Identity, StaticToken
-from broker.access.signed import TOKEN_BYTES_MAX
-from broker.access.static import split
+from broker.access.remembered import Remembered
+from broker.access.rules import parts_of, static_token
 from broker.events import emit
 from broker.model.errors import BrokerError, error
 
@@ -28,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from broker.access.access_file import Loaded
+    from broker.access.identity import Identity
     from broker.access.rules import Rules
 
     Done = Callable[[Identity | BrokerError], None]
@@ -37,8 +35,6 @@ POLL_S = 0.5
 CHECKS_MAX = 64
 """Static tokens whose secrets wait to be compared; at some 30 ms each the last one waits for a second."""
 CHECK_THREADS = 2
-RIGHT_MAX = 4096
-"""Static tokens that are remembered as right."""
 BUSY_RETRY_MS = 1_000
 
 
@@ -66,8 +62,7 @@ class Authority:
         self._rules = loaded.rules
         self.on_change: list[Callable[[], None]] = []
         """Called when there are new rules, after which `standing` goes by them."""
-        self._key = token_bytes(32)
-        self._right: OrderedDict[bytes, StaticToken] = OrderedDict()
+        self._remembered = Remembered()
         self._waiting: dict[bytes, list[tuple[str, Done]]] = {}
         self._checkers: ThreadPoolExecutor | None = None
         self._closed = threading.Event()
@@ -88,23 +83,25 @@ class Authority:
             done: Called once, with the identity or with the error that the connection ends with: UNAUTHENTICATED,
                 TOKEN_EXPIRED, or BUSY when too many wait. Of a signed token before this returns; never after `close`.
         """
-        if token.count(".") == 2:
-            done(self._judged(lambda: self._of_signed(token, peer)))
+        try:
+            parts = parts_of(token)
+            mark = self._remembered.mark_of(token)
+            known = self._remembered.find(mark)
+            if known is not None and not self._rules.holds(known):
+                self._remembered.forget(mark)  # there is another key or hash of that name by now, which this may fit
+                known = None
+            if known is None and parts is None:
+                known = self._rules.verified(token)
+                self._remembered.keep(mark, token, known)
+            if known is not None:
+                identity = self._rules.of_token(known, peer, self._now_s())
+        except BrokerError as failure:
+            done(failure)
             return
-        parts = split(token) if len(token) <= TOKEN_BYTES_MAX else None
-        if parts is None:
-            done(error("UNAUTHENTICATED", "token: it is neither a signed token nor one of the access file"))
-            return
-        mark = blake2b(token.encode(), digest_size=32, key=self._key).digest()
-        known = self._right.get(mark)
         if known is not None:
-            row = self._rules.statics.get(known.id)
-            if row is not None and row.hash == known.hash:
-                self._right.move_to_end(mark)
-                done(self._judged(lambda: self._rules.of_static(known, peer, self._now_s())))
-                return
-            del self._right[mark]  # the id has another secret by now, which this may be
-        self._check(mark, parts, peer, done)
+            done(identity)
+        elif parts is not None:
+            self._check(mark, token, parts, peer, done)
 
     def of_peer(self, uid: int, gid: int, peer: str) -> Identity | BrokerError | None:
         """Return who is at the other end of a Unix socket, by SO_PEERCRED.
@@ -124,7 +121,10 @@ class Authority:
 
     def standing(self, identity: Identity) -> Identity | BrokerError:
         """Return the same person by the rules and the time of now, or the error that the connection ends with."""
-        return self._judged(lambda: self._rules.again(identity, self._now_s()))
+        try:
+            return self._rules.again(identity, self._now_s())
+        except BrokerError as failure:
+            return failure
 
     def close(self) -> None:
         """End the threads; of what is still being checked nobody is told. A check that runs is waited for."""
@@ -137,24 +137,13 @@ class Authority:
 
     # -- on the loop
 
-    def _of_signed(self, token: str, peer: str) -> Identity:
-        if self._rules.keys is None:
-            raise error("UNAUTHENTICATED", "token: it is a signed one, and this server takes none")
-        return self._rules.of_signed(self._rules.keys.verify(token), peer, self._now_s())
-
-    def _judged(self, judge: Callable[[], Identity]) -> Identity | BrokerError:
-        try:
-            return judge()
-        except BrokerError as failure:
-            return failure
-
     def _found(self, find: Callable[[], Identity | None]) -> Identity | BrokerError | None:
         try:
             return find()
         except BrokerError as failure:
             return failure
 
-    def _check(self, mark: bytes, parts: tuple[str, str], peer: str, done: Done) -> None:
+    def _check(self, mark: bytes, token: str, parts: tuple[str, str], peer: str, done: Done) -> None:
         """Have a secret compared; those who come with the same token meanwhile wait for the same answer."""
         waiting = self._waiting.get(mark)
         if waiting is not None:
@@ -167,26 +156,27 @@ class Authority:
         self._waiting[mark] = [(peer, done)]
         if self._checkers is None:
             self._checkers = ThreadPoolExecutor(CHECK_THREADS, thread_name_prefix="broker-access-check")
-        vault, identifier = self._rules.vault, parts[0]
+        vault = self._rules.vault
 
         def compare() -> None:
-            found = vault.check(*parts)
-            self._hand_over(lambda: self._checked(mark, identifier, found))
+            try:
+                hash_text = vault.check(*parts)
+            except MemoryError:
+                hash_text = None  # refused rather than never answered
+            self._hand_over(partial(self._compared, mark, token, parts[0], hash_text))
 
         self._checkers.submit(compare)
 
-    def _checked(self, mark: bytes, identifier: str, found: str | None) -> None:
-        waiting = self._waiting.pop(mark, [])
-        if found is None:
-            for _, done in waiting:
-                done(error("UNAUTHENTICATED", "token: there is no such id, or its secret is another one"))
-            return
-        token = StaticToken(identifier, found)
-        self._right[mark] = token
-        while len(self._right) > RIGHT_MAX:
-            self._right.popitem(last=False)
-        for peer, done in waiting:
-            done(self._judged(lambda peer=peer: self._rules.of_static(token, peer, self._now_s())))  # type: ignore[misc]
+    def _compared(self, mark: bytes, token: str, identifier: str, hash_text: str | None) -> None:
+        for peer, done in self._waiting.pop(mark, []):
+            try:
+                found = static_token(identifier, hash_text)
+                self._remembered.keep(mark, token, found)
+                identity = self._rules.of_static(found, peer, self._now_s())
+            except BrokerError as failure:
+                done(failure)
+            else:
+                done(identity)
 
     def _adopt(self, rules: Rules) -> None:
         self._rules = rules
@@ -217,16 +207,19 @@ class Authority:
 
     def _poll(self, loaded: Loaded) -> None:
         """Look at the files until all is over."""
-        stamps = dict(loaded.stamps)
+        stamps, told = loaded.stamps, ""
         while not self._closed.wait(self._poll_s):
-            now = {path: stamp_of(path) for path in stamps}
-            if now == stamps:
+            # What could not be read is tried again each time: a key set that it names may come later.
+            if not told and all(stamp_of(path) == stamp for path, stamp in stamps.items()):
                 continue
             try:
                 fresh = read_access_file(self._path)
             except BrokerError as failure:
-                emit("access_refused", path=self._path, code=failure.name, detail=failure.detail, hint=failure.hint)
-                stamps = now  # it is told once for each change
+                if failure.detail != told:
+                    emit("access_refused", path=self._path, code=failure.name, detail=failure.detail, hint=failure.hint)
+                told = failure.detail
+            except MemoryError:
                 continue
-            stamps = dict(fresh.stamps)
-            self._hand_over(lambda rules=fresh.rules: self._adopt(rules))  # type: ignore[misc]
+            else:
+                stamps, told = fresh.stamps, ""
+                self._hand_over(partial(self._adopt, fresh.rules))

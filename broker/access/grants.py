@@ -28,9 +28,8 @@ CLAIM_BYTES_MAX = 128
 
 
 class _Granted(NamedTuple):
-    """The filters of one verb: all of them, and sorted by how a name is compared with them."""
+    """The filters of one verb, sorted by how a name is compared with them."""
 
-    all: tuple[bytes, ...]
     literals: frozenset[bytes]
     prefixes: tuple[bytes, ...]
     wild: tuple[bytes, ...]
@@ -43,10 +42,11 @@ class Grants:
         filters: By verb, validated filters.
     """
 
-    __slots__ = ("_by_verb",)
+    __slots__ = ("_by_verb", "_filters")
 
     def __init__(self, filters: Mapping[Verb, Iterable[bytes]]) -> None:
-        self._by_verb = {verb: _sorted(filters.get(verb, ())) for verb in Verb}
+        self._filters = {verb: tuple(dict.fromkeys(given)) for verb, given in filters.items() if given}
+        self._by_verb: dict[Verb, _Granted] = {}  # those that somebody asked for: signing in is the more frequent
 
     def allows(self, verb: Verb, name: bytes) -> bool:
         """Return whether something may be done to a channel, or to everything that a pattern selects.
@@ -56,7 +56,9 @@ class Grants:
             name: A channel's name or a pattern. A pattern has to lie within one granted filter as a whole. A name that
                 is no valid one is refused elsewhere, whatever is said here; `$…` is granted to nobody.
         """
-        granted = self._by_verb[verb]
+        granted = self._by_verb.get(verb)
+        if granted is None:
+            granted = self._by_verb[verb] = _sorted(self._filters.get(verb, ()))
         return not is_reserved(name) and (
             name in granted.literals
             or name.startswith(granted.prefixes)
@@ -65,30 +67,29 @@ class Grants:
 
     def find(self, verb: Verb, name: bytes) -> bytes | None:
         """Return the granted filter that a name lies within, the first one, or None."""
-        return next((wide for wide in self._by_verb[verb].all if covers(wide, name)), None)
+        return next((wide for wide in self.filters(verb) if covers(wide, name)), None)
 
     def filters(self, verb: Verb) -> tuple[bytes, ...]:
         """Return what is granted for a verb, in the order in which it was."""
-        return self._by_verb[verb].all
+        return self._filters.get(verb, ())
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Grants) and self._by_verb == other._by_verb
+        return isinstance(other, Grants) and self._filters == other._filters
 
     def __hash__(self) -> int:
-        return hash(tuple(self._by_verb.values()))
+        return hash(tuple((verb, self.filters(verb)) for verb in Verb))
 
     def __repr__(self) -> str:
         granted = [f"{verb}={[each.decode() for each in self.filters(verb)]}" for verb in Verb if self.filters(verb)]
         return f"Grants({', '.join(granted)})"
 
 
-def _sorted(filters: Iterable[bytes]) -> _Granted:
-    given = tuple(dict.fromkeys(filters))
+def _sorted(given: tuple[bytes, ...]) -> _Granted:
     wild = tuple(each for each in given if b"*" in each)
     open_ended = tuple(each for each in given if each.endswith(b">") and b"*" not in each)
     # `a.>` is whatever begins with `a.`, be it a name or a filter, since no token is empty.
     prefixes = tuple(each[:-1] for each in open_ended)
-    return _Granted(given, frozenset(given).difference(wild, open_ended), prefixes, wild)
+    return _Granted(frozenset(given).difference(wild, open_ended), prefixes, wild)
 
 
 @dataclass(frozen=True, slots=True)

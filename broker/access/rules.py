@@ -18,8 +18,8 @@ from broker.access.identity import (
     StaticToken,
     UnixPeer,
 )
-from broker.access.signed import judge
-from broker.access.static import Vault
+from broker.access.signed import TOKEN_BYTES_MAX, judge
+from broker.access.static import Vault, split
 from broker.model.errors import error
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from broker.access.grants import Grants
     from broker.access.identity import Credential
     from broker.access.signed import Demands, Keys
-    from broker.model.errors import BrokerError
 
 SHARED_GRANTS_MAX = 1024
 """Sets of roles whose grants are kept; a token may name any of them, and beyond that they are made anew."""
@@ -65,6 +64,33 @@ class Revoked(NamedTuple):
     issued_before_s: float = 0.0
 
 
+def parts_of(text: str) -> tuple[str, str] | None:
+    """Return id and secret of a static token, or None of one that may be signed.
+
+    Raises:
+        Denied: UNAUTHENTICATED; it has the form of neither.
+    """
+    if len(text) > TOKEN_BYTES_MAX:
+        raise error("UNAUTHENTICATED", f"token: got {len(text)} bytes, limit {TOKEN_BYTES_MAX} bytes")
+    if text.count(".") == 2:
+        return None
+    parts = split(text)
+    if parts is None:
+        raise error("UNAUTHENTICATED", "token: it is neither a signed token nor one of the access file")
+    return parts
+
+
+def static_token(identifier: str, hash_text: str | None) -> StaticToken:
+    """Return what `Vault.check` has found.
+
+    Raises:
+        Denied: UNAUTHENTICATED; it has found nothing. Why, nobody is told.
+    """
+    if hash_text is None:
+        raise error("UNAUTHENTICATED", "token: there is no such id, or its secret is another one")
+    return StaticToken(identifier, hash_text)
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """One access file.
@@ -93,13 +119,50 @@ class Rules:
     vault: Vault = field(default_factory=lambda: Vault({}), repr=False)
     _shared: dict[tuple[str, ...], Grants] = field(default_factory=dict, repr=False, compare=False)
 
+    def holds(self, token: SignedToken | StaticToken) -> bool:
+        """Return whether the key, or the hash, that a token was compared with is still one of these rules."""
+        if isinstance(token, SignedToken):
+            return self.keys is not None and self.keys.holds(token)
+        row = self.statics.get(token.id)
+        return row is not None and row.hash == token.hash
+
+    def of_text(self, text: str, peer: str, now_s: float) -> Identity:
+        """Return who has a token, all at once: of a static one this takes tens of milliseconds.
+
+        Raises:
+            Denied: as of `of_token`.
+        """
+        parts = parts_of(text)
+        token = self.verified(text) if parts is None else static_token(parts[0], self.vault.check(*parts))
+        return self.of_token(token, peer, now_s)
+
+    def verified(self, text: str) -> SignedToken:
+        """Return what a signed token says.
+
+        Raises:
+            Denied: UNAUTHENTICATED; its signature is not good.
+        """
+        if self.keys is None:
+            raise error("UNAUTHENTICATED", "token: it is a signed one, and this server takes none")
+        return self.keys.verify(text)
+
+    def of_token(self, token: SignedToken | StaticToken, peer: str, now_s: float) -> Identity:
+        """Return who has a token whose signature or secret is good.
+
+        Raises:
+            Denied: UNAUTHENTICATED, TOKEN_EXPIRED; it has ended, was taken back, or was never good here.
+        """
+        if isinstance(token, SignedToken):
+            return self.of_signed(token, peer, now_s)
+        return self.of_static(token, peer, now_s)
+
     def of_signed(self, token: SignedToken, peer: str, now_s: float) -> Identity:
         """Return who has a signed token whose signature is good.
 
         Raises:
             Denied: UNAUTHENTICATED, TOKEN_EXPIRED; it is not good any more, or was never good here.
         """
-        if self.demands is None or self.keys is None or not self.keys.holds(token):
+        if self.demands is None or not self.holds(token):
             raise error("TOKEN_EXPIRED", "token: the key that it was signed with is no key of this server any more")
         found = judge(token.claims, self.demands, now_s)
         if found.issued_s < self.revoked.issued_before_s:
@@ -115,9 +178,9 @@ class Rules:
         Raises:
             Denied: TOKEN_EXPIRED; it is not in the file any more, or not with this hash, or has ended.
         """
-        row = self.statics.get(token.id)
-        if row is None or row.hash != token.hash:
+        if not self.holds(token):
             raise error("TOKEN_EXPIRED", "token: it was taken out of the access file")
+        row = self.statics[token.id]
         if row.expires_s is not None and now_s >= row.expires_s:
             raise error("TOKEN_EXPIRED", f"token: it ended {now_s - row.expires_s:.0f} s ago")
         return self._identity(row.person, peer, token, {}, row.expires_s, token.id)
@@ -158,10 +221,8 @@ class Rules:
         """
         found: Identity | None
         match identity.credential:
-            case SignedToken() as token:
-                return self.of_signed(token, identity.peer, now_s)
-            case StaticToken() as token:
-                return self.of_static(token, identity.peer, now_s)
+            case SignedToken() | StaticToken() as token:
+                return self.of_token(token, identity.peer, now_s)
             case UnixPeer(uid, gid):
                 found = self.of_peer(uid, gid, identity.peer)
             case CertificateNames(names):
@@ -169,7 +230,7 @@ class Rules:
             case _:
                 found = self.of_nobody(identity.peer)
         if found is None:
-            raise error("TOKEN_EXPIRED", "what this connection signed in with was taken out of the access file")
+            raise error("TOKEN_EXPIRED", "sign-in: what this connection had for it was taken out of the access file")
         return found
 
     def _identity(
@@ -183,7 +244,7 @@ class Rules:
         issued_s: float = 0.0,
     ) -> Identity:
         if person.user in self.revoked.users or (token_id and token_id in self.revoked.tokens):
-            raise _taken_back()
+            raise error("TOKEN_EXPIRED", "sign-in: its user or token was taken back")
         roles = tuple(name for name in person.roles if name in self.roles)
         everything = {"user": person.user, "sub": person.user, **claims}
         grants = self._grants(tuple(self.roles[name] for name in roles), everything)
@@ -200,7 +261,3 @@ class Rules:
             if len(self._shared) < SHARED_GRANTS_MAX:
                 self._shared[key] = grants
         return grants
-
-
-def _taken_back() -> BrokerError:
-    return error("TOKEN_EXPIRED", "what this connection signs in with was taken back")

@@ -238,7 +238,9 @@ def _check_strength(data: Mapping[str, object], algorithm: str, this: str) -> No
     try:
         value = urlsafe_b64decode(str(data.get(member, "")).encode("ascii"))
     except ValueError:
-        raise error("INVALID_CONFIG", f"{this}: got a {member} that is no base64url") from None
+        raise error(
+            "INVALID_CONFIG", f"{this}: got no base64url in {member}, expected a number or a secret in it"
+        ) from None
     if algorithm == "HS256" and len(value) < SECRET_BYTES_MIN:
         raise error(
             "INVALID_CONFIG", f"{this}: got a secret of {len(value)} bytes, expected {SECRET_BYTES_MIN} or more"

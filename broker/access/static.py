@@ -67,14 +67,16 @@ def check_hash(text: str) -> None:
     except (InvalidHashError, ValueError):
         found = None
     if found is None or found.type is not Type.ID or found.salt_len < 8 or found.hash_len < 16:
-        raise error("INVALID_CONFIG", "got text that is no argon2id hash, expected what `broker token make` prints")
+        raise error(
+            "INVALID_CONFIG", "hash: got text that is no argon2id hash, expected what `broker token make` prints"
+        )
     for what, got, limit in (
-        ("time cost", found.time_cost, TIME_COST_MAX),
-        ("memory cost in KiB", found.memory_cost, MEMORY_KIB_MAX),
-        ("parallelism", found.parallelism, LANES_MAX),
+        ("time cost, passes", found.time_cost, TIME_COST_MAX),
+        ("memory cost, KiB", found.memory_cost, MEMORY_KIB_MAX),
+        ("parallelism, lanes", found.parallelism, LANES_MAX),
     ):
         if got > limit:
-            raise error("INVALID_CONFIG", f"argon2id {what}: got {got}, limit {limit}")
+            raise error("INVALID_CONFIG", f"hash: got {got} as argon2id's {what}, limit {limit}")
 
 
 class Vault:

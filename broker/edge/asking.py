@@ -44,6 +44,8 @@ class Asking:
         self._node = node
         self._line = Line()
         self._publisher = Publisher(node.tails, self._line, self, node.limits.headers_bytes_max)
+        if session.identity.user:
+            self._publisher.sign(session.identity.user.encode())
         self._slots: dict[bytes, int] = {}
         self._free: list[int] = []
 

@@ -6,10 +6,11 @@ import asyncio
 import socket
 import struct
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from broker.access.gate import Identity
-from broker.edge.accepting import Greeting, Listener
+from broker.edge.accepting import Greeting, Listener, peer_of
 from broker.edge.session import Session
 from broker.wire import control
 
@@ -110,7 +111,7 @@ class NativeDoor:
 
     Args:
         listener: Whose connections they are.
-        peer: What peers are called.
+        peer: What peers are called that have no address.
         option: As for `Door`.
     """
 
@@ -120,9 +121,11 @@ class NativeDoor:
         self.option = option
 
     def connection(self, sock: socket.socket) -> NativeConnection:
-        return NativeConnection(
-            self._listener.node, Identity(peer=self._peer), self._listener.greeting, fd=sock.fileno()
-        )
+        peer = self._peer
+        if sock.family != socket.AF_UNIX:
+            with suppress(OSError):  # it may have left again
+                peer = peer_of(sock.getpeername())
+        return NativeConnection(self._listener.node, Identity(peer=peer), self._listener.greeting, fd=sock.fileno())
 
     def farewell(self, failure: BrokerError) -> bytes:
         return control.encode_error(failure)

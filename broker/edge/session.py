@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from broker._version import __version__
 from broker.access.gate import Identity, Verb
+from broker.access.rates import address_of, too_fast
 from broker.core.group import Duplicate
 from broker.edge.admission import leave_ms
 from broker.edge.asking import Asking
@@ -24,7 +25,7 @@ from broker.edge.consuming import Consuming
 from broker.edge.delaying import schedule, schedule_together
 from broker.edge.questions import answer
 from broker.edge.standing import Standing, line_of
-from broker.edge.transacting import publish_expecting, transact
+from broker.edge.transacting import publish_expecting, spans_of, transact
 from broker.events import emit, tally
 from broker.model.errors import BrokerError, StorageError, error
 from broker.model.names import ID_BYTES_MAX, check_channel, check_pattern, is_pattern
@@ -309,6 +310,24 @@ class Session(Intake):
 
     def on_refused(self, code: int, slot: int, number: int, count: int) -> None:
         self.refuse(self.publish_error(code, slot, number), number, count)
+
+    def on_over_rate(self, kind: int, flags: int, body: bytes, wait_ms: int) -> None:
+        failure = too_fast("publishing", self.identity, wait_ms)
+        try:
+            if kind == Kind.TRANSACTION:
+                spans = list(spans_of(body))
+                number, count = spans[0][0], sum(count for _, count in spans)
+                self.outbox.frame(control.encode_error(failure, number=number, count=count))
+            elif flags in (PublishFlag.ASK, PublishFlag.REPLY):
+                named = control.decode_named(body)
+                asked = named.number if flags == PublishFlag.ASK else None
+                replied = named.number if flags == PublishFlag.REPLY else None
+                self.outbox.frame(control.encode_error(failure, count=named.count, asked=asked, replied=replied))
+            else:
+                _, count, number = struct.unpack_from("<IIQ", body)
+                self.refuse(failure, number, count)
+        except BrokerError as malformed:
+            self.end(malformed)
 
     def on_duplicate(self, slot: int, number: int, count: int) -> None:
         assert self.publisher is not None
@@ -605,6 +624,7 @@ class Session(Intake):
         limits = self.node.limits
         self._producer = producer
         self._name = hello.client
+        self.rate = self.node.rates.publishing(self.rate_key)
         self.opened = True
         self.early = False
         self.greeted()
@@ -786,6 +806,8 @@ class Session(Intake):
             self._take_line(line)
             line.holder = self
             self.publisher = Publisher(self.node.tails, line, self, self.node.limits.headers_bytes_max)
+            if self.identity.user:
+                self.publisher.sign(self.identity.user.encode())
         return self.publisher
 
     def _publish_with_ids(self, body: bytes) -> None:
@@ -891,7 +913,11 @@ class Session(Intake):
 
     def _subscribe(self, body: bytes) -> None:
         request = control.decode_subscribe(body)
-        if request.consumer is not None:
+        wait_ms = self.node.rates.subscribing_ms(self.rate_key)
+        if wait_ms:
+            failure = too_fast("subscribing", self.identity, wait_ms)
+            self.outbox.frame(control.encode_error(failure, subscription=request.subscription))
+        elif request.consumer is not None:
             self.consumes().subscribe(request)
         elif isinstance(request.start, control.FromTime):
             self._locate(request, request.start.time_us)
@@ -985,6 +1011,16 @@ class Session(Intake):
             self._consuming = Consuming(self)
             self.members = self._consuming.members
         return self._consuming
+
+    @property
+    def rate_key(self) -> str:
+        """Who is counted together: all connections of a user, or of an address whose users have not signed in."""
+        return self.identity.user or f"\0{self.address}"  # which is no user's name
+
+    @property
+    def address(self) -> str:
+        """Where the connection comes from, without what tells it from others from there."""
+        return address_of(self.identity.peer)
 
     def check_room(self, request: control.Subscribe) -> None:
         """Hold the bounds on what one connection subscribes to, before anything is made for it."""

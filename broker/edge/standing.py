@@ -13,6 +13,7 @@ from dataclasses import replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
+from broker.access.rates import too_fast
 from broker.model.errors import BrokerError, error
 from broker.wire import control
 from broker.wire.kinds import PRODUCER_BYTES
@@ -84,7 +85,22 @@ class Standing:
             refusal = error("UNAUTHENTICATED", "HELLO: got no token, and nobody is taken in without one")
             self._take(refusal if found is None else found, done)
         else:
-            self._authority.sign_in(token, self._session.identity.peer, lambda outcome: self._take(outcome, done))
+            self._judge(token, lambda outcome: self._take(outcome, done))
+
+    def _judge(self, token: str, told: Callable[[Identity | BrokerError], None]) -> None:
+        """Have the authority judge a token, unless too many from the same address were no good lately."""
+        session, rates = self._session, self._session.node.rates
+        wait_ms = rates.failing_ms(session.address)
+        if wait_ms:
+            told(too_fast("signing in", session.identity, wait_ms))
+            return
+
+        def judged(outcome: Identity | BrokerError) -> None:
+            if isinstance(outcome, BrokerError) and outcome.name == "UNAUTHENTICATED":
+                rates.failed(session.address)
+            told(outcome)
+
+        self._authority.sign_in(token, session.identity.peer, judged)
 
     def _take(self, outcome: Identity | BrokerError, done: Done) -> None:
         if self._gone:
@@ -134,7 +150,7 @@ class Standing:
                 session.outbox.frame(control.encode_reply(request, fields))
             session.node.kick()
 
-        self._authority.sign_in(token, session.identity.peer, signed)
+        self._judge(token, signed)
 
     def reconsider(self) -> None:
         """What is granted has changed: go by what it is now."""

@@ -310,6 +310,14 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         Scope.REQUEST,
     ),
     ErrorCode(
+        1010,
+        "RATE_LIMITED",
+        "a user, or an address, does more in a second than it may",
+        "Wait as long as the error says, and do less at once.",
+        LimitExceeded,
+        Scope.EITHER,
+    ),
+    ErrorCode(
         2001,
         "GOING_AWAY",
         "the server drains and will close the connection",

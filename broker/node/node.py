@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from broker.access.gate import Gate
+from broker.access.rates import Rates
 from broker.core.sequencer import Sequencer
 from broker.events import emit
 from broker.log.log import ArchiveBy, Log
@@ -138,6 +139,7 @@ class Node:
         core: The sequencer.
         gate: Who may do what.
         authority: Who signs in; None where nobody is asked who he is.
+        rates: How much a user, or an address, may do in a second.
         limits: Bounds.
         loader: What is stored and not in memory.
         ids: The ids of channels' newest records.
@@ -168,6 +170,7 @@ class Node:
         self._bound_groups()
         self.gate = Gate()
         self.authority = authority
+        self.rates = Rates(self.limits, broker_time.clock.steady_us)
         self._to_reconsider: list[Connection] = []
         if authority is not None:
             authority.on_change.append(self._reconsider_all)
