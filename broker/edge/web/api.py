@@ -7,11 +7,13 @@ bodies of all requests take together.
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.responses import Response
 
-from broker.access.gate import Identity
+from broker.access.identity import Identity
+from broker.access.rates import address_of, too_fast
 from broker.edge.web.arguments import bearer_of
 from broker.edge.web.buses import Buses
 from broker.edge.web.problems import Refused, problem
@@ -20,6 +22,7 @@ from broker.events import emit
 from broker.model.errors import BrokerError, error
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
     from broker.bus import Bus
     from broker.edge.web.context import Web
+    from broker.node.node import Node
 
 __all__ = ["Api", "Call", "json_answer"]
 
@@ -86,8 +90,7 @@ class Call:
         Raises:
             BrokerError: The token is none that the broker takes.
         """
-        bearer_of(self.request.headers)
-        return Identity(peer=peer_of(self.request))
+        return await identity_of(self.node, peer_of(self.request), bearer_of(self.request.headers))
 
     async def bus(self) -> AbstractAsyncContextManager[Bus]:
         """Return a bus as who asks, for as long as it is entered.
@@ -95,7 +98,10 @@ class Call:
         Raises:
             BrokerError: The token is none that the broker takes.
         """
-        return self.api.buses.lend(await self.identity())
+        identity = await self.identity()
+        token = bearer_of(self.request.headers) or ""
+        # By what was shown, since what follows from it may change: its session is judged anew when that does.
+        return self.api.buses.lend((blake2b(token.encode()).digest(), identity.peer), identity)
 
     async def body(self, bytes_max: int) -> bytes:
         """Return the request's body.
@@ -128,6 +134,39 @@ class Call:
         return b"".join(parts)
 
 
+async def identity_of(node: Node, peer: str, token: str | None) -> Identity:
+    """Return who asks.
+
+    Args:
+        node: Knows whether anybody is asked who he is.
+        peer: Where the request comes from.
+        token: What it has to show.
+
+    Raises:
+        BrokerError: UNAUTHENTICATED, TOKEN_EXPIRED, RATE_LIMITED, BUSY.
+    """
+    authority = node.authority
+    if authority is None:
+        return Identity(peer=peer)
+    if token is None:
+        found = authority.anonymous(peer)
+        if found is None:
+            found = error("UNAUTHENTICATED", "request: got no token, and nobody is taken in without one")
+    else:
+        address = address_of(peer)
+        wait_ms = node.rates.failing_ms(address)
+        if wait_ms:
+            raise too_fast("signing in", Identity(peer=peer), wait_ms)
+        judged: asyncio.Future[Identity | BrokerError] = node.loop.create_future()
+        authority.sign_in(token, peer, lambda outcome: None if judged.done() else judged.set_result(outcome))
+        found = await judged
+        if isinstance(found, BrokerError) and found.name == "UNAUTHENTICATED":
+            node.rates.failed(address)
+    if isinstance(found, BrokerError):
+        raise found
+    return found
+
+
 def too_large(got: str, bytes_max: int) -> Refused:
     """Refuse a body; the rest of it is not read, so the connection ends."""
     failure = error("FRAME_TOO_LARGE", f"body: got {got} bytes, limit {bytes_max} bytes")
@@ -135,8 +174,11 @@ def too_large(got: str, bytes_max: int) -> Refused:
 
 
 def peer_of(request: Request) -> str:
-    """Return where a request comes from, without the port: its connections are one peer."""
-    return f"http {request.client.host}" if request.client is not None else "http"
+    """Return where a request comes from. What it says in place of the port is the same for all of its connections."""
+    if request.client is None:
+        return "http"
+    host = request.client.host
+    return f"[{host}]:http" if ":" in host else f"{host}:http"
 
 
 def json_answer(body: bytes, status: int = 200) -> Response:

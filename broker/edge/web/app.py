@@ -14,8 +14,8 @@ from starlette.routing import Route
 
 from broker.config.sections import listed
 from broker.edge.web.api import Api, no_such_method, no_such_path
-from broker.edge.web.routes import api_routes
 from broker.edge.web.guard import Guarded
+from broker.edge.web.routes import api_routes
 
 if TYPE_CHECKING:
     from starlette.requests import Request

@@ -76,6 +76,10 @@ class Arguments:
         values = self._values.get(name)
         return values[0] if values else None
 
+    def once(self) -> dict[str, str]:
+        """Return the arguments that are there, each by its name."""
+        return {name: values[0] for name, values in self._values.items()}
+
     def needed(self, name: str) -> str:
         """Return an argument that must be there."""
         value = self.text(name)

@@ -14,10 +14,10 @@ from collections import OrderedDict
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
-from broker.model.errors import BrokerError, error
+from broker.model.errors import BrokerError, Remedy, error
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 
     from broker.access.gate import Identity
     from broker.bus import Bus
@@ -26,6 +26,8 @@ __all__ = ["Buses"]
 
 BUSES_MAX: Final = 256
 IDLE_S: Final = 30.0
+ENDED: Final = frozenset({"CLOSED", "UNAUTHENTICATED", "TOKEN_EXPIRED"})
+"""Errors that say that a bus is of no use any more."""
 RETRY_AFTER_MS: Final = 1_000
 
 
@@ -57,51 +59,55 @@ class Buses:
     def __init__(self, open_bus: Callable[[Identity], Awaitable[Bus]], buses_max: int = BUSES_MAX) -> None:
         self._open_bus = open_bus
         self._buses_max = buses_max
-        self._lent: OrderedDict[Identity, Lent] = OrderedDict()
+        self._lent: OrderedDict[Hashable, Lent] = OrderedDict()
         self._closing: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
     @asynccontextmanager
-    async def lend(self, identity: Identity) -> AsyncIterator[Bus]:
+    async def lend(self, who: Hashable, identity: Identity) -> AsyncIterator[Bus]:
         """Lend a bus for one request.
+
+        Args:
+            who: What nobody else has, and the same one has again.
+            identity: As whom it is opened, if there is none.
 
         Raises:
             Unavailable: BUSY; all are in use. GOING_AWAY; the broker stops.
             BrokerError: The broker refuses this identity.
         """
-        lent = self._take(identity)
+        lent = self._take(who, identity)
         lent.users += 1
         try:
             bus = await asyncio.shield(lent.opening)
             yield bus
         except BrokerError as failure:
-            if failure.name == "CLOSED" or not is_open(lent.opening):
+            if failure.name in ENDED or failure.remedy is Remedy.RESUME or not is_open(lent.opening):
                 # It has ended, for its identity's token has expired for one: the next request opens another.
-                self._drop(identity, lent)
+                self._drop(who, lent)
             raise
         finally:
             lent.users -= 1
             lent.idle_s = asyncio.get_running_loop().time()
             self._look_soon()
 
-    def _take(self, identity: Identity) -> Lent:
+    def _take(self, who: Hashable, identity: Identity) -> Lent:
         if self._closed:
             raise error("GOING_AWAY", "the broker is stopping")
-        lent = self._lent.get(identity)
+        lent = self._lent.get(who)
         if lent is None:
             self._make_room()
             opening = asyncio.ensure_future(self._open_bus(identity))
-            lent = self._lent[identity] = Lent(opening)
-        self._lent.move_to_end(identity)
+            lent = self._lent[who] = Lent(opening)
+        self._lent.move_to_end(who)
         return lent
 
     def _make_room(self) -> None:
         if len(self._lent) < self._buses_max:
             return
-        for identity, lent in self._lent.items():
+        for who, lent in self._lent.items():
             if not lent.users:
-                self._drop(identity, lent)
+                self._drop(who, lent)
                 return
         raise error(
             "BUSY",
@@ -109,10 +115,10 @@ class Buses:
             retry_after_ms=RETRY_AFTER_MS,
         )
 
-    def _drop(self, identity: Identity, lent: Lent) -> None:
+    def _drop(self, who: Hashable, lent: Lent) -> None:
         """Forget a bus, and close it when it is there."""
-        if self._lent.get(identity) is lent:
-            del self._lent[identity]
+        if self._lent.get(who) is lent:
+            del self._lent[who]
             task = asyncio.ensure_future(close_opened(lent.opening))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
@@ -125,9 +131,9 @@ class Buses:
         """Close what nobody has used for a while."""
         self._timer = None
         now_s = asyncio.get_running_loop().time()
-        for identity, lent in list(self._lent.items()):
+        for who, lent in list(self._lent.items()):
             if not lent.users and now_s - lent.idle_s >= IDLE_S:
-                self._drop(identity, lent)
+                self._drop(who, lent)
         if self._lent:
             self._look_soon()
 
@@ -137,8 +143,8 @@ class Buses:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for identity, lent in list(self._lent.items()):
-            self._drop(identity, lent)
+        for who, lent in list(self._lent.items()):
+            self._drop(who, lent)
         if self._closing:
             await asyncio.wait(list(self._closing))
 

@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from broker.edge.web.api import json_answer
 from broker.edge.web.arguments import Arguments
-from broker.edge.web.message_json import write_integer
-from broker.edge.web.rendering import dump
+from broker.edge.web.rendering import channel_fields, dump
 from broker.model.consumers import check_consumer
 from broker.model.names import check_channel
 
 if TYPE_CHECKING:
     from starlette.responses import Response
 
-    from broker.bus import ChannelInfo, ListedChannel
+    from broker.bus import ListedChannel
     from broker.edge.web.api import Call
     from broker.model.consumers import ConsumerInfo
 
@@ -81,16 +80,6 @@ def row_fields(listed: ListedChannel) -> dict[str, object]:
     return {"name": listed.name, **({} if listed.info is None else channel_fields(listed.info))}
 
 
-def channel_fields(info: ChannelInfo) -> dict[str, object]:
-    """Return what a channel holds as JSON has it."""
-    return {
-        "epoch": str(info.epoch),
-        "first": write_integer(info.first),
-        "head": write_integer(info.head),
-        "level": int(info.level),
-    }
-
-
 def consumer_fields(info: ConsumerInfo) -> dict[str, object]:
     """Return what there is to tell of a consumer as JSON has it."""
     settings = info.settings
@@ -105,15 +94,15 @@ def consumer_fields(info: ConsumerInfo) -> dict[str, object]:
         "by_key": settings.by_key,
         "paused": settings.paused,
         "members": info.members,
-        "ready": write_integer(info.ready),
-        "leased": write_integer(info.leased),
-        "delayed": write_integer(info.delayed),
-        "acked": write_integer(info.acked),
-        "redelivered": write_integer(info.redelivered),
-        "dead": write_integer(info.dead),
-        "lag": write_integer(info.lag),
+        "ready": info.ready,
+        "leased": info.leased,
+        "delayed": info.delayed,
+        "acked": info.acked,
+        "redelivered": info.redelivered,
+        "dead": info.dead,
+        "lag": info.lag,
         "held_channels": info.held_channels,
-        "held_bytes": write_integer(info.held_bytes),
+        "held_bytes": info.held_bytes,
     }
     if settings.dead_letter is not None:
         fields["dead_letter"] = settings.dead_letter

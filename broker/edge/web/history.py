@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Final
 from broker.bus import Last
 from broker.edge.web.api import json_answer
 from broker.edge.web.arguments import Arguments, parse_place, since_of, until_of, wrong
-from broker.edge.web.message_json import batch_json, write_integer
-from broker.edge.web.rendering import dump
+from broker.edge.web.rendering import channel_fields, delivery, dump
 from broker.model.names import check_pattern, is_pattern
 from broker.model.positions import BusPosition, Position
 
@@ -102,8 +101,7 @@ class Page:
         messages = size = 0
         batches: AsyncIterator[Batch] = self._read.batches()
         async for batch in batches:
-            bus = batch.bus_position
-            self._chunks.append(batch_json(batch, None if bus is None else str(bus)))
+            self._chunks.append(delivery(batch))
             self._last = batch
             self._lowest = Position(batch.epoch, batch.first)
             messages += len(batch)
@@ -119,16 +117,11 @@ class Page:
         fields: dict[str, object] = {"channel": channel}
         info = self._read.info
         if info is not None:
-            fields["info"] = {
-                "epoch": str(info.epoch),
-                "first": write_integer(info.first),
-                "head": write_integer(info.head),
-                "level": int(info.level),
-            }
+            fields["info"] = channel_fields(info)
         if self._read.events:
             told = self._read.events[-1]
             fields["outcome"] = told.name
-            fields["at"] = write_integer(told.at)
+            fields["at"] = told.at
         fields["next"] = self._next(pattern, reverse)
         return dump(fields)[:-1] + b',"chunks":[' + b",".join(self._chunks) + b"]}"
 

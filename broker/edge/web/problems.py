@@ -24,6 +24,7 @@ RETRY_AFTER_S: Final = 1
 
 _STATUS: Final[Mapping[str, int]] = {
     "LIMIT": 429,
+    "RATE_LIMITED": 429,
     "TIMEOUT": 504,
     "STORAGE_FULL": 507,
     "COMMIT_UNKNOWN": 500,
@@ -41,7 +42,6 @@ _STATUS: Final[Mapping[str, int]] = {
     "CONSUMER_EXISTS": 409,
     "UNKNOWN_MESSAGE": 404,
     "UNAUTHENTICATED": 401,
-    "TOKEN_INVALID": 401,
     "TOKEN_EXPIRED": 401,
 }
 _BY_REMEDY: Final[Mapping[Remedy, int]] = {

@@ -10,11 +10,11 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 from broker.edge.web.api import json_answer
-from broker.edge.web.arguments import Arguments, wrong
-from broker.edge.web.message_json import Draft, read_draft, read_integer, read_object, write_integer
+from broker.edge.web.arguments import Arguments
+from broker.edge.web.drafts import Draft, take_draft
 from broker.edge.web.rendering import dump
 from broker.model.errors import BrokerError, error
-from broker.model.positions import Position
+from broker.wire.dialect import SAFE_MAX, Members, parse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,38 +23,37 @@ if TYPE_CHECKING:
 
     from broker.bus import Bus
     from broker.edge.web.api import Call
+    from broker.model.positions import Position
     from broker_native.outcomes import Receipt, Scheduled
 
 __all__ = ["publish"]
 
-MESSAGES_MAX: Final = 1_000
 ANSWER_S: Final = 30.0
 """How long a publish may take until it is answered."""
-OWN: Final = frozenset({"channel", "messages", "expect", "at", "delay_ms"})
 QUERY: Final = frozenset({"channel", "key", "message_id", "priority", "expires_s", "expect", "at", "delay_ms"})
 
 
 async def publish(call: Call) -> Response:
     """Publish what the body holds."""
     limits = call.node.limits
+    query = call.request.scope["query_string"]
+    payload: bytes | None = None
     if call.request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
-        Arguments(call.request.scope["query_string"], frozenset())
-        fields = read_object(await call.body(2 * limits.frame_bytes_max))
+        Arguments(query, frozenset())
+        members = Members("body", parse(await call.body(2 * limits.frame_bytes_max)))
     else:
-        fields = query_fields(Arguments(call.request.scope["query_string"], QUERY))
-        fields["payload"] = await call.body(limits.payload_bytes_max)
-    channel = fields.get("channel")
-    if not isinstance(channel, str):
-        raise wrong("channel", channel, "a text")
-    drafts = drafts_of(fields)
+        members = Members("query", Arguments(query, QUERY).once())
+        payload = await call.body(limits.payload_bytes_max)
+    channel = members.text("channel")
+    when, expect = take_when(members)
+    drafts = take_drafts(members, payload)
     lent = await call.bus()
     async with lent as bus:
-        when = when_of(fields)
         try:
             async with asyncio.timeout(ANSWER_S):
                 if when:
                     return json_answer(await schedule_all(bus, channel, drafts, when), 202)
-                return json_answer(await publish_all(bus, channel, drafts, expect_of(fields)))
+                return json_answer(await publish_all(bus, channel, drafts, expect))
         except TimeoutError:
             raise error(
                 "TIMEOUT",
@@ -63,62 +62,33 @@ async def publish(call: Call) -> Response:
             ) from None
 
 
-def query_fields(arguments: Arguments) -> dict[str, Any]:
-    """Return what a query says of a message whose payload is the body."""
-    names = ("channel", "key", "message_id", "priority", "expires_s", "expect", "at", "delay_ms")
-    return {name: value for name in names if (value := arguments.text(name)) is not None}
-
-
-def drafts_of(fields: dict[str, Any]) -> list[Draft]:
-    """Return the messages that a body describes.
+def take_drafts(members: Members, payload: bytes | None) -> list[Draft]:
+    """Take the messages of a body: `messages`, or the members of one.
 
     Raises:
-        RequestError: MALFORMED_FRAME.
+        BrokerError: As of `take_draft`.
     """
-    own = {name: value for name, value in fields.items() if name not in OWN}
-    if "messages" not in fields:
-        payload = own.pop("payload", None)
-        if payload is not None and not isinstance(payload, bytes):
-            raise wrong("payload", payload, "no member of this name")
-        draft = read_draft(own, "")
-        return [draft if payload is None else draft._replace(payload=payload)]
-    messages = fields["messages"]
-    if own:
-        raise wrong(next(iter(own)), own[next(iter(own))], "no member of a message beside messages")
-    if not isinstance(messages, list) or not 1 <= len(messages) <= MESSAGES_MAX:
-        raise wrong("messages", messages, f"an array of 1 to {MESSAGES_MAX} messages")
-    drafts = []
-    for at, each in enumerate(messages):
-        if not isinstance(each, dict):
-            raise wrong(f"messages[{at}]", each, "an object")
-        drafts.append(read_draft(each, f"messages[{at}]."))
+    if "messages" not in members:
+        return [take_draft(members, payload)]
+    drafts = [take_draft(each) for each in members.objects("messages", 1)]
+    members.done()
     return drafts
 
 
-def expect_of(fields: dict[str, Any]) -> Position | None:
-    """Return the position that the channel's head must be."""
-    if "expect" not in fields:
-        return None
-    value = fields["expect"]
-    if not isinstance(value, str):
-        raise wrong("expect", value, "a position")
-    return Position(0, 0) if value == "0:0" else Position.parse(value)
-
-
-def when_of(fields: dict[str, Any]) -> dict[str, float]:
-    """Return when the messages are to be published; nothing for now.
+def take_when(members: Members) -> tuple[dict[str, float], Position | None]:
+    """Take when the messages are to be published, nothing for now, and where the channel's head must be.
 
     Raises:
-        RequestError: MALFORMED_FRAME; there are two times, or one beside `expect`.
+        RequestError: MALFORMED_FRAME; there are two of these.
     """
-    given = [name for name in ("at", "delay_ms", "expect") if name in fields]
+    given = [name for name in ("at", "delay_ms", "expect") if name in members]
     if len(given) > 1:
-        raise wrong(given[1], fields[given[1]], f"nothing of it beside {given[0]}")
-    at = read_integer(fields, "at", "", 0, (1 << 53) - 1)
-    delay_ms = read_integer(fields, "delay_ms", "", 0, (1 << 53) - 1)
-    if at is not None:
-        return {"deliver_at": at / 1_000_000}
-    return {} if delay_ms is None else {"delay_s": delay_ms / 1_000}
+        raise members.wrong(given[1], f"left out beside `{given[0]}`")
+    if "at" in members:
+        return {"deliver_at": members.integer("at", SAFE_MAX) / 1_000_000}, None
+    if "delay_ms" in members:
+        return {"delay_s": members.integer("delay_ms", SAFE_MAX) / 1_000}, None
+    return {}, members.position("expect") if "expect" in members else None
 
 
 async def publish_all(bus: Bus, channel: str, drafts: list[Draft], expect: Position | None) -> bytes:
@@ -127,7 +97,7 @@ async def publish_all(bus: Bus, channel: str, drafts: list[Draft], expect: Posit
     All of them are on their way in this very turn, so they stand one behind the other unless one is refused.
     """
     if expect is not None and len(drafts) > 1:
-        raise wrong("expect", str(expect), "nothing of it beside several messages")
+        raise error("MALFORMED_FRAME", "body: `expect` must be left out beside several messages")
     try:
         publications = [
             bus.publish(
@@ -217,7 +187,6 @@ def published(channel: str, receipts: list[Receipt]) -> dict[str, object]:
                 runs[-1]["duplicate"] = True
     for run in runs:
         run["epoch"] = str(run["epoch"])
-        run["first"] = write_integer(int(str(run["first"])))
     fields: dict[str, object] = {"channel": channel, **runs[-1], "count": len(receipts)}
     fields["position"] = str(receipts[-1].position)
     fields["level"] = int(receipts[-1].level)

@@ -16,16 +16,22 @@ long as a beat of the pulse. It depends on the frames and on what kind of subscr
 from __future__ import annotations
 
 import json
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from broker.edge.web.message_json import batch_json
 from broker.model.errors import BrokerError, error
 from broker.model.positions import BusPosition, Position
-from broker.wire import control
+from broker.wire import control, dialect
 from broker.wire.kinds import Kind
-from broker_native.messages import Batch, FrameReader
+from broker_native.json_chunks import chunk_members
+from broker_native.messages import FrameReader
 
-__all__ = ["FRAME_BYTES_MAX", "SUBSCRIPTION", "Reader", "Rendering", "problem_event"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from broker.bus import ChannelInfo
+    from broker_native.messages import Batch
+
+__all__ = ["SUBSCRIPTION", "Reader", "Rendering", "channel_fields", "delivery", "dump", "problem_event"]
 
 SUBSCRIPTION: Final = 1
 """The number by which every stream calls its only subscription, so that frames are the same for all."""
@@ -92,8 +98,7 @@ class Reader:
                 batch: Batch = item[1]
                 credit += batch.size_bytes
                 here = self._place_of(batch)
-                bus = batch.bus_position
-                body = batch_json(batch, None if bus is None else str(bus))
+                body = delivery(batch)
                 deliveries.append(body)
                 parts.append(event(None, here, body))
                 place = here or place
@@ -141,8 +146,7 @@ class Reader:
         """Render what is neither a delivery nor an answer."""
         if kind == Kind.EVENT:
             told = control.decode_event(body)
-            more = {name: value for name, value in told.more.items() if isinstance(value, int | str)}
-            return event(told.event, None, dump({"event": told.event, "channel": told.channel, **more}))
+            return event(told.event, None, dump({**told.more, "event": told.event, "channel": told.channel}))
         if kind == Kind.GOING_AWAY:
             leaving = control.decode_going_away(body)
             fields: dict[str, object] = {"seconds": leaving.seconds}
@@ -180,6 +184,18 @@ def problem_event(failure: BrokerError) -> bytes:
     return event("problem", None, dump(fields))
 
 
-def dump(fields: dict[str, object]) -> bytes:
-    """Return an object as JSON."""
-    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+def delivery(batch: Batch) -> bytes:
+    """Return a batch as the object that `deliver` of the JSON dialect is; it has no line breaks."""
+    bus = batch.bus_position
+    members = chunk_members(batch.chunk, batch.channel.encode(), None if bus is None else str(bus).encode())
+    return b"{%b%b}" % (members, b',"early":true' if batch.early else b"")
+
+
+def channel_fields(info: ChannelInfo) -> dict[str, object]:
+    """Return what a channel holds, as JSON has it."""
+    return {"epoch": str(info.epoch), "first": info.first, "head": info.head, "level": int(info.level)}
+
+
+def dump(fields: Mapping[str, object]) -> bytes:
+    """Return an object as JSON, integers past what JavaScript holds as text. What is None stands there as null."""
+    return json.dumps(dialect.plain(fields), separators=(",", ":")).encode()
