@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl
 from broker.bus import Since, Until
 from broker.model.errors import BrokerError, error
 from broker.model.positions import U64_MAX, BusPosition, Position
+from broker.wire.dialect import SAFE_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -131,7 +132,7 @@ def parse_time(name: str, text: str) -> int:
     Raises:
         RequestError: MALFORMED_FRAME; it is neither.
     """
-    if _TIME.fullmatch(text):
+    if _TIME.fullmatch(text) and int(text) <= SAFE_MAX:
         return int(text)
     try:
         # A `+` of a zone that was not escaped has become a space.
