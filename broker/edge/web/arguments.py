@@ -177,7 +177,7 @@ def bearer_of(headers: Mapping[str, Any]) -> str | None:
     """Return the token of `Authorization: Bearer …`, None without one.
 
     Raises:
-        RequestError: DENIED; it is another scheme, or no token.
+        BrokerError: UNAUTHENTICATED; it is another scheme, or no token.
     """
     value = headers.get("authorization")
     if value is None:
@@ -185,5 +185,5 @@ def bearer_of(headers: Mapping[str, Any]) -> str | None:
     scheme, _, token = str(value).partition(" ")
     token = token.strip()
     if scheme.lower() != "bearer" or not token or len(token) > TOKEN_BYTES_MAX or not token.isascii():
-        raise error("DENIED", "authorization: got another scheme or no token, expected Bearer and a token")
+        raise error("UNAUTHENTICATED", "authorization: got another scheme or no token, expected Bearer and a token")
     return token
