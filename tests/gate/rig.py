@@ -33,7 +33,13 @@ Grants = "Mapping[str, Sequence[str]]"
 
 def token(user: str, *, seconds: float = 3600.0, id: str = "") -> str:
     """Return a signed token of a user, good for so many seconds."""
-    claims: dict[str, Any] = {"iss": "test", "aud": "broker", "sub": user, "roles": [user], "exp": time.time() + seconds}
+    claims: dict[str, Any] = {
+        "iss": "test",
+        "aud": "broker",
+        "sub": user,
+        "roles": [user],
+        "exp": time.time() + seconds,
+    }
     if id:
         claims["jti"] = id
     return joserfc.jwt.encode({"alg": "HS256", "kid": "k1"}, claims, joserfc.jwk.import_key(KEY))  # type: ignore[arg-type]
