@@ -30,6 +30,7 @@ def set_of(*keys: dict[str, Any]) -> str:
 
 
 KEYS = Keys(set_of(*(key_of(algorithm) for algorithm in ALGORITHMS)), "keys.json")
+GOOD = {algorithm: token(algorithm) for algorithm in ALGORITHMS}
 
 
 def part(value: object) -> str:
@@ -230,7 +231,7 @@ def test_arbitrary_bytes(data: bytes) -> None:
 @given(st.sampled_from(ALGORITHMS), st.data())
 def test_one_bit_less(algorithm: str, data: st.DataObject) -> None:
     """No bit of what is signed, nor of the signature, can be another one."""
-    parts = [base64.urlsafe_b64decode(each + "=" * (-len(each) % 4)) for each in token(algorithm, exp=2e9).split(".")]
+    parts = [base64.urlsafe_b64decode(each + "=" * (-len(each) % 4)) for each in GOOD[algorithm].split(".")]
     which = data.draw(st.integers(0, 2))
     at = data.draw(st.integers(0, 8 * len(parts[which]) - 1))
     changed = bytearray(parts[which])
