@@ -75,7 +75,7 @@ slow = "disconnect"
 
 
 class Server:
-    """`broker serve` in a process of its own, on TCP and a Unix socket, over a folder that goes with it.
+    """`broker serve` in a process of its own, on TCP, a Unix socket and for the web, over a folder that goes with it.
 
     Args:
         evicts: It keeps nothing in memory that it may evict.
@@ -90,12 +90,16 @@ class Server:
         self._config = self.folder / "broker.toml"
         self._config.write_text(config)
         self._process: subprocess.Popen[bytes] | None = None
-        self._tcp = "127.0.0.1:0"
+        self._tcp = self._web = "127.0.0.1:0"
         self.unix_url = f"broker+unix://{self.folder}/socket"
 
     @property
     def tcp_url(self) -> str:
         return f"broker://{self._tcp}"
+
+    @property
+    def web_url(self) -> str:
+        return f"ws://{self._web}"
 
     def start(self) -> Self:
         """Start it, again on the same port if it ran before, and wait until it takes connections."""
@@ -110,6 +114,8 @@ class Server:
             str(self.folder / "data"),
             "--tcp",
             self._tcp,
+            "--web",
+            self._web,
         ]
         command += ["--unix", str(self.folder / "socket"), "--config", str(self._config), "--ready-file", str(ready)]
         with (self.folder / "log").open("ab") as log:
@@ -119,7 +125,8 @@ class Server:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the server did not start:\n{(self.folder / 'log').read_text()[-4000:]}")
             time.sleep(0.005)
-        self._tcp = json.loads(ready.read_text())["tcp"]
+        told = json.loads(ready.read_text())
+        self._tcp, self._web = told["tcp"], told["web"]
         return self
 
     @staticmethod
@@ -177,7 +184,8 @@ class Home:
     """Where the broker of one test lives.
 
     Args:
-        kind: `embedded`, `thread`, `shared`, `tcp`, `unix`, or `blocking`, which is TCP by the blocking client.
+        kind: `embedded`, `thread`, `shared`, `tcp`, `unix`, `web` (a WebSocket), or `blocking`, which is TCP by the
+            blocking client.
         folder: For the data of those that have no server here.
         server: For the others.
         evicts: The embedded ones keep nothing in memory that they may evict.
@@ -192,6 +200,8 @@ class Home:
     @property
     def url(self) -> str:
         assert self._server is not None
+        if self.kind == "web":
+            return self._server.web_url
         return self._server.unix_url if self.kind == "unix" else self._server.tcp_url
 
     @asynccontextmanager
