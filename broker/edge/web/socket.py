@@ -41,6 +41,8 @@ __all__ = ["BINARY_PROTOCOL", "Ear", "Frames", "SocketSession", "SocketTransport
 BINARY_PROTOCOL: Final = "broker.v1"
 READ_BYTES_MAX = 32 << 10
 """Of one read: its frames are handled before anybody else's, however small they are."""
+EXPELLED_S = 0.2
+"""How long who is ended for what it takes up has to read why."""
 NORMAL = 1000
 NEVER_SENT = frozenset({1004, 1005, 1006, 1015})
 """Close codes that are only told of connections (RFC 6455 §7.4.1)."""
@@ -292,6 +294,11 @@ class Frames(WSProtocol):  # type: ignore[misc]
         super().buffer_updated(nbytes)
         if self.transport.is_close_frame_sent:
             self.ear.fall_silent()
+
+    def expel(self, failure: BrokerError) -> None:
+        """End a connection in the middle of a frame: its peer cannot answer a Close frame, so nobody waits for that."""
+        self.ear.session.end(failure)
+        self.ear.session.node.loop.call_later(EXPELLED_S, self.transport.underlying_transport.close)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._buffers.forget(self)
