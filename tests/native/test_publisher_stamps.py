@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from broker_native.lines import Line
 from broker_native.publisher import CODES, Publisher
 from broker_native.tails import Tails
-from tests.reference.frames import Record, build_record, chunks_of, publish_body, records_of
+from tests.reference.frames import Record, build_record, publish_body, records_of
+from tests.reference.groups import parse_group
 
 NOW_US = 1_000_000_000
 RECORDS = st.lists(
@@ -43,7 +44,7 @@ def publish(records: list[Record], user: bytes | None, *, stamps: bool) -> list[
     assert publisher.publish_frame(publish_body(0, 1, [build_record(each) for each in records])) == 0
     tails.close_turn()
     value, _ = tails.close_group(0, 0, 0, 0, NOW_US)
-    return [(records_of(chunk), chunk.expiry_s) for chunk in chunks_of(value)]
+    return [(records_of(chunk), chunk.expiry_s) for chunk in parse_group(value).chunks]
 
 
 @settings(deadline=None)
