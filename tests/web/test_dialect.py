@@ -166,7 +166,7 @@ async def test_later(server: Server) -> None:
 
 async def test_transactions(server: Server) -> None:
     async with greeted(server) as one:
-        parts = [{"channel": "s.json.t1", "text": "1"}, {"channel": "s.json.t2", "messages": [{}, {}]}]
+        parts: list[dict[str, Any]] = [{"channel": "s.json.t1", "text": "1"}, {"channel": "s.json.t2", "messages": [{}, {}]}]
         await one.say(op="transaction", id="t", publishes=parts)
         first, second = sorted([await one.hear(), await one.hear()], key=lambda told: told["index"])
         assert (first["channel"], first["id"], first["count"]) == ("s.json.t1", "t", 1)
