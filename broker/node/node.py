@@ -45,6 +45,7 @@ from broker.node.retention import Retention
 from broker.node.seconds import Second, Seconds
 from broker.node.states import StateStore
 from broker.node.time import BrokerTime
+from broker.node.traces import Traces
 from broker_native.intake import ReadBuffer
 from broker_native.unsent import Unsent
 
@@ -82,6 +83,10 @@ class Connection(Protocol):
     """What a node needs of a connection's session."""
 
     heard_us: int
+
+    @property
+    def subscriptions(self) -> dict[int, Subscription] | None:
+        """Those that are open, by their numbers."""
 
     @property
     def outbox(self) -> Outbox:
@@ -146,6 +151,7 @@ class Node:
         replies: Who is sent the replies to what it has asked.
         passages: When the newest groups were committed and delivered.
         seconds: Figures of the last minutes.
+        traces: Finds out where a message is.
         run: Number of this run.
         fatal: Called with the error when the broker cannot go on.
         left_s: When the last connection that has gone went, by the loop's clock; else when the node began.
@@ -187,6 +193,7 @@ class Node:
         self.seconds = Seconds()
         self._eviction = Eviction(core, log, self.clock, loop)
         self.history = HistoryReader(core, log, self.catchup.submit, self.kick)
+        self.traces = Traces(core, log, self.catchup.submit, self.passages)
         self.listing = Listing(core, log, loop, self.catchup.submit, self.kick)
         self.states = StateStore(core, log, self.loader, self.catchup.submit, self.kick)
         self.consumers = Consumers(core, log, self.catchup, self.loader, self.states, self.clock, loop, self.kick)
