@@ -125,7 +125,9 @@ METRICS: Final = (
     _counter("delivery_chunks", "chunks_out", "chunks that were handed to readers"),
     _counter("delivery_bytes", "bytes_out", "bytes that were handed to readers"),
     _counter("delivery_missed_records", "group_records_missed", "records that no member of a live group had room for"),
-    _times("delivery_duration", "delivery_us", "from taking a group's oldest record until its readers' sockets have it"),
+    _times(
+        "delivery_duration", "delivery_us", "from taking a group's oldest record until its readers' sockets have it"
+    ),
     # subscriptions
     _gauge("subscriptions_open", "subscriptions", "subscriptions that are open"),
     _gauge("subscriptions_lagging", "subscriptions_lagging", "subscriptions that have fallen behind and read the log"),

@@ -93,9 +93,11 @@ def _readers(node: Node) -> list[Trouble]:
         return []
     worst, _ = node.readers_behind(1)
     first = worst[0]
-    who = f"connection {first['connection']} ({str(first['name'] or first['peer']):.64})"
+    who = f"connection {first['connection']} ({first['name'] or first['peer']!s:.64})"
     detail = f"{count} subscriptions have fallen behind, the furthest {first['behind_s']:.1f} s: {who}"
-    return [Trouble("readers_behind", False, detail, "`broker top` shows them; a client that is slow needs more of them.")]
+    return [
+        Trouble("readers_behind", False, detail, "`broker top` shows them; a client that is slow needs more of them.")
+    ]
 
 
 def _consumers(node: Node, stats: Mapping[str, Any]) -> list[Trouble]:
@@ -121,5 +123,7 @@ def _pace(figures: Mapping[str, Any]) -> list[Trouble]:
         found.append(Trouble("disk_slow", False, detail, "See what else writes to this disk."))
     if figures["loop_lag_p99_us"] >= LOOP_SLOW_US:
         detail = f"the loop came {figures['loop_lag_p99_us'] / 1e6:.2f} s late or more in a hundredth of its turns"
-        found.append(Trouble("loop_late", False, detail, "The processor is taken; see what else runs, and `broker top`."))
+        found.append(
+            Trouble("loop_late", False, detail, "The processor is taken; see what else runs, and `broker top`.")
+        )
     return found
