@@ -125,9 +125,7 @@ METRICS: Final = (
     _counter("delivery_chunks", "chunks_out", "chunks that were handed to readers"),
     _counter("delivery_bytes", "bytes_out", "bytes that were handed to readers"),
     _counter("delivery_missed_records", "group_records_missed", "records that no member of a live group had room for"),
-    _times(
-        "delivery_duration", "delivery_us", "from taking a group's oldest record until its readers' sockets have it"
-    ),
+    _times("delivery_duration", "delivery_us", "from taking a group's oldest record until its readers' sockets got"),
     # subscriptions
     _gauge("subscriptions_open", "subscriptions", "subscriptions that are open"),
     _gauge("subscriptions_lagging", "subscriptions_lagging", "subscriptions that have fallen behind and read the log"),
@@ -209,4 +207,4 @@ METRIC_BY_NAME: Final[Mapping[str, Metric]] = MappingProxyType({metric.name: met
 NO_METRICS: Final = frozenset(
     {"pid", "commit_p50_us", "commit_p99_us", "delivery_p50_us", "delivery_p99_us", "loop_lag_p99_us"}
 )
-"""Figures of `stats` that are no metrics: the number of a process, and percentiles, which the histograms tell better."""
+"""Figures of `stats` that are no metrics: a process number, and percentiles, which histograms tell better."""

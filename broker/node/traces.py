@@ -160,7 +160,7 @@ def reader_state(following: Following, traced: Traced, delivered: int) -> str | 
         `passed`, it was handed to its connection; `behind`, not yet; `before`, it began behind it; `shared`, it is a
         member of a live group, of which one got it; `unknown`, the message is in the archive, which knows no groups.
     """
-    name, sequence = traced.channel, traced.sequence
+    name = traced.channel
     if name not in following.literals and not any(matches(pattern, name) for pattern in following.patterns):
         return None
     if following.subscription.group is not None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from broker.node.node import Node
 
-__all__ = ["Trouble", "find_troubles"]
+__all__ = ["Trouble", "find_hindrances", "find_troubles"]
 
 COMMIT_SLOW_US: Final = 500_000
 """A disk whose slowest commits take this long makes publishers wait that others would call timed out."""
@@ -46,9 +46,13 @@ class Trouble:
 def find_troubles(node: Node) -> list[Trouble]:
     """Say what is wrong, what is serious first; on the loop, some 200 µs."""
     stats = node.stats()
-    found = [*_serving(node), *_storage(node, stats), *_memory(node), *_readers(node)]
-    found += [*_consumers(node, stats), *_pace(stats)]
-    return sorted(found, key=lambda trouble: not trouble.serious)
+    found = [*_archive(stats), *_memory(node), *_readers(node), *_consumers(node, stats), *_pace(stats)]
+    return [*find_hindrances(node), *found]
+
+
+def find_hindrances(node: Node) -> list[Trouble]:
+    """Say what of it keeps the broker from serving as it should: it costs nothing, so anybody may ask."""
+    return [*_serving(node), *_journal(node)]
 
 
 def _serving(node: Node) -> list[Trouble]:
@@ -61,15 +65,19 @@ def _serving(node: Node) -> list[Trouble]:
     return []
 
 
-def _storage(node: Node, stats: Mapping[str, Any]) -> list[Trouble]:
-    found = []
+def _journal(node: Node) -> list[Trouble]:
     refusal = BY_CODE.get(node.tails.refuse_code)
     if refusal is not None and refusal.name == "STORAGE_FULL":
         detail = "the disk has no room, so publishes are refused; reads go on"
-        found.append(Trouble("storage_full", True, detail, "Free space; publishing then goes on by itself."))
-    elif refusal is not None and refusal.name != "BUSY":
+        return [Trouble("storage_full", True, detail, "Free space; publishing then goes on by itself.")]
+    if refusal is not None and refusal.name != "BUSY":
         detail = f"a commit failed ({refusal.name}), so publishes are refused until one succeeds"
-        found.append(Trouble("commit_failed", True, detail, "Look for commit_failed in the log, and at the disk."))
+        return [Trouble("commit_failed", True, detail, "Look for commit_failed in the log, and at the disk.")]
+    return []
+
+
+def _archive(stats: Mapping[str, Any]) -> list[Trouble]:
+    found = []
     if stats.get("archive_blocked"):
         detail = "the archive is damaged, so nothing is moved into it and the journal grows"
         found.append(Trouble("archive_blocked", False, detail, "Run `broker verify` over the data directory."))
@@ -95,9 +103,7 @@ def _readers(node: Node) -> list[Trouble]:
     first = worst[0]
     who = f"connection {first['connection']} ({first['name'] or first['peer']!s:.64})"
     detail = f"{count} subscriptions have fallen behind, the furthest {first['behind_s']:.1f} s: {who}"
-    return [
-        Trouble("readers_behind", False, detail, "`broker top` shows them; a client that is slow needs more of them.")
-    ]
+    return [Trouble("readers_behind", False, detail, "`broker top` shows them; a slow client needs help.")]
 
 
 def _consumers(node: Node, stats: Mapping[str, Any]) -> list[Trouble]:
@@ -123,7 +129,5 @@ def _pace(figures: Mapping[str, Any]) -> list[Trouble]:
         found.append(Trouble("disk_slow", False, detail, "See what else writes to this disk."))
     if figures["loop_lag_p99_us"] >= LOOP_SLOW_US:
         detail = f"the loop came {figures['loop_lag_p99_us'] / 1e6:.2f} s late or more in a hundredth of its turns"
-        found.append(
-            Trouble("loop_late", False, detail, "The processor is taken; see what else runs, and `broker top`.")
-        )
+        found.append(Trouble("loop_late", False, detail, "The processor is taken; see what else runs there."))
     return found

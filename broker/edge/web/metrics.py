@@ -7,6 +7,7 @@ number of its lines is bounded, whatever strangers do.
 
 from __future__ import annotations
 
+import asyncio
 import platform
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
@@ -15,8 +16,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
+from starlette.responses import Response
 
 from broker._version import __version__
+from broker.edge.web.operator import check_operator
 from broker.events import tallied
 from broker.model.metrics import BUCKETS_S, METRICS, MetricKind, Source
 
@@ -24,16 +27,28 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from prometheus_client.metrics_core import Metric as Family
+    from starlette.requests import Request
 
     from broker.model.consumers import ConsumerInfo
     from broker.model.metrics import Metric
     from broker.node.node import Node
     from broker_native.histogram import Histogram
 
-__all__ = ["CONSUMERS_MAX", "Scrape"]
+__all__ = ["CONSUMERS_MAX", "Scrape", "metrics"]
 
 CONSUMERS_MAX: Final = 200
 """Consumers that have samples of their own, the first ones by name: every one of them is a dozen lines."""
+
+
+async def metrics(request: Request) -> Response:
+    """Answer a scrape, to who may manage the broker."""
+    refusal = await check_operator(request)
+    if refusal is not None:
+        return refusal
+    scrape = Scrape(request.app.state.web.node)
+    loop = asyncio.get_running_loop()
+    text, content_type = await loop.run_in_executor(None, scrape.render, request.headers.get("accept", ""))
+    return Response(text, headers={"content-type": content_type, "cache-control": "no-store"})
 
 
 class Scrape(Collector):
