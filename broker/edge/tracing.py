@@ -57,7 +57,9 @@ class _Round:
         self._session = session
         self._number = number
         self._traced = traced
-        self._connections: Iterator[Connection] = iter(list(session.node.connections))
+        # Who had what is no more is known to nobody.
+        trimmed = traced.fields["state"] == "trimmed"
+        self._connections: Iterator[Connection] = iter(() if trimmed else list(session.node.connections))
         self._readers: list[dict[str, object]] = []
         self._counts: Counter[str] = Counter()
 
@@ -79,7 +81,7 @@ class _Round:
         for subscription in (connection.subscriptions or {}).values():
             if subscription.state is None:
                 continue
-            state = reader_state(subscription.state, self._traced, self._session.node.fanout.delivered)
+            state = reader_state(subscription.state, self._traced)
             if state is None:
                 continue
             self._counts[state] += 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from broker.core.recent import INDEX_END
 from broker.events import emit
 from broker.model.errors import BrokerError, error
 from broker.model.levels import Level
@@ -41,6 +40,7 @@ class Traced(NamedTuple):
         sequence: In it.
         place: (group, index) while the journal has it; (0, 0) in the archive, and for what is not committed.
         time_us: When it was taken, broker time; 0 for what was not read.
+        seen: It was handed to those who read it live.
         fields: What is told of it, by name, as the specification has it (§13, `trace`).
     """
 
@@ -48,6 +48,7 @@ class Traced(NamedTuple):
     sequence: int
     place: Place
     time_us: int
+    seen: bool
     fields: dict[str, object]
 
 
@@ -79,18 +80,18 @@ class Traces:
             RequestError: NOT_STORED; INVALID_POSITION, there has been no such message.
         """
         info = self._core.tails.info(name)
-        head = info[6] - 1 if info is not None else 0
+        head = info[5] - 1 if info is not None else 0
         if info is None or sequence > head:
             detail = f"trace {name.decode()}: got sequence {sequence}, the channel ends with {head}"
             raise error("INVALID_POSITION", detail, "Ask for one that a publish has answered, or a message has.")
-        _, level, _, first, applied_next, _, _, _ = info
+        _, level, _, first, applied_next, _, seen_next, _ = info
         if level == Level.EPHEMERAL:
             raise error("NOT_STORED", f"trace {name.decode()}: the channel is ephemeral, so nothing of it is kept")
         if sequence < first:
-            told(Traced(name, sequence, (0, 0), 0, {"state": "trimmed"}))
+            told(Traced(name, sequence, (0, 0), 0, True, {"state": "trimmed"}))
             return
         if sequence >= applied_next:
-            told(Traced(name, sequence, (0, 0), 0, {"state": "pending"}))
+            told(Traced(name, sequence, (0, 0), 0, sequence < seen_next, {"state": "pending"}))
             return
         job = self._submit(self._read, self._core.tails.stored_id(name), sequence)
         job.add_done_callback(lambda done: self._have(name, sequence, done, told))
@@ -120,7 +121,7 @@ class Traces:
     def _describe(self, name: bytes, sequence: int, found: Found) -> Traced:
         if found is None:
             # Retention took it between the two looks.
-            return Traced(name, sequence, (0, 0), 0, {"state": "trimmed"})
+            return Traced(name, sequence, (0, 0), 0, True, {"state": "trimmed"})
         group, index, chunk = found
         fields, time_us = describe_record(chunk, name.decode(), sequence)
         fields["archived"] = not group
@@ -129,16 +130,16 @@ class Traces:
             passage = self._passages.find(group)
             if passage is not None:
                 fields |= passage._asdict()
-        return Traced(name, sequence, (group, index), time_us, fields)
+        return Traced(name, sequence, (group, index), time_us, True, fields)
 
 
 def describe_record(chunk: bytes, channel: str, sequence: int) -> tuple[dict[str, object], int]:
-    """Say what there is to tell of a record besides its payload, and when it was taken, 0 for one that is gone."""
+    """Say what there is to tell of a record besides its payload, and when it was taken, about so if it is gone."""
     (batch,) = FrameReader(error, 0).chunks(chunk, channel)
     fields: dict[str, object] = {"state": "stored", "epoch": batch.epoch}
     for first, count, reason in batch.gone:
         if first <= sequence < first + count:
-            return {**fields, "state": "gone", "reason": reason}, 0
+            return {**fields, "state": "gone", "reason": reason}, batch.time_us
     message = next(message for message in batch if message.sequence == sequence)
     fields |= {"time_us": message.time, "bytes": len(message.payload)}
     told = {"key": message.key, "id": message.id, "publisher": message.publisher, "expiry_s": message.expiry_s}
@@ -148,13 +149,8 @@ def describe_record(chunk: bytes, channel: str, sequence: int) -> tuple[dict[str
 # -- who has got it ----------------------------------------------------------------------------------------------------
 
 
-def reader_state(following: Following, traced: Traced, delivered: int) -> str | None:
+def reader_state(following: Following, traced: Traced) -> str | None:
     """Say how a subscription stands to a message; None when it does not want its channel.
-
-    Args:
-        following: The subscription.
-        traced: The message.
-        delivered: The last group that was delivered.
 
     Returns:
         `passed`, it was handed to its connection; `behind`, not yet; `before`, it began behind it; `shared`, it is a
@@ -166,17 +162,18 @@ def reader_state(following: Following, traced: Traced, delivered: int) -> str | 
     if following.subscription.group is not None:
         return "shared"
     if following.place is None:
-        return _literal_state(following, traced, delivered)
+        return _literal_state(following, traced)
     if not traced.place[0]:
-        pending = not traced.time_us
-        return "behind" if pending else "unknown"
+        if not traced.time_us:
+            return "passed" if following.live and traced.seen else "behind"
+        since = traced.time_us > following.begun_us or not following.begun[0]
+        return "passed" if following.live and since else "unknown"
     if traced.place <= following.begun:
         return "before"
-    reached = (delivered, INDEX_END) if following.live else following.place
-    return "passed" if traced.place <= reached else "behind"
+    return "passed" if following.live or traced.place <= following.place else "behind"
 
 
-def _literal_state(following: Following, traced: Traced, delivered: int) -> str:
+def _literal_state(following: Following, traced: Traced) -> str:
     """The same of one that reads channels by their own positions."""
     begun = following.begun_after.get(traced.channel)
     if begun is not None:
@@ -187,7 +184,7 @@ def _literal_state(following: Following, traced: Traced, delivered: int) -> str:
     after = following.after.get(traced.channel)
     if after is not None:
         return "passed" if traced.sequence <= after else "behind"
-    return "passed" if traced.time_us and traced.place[0] <= delivered else "behind"
+    return "passed" if traced.seen else "behind"
 
 
 def consumer_state(info: ConsumerInfo, traced: Traced) -> str | None:
