@@ -49,6 +49,7 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "config": "Check a configuration, or show the effective one.",
         "errors": "Explain the error codes.",
         "events": "Explain the events of the log.",
+        "metrics": "Explain the metrics, or print the dashboard.",
         "version": "Print the versions of the broker and what it runs on.",
     }
 )
