@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from broker.config.sections import SECTIONS, ServerConfig, StorageConfig, WebConfig
+from broker.config.sections import SECTIONS, ServerConfig, StorageConfig, TracingConfig, WebConfig
 from broker.config.sources import DEFAULT, Problem, read_sources
 from broker.model.errors import ConfigError
 from broker.model.limits import Limits
@@ -46,6 +46,7 @@ class Config:
     server: ServerConfig = field(default_factory=ServerConfig)
     limits: Limits = field(default_factory=Limits)
     storage: StorageConfig = field(default_factory=StorageConfig)
+    tracing: TracingConfig = field(default_factory=TracingConfig)
     profiles: Profiles = field(default_factory=Profiles)
     web: WebConfig = field(default_factory=WebConfig)
     origin: Origin = field(default_factory=lambda: Origin(None, {}), compare=False, repr=False)
