@@ -47,6 +47,7 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "verify": "Prove the files of a data directory or a backup.",
         "demo": "Publish a corpus, kill the broker, resume, and judge.",
         "config": "Check a configuration, or show the effective one.",
+        "token": "Make tokens, try them, explain them.",
         "errors": "Explain the error codes.",
         "events": "Explain the events of the log.",
         "metrics": "Explain the metrics, or print the dashboard.",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from broker.config.sections import listed
+from broker.edge.web.buffers import Buffers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from broker.bus import Bus
     from broker.config import Config
     from broker.edge.accepting import Listener
+    from broker.edge.web.api import Api
     from broker.node.node import Node
 
 __all__ = ["OpenBus", "Web"]
@@ -35,7 +37,9 @@ class Web:
         bus: A bus to the node as the broker itself; what a request asks for is judged before it is used.
         open_bus: Opens another one, as somebody.
         address: Where it listens, `host:port`; empty before it does.
+        api: What the endpoints of the HTTP API share, once the application is built.
         started: When the server began, seconds since the epoch.
+        buffers: What reading WebSockets takes up.
     """
 
     node: Node
@@ -44,6 +48,8 @@ class Web:
     bus: Bus
     open_bus: OpenBus
     address: str = ""
+    api: Api | None = None
+    buffers: Buffers = field(default_factory=Buffers)
     started: float = field(default_factory=time.time)
 
     def knows_host(self, host: str) -> bool:

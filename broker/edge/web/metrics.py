@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from prometheus_client.metrics_core import Metric as Family
-    from starlette.requests import Request
 
+    from broker.edge.web.api import Call
     from broker.model.consumers import ConsumerInfo
     from broker.model.metrics import Metric
     from broker.node.node import Node
@@ -40,14 +40,12 @@ CONSUMERS_MAX: Final = 200
 """Consumers that have samples of their own, the first ones by name: every one of them is a dozen lines."""
 
 
-async def metrics(request: Request) -> Response:
+async def metrics(call: Call) -> Response:
     """Answer a scrape, to who may manage the broker."""
-    refusal = await check_operator(request)
-    if refusal is not None:
-        return refusal
-    scrape = Scrape(request.app.state.web.node)
+    await check_operator(call)
+    scrape = Scrape(call.node)
     loop = asyncio.get_running_loop()
-    text, content_type = await loop.run_in_executor(None, scrape.render, request.headers.get("accept", ""))
+    text, content_type = await loop.run_in_executor(None, scrape.render, call.request.headers.get("accept", ""))
     return Response(text, headers={"content-type": content_type, "cache-control": "no-store"})
 
 

@@ -23,10 +23,10 @@ from broker.node.seconds import SECONDS_MAX
 from broker.node.troubles import find_troubles
 
 if TYPE_CHECKING:
-    from starlette.requests import Request
     from starlette.responses import Response
 
     from broker.config import Config
+    from broker.edge.web.api import Call
     from broker.edge.web.context import Web
     from broker.model.consumers import ConsumerInfo
     from broker.model.settings import Section
@@ -40,16 +40,12 @@ CONSUMERS_MAX: Final = 200
 SAFE_MAX: Final = (1 << 53) - 1
 
 
-async def stats(request: Request) -> Response:
+async def stats(call: Call) -> Response:
     """Answer a snapshot, to who may manage the broker; `?seconds=N` for the last N seconds' figures, 0 by default."""
-    refusal = await check_operator(request)
-    if refusal is not None:
-        return refusal
-    asked = request.query_params.get("seconds", "0")
+    await check_operator(call)
+    asked = call.request.query_params.get("seconds", "0")
     seconds = int(asked) if asked.isascii() and asked.isdigit() and len(asked) <= 4 else 0
-    return JSONResponse(
-        snapshot(request.app.state.web, min(seconds, SECONDS_MAX)), headers={"cache-control": "no-store"}
-    )
+    return JSONResponse(snapshot(call.api.web, min(seconds, SECONDS_MAX)), headers={"cache-control": "no-store"})
 
 
 def snapshot(web: Web, seconds: int) -> dict[str, Any]:
