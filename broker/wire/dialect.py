@@ -1,8 +1,8 @@
 """The JSON dialect (json.md): its texts taken apart into checked values, and values made its texts.
 
-What a client sent is walked before anything is built from it, so depth, items and values are bounded as those of control
-bodies are. Whatever is wrong with a text as a whole is a `MalformedFrame` that ends the connection; what is wrong with a
-member names it, and refuses one operation. No I/O, no state.
+What a client sent is walked before anything is built from it, so depth, items and values are bounded as those of
+control bodies are. Whatever is wrong with a text as a whole is a `MalformedFrame` that ends the connection; what is
+wrong with a member names it, and refuses one operation. No I/O, no state.
 """
 
 from __future__ import annotations
@@ -37,13 +37,15 @@ from broker.wire.kinds import RecordFlag
 from broker_native import json_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 __all__ = [
     "SAFE_MAX",
     "TEXT_BYTES_BEFORE_WELCOME_MAX",
     "Members",
     "bus_text",
+    "has_id",
+    "is_digits",
     "parse",
     "plain",
     "position_text",
@@ -138,10 +140,9 @@ def position_text(epoch: int, sequence: int) -> str:
     return f"{epoch}:{sequence}"
 
 
-def bus_text(place: object) -> str:
+def bus_text(place: Iterable[Any]) -> str:
     """Return a place of the bus as text, of what a control body says."""
-    journal, group, index = place  # type: ignore[misc]
-    return str(BusPosition(journal, group, index))
+    return str(BusPosition._make(place))
 
 
 # --- Members ------------------------------------------------------------------------------------------------------
@@ -266,8 +267,9 @@ class Members:
     def id(self) -> str | int | None:
         """Take the client's name for the operation."""
         value = self.left.pop("id", None)
-        is_text = isinstance(value, str) and len(value.encode(errors="replace")) <= ID_TEXT_BYTES_MAX
-        if value is None or is_text or (type(value) is int and abs(value) <= U64_MAX):
+        if value is None or (type(value) is int and abs(value) <= U64_MAX):
+            return value
+        if isinstance(value, str) and len(value.encode(errors="replace")) <= ID_TEXT_BYTES_MAX:
             return value
         raise self.wrong("id", f"an integer or a text of up to {ID_TEXT_BYTES_MAX} bytes")
 
@@ -308,23 +310,23 @@ class Members:
 # --- Messages -----------------------------------------------------------------------------------------------------
 
 
-def take_messages(members: Members) -> tuple[list[bytes], bool]:
-    """Take the messages of a publish; answers their records, and whether all of them have an id.
+def take_messages(members: Members) -> list[bytes]:
+    """Take the messages of a publish; answers their records.
 
     Raises:
         BrokerError: MALFORMED_FRAME, INVALID_RECORD, INVALID_ID or HEADERS_TOO_LARGE.
     """
     if "messages" not in members:
-        record = take_message(members)
-        return [record], has_id(record)
+        return [take_message(members)]
     records = []
     for each in members.objects("messages", 1):
         records.append(take_message(each))
         each.done()
-    return records, all(map(has_id, records))
+    return records
 
 
 def has_id(record: bytes) -> bool:
+    """Return whether a record of `take_message` has the id of a message."""
     return bool(RECORD_HEADER.unpack_from(record)[1] & RecordFlag.ID)
 
 
