@@ -13,6 +13,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from broker.config.sections import listed
+from broker.edge.web.pages import page_routes
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -32,7 +33,7 @@ def build_app(web: Web) -> ASGIApp:
     Args:
         web: What requests need.
     """
-    app = Starlette(routes=[Route("/v1/version", version)])
+    app = Starlette(routes=[Route("/v1/version", version), *page_routes()])
     app.state.web = web
     origins = listed(web.config.web.origins)
     inner = CORSMiddleware(app, origins, CORS_METHODS, CORS_HEADERS, expose_headers=("Retry-After",))
