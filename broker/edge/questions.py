@@ -13,6 +13,7 @@ from broker.access.gate import Verb
 from broker.edge.beginning import check_ways
 from broker.edge.consuming import OPERATIONS
 from broker.edge.delaying import cancel, list_delayed
+from broker.edge.tracing import trace
 from broker.model.errors import BrokerError, error
 from broker.model.history import HistoryQuery
 from broker.model.names import check_channel, check_pattern, display
@@ -193,6 +194,7 @@ _QUESTIONS: dict[str, Callable[[Session, control.Request], None]] = {
     "delayed_cancel": cancel,
     "history": read_history,
     "remove": remove,
+    "trace": trace,
     "trim": trim,
     **dict.fromkeys(OPERATIONS, ask_consumers),
 }

@@ -13,7 +13,10 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from broker.config.sections import listed
+from broker.edge.web.health import healthz, readyz
+from broker.edge.web.metrics import metrics
 from broker.edge.web.pages import page_routes
+from broker.edge.web.snapshot import stats
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["build_app"]
 
+PROBES = ("/healthz", "/readyz")
 CORS_METHODS = ("GET", "POST")
 CORS_HEADERS = ("Authorization", "Content-Type", "Last-Event-ID")
 
@@ -33,7 +37,16 @@ def build_app(web: Web) -> ASGIApp:
     Args:
         web: What requests need.
     """
-    app = Starlette(routes=[Route("/v1/version", version), *page_routes()])
+    app = Starlette(
+        routes=[
+            Route("/v1/version", version),
+            Route("/v1/stats", stats),
+            Route("/metrics", metrics),
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            *page_routes(),
+        ]
+    )
     app.state.web = web
     origins = listed(web.config.web.origins)
     inner = CORSMiddleware(app, origins, CORS_METHODS, CORS_HEADERS, expose_headers=("Retry-After",))
@@ -53,7 +66,8 @@ class Guarded:
         self._web = web
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = refusal_of(self._web, scope["headers"])
+        # Who asks whether it lives asks by the address of the moment, and is told no more than that.
+        refusal = None if scope["path"] in PROBES else refusal_of(self._web, scope["headers"])
         if refusal is None:
             await self._app(scope, receive, send)
         else:
