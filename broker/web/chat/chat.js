@@ -1,7 +1,8 @@
 // @ts-check
 /**
- * A chat in a hundred lines: a room is a channel, so whoever was away gets what was said meanwhile, in the order in which
- * the broker took it. How far somebody has read is a position, told on a second channel; nobody is asked who is there.
+ * A chat in a hundred lines: a room is a channel, so whoever was away gets what was said meanwhile, in the order in
+ * which the broker took it. How far somebody has read is a position, told on a second channel; nobody is asked who is
+ * there.
  */
 
 import { connect } from "../client/broker.js";
@@ -39,7 +40,7 @@ async function enter(name, room) {
   bus.subscribe(channel, {
     from: { last: SHOWN },
     onevent: ({ event, seq }) => {
-      if (event !== "resumed" && event !== "live" && event !== "lagging") note(`${event}${seq ? ` before message ${seq}` : ""}`);
+      if (!["resumed", "live", "lagging"].includes(event)) note(`${event}${seq ? ` before message ${seq}` : ""}`);
     },
   }, (message) => {
     const said = message.json();
@@ -105,7 +106,8 @@ async function enter(name, room) {
  */
 function entry(from, text, mine, seq, timeUs) {
   const state = h("span.read", {}, seq ? "" : "sending …");
-  const head = h("span.head", {}, `${mine ? "" : `${from} · `}${clockShort(timeUs)}${mine ? " · " : ""}`, mine ? state : "");
+  const when = clockShort(timeUs);
+  const head = h("span.head", {}, mine ? [`${when} · `, state] : `${from} · ${when}`);
   return h(`li${mine ? ".mine" : ""}`, seq ? { "data-seq": seq } : {}, head, text);
 }
 

@@ -6,7 +6,7 @@ import { channelsView } from "./channels.js";
 import { configurationView } from "./configuration.js";
 import { connectionsView } from "./connections.js";
 import { consumersView } from "./consumers.js";
-import { complain, find, say } from "./dom.js";
+import { complain, find, h, say } from "./dom.js";
 import { overviewView } from "./overview.js";
 import { setUpPublishing } from "./publishing.js";
 import { session } from "./session.js";
@@ -15,19 +15,19 @@ import { theme } from "./theme.js";
 /** @typedef {import("../client/broker.js").Broker} Broker */
 
 /**
- * A view: it fills `main`, and returns what ends it.
+ * Views fill `main`, and return what ends them. These ask over HTTP alone, so that there is something to see of a broker
+ * that takes no more connections;
  *
- * @typedef {(main: HTMLElement, bus: Broker, name: string) => (() => void)} View
+ * @type {Record<string, (main: HTMLElement) => (() => void)>}
  */
+const ALONE = { overview: overviewView, connections: connectionsView, configuration: configurationView };
 
-/** @type {Record<string, View>} */
-const VIEWS = {
-  overview: overviewView,
-  channels: channelsView,
-  consumers: consumersView,
-  connections: connectionsView,
-  configuration: configurationView,
-};
+/**
+ * these need one.
+ *
+ * @type {Record<string, (main: HTMLElement, bus: Broker, name: string) => (() => void)>}
+ */
+const CONNECTED = { channels: channelsView, consumers: consumersView };
 
 const main = find("main");
 /** @type {Broker | null} */
@@ -41,7 +41,7 @@ async function open() {
   try {
     bus = await connect("/v1/socket", { name: "console", onstate: show, timeoutMs: 30_000, ...(token ? { token } : {}) });
     find(".sign-in-box").close();
-    route();
+    if (!(String(document.body.dataset.view) in ALONE)) route();
   } catch (failure) {
     const { name, detail, hint } = /** @type {import("../client/broker.js").BrokerError} */ (failure);
     if (name === "CONNECTION_LOST") complain(failure);
@@ -66,9 +66,8 @@ function show(state, cause) {
 
 /** Show the view that the address names. */
 function route() {
-  if (bus === null) return;
   const [, view, ...rest] = location.hash.split("/");
-  const chosen = view && view in VIEWS ? view : "overview";
+  const chosen = view && (view in ALONE || view in CONNECTED) ? view : "overview";
   leave();
   main.replaceChildren();
   for (const link of document.querySelectorAll(".bar nav a")) {
@@ -76,16 +75,19 @@ function route() {
     else link.removeAttribute("aria-current");
   }
   document.title = `${chosen} · broker`;
-  leave = VIEWS[chosen](main, bus, decodeURIComponent(rest.join("/")));
+  document.body.dataset.view = chosen;
+  leave = () => {};
+  if (chosen in ALONE) leave = ALONE[chosen](main);
+  else if (bus !== null) leave = CONNECTED[chosen](main, bus, decodeURIComponent(rest.join("/")));
+  else main.append(h("p.soft", {}, "Connecting …"));
 }
 
 /** @param {string} token */
 async function signIn(token) {
   session.token = token;
-  leave();
-  leave = () => {};
   await bus?.close(0);
   bus = null;
+  route();
   await open();
 }
 
@@ -140,4 +142,5 @@ find(".keys").addEventListener("click", () => find(".keys-box").showModal());
 find(".theme").addEventListener("click", () => theme.toggle());
 setUpSigningIn();
 setUpPublishing(() => bus, (receipt) => say(`stored in ${receipt.channel} at ${receipt.position}`));
+route();
 void open();

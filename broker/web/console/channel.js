@@ -46,7 +46,8 @@ export function channelDetail(place, bus, name) {
       const info = await bus.request("channel", { name });
       if (!over) told.replaceChildren(factsOf(info));
     } catch (failure) {
-      if (!over && bus.state === "open") told.replaceChildren(h("p.bad", {}, String(/** @type {Error} */ (failure).message)));
+      const why = String(/** @type {Error} */ (failure).message);
+      if (!over && bus.state === "open") told.replaceChildren(h("p.bad", {}, why));
     }
   }
 
@@ -145,8 +146,12 @@ function history(place, bus, name) {
   const list = h("div.messages", { tabindex: "0", "aria-label": "Messages, the newest last" });
   const at = h("input", { type: "text", inputmode: "numeric", pattern: "[0-9]*", size: "12", placeholder: "sequence" });
   const time = h("input", { type: "datetime-local", step: "1" });
-  const older = h("button", { type: "button", disabled: true, onclick: () => void read({ before: first, reverse: true }) }, "‹ Older");
-  const newer = h("button", { type: "button", disabled: true, onclick: () => void read({ after: last }) }, "Newer ›");
+  const older = h("button", {
+    type: "button", disabled: true, onclick: () => void read({ before: first, reverse: true }),
+  }, "‹ Older");
+  const newer = h("button", {
+    type: "button", disabled: true, onclick: () => void read({ after: last }),
+  }, "Newer ›");
   const told = h("span.soft.small", { role: "status" });
   const form = h("form.row", {
     onsubmit: (/** @type {Event} */ event) => {
@@ -155,7 +160,8 @@ function history(place, bus, name) {
       else if (time.value) void read({ from_us: Math.round(new Date(time.value).getTime() * 1000) });
       else void read({ reverse: true });
     },
-  }, h("label", {}, "From sequence", at), h("label", {}, "or from time", time), h("button.main", {}, "Read"), older, newer, told);
+  }, h("label", {}, "From sequence", at), h("label", {}, "or from time", time), h("button.main", {}, "Read"), older, newer,
+  told);
   place.append(h("div.stack", {}, form, list));
   let first = 0;
   let last = 0;
@@ -175,7 +181,8 @@ function history(place, bus, name) {
       if (chunks.length === 0) list.append(h("p.soft", {}, "Nothing is stored there."));
       older.disabled = chunks.length === 0 || first <= Number(answer.first);
       newer.disabled = chunks.length === 0 || last >= Number(answer.head);
-      told.textContent = `${whole(answer.first)} to ${whole(answer.head)} are stored; read in ${duration((performance.now() - begunMs) * 1000)}`;
+      const took = duration((performance.now() - begunMs) * 1000);
+      told.textContent = `${whole(answer.first)} to ${whole(answer.head)} are stored; read in ${took}`;
       if (bounds.reverse) list.scrollTop = list.scrollHeight;
     } catch (failure) {
       complain(failure);

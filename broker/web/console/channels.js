@@ -59,7 +59,8 @@ export function channelsView(main, bus, name) {
 
   void load("");
   if (name) return channelDetail(detail, bus, name);
-  detail.append(h("section.card.wide-only", {}, h("p.soft", {}, "Choose a channel to see what it holds, and what comes.")));
+  const hint = "Choose a channel to see what it holds, and what comes.";
+  detail.append(h("section.card.wide-only", {}, h("p.soft", {}, hint)));
   return () => {};
 }
 

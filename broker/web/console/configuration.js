@@ -20,7 +20,7 @@ export function configurationView(main) {
     if (over) return;
     const { profiles, ...sections } = config;
     const cards = Object.entries(sections).map(([name, settings]) => card(name, settings));
-    const named = profiles.map((/** @type {any} */ profile) => card(`profile ${profile.pattern?.value ?? ""}`, profile));
+    const named = profiles.map((/** @type {any} */ each) => card(`profile ${each.pattern?.value ?? ""}`, each));
     place.replaceChildren(...cards, ...named);
   }).catch((failure) => {
     if (!over) place.replaceChildren(h("p.bad", {}, String(failure.message)));

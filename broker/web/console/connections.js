@@ -23,7 +23,8 @@ export function connectionsView(main) {
   return repeat(2_000, async () => {
     try {
       const { connections, more_connections: more, stats } = await snapshot();
-      count.textContent = more ? `the first ${whole(connections.length)} of ${whole(stats.connections)}` : whole(stats.connections);
+      const all = whole(stats.connections);
+      count.textContent = more ? `the first ${whole(connections.length)} of ${all}` : all;
       told.replaceChildren(table(COLUMNS, connections.map(rowOf), "Nobody is connected."));
     } catch (failure) {
       told.replaceChildren(h("p.bad", {}, String(/** @type {Error} */ (failure).message)));

@@ -11,7 +11,9 @@ const PAGE = 200;
 const JOBS = 50;
 
 /** @type {[string, string][]} */
-const JOB_COLUMNS = [["channel", "name"], ["sequence", "number"], ["attempt", "number"], ["due", ""], ["with", "number"]];
+const JOB_COLUMNS = [
+  ["channel", "name"], ["sequence", "number"], ["attempt", "number"], ["due", ""], ["with", "number"],
+];
 
 /**
  * Show them, with the one that is named.
@@ -36,7 +38,8 @@ export function consumersView(main, bus, name) {
       const told = await bus.request("consumers", { prefix: search.value, limit: PAGE });
       list.replaceChildren(...told.consumers.map(entryOf));
       if (told.more) list.append(h("li.soft", {}, "… and more: search for them."));
-      if (told.consumers.length === 0) list.append(h("li.soft", {}, search.value ? "No such consumer." : "No consumers yet."));
+      const none = search.value ? "No such consumer." : "No consumers yet.";
+      if (told.consumers.length === 0) list.append(h("li.soft", {}, none));
     } catch (failure) {
       if (bus.state === "open") complain(failure);
     }
@@ -75,7 +78,8 @@ function consumerDetail(place, bus, name) {
   const pause = h("button", { type: "button", disabled: true, onclick: () => void toggle() }, "Pause");
   let paused = false;
   place.append(
-    h("section.card", {}, h("header", {}, h("a.narrow-only", { href: "#/consumers" }, "‹ all"), h("h2", {}, name), pause), told),
+    h("section.card", {},
+      h("header", {}, h("a.narrow-only", { href: "#/consumers" }, "‹ all"), h("h2", {}, name), pause), told),
     h("section.card", {}, h("header", {}, h("h2", {}, "Jobs that come next")), jobs));
 
   async function toggle() {
@@ -108,7 +112,8 @@ function consumerDetail(place, bus, name) {
 
 /** @param {any} info */
 function describe(info) {
-  const state = info.paused ? h("span.warn", {}, "paused") : info.members > 0 ? "gives out" : h("span.warn", {}, "nobody takes jobs");
+  const idle = info.paused ? "paused" : "nobody takes jobs";
+  const state = info.paused || !(info.members > 0) ? h("span.warn", {}, idle) : "gives out";
   return [
     facts([
       ["state", state],

@@ -84,5 +84,6 @@ export function say(text, bad = false) {
  */
 export function complain(failure) {
   const hint = failure.hint ? ` — ${failure.hint}` : "";
-  say(failure.code ? `${failure.name} (${failure.code}): ${failure.detail}${hint}` : String(failure.message ?? failure), true);
+  const told = failure.code ? `${failure.name} (${failure.code}): ${failure.detail}${hint}` : failure.message;
+  say(String(told ?? failure), true);
 }

@@ -7,6 +7,8 @@ import { clockShort, ticks } from "./format.js";
 const MARGIN = { left: 58, right: 10, top: 8, bottom: 20 };
 
 /** @typedef {{ timeUs: number, values: (number | null)[] }} Sample */
+/** @typedef {(value: number) => number} Scale */
+/** @typedef {(name: string) => string} Colour */
 
 export class Plot {
   /**
@@ -57,7 +59,8 @@ export class Plot {
     const colour = (/** @type {string} */ name) => style.getPropertyValue(`--${name}`).trim();
     const endUs = this.samples.at(-1)?.timeUs ?? 0;
     const seen = this.samples.filter((sample) => sample.timeUs >= endUs - this.spanUs);
-    const marks = ticks(Math.max(0, ...seen.flatMap((sample) => sample.values.map((value) => value ?? 0))), this.step);
+    const values = seen.flatMap((sample) => sample.values.map((value) => value ?? 0));
+    const marks = ticks(Math.max(0, ...values), this.step);
     const highest = marks[marks.length - 1];
     const x = (/** @type {number} */ timeUs) =>
       width - MARGIN.right - ((endUs - timeUs) / this.spanUs) * (width - MARGIN.left - MARGIN.right);
@@ -69,7 +72,7 @@ export class Plot {
     this.#point(pen, seen, height, x, colour);
   }
 
-  /** @param {any} pen @param {number[]} marks @param {number} width @param {(v: number) => number} y @param {(n: string) => string} colour */
+  /** @param {any} pen @param {number[]} marks @param {number} width @param {Scale} y @param {Colour} colour */
   #scale(pen, marks, width, y, colour) {
     pen.font = "11px system-ui, sans-serif";
     pen.textAlign = "right";
@@ -87,7 +90,7 @@ export class Plot {
     }
   }
 
-  /** @param {any} pen @param {number} endUs @param {number} height @param {(t: number) => number} x @param {(n: string) => string} colour */
+  /** @param {any} pen @param {number} endUs @param {number} height @param {Scale} x @param {Colour} colour */
   #times(pen, endUs, height, x, colour) {
     if (endUs === 0) return;
     pen.textAlign = "center";
@@ -95,11 +98,12 @@ export class Plot {
     const minute = 60_000_000;
     for (let at = Math.ceil((endUs - this.spanUs) / minute) * minute; at <= endUs; at += minute) {
       const place = x(at);
-      if (place > MARGIN.left + 20 && place < x(endUs) - 18) pen.fillText(clockShort(at).slice(0, 5), place, height - 8);
+      const fits = place > MARGIN.left + 20 && place < x(endUs) - 18;
+      if (fits) pen.fillText(clockShort(at).slice(0, 5), place, height - 8);
     }
   }
 
-  /** @param {any} pen @param {Sample[]} seen @param {number} line @param {(t: number) => number} x @param {(v: number) => number} y @param {string} colour */
+  /** @param {any} pen @param {Sample[]} seen @param {number} line @param {Scale} x @param {Scale} y @param {string} colour */
   #line(pen, seen, line, x, y, colour) {
     pen.strokeStyle = colour;
     pen.lineWidth = 1.6;
@@ -119,7 +123,7 @@ export class Plot {
     pen.stroke();
   }
 
-  /** @param {any} pen @param {Sample[]} seen @param {number} height @param {(t: number) => number} x @param {(n: string) => string} colour */
+  /** @param {any} pen @param {Sample[]} seen @param {number} height @param {Scale} x @param {Colour} colour */
   #point(pen, seen, height, x, colour) {
     let chosen = seen.at(-1);
     if (this.pointer !== null) {
@@ -139,7 +143,10 @@ export class Plot {
       pen.setLineDash([]);
     }
     const values = chosen?.values ?? [];
-    const told = this.names.map((name, line) => `${name} ${values[line] == null ? "–" : this.write(Number(values[line]))}`);
+    const told = this.names.map((name, line) => {
+      const value = values[line] ?? null;
+      return `${name} ${value === null ? "–" : this.write(value)}`;
+    });
     const when = chosen && this.pointer !== null ? [h("i", {}, clockShort(chosen.timeUs))] : [];
     this.legend.replaceChildren(...told.map((text, line) => h(`span.series-${line + 1}`, {}, text)), ...when);
     this.canvas.setAttribute("aria-label", `${this.title}: ${told.join(", ")}`);
