@@ -89,7 +89,7 @@ class Tab:
             const look = () => {{
                 let found;
                 try {{ found = {expression}; }} catch (failure) {{ found = undefined; }}
-                if (found || performance.now() > end) told(found ?? null); else setTimeout(look, 20);
+                if (found || performance.now() > end) told(typeof found === 'object' ? found !== null : found); else setTimeout(look, 20);
             }};
             look();
         }})"""
@@ -111,7 +111,7 @@ class Tab:
 
     async def press(self, key: str, modifiers: int = 0) -> None:
         """Press a key: a character, or one of `KEYS`. Modifiers: 2 is Control."""
-        code, text = KEYS.get(key, (ord(key.upper()), key))
+        code, text = KEYS[key] if key in KEYS else (ord(key.upper()), key)
         pressed = {"key": key, "windowsVirtualKeyCode": code, "modifiers": modifiers}
         await self.call("Input.dispatchKeyEvent", type="keyDown", **pressed, **({"text": text} if text else {}))
         await self.call("Input.dispatchKeyEvent", type="keyUp", **pressed)
@@ -146,7 +146,9 @@ class Tab:
         elif method == "Log.entryAdded" and parameters["entry"]["source"] == "security":
             self.errors.append(parameters["entry"]["text"])
         elif method == "Network.requestWillBeSent":
-            self.asked.append(parameters["request"]["url"])
+            url = parameters["request"]["url"]
+            if not url.startswith("data:"):  # Chromium's own, such as the icon of a date field.
+                self.asked.append(url)
         elif method == "Network.webSocketCreated":
             self.asked.append(parameters["url"])
 

@@ -73,7 +73,7 @@ async def test_two_tabs_one_cut_off(browser: Chromium, server: Server) -> None:
 
 @BROWSER
 async def test_cut_again_and_again(browser: Chromium, server: Server) -> None:
-    count = 200
+    count = 60
     ada, ben = await browser.tab(), await browser.tab()
     async with Way.to(server.address) as way:
         await enter(ada, server.address, "Ada", "storm")
@@ -89,7 +89,7 @@ async def test_cut_again_and_again(browser: Chromium, server: Server) -> None:
                     }}
                 }})(), true"""
             )
-        for _ in range(8):
+        for _ in range(4):
             await ben.until("document.querySelector('.state').dataset.state === 'open'")
             way.cut()
             await ben.until("document.querySelector('.state').dataset.state !== 'open'")

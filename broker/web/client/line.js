@@ -6,8 +6,9 @@ const FRAME_BYTES = 128 * 1024;
 const FRAME_OWN_BYTES = 1024;
 const FRAME_MESSAGES = 256;
 const FRAME_HEADERS = 4096;
-/** How much is sent before the answers to what was sent come. */
+/** What is sent before the answers to it come: of the newest 1,024 numbers the server knows where they were stored. */
 const FLIGHT_BYTES = 1024 * 1024;
+const FLIGHT_MESSAGES = 1024;
 const PAUSE_MS = 100;
 /** Refusals for which one record of several may be to blame. */
 const OF_ONE_RECORD = new Set([
@@ -31,6 +32,7 @@ export class Line {
     #queuedBytes = 0;
     #textBytesMax = Infinity;
     #flightBytes = 0;
+    #flightMessages = 0;
     #next = 1;
     #proven = 0;
     #ids = 0;
@@ -72,7 +74,7 @@ export class Line {
         this.#textBytesMax = textBytesMax;
         const frames = [...this.#frames.values()];
         this.#frames.clear();
-        this.#flightBytes = 0;
+        this.#flightBytes = this.#flightMessages = 0;
         this.#open = true;
         this.#resume();
         if (!sameJournal || highest < this.#proven) {
@@ -136,7 +138,7 @@ export class Line {
             return;
         }
         frame.refusal = failure;
-        this.#flightBytes -= frame.bytes;
+        this.#land(frame);
         this.#holding = true;
         this.#proceed();
     }
@@ -162,7 +164,10 @@ export class Line {
     }
     #flush() {
         while (this.#open && !this.#holding && this.#items.length > 0 && this.#flightBytes < FLIGHT_BYTES) {
-            const items = this.#items.splice(0, this.#together());
+            const count = this.#together();
+            if (this.#flightMessages + count > FLIGHT_MESSAGES)
+                return;
+            const items = this.#items.splice(0, count);
             this.#send(items, this.#next);
             this.#next += items.length;
         }
@@ -191,6 +196,7 @@ export class Line {
         const first = items[0];
         this.#frames.set(this.#ids, { items, bytes, number, refusal: null });
         this.#flightBytes += bytes;
+        this.#flightMessages += items.length;
         const messages = items.map((item) => item.message);
         this.#transmit({ op: "publish", id: this.#ids, channel: first.channel, messages, number, ...first.alone });
     }
@@ -199,8 +205,12 @@ export class Line {
         if (frame === undefined)
             return null;
         this.#frames.delete(told["id"]);
-        this.#flightBytes -= frame.bytes;
+        this.#land(frame);
         return frame;
+    }
+    #land(frame) {
+        this.#flightBytes -= frame.bytes;
+        this.#flightMessages -= frame.items.length;
     }
     /** After an answer: go on, or, once all in flight is answered after a refusal, decide what becomes of it. */
     #proceed() {

@@ -9,8 +9,9 @@ const FRAME_BYTES = 128 * 1024;
 const FRAME_OWN_BYTES = 1024;
 const FRAME_MESSAGES = 256;
 const FRAME_HEADERS = 4096;
-/** How much is sent before the answers to what was sent come. */
+/** What is sent before the answers to it come: of the newest 1,024 numbers the server knows where they were stored. */
 const FLIGHT_BYTES = 1024 * 1024;
+const FLIGHT_MESSAGES = 1024;
 const PAUSE_MS = 100;
 /** Refusals for which one record of several may be to blame. */
 const OF_ONE_RECORD = new Set([
@@ -57,6 +58,7 @@ export class Line {
   #queuedBytes = 0;
   #textBytesMax = Infinity;
   #flightBytes = 0;
+  #flightMessages = 0;
   #next = 1;
   #proven = 0;
   #ids = 0;
@@ -102,7 +104,7 @@ export class Line {
     this.#textBytesMax = textBytesMax;
     const frames = [...this.#frames.values()];
     this.#frames.clear();
-    this.#flightBytes = 0;
+    this.#flightBytes = this.#flightMessages = 0;
     this.#open = true;
     this.#resume();
     if (!sameJournal || highest < this.#proven) {
@@ -164,7 +166,7 @@ export class Line {
       return;
     }
     frame.refusal = failure;
-    this.#flightBytes -= frame.bytes;
+    this.#land(frame);
     this.#holding = true;
     this.#proceed();
   }
@@ -192,7 +194,9 @@ export class Line {
 
   #flush(): void {
     while (this.#open && !this.#holding && this.#items.length > 0 && this.#flightBytes < FLIGHT_BYTES) {
-      const items = this.#items.splice(0, this.#together());
+      const count = this.#together();
+      if (this.#flightMessages + count > FLIGHT_MESSAGES) return;
+      const items = this.#items.splice(0, count);
       this.#send(items, this.#next);
       this.#next += items.length;
     }
@@ -221,6 +225,7 @@ export class Line {
     const first = items[0]!;
     this.#frames.set(this.#ids, { items, bytes, number, refusal: null });
     this.#flightBytes += bytes;
+    this.#flightMessages += items.length;
     const messages = items.map((item) => item.message);
     this.#transmit({ op: "publish", id: this.#ids, channel: first.channel, messages, number, ...first.alone });
   }
@@ -229,8 +234,13 @@ export class Line {
     const frame = this.#frames.get(told["id"] as number);
     if (frame === undefined) return null;
     this.#frames.delete(told["id"] as number);
-    this.#flightBytes -= frame.bytes;
+    this.#land(frame);
     return frame;
+  }
+
+  #land(frame: Frame): void {
+    this.#flightBytes -= frame.bytes;
+    this.#flightMessages -= frame.items.length;
   }
 
   /** After an answer: go on, or, once all in flight is answered after a refusal, decide what becomes of it. */
