@@ -17,6 +17,7 @@ from broker.edge.web.api import Api, no_such_method, no_such_path
 from broker.edge.web.guard import Guarded
 from broker.edge.web.health import healthz, readyz
 from broker.edge.web.metrics import metrics
+from broker.edge.web.pages import page_routes
 from broker.edge.web.routes import api_routes
 from broker.edge.web.snapshot import stats
 
@@ -47,6 +48,7 @@ def build_app(web: Web) -> ASGIApp:
             Route("/metrics", api.endpoint(metrics)),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
+            *page_routes(),
         ],
         exception_handlers={404: no_such_path, 405: no_such_method},
     )
