@@ -37,7 +37,7 @@ __all__ = ["snapshot", "stats"]
 
 CONNECTIONS_MAX: Final = 200
 READERS_MAX: Final = 50
-CONSUMERS_MAX: Final = 200
+CONSUMERS_MAX: Final = 100
 
 
 async def stats(call: Call) -> Response:
