@@ -17,12 +17,17 @@ import ssl
 from typing import TYPE_CHECKING, Any, cast
 
 from broker.events import tally
-from broker.wire.secure import SLICE_BYTES, SecureStream
+from broker.wire.secure import REFUSAL, SLICE_BYTES, SecureStream
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterable
 
-__all__ = ["SecureTransport"]
+    from broker.edge.accepting import Door
+    from broker.edge.certificates import Certificates
+    from broker.model.errors import BrokerError
+
+__all__ = ["SecureDoor", "SecureTransport"]
 
 READ_BUFFER_BYTES = 256 << 10
 
@@ -38,17 +43,12 @@ class SecureTransport(asyncio.BufferedProtocol, asyncio.Transport):
         loop: The loop of both sides.
         context: Certificates and versions; the handshake keeps to what it was when the connection came.
         protocol: Who talks through it. Like any transport it may be given another one (`set_protocol`).
-        handshake_s: How long the handshake may take.
     """
 
-    __slots__ = ("_buffered", "_context", "_is_over", "_is_paused", "_left", "_loop", "_protocol", "_stream", "_timer", "_under")
+    __slots__ = ("_buffered", "_context", "_is_over", "_is_paused", "_left", "_loop", "_protocol", "_stream", "_under")
 
     def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        context: ssl.SSLContext,
-        protocol: asyncio.BaseProtocol,
-        handshake_s: float,
+        self, loop: asyncio.AbstractEventLoop, context: ssl.SSLContext, protocol: asyncio.BaseProtocol
     ) -> None:
         super().__init__()
         self._loop = loop
@@ -58,7 +58,6 @@ class SecureTransport(asyncio.BufferedProtocol, asyncio.Transport):
         self._left = b""  # ciphertext that came and waits until this side is read again
         self._is_paused = False
         self._is_over = False  # nothing that still comes is looked at
-        self._timer: asyncio.TimerHandle | None = loop.call_later(handshake_s, self._no_handshake)
         self.set_protocol(protocol)
 
     # -- what the socket's transport tells ---------------------------------------------------------------------------
@@ -88,7 +87,6 @@ class SecureTransport(asyncio.BufferedProtocol, asyncio.Transport):
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_over = True
         self._left = b""
-        self._stop_timer()
         self._protocol.connection_lost(exc)
 
     # -- what a transport does ---------------------------------------------------------------------------------------
@@ -201,8 +199,8 @@ class SecureTransport(asyncio.BufferedProtocol, asyncio.Transport):
         """Give the library a slice; answers where the next one begins."""
         end = min(at + SLICE_BYTES, len(data))
         self._stream.feed(data[at:end])
-        if not self._stream.opened and self._stream.shake_hands():
-            self._stop_timer()
+        if not self._stream.opened:
+            self._stream.shake_hands()
         return end
 
     def _hand_on(self, data: memoryview, at: int) -> tuple[int, bool]:
@@ -251,12 +249,24 @@ class SecureTransport(asyncio.BufferedProtocol, asyncio.Transport):
         self._send_own()
         self._under.close()
 
-    def _no_handshake(self) -> None:
-        self._timer = None
-        tally("TLS_FAILED")
-        self.abort()
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+class SecureDoor:
+    """A door behind which all is said by TLS.
+
+    Args:
+        loop: The loop.
+        certificates: What connections are met with.
+        door: What is spoken there.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, certificates: Certificates, door: Door) -> None:
+        self._loop = loop
+        self._certificates = certificates
+        self._door = door
+        self.option = door.option
+
+    def connection(self, sock: socket.socket) -> SecureTransport:
+        return SecureTransport(self._loop, self._certificates.context, self._door.connection(sock))
+
+    def farewell(self, failure: BrokerError) -> bytes:
+        return REFUSAL
