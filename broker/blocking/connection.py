@@ -51,7 +51,9 @@ class Owner(conversation.Owner, Protocol):
         """The backlog is gone."""
 
 
-def dial(address: Address, timeout_s: float, context: ssl.SSLContext | None) -> tuple[socket.socket, SecureStream | None]:
+def dial(
+    address: Address, timeout_s: float, context: ssl.SSLContext | None
+) -> tuple[socket.socket, SecureStream | None]:
     """Open a socket to a server, and shake hands there if TLS is spoken.
 
     Args:

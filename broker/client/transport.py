@@ -17,7 +17,6 @@ from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
     from ssl import SSLContext
 
     from broker.remote.address import TcpAddress, TlsAddress, UnixAddress

@@ -92,12 +92,7 @@ def parse_url(url: str) -> Address:
         if parts.netloc or len(path) < 2 or "\0" in path:
             raise refusal(url, f"expected {UNIX_SCHEME}:///path")
         return UnixAddress(path)
-    if (
-        parts.scheme not in (TCP_SCHEME, TLS_SCHEME)
-        or not parts.hostname
-        or parts.path not in ("", "/")
-        or port == 0
-    ):
+    if parts.scheme not in (TCP_SCHEME, TLS_SCHEME) or not parts.hostname or parts.path not in ("", "/") or port == 0:
         raise refusal(url, f"expected {TCP_SCHEME}://host:port, {TLS_SCHEME}://host:port or {UNIX_SCHEME}:///path")
     port = PORT_DEFAULT if port is None else port
     return TlsAddress(parts.hostname, port, **tls) if parts.scheme == TLS_SCHEME else TcpAddress(parts.hostname, port)

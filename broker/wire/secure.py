@@ -11,6 +11,7 @@ is taken for whole.
 from __future__ import annotations
 
 import ssl
+from contextlib import suppress
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -140,9 +141,7 @@ class SecureStream:
     def farewell(self) -> bytes:
         """Return what says that nothing follows, behind what is to be sent."""
         if self.opened:
-            try:
+            # It waits for the peer's own, for which nobody waits; or the connection has failed before.
+            with suppress(ssl.SSLError, ValueError):
                 self._object.unwrap()
-            except (ssl.SSLError, ValueError):
-                # It waits for the peer's own, for which nobody waits; or the connection has failed before.
-                pass
         return self.take()
