@@ -607,7 +607,8 @@ def wake(waiters: list[asyncio.Future[None]]) -> None:
 def connector_of(address: Address, tls: Trust) -> Connector:
     """Return what connects to an address."""
     context = context_for(address, tls)
-    if context is not None and isinstance(address, TlsAddress):
+    if isinstance(address, TlsAddress):
+        assert context is not None
         return tls_connector(address, context)
     return unix_connector(address) if isinstance(address, UnixAddress) else tcp_connector(address)
 

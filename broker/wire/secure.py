@@ -89,7 +89,7 @@ class SecureStream:
         try:
             # An attempt in vain costs an exception.
             while filled < size and (self._incoming.pending or tls.pending()):
-                count = tls.read(size - filled, buffer[filled:])  # type: ignore[arg-type]
+                count = tls.read(size - filled, buffer[filled:])
                 if not count:
                     self.ended = True
                     break
@@ -120,7 +120,7 @@ class SecureStream:
         if filled:
             yield room[:filled]
 
-    def seal(self, data: bytes | memoryview) -> list[bytes]:
+    def seal(self, data: bytes | bytearray | memoryview) -> list[bytes]:
         """Return the ciphertext of bytes, after what is to be sent before it; the handshake is done.
 
         Raises:
