@@ -96,9 +96,10 @@ class Issuer:
     def _issue(self, name: str, alternatives: Sequence[str], *, for_server: bool) -> Issued:
         from cryptography import x509
         from cryptography.hazmat.primitives import serialization
+        from cryptography.x509.oid import ExtendedKeyUsageOID
 
         key = draw_key()
-        use = x509.ExtendedKeyUsageOID.SERVER_AUTH if for_server else x509.ExtendedKeyUsageOID.CLIENT_AUTH
+        use = ExtendedKeyUsageOID.SERVER_AUTH if for_server else ExtendedKeyUsageOID.CLIENT_AUTH
         builder = (
             self._builder(common_name(name), key)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -146,8 +147,9 @@ def hash_of_signatures() -> hashes.SHA256:
 
 def common_name(name: str) -> x509.Name:
     from cryptography import x509
+    from cryptography.x509.oid import NameOID
 
-    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
 
 def general_name(name: str) -> x509.GeneralName:

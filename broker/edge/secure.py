@@ -17,7 +17,7 @@ import ssl
 from typing import TYPE_CHECKING, Any, cast
 
 from broker.events import tally
-from broker.wire.secure import REFUSAL, SLICE_BYTES, SecureStream
+from broker.wire.secure import NO_TLS, REFUSAL, SLICE_BYTES, SecureStream
 
 if TYPE_CHECKING:
     import socket
@@ -246,8 +246,11 @@ class SecureTransport(asyncio.BufferedProtocol, asyncio.Transport):
         """The peer does not speak TLS as it should: tell it in TLS' own words, and end."""
         tally("TLS_FAILED")
         self._is_over = True
-        self._send_own()
-        self._under.close()
+        if not self._under.is_closing():
+            own = self._stream.take()
+            if own or not self._stream.opened:
+                self._under.write(own or NO_TLS)
+            self._under.close()
 
 
 class SecureDoor:

@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from broker.model.errors import BrokerError
     from broker.remote.address import Address
 
-__all__ = ["Trust", "client_context", "context_for", "reason_of", "refuse_password", "tls_failed"]
+__all__ = [
+    "Trust",
+    "client_context",
+    "context_for",
+    "is_alert",
+    "reason_of",
+    "refuse_password",
+    "speaks_tls",
+    "tls_failed",
+]
 
 Trust: TypeAlias = "ssl.SSLContext | str | os.PathLike[str] | None"
 """A context, a PEM file of those who sign the server's certificate, or None for whom the system believes."""
@@ -24,6 +33,8 @@ HINT_UNTRUSTED = (
     "that is in the certificate."
 )
 HINT_PLAIN = "Does the server speak TLS? It does once tls.certificate is set; else use broker://."
+HINT_TLS = "Write broker+tls:// in place of broker://."
+ALERT = b"\x15\x03"
 HINT_CERTIFICATE = (
     "The server asks for a certificate that its tls.client_ca has signed: certificate=FILE&key=FILE in the URL."
 )
@@ -89,6 +100,16 @@ def tls_failed(failure: ssl.SSLError) -> BrokerError:
     elif "wrong version number" in reason or "record layer failure" in reason:
         hint = HINT_PLAIN
     return error("TLS_FAILED", f"connecting: {reason}", hint)
+
+
+def is_alert(data: memoryview) -> bool:
+    """Whether a server's first bytes are an alert of TLS: as a frame, they would be one that is too large."""
+    return len(data) > 2 and data[:2] == ALERT and 0 < data[2] < 5
+
+
+def speaks_tls() -> BrokerError:
+    """Return the error of a conversation without TLS that was answered by an alert."""
+    return error("TLS_FAILED", "connecting: the server speaks TLS, expected broker+tls://host:port", HINT_TLS)
 
 
 def refuse_password() -> str:

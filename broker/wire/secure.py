@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["REFUSAL", "SLICE_BYTES", "SecureStream"]
+__all__ = ["NO_TLS", "REFUSAL", "SLICE_BYTES", "SecureStream"]
 
 SLICE_BYTES = 4 << 10
 """What the library is given at once in either direction. A buffer of its own grows to four thirds of that and stays.
@@ -27,6 +27,9 @@ A record of the peer that is longer is put together by the library, which gives 
 REFUSAL = b"\x15\x03\x03\x00\x02\x02\x50"
 """A record that ends a connection before its first word: alert, TLS 1.2, 2 bytes, fatal, internal_error (RFC 8446 §6).
 Who is refused for want of room is told no more: a word of ours would cost a handshake."""
+
+NO_TLS = b"\x15\x03\x03\x00\x02\x02\x0a"
+"""The same, with unexpected_message: what a peer that speaks no TLS is told. The library ends such a one in silence."""
 
 
 class SecureStream:
