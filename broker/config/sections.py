@@ -37,6 +37,14 @@ class ServerConfig:
             "Address of the listener for browsers and HTTP, HOST:PORT, usually port 4780; empty text for none."
         ),
     )
+    exposed: str = field(
+        default="guarded",
+        metadata=setting(
+            "What listeners on addresses that are not loopback may lack: nothing (guarded), or what is named. Without "
+            "TLS everybody on the way reads along; without access everybody may do everything.",
+            choices=("guarded", "without_tls", "without_access", "without_both"),
+        ),
+    )
     data: str = field(
         default="broker-data",
         metadata=setting("Directory of the journal; created with mode 0700 if it does not exist."),
@@ -220,7 +228,39 @@ class TlsConfig:
             raise invalid("tls.certificate", "got empty text, expected a file, since tls.client_ca is set")
 
 
+@dataclass(frozen=True, slots=True)
+class AccessConfig:
+    """Whether whoever connects has to say who he is.
+
+    Raises:
+        ConfigError: INVALID_CONFIG; a value is out of its range.
+    """
+
+    SECTION: ClassVar[str] = "access"
+
+    file: str = field(
+        default="",
+        metadata=setting(
+            "Path of the access file: who may sign in, as whom, and what that one may do. Empty text: nobody is asked, "
+            "and everybody may do everything. What stands in the file is taken whenever it changes."
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if "\0" in self.file:
+            raise invalid("access.file", f"got {self.file[:64]!a}, expected a path without a zero byte")
+
+
 SECTIONS: dict[str, type[Section]] = {
-    kind.SECTION: kind for kind in (ServerConfig, WebConfig, TlsConfig, Limits, StorageConfig)
+    kind.SECTION: kind
+    for kind in (
+        ServerConfig,
+        WebConfig,
+        TlsConfig,
+        AccessConfig,
+        Limits,
+        StorageConfig,
+    )
 }
 """Every section but the profiles, by name, in the order in which they are shown."""

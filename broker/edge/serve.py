@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from broker._version import __version__
+from broker.access.authority import Authority
 from broker.config import Config, check_listeners, takes_uvloop
 from broker.edge.certificates import Certificates
 from broker.edge.heap import settle_heap
@@ -125,6 +126,17 @@ class Server:
         # Before anything is recovered: what they lack has nothing to do with that.
         if config.tls.certificate:
             self._certificates = Certificates(config.tls)
+        # Read before the data is opened: there is no server without rules that was to have some.
+        authority = Authority(config.access.file, loop.call_soon_threadsafe) if config.access.file else None
+        try:
+            await self._serve(authority, begun)
+        finally:
+            if authority is not None:
+                authority.close()
+
+    async def _serve(self, authority: Authority | None, begun: float) -> None:
+        config = self._config
+        loop = asyncio.get_running_loop()
         self._node = await Node.open(
             config.server.data,
             profiles=config.profiles,
@@ -133,6 +145,7 @@ class Server:
             reserve_bytes=config.storage.reserve_bytes,
             backlog_bytes_max=config.storage.backlog_bytes_max,
             archive_by=ArchiveBy.PROCESS,
+            authority=authority,
         )
         self._node.fatal = self._fail
         listener = NativeListener(self._node, self._certificates)
@@ -169,7 +182,7 @@ class Server:
         asyncio.get_running_loop().call_later(FLUSH_S, self._flush_log)
 
     async def _listen(self, listener: NativeListener) -> None:
-        listeners = check_listeners(self._config.server)
+        listeners = check_listeners(self._config.server, self._config.guard)
         if listeners.tcp is not None:
             await listener.listen_tcp(listeners.tcp.host, listeners.tcp.port)
         if listeners.unix is not None:

@@ -310,6 +310,14 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         Scope.REQUEST,
     ),
     ErrorCode(
+        1010,
+        "RATE_LIMITED",
+        "a user, or an address, does more in a second than it may",
+        "Wait as long as the error says, and do less at once.",
+        LimitExceeded,
+        Scope.EITHER,
+    ),
+    ErrorCode(
         2001,
         "GOING_AWAY",
         "the server drains and will close the connection",
@@ -636,6 +644,22 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "Use 1 to 64 bytes, or as many of UTF-8, that are the same each time the message is published.",
         RequestError,
         Scope.REQUEST,
+    ),
+    ErrorCode(
+        3035,
+        "UNAUTHENTICATED",
+        "nobody knows who is at the other end, or what it signs in with is not good",
+        "Connect with a token that this server accepts; `broker token explain` says what is wrong with one.",
+        Denied,
+        Scope.EITHER,
+    ),
+    ErrorCode(
+        3036,
+        "TOKEN_EXPIRED",
+        "what the connection signed in with has ended or was taken back",
+        "Get a fresh token and connect with it; positions stay good.",
+        Denied,
+        Scope.EITHER,
     ),
     ErrorCode(
         4001,
