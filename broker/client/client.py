@@ -32,7 +32,7 @@ from broker.model.errors import BrokerError, error
 from broker.model.history import Trim
 from broker.model.levels import Level
 from broker.model.names import check_channel
-from broker.remote.address import TlsAddress, UnixAddress, parse_url
+from broker.remote.address import TlsAddress, UnixAddress, WebAddress, parse_url, parse_web_url
 from broker.remote.asking import late
 from broker.remote.bus import (
     DRAIN_BYTES_HIGH,
@@ -653,33 +653,46 @@ def wake(waiters: list[asyncio.Future[None]]) -> None:
             waiter.set_result(None)
 
 
-def connector_of(address: Address, tls: Trust) -> Connector:
-    """Return what connects to an address."""
+def connector_of(address: Address | WebAddress, tls: Trust) -> Connector:
+    """Return what connects to an address.
+
+    Raises:
+        ConfigError: ADDRESS; it is a WebSocket's, and the extra `web` is not installed. As `context_for`.
+    """
     context = context_for(address, tls)
+    if isinstance(address, UnixAddress):
+        return unix_connector(address)
     if isinstance(address, TlsAddress):
         assert context is not None
         return tls_connector(address, context)
-    return unix_connector(address) if isinstance(address, UnixAddress) else tcp_connector(address)
+    if not isinstance(address, WebAddress):
+        return tcp_connector(address)
+    try:
+        from broker.client.web import web_connector
+    except ImportError as missing:
+        raise error("ADDRESS", f"url {address}: needs {missing.name}", "pip install broker-bus[web]") from None
+    return web_connector(address, context)
 
 
 class connect:  # called like a function, awaited and entered like what it returns
     """Connect to a broker: `bus = await connect(url)`, or `async with connect(url) as bus`.
 
     Args:
-        url: `broker://host:port`, `broker+tls://host:port` or `broker+unix:///path`.
-        tls: With `broker+tls://`: a context, or a PEM file of those who sign the server's certificate. None: what the
-            URL says, and whom the system believes.
+        url: `broker://host:port`, `broker+tls://host:port` or `broker+unix:///path`; `ws://host:port` or
+            `wss://host:port` for a WebSocket, which needs the extra `web`.
+        tls: With `broker+tls://` and `wss://`: a context, or a PEM file of those who sign the server's certificate.
+            None: what the URL says, and whom the system believes.
         options: As for `Client`.
 
     Raises:
-        ConfigError: ADDRESS; the URL is none. INVALID_CONFIG; a certificate cannot be used.
+        ConfigError: ADDRESS; the URL is none, or of a WebSocket and the extra `web` is not installed. INVALID_CONFIG; a
+            certificate cannot be used.
         BrokerError: From awaiting or entering: there is no server, or it refuses us.
     """
 
     def __init__(self, url: str, *, tls: Trust = None, **options: Any) -> None:
-        address = parse_url(url)
-        self._address = address
-        self._connector = connector_of(address, tls)
+        self._address = parse_web_url(url) or parse_url(url)
+        self._connector = connector_of(self._address, tls)
         self._options = options
         self._bus: Client | None = None
 

@@ -69,9 +69,8 @@ class NativeConnection(Session, asyncio.BufferedProtocol):
         stream = cast("asyncio.Transport", transport)
         stream.set_write_buffer_limits(high=WRITE_BUFFER_BYTES_HIGH)
         self._greeting[self] = None
-        # What goes through TLS is copied by that, and never goes to the socket as it is.
-        plain = stream.get_extra_info("sslcontext") is None
-        self.start(stream, shares=plain and shares_pieces(transport), fd=self._fd if plain else -1)
+        plain = stream.get_extra_info("ssl_object") is None
+        self.start(stream, shares=shares_pieces(transport), fd=self._fd if plain else -1)
 
     def introduced(self) -> Identity | BrokerError | None:
         authority = self.node.authority
@@ -104,7 +103,12 @@ class NativeConnection(Session, asyncio.BufferedProtocol):
 
 
 def shares_pieces(transport: asyncio.BaseTransport) -> bool:
-    """Whether a socket's transport keeps the pieces that it is handed; asyncio's made one of them until Python 3.12."""
+    """Whether a socket's transport keeps the pieces that it is handed.
+
+    asyncio's made one of them until Python 3.12, and what goes through TLS is other bytes.
+    """
+    if transport.get_extra_info("ssl_object") is not None:
+        return False
     return sys.version_info >= (3, 12) or not type(transport).__module__.startswith("asyncio.")
 
 

@@ -156,7 +156,8 @@ class SecureTransport(asyncio.BufferedProtocol, asyncio.Transport):
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """Have another one talk through it."""
         self._protocol: Any = protocol
-        self._buffered = isinstance(protocol, asyncio.BufferedProtocol)
+        # As loops find it out: not all that are written in C have the class.
+        self._buffered = hasattr(protocol, "get_buffer")
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         """Return who talks through it."""

@@ -1,7 +1,8 @@
-"""Addresses of brokers: `broker://host:port`, `broker+tls://host:port` and `broker+unix:///path`.
+"""Addresses of brokers: `broker://host:port`, `broker+tls://host:port`, `broker+unix:///path`, and `ws://host:port` or
+`wss://host:port` over HTTP's port.
 
 The scheme of TLS is a word of its own and no `brokers://`: there one letter would decide whether a token is read on the
-way. What is to be known of certificates may stand in the URL, so that whatever takes a URL can be told:
+way. What is to be known of certificates may stand in the URL, so that whatever takes a URL can be told; `wss://` takes the same:
 
     broker+tls://broker.example?ca=/etc/ssl/our-ca.pem
     broker+tls://10.0.0.7?ca=ca.pem&name=broker.example&certificate=me.pem&key=me-key.pem
@@ -19,6 +20,10 @@ TCP_SCHEME = "broker"
 TLS_SCHEME = "broker+tls"
 UNIX_SCHEME = "broker+unix"
 TLS_PARTS = ("ca", "name", "certificate", "key")
+WEB_SCHEMES = ("ws", "wss")
+WEB_PORTS = (80, 443)
+"""Of the two schemes."""
+WEB_PATH = "/v1/socket"
 URL_DEFAULT = f"{TCP_SCHEME}://127.0.0.1:{PORT_DEFAULT}"
 
 
@@ -64,6 +69,65 @@ class UnixAddress(NamedTuple):
 
     def __str__(self) -> str:
         return self.path
+
+
+class WebAddress(NamedTuple):
+    """Where a WebSocket is asked for.
+
+    Attributes:
+        secure: by TLS.
+        ca, name, certificate, key: as for `TlsAddress`.
+    """
+
+    host: str
+    port: int
+    path: str
+    secure: bool
+    ca: str = ""
+    name: str = ""
+    certificate: str = ""
+    key: str = ""
+
+    @property
+    def expected(self) -> str:
+        """What the server's certificate must name."""
+        return self.name or self.host
+
+    @property
+    def authority(self) -> str:
+        """What the request's header Host says: the port only when it is not the scheme's own."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == WEB_PORTS[self.secure] else f"{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{WEB_SCHEMES[self.secure]}://{self.authority}{self.path}"
+
+
+def parse_web_url(url: str) -> WebAddress | None:
+    """Take the URL of a WebSocket apart; None when it is of another scheme.
+
+    Args:
+        url: `ws://host[:port][/path]` or `wss://…`, the latter with a query as `broker+tls://` has it; ports 80 and 443,
+            and the broker's path, by default.
+
+    Raises:
+        ConfigError: ADDRESS; it has no host, or parts that mean nothing here.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as failure:
+        raise refusal(url, str(failure)) from None
+    if parts.scheme not in WEB_SCHEMES:
+        return None
+    secure = parts.scheme == WEB_SCHEMES[True]
+    tls = _tls_parts(url, parts.query) if secure else {}
+    if (parts.query and not tls) or parts.fragment or parts.username is not None:
+        raise refusal(url, "it has a user, a query or a fragment, which mean nothing here")
+    if not parts.hostname or port == 0 or not parts.path.isascii() or not parts.path.isprintable() or " " in parts.path:
+        raise refusal(url, f"expected {parts.scheme}://host:port")
+    path = parts.path if parts.path not in ("", "/") else WEB_PATH
+    return WebAddress(parts.hostname, WEB_PORTS[secure] if port is None else port, path, secure, **tls)
 
 
 Address: TypeAlias = TcpAddress | TlsAddress | UnixAddress

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from broker.model.errors import error
 from broker.model.settings import invalid
-from broker.remote.address import TlsAddress
+from broker.remote.address import TlsAddress, WebAddress
 
 if TYPE_CHECKING:
     from broker.model.errors import BrokerError
@@ -40,7 +40,7 @@ HINT_CERTIFICATE = (
 )
 
 
-def context_for(address: Address, tls: Trust) -> ssl.SSLContext | None:
+def context_for(address: Address | WebAddress, tls: Trust) -> ssl.SSLContext | None:
     """Return the context for an address; None where no TLS is spoken.
 
     Args:
@@ -50,10 +50,14 @@ def context_for(address: Address, tls: Trust) -> ssl.SSLContext | None:
     Raises:
         ConfigError: INVALID_CONFIG; a file cannot be used, or both say what one should. ADDRESS; there is no TLS.
     """
-    if not isinstance(address, TlsAddress):
+    if not isinstance(address, TlsAddress) and not (isinstance(address, WebAddress) and address.secure):
         if tls is not None:
             # Whoever names certificates expects them to be looked at.
-            raise error("ADDRESS", "tls: got certificates for a URL without TLS", "Connect to broker+tls://host:port.")
+            raise error(
+                "ADDRESS",
+                "tls: got certificates for a URL without TLS",
+                "Connect to broker+tls://host:port or wss://host:port.",
+            )
         return None
     if isinstance(tls, ssl.SSLContext):
         if address.ca or address.certificate:

@@ -76,7 +76,7 @@ slow = "disconnect"
 
 
 class Server:
-    """`broker serve` in a process of its own, on TCP and a Unix socket, over a folder that goes with it.
+    """`broker serve` in a process of its own, on TCP, a Unix socket and for the web, over a folder that goes with it.
 
     Args:
         evicts: It keeps nothing in memory that it may evict.
@@ -97,7 +97,7 @@ class Server:
             config += f'[tls]\ncertificate = "{self.folder}/server.pem"\nkey = "{self.folder}/server-key.pem"\n'
         self._config.write_text(config)
         self._process: subprocess.Popen[bytes] | None = None
-        self._tcp = "127.0.0.1:0"
+        self._tcp = self._web = "127.0.0.1:0"
         self.unix_url = f"broker+unix://{self.folder}/socket"
 
     @property
@@ -115,6 +115,10 @@ class Server:
             path.write_bytes(content)
         return self.folder / "ca.pem"
 
+    @property
+    def web_url(self) -> str:
+        return f"ws://{self._web}" if self._ca is None else f"wss://{self._web}?ca={self._ca}"
+
     def start(self) -> Self:
         """Start it, again on the same port if it ran before, and wait until it takes connections."""
         ready = self.folder / "ready"
@@ -128,6 +132,8 @@ class Server:
             str(self.folder / "data"),
             "--tcp",
             self._tcp,
+            "--web",
+            self._web,
         ]
         command += ["--unix", str(self.folder / "socket"), "--config", str(self._config), "--ready-file", str(ready)]
         with (self.folder / "log").open("ab") as log:
@@ -137,7 +143,8 @@ class Server:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the server did not start:\n{(self.folder / 'log').read_text()[-4000:]}")
             time.sleep(0.005)
-        self._tcp = json.loads(ready.read_text())["tcp"]
+        told = json.loads(ready.read_text())
+        self._tcp, self._web = told["tcp"], told["web"]
         return self
 
     @staticmethod
@@ -195,7 +202,8 @@ class Home:
     """Where the broker of one test lives.
 
     Args:
-        kind: `embedded`, `thread`, `shared`, `tcp`, `unix`, or `blocking`, which is TCP by the blocking client.
+        kind: `embedded`, `thread`, `shared`, `tcp`, `unix`, `web` (a WebSocket), or `blocking`, which is TCP by the
+            blocking client.
         folder: For the data of those that have no server here.
         server: For the others.
         evicts: The embedded ones keep nothing in memory that they may evict.
@@ -210,6 +218,8 @@ class Home:
     @property
     def url(self) -> str:
         assert self._server is not None
+        if self.kind == "web":
+            return self._server.web_url
         return self._server.unix_url if self.kind == "unix" else self._server.tcp_url
 
     @asynccontextmanager

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from broker.config.sections import listed
+from broker.edge.web.buffers import Buffers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -36,6 +37,7 @@ class Web:
         open_bus: Opens another one, as somebody.
         address: Where it listens, `host:port`; empty before it does.
         started: When the server began, seconds since the epoch.
+        buffers: What reading WebSockets takes up.
     """
 
     node: Node
@@ -44,6 +46,7 @@ class Web:
     bus: Bus
     open_bus: OpenBus
     address: str = ""
+    buffers: Buffers = field(default_factory=Buffers)
     started: float = field(default_factory=time.time)
 
     def knows_host(self, host: str) -> bool:
