@@ -2,7 +2,7 @@
 `wss://host:port` over HTTP's port.
 
 The scheme of TLS is a word of its own and no `brokers://`: there one letter would decide whether a token is read on the
-way. What is to be known of certificates may stand in the URL, so that whatever takes a URL can be told; `wss://` takes the same:
+way. What is to be known of certificates may stand in the URL, so that whatever takes a URL can be told:
 
     broker+tls://broker.example?ca=/etc/ssl/our-ca.pem
     broker+tls://10.0.0.7?ca=ca.pem&name=broker.example&certificate=me.pem&key=me-key.pem
@@ -107,8 +107,8 @@ def parse_web_url(url: str) -> WebAddress | None:
     """Take the URL of a WebSocket apart; None when it is of another scheme.
 
     Args:
-        url: `ws://host[:port][/path]` or `wss://…`, the latter with a query as `broker+tls://` has it; ports 80 and 443,
-            and the broker's path, by default.
+        url: `ws://host[:port][/path]` or `wss://…`, the latter with a query as `broker+tls://` takes it; ports 80 and
+            443, and the broker's path, by default.
 
     Raises:
         ConfigError: ADDRESS; it has no host, or parts that mean nothing here.
