@@ -97,7 +97,7 @@ def tls_failed(failure: ssl.SSLError) -> BrokerError:
     """Return the error of a handshake that failed, or of a connection that ended by an alert."""
     if isinstance(failure, ssl.SSLCertVerificationError):
         return error("TLS_FAILED", f"connecting: the server's certificate: {failure.verify_message}", HINT_UNTRUSTED)
-    reason = reason_of(failure)
+    reason = reason_of(failure, str(failure))
     hint = None
     if "certificate required" in reason or "unknown ca" in reason or "bad certificate" in reason:
         hint = HINT_CERTIFICATE
@@ -121,8 +121,8 @@ def refuse_password() -> str:
     raise ValueError("the key is encrypted")
 
 
-def reason_of(failure: Exception) -> str:
-    """Return what the library says, in words."""
+def reason_of(failure: Exception, otherwise: str = "it holds no PEM") -> str:
+    """Return what the library, or the system, says in words; `otherwise` where the library says nothing."""
     if isinstance(failure, ssl.SSLError):
-        return (failure.reason or "it holds no PEM").replace("_", " ").lower()
+        return failure.reason.replace("_", " ").lower() if failure.reason else otherwise
     return getattr(failure, "strerror", None) or str(failure)
