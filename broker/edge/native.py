@@ -17,10 +17,11 @@ from broker.wire import control
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from broker.access.authority import Authority
     from broker.model.errors import BrokerError
     from broker.node.node import Node
 
-__all__ = ["NativeConnection", "NativeListener"]
+__all__ = ["NativeConnection", "NativeListener", "certified", "shares_pieces"]
 
 WRITE_BUFFER_BYTES_HIGH = 256 << 10
 """What the transport takes before it asks for a pause; the rest waits in the outbox, where it is counted."""
@@ -39,6 +40,12 @@ def certificate_names(certificate: Mapping[str, Any]) -> list[str]:
     names = [str(name) for kind, name in certificate.get("subjectAltName", ()) if kind in ("DNS", "URI", "email")]
     subject = [str(value) for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]
     return names or subject
+
+
+def certified(transport: asyncio.BaseTransport, authority: Authority, peer: str) -> Identity | BrokerError | None:
+    """Return who has the certificate that the peer has shown, or None; it has shown none, or is nobody by it."""
+    certificate = transport.get_extra_info("peercert")
+    return authority.of_certificate(certificate_names(certificate), peer) if certificate else None
 
 
 class NativeConnection(Session, asyncio.BufferedProtocol):
@@ -75,9 +82,9 @@ class NativeConnection(Session, asyncio.BufferedProtocol):
     def introduced(self) -> Identity | BrokerError | None:
         authority = self.node.authority
         assert authority is not None
-        certificate = self.transport.get_extra_info("peercert")
-        if certificate:
-            return authority.of_certificate(certificate_names(certificate), self.identity.peer)
+        found = certified(self.transport, authority, self.identity.peer)
+        if found is not None:
+            return found
         sock = self.transport.get_extra_info("socket")
         if SO_PEERCRED is None or sock is None or sock.family != socket.AF_UNIX:
             return None

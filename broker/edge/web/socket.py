@@ -21,7 +21,7 @@ from picows import (
 )
 from picows.picows import WSProtocol  # type: ignore[attr-defined]
 
-from broker.edge.native import shares_pieces
+from broker.edge.native import certified, shares_pieces
 from broker.edge.session import Session
 from broker.events import emit, tally
 
@@ -136,6 +136,11 @@ class SocketSession(Session):
         super().__init__(web.node, identity)
         self._greeting: dict[Greeting, None] = web.listener.greeting
         self._greeting[self] = None
+
+    def introduced(self) -> Identity | BrokerError | None:
+        authority = self.node.authority
+        assert authority is not None
+        return certified(self.transport.transport, authority, self.identity.peer)
 
     def greeted(self) -> None:
         self._greeting.pop(self, None)
