@@ -126,23 +126,24 @@ async def test_sighup_looks_at_the_files_at_once(server: Server, folder: Path) -
         await bus.publish("w.three", b"x")
 
 
-async def test_what_an_idle_connection_takes(server: Server, folder: Path) -> None:
+async def test_what_an_idle_connection_takes() -> None:
     """Of the server's memory, with its session and a subscription: no more than TLS alone may."""
-    process = psutil.Process(server.pid)
-    context = ssl.create_default_context(cafile=folder / "ca.pem")
-    context.load_cert_chain(folder / "worker.pem", folder / "worker-key.pem")
-    url = secure(server.tcp_url, folder).partition("?")[0]
+    server = Server(tls=True)
     buses = []
     before = 0
     try:
+        url = server.start().tcp_url
+        context = ssl.create_default_context(cafile=server.folder / "ca.pem")
+        process = psutil.Process(server.pid)
         for number in range(20 + IDLE):
             if number == 20:
                 before = process.memory_info().rss
-            bus = await connect(url, tls=context)
+            bus = await connect(url.partition("?")[0], tls=context)
             buses.append(bus)
-            await bus.subscribe("w.idle").__aenter__()
+            await bus.subscribe("s.idle").__aenter__()
         taken = (process.memory_info().rss - before) / IDLE
     finally:
         await asyncio.gather(*(bus.close() for bus in buses))
+        server.stop()
     print(f"an idle connection: {taken / 1024:.1f} KiB, {IDLE} of them")
     assert taken < IDLE_BYTES_MAX
