@@ -98,31 +98,38 @@ def _read(path: str) -> tuple[str, os.stat_result]:
     try:
         # A pipe at this place would have the open wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, ValueError) as failure:
-        raise error("INVALID_CONFIG", f"{path}: cannot be read: {failure}") from None
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise error("INVALID_CONFIG", f"{path}: got something else, expected a regular file")
-        if status.st_mode & 0o022:
-            raise error(
-                "INVALID_CONFIG",
-                f"{path}: got mode {stat.S_IMODE(status.st_mode):04o}, expected a file that only its owner may write",
-                f"chmod go-w {path}",
-            )
-        if status.st_uid not in (0, os.geteuid()):
-            raise error(
-                "INVALID_CONFIG",
-                f"{path}: got owner {status.st_uid}, expected {os.geteuid()}, who runs this, or root",
-                "Give the file to who runs the server.",
-            )
-        content = file.read(FILE_BYTES_MAX + 1)
+        try:
+            status = os.fstat(descriptor)
+            _check_owner(path, status)
+            with open(descriptor, "rb", closefd=False) as file:
+                content = file.read(FILE_BYTES_MAX + 1)
+        finally:
+            os.close(descriptor)
+    except OSError as failure:
+        raise error("INVALID_CONFIG", f"{path}: cannot be read: {failure.strerror}") from None
     if len(content) > FILE_BYTES_MAX:
         raise error("INVALID_CONFIG", f"{path}: got more than {FILE_BYTES_MAX} bytes, limit {FILE_BYTES_MAX} bytes")
     try:
         return content.decode(), status
     except UnicodeDecodeError as failure:
         raise error("INVALID_CONFIG", f"{path}: not UTF-8 at byte {failure.start}") from None
+
+
+def _check_owner(path: str, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise error("INVALID_CONFIG", f"{path}: got something else, expected a regular file")
+    if status.st_mode & 0o022:
+        raise error(
+            "INVALID_CONFIG",
+            f"{path}: got mode {stat.S_IMODE(status.st_mode):04o}, expected a file that only its owner may write",
+            f"chmod go-w {path}",
+        )
+    if status.st_uid not in (0, os.geteuid()):
+        raise error(
+            "INVALID_CONFIG",
+            f"{path}: got owner {status.st_uid}, expected {os.geteuid()}, who runs this, or root",
+            "Give the file to who runs the server.",
+        )
 
 
 def _roles(rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Role]]:
@@ -169,7 +176,10 @@ def _jwt(
         row.text("user_claim", "sub"),
         row.text("roles_claim", "roles"),
     )
-    keys_path = os.path.join(os.path.dirname(path), row.text("keys"))
+    keys_name = row.text("keys")
+    if "\0" in keys_name:
+        raise row.refusal("keys", f"got {keys_name[:64]!a}, expected a path without a zero byte")
+    keys_path = os.path.join(os.path.dirname(path), keys_name)
     signed_roles = _role_names(row, "roles", roles, optional=True)
     row.end()
     text, status = _read(keys_path)

@@ -420,6 +420,9 @@ class BlockingBus(RemoteBus[Connection]):
                 threading.Thread(target=self._renew, args=(connection,), name="broker token", daemon=True).start()
 
         self.call_later(seconds, begin)
+        connection.wait_at_most(
+            min(seconds, connection.welcome.ping_s or QUIET_S_MAX) if connection.welcome else seconds
+        )
 
     def _renew(self, connection: Connection) -> None:
         """Sign in anew on this connection."""

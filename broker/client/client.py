@@ -28,7 +28,7 @@ from broker.client.transport import tcp_connector, tls_connector, unix_connector
 from broker.client.workers import ClientWorkers, check_coroutine
 from broker.events import emit
 from broker.model.consumers import WINDOW_BYTES_DEFAULT, WINDOW_DEFAULT
-from broker.model.errors import BrokerError, error
+from broker.model.errors import BrokerError, error, located
 from broker.model.history import Trim
 from broker.model.levels import Level
 from broker.model.names import check_channel
@@ -700,9 +700,7 @@ class connect:  # called like a function, awaited and entered like what it retur
         try:
             return await Client(self._connector, **self._options).start()
         except BrokerError as failure:
-            raise type(failure)(
-                failure.code, f"{self._address}: {failure.detail}", failure.hint, failure.name
-            ) from failure.__cause__
+            raise located(failure, str(self._address)) from failure.__cause__
 
     def __await__(self) -> Generator[Any, Any, Client]:
         return self._open().__await__()

@@ -666,10 +666,6 @@ class Session(Intake):
         if self._standing is not None and not self._standing.known:
             raise _NotLoaded([], signs_in=True, token=token)
 
-    def introduced(self) -> Identity | BrokerError | None:
-        """Return who the transport says is at the other end, if it knows; asked when there is no token."""
-        return None
-
     def renew(self, request: control.Request) -> None:
         """Take a fresh token; answered when it is judged."""
         token = control.take_str(request.more, "token")

@@ -759,6 +759,13 @@ def error(
     return failure
 
 
+def located(failure: BrokerError, where: str) -> BrokerError:
+    """Return an error that says where it happened, else the same; not raised."""
+    told = type(failure)(failure.code, f"{where}: {failure.detail}", failure.hint, failure.name)
+    told.retry_after_ms = failure.retry_after_ms
+    return told
+
+
 def to_wire(failure: BrokerError) -> dict[str, object]:
     """Return the part of an ERROR frame's map that describes an error.
 

@@ -1,7 +1,7 @@
 """How much somebody may send: token buckets in records and in bytes.
 
 A bucket holds what comes in a second. What is lacking in it is kept as the time at which it will be full again, so
-that nothing has to fill it. A frame that finds anything in it is taken whole and may leave a debt: what is larger than
+that nothing has to fill it. A frame that finds a token in it is taken whole and may leave a debt: what is larger than
 the bucket would else never be taken. All of it belongs to the loop's thread.
 """
 
@@ -15,12 +15,12 @@ cdef enum:
 
 
 cdef inline uint64_t bucket_wait_ns(const Bucket* bucket, uint64_t now_ns) noexcept nogil:
-    """How long until there is anything in it; 0 when there is."""
+    """How long until there is a whole token in it; 0 when there is."""
     cdef uint64_t lacks_ns
     if not bucket.cost_ns or bucket.full_ns <= now_ns:
         return 0
-    lacks_ns = bucket.full_ns - now_ns
-    return lacks_ns - BURST_NS + 1 if lacks_ns >= BURST_NS else 0
+    lacks_ns = bucket.full_ns - now_ns + bucket.cost_ns
+    return lacks_ns - BURST_NS if lacks_ns > BURST_NS else 0
 
 
 cdef inline void bucket_take(Bucket* bucket, uint64_t tokens, uint64_t now_ns) noexcept nogil:

@@ -116,6 +116,11 @@ class Server:
         return self.folder / "ca.pem"
 
     @property
+    def web(self) -> str:
+        """The web listener's address, `host:port`."""
+        return self._web
+
+    @property
     def web_url(self) -> str:
         return f"ws://{self._web}" if self._ca is None else f"wss://{self._web}?ca={self._ca}"
 
@@ -162,11 +167,25 @@ class Server:
         self._process.kill()
         self._process.wait()
 
-    def drain(self) -> int:
-        """End it in good order, with SIGTERM; return its exit status."""
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def terminate(self) -> None:
+        """Ask it to end in good order, with SIGTERM."""
         assert self._process is not None
         self._process.terminate()
+
+    def ended(self) -> int:
+        """Wait until it has ended; return its exit status."""
+        assert self._process is not None
         return self._process.wait(10)
+
+    def drain(self) -> int:
+        """End it in good order; return its exit status."""
+        self.terminate()
+        return self.ended()
 
     def stop(self) -> None:
         """End it and remove its folder."""

@@ -21,7 +21,7 @@ from picows import (
 )
 from picows.picows import WSProtocol  # type: ignore[attr-defined]
 
-from broker.edge.native import certified, shares_pieces
+from broker.edge.native import shares_pieces
 from broker.edge.session import Session
 from broker.events import emit, tally
 
@@ -41,7 +41,11 @@ __all__ = ["BINARY_PROTOCOL", "Ear", "Frames", "SocketSession", "SocketTransport
 BINARY_PROTOCOL: Final = "broker.v1"
 READ_BYTES_MAX = 32 << 10
 """Of one read: its frames are handled before anybody else's, however small they are."""
+EXPELLED_S = 0.2
+"""How long who is ended for what it takes up has to read why."""
 NORMAL = 1000
+NEVER_SENT = frozenset({1004, 1005, 1006, 1015})
+"""Close codes that are only told of connections (RFC 6455 §7.4.1)."""
 BUFFER_BYTES_MIN = 2 << 10
 BUFFER_BYTES_FREE = 128 << 10
 """A buffer that has grown no further is not counted: reads of `READ_BYTES_MAX` make it so large."""
@@ -137,11 +141,6 @@ class SocketSession(Session):
         self._greeting: dict[Greeting, None] = web.listener.greeting
         self._greeting[self] = None
 
-    def introduced(self) -> Identity | BrokerError | None:
-        authority = self.node.authority
-        assert authority is not None
-        return certified(self.transport.transport, authority, self.identity.peer)
-
     def greeted(self) -> None:
         self._greeting.pop(self, None)
 
@@ -194,8 +193,11 @@ class Ear(WSListener):
         elif kind == WSMsgType.PING:
             self._ping = frame.get_payload_as_bytes()
         elif kind == WSMsgType.CLOSE:
-            self.session.stop()
-            self.transport.on_close(frame.get_close_code())
+            code: Any = frame.get_close_code()
+            if frame.payload_size and (code in NEVER_SENT or not 1000 <= code <= 4999):
+                raise WSProtocolError(WSCloseCode.PROTOCOL_ERROR, f"close code: got {code:d}, which nobody sends")
+            self.transport.on_close(code)
+            self.fall_silent()
         elif kind != WSMsgType.PONG:
             raise WSProtocolError(
                 WSCloseCode.UNSUPPORTED_DATA, "message: got text or bytes where the subprotocol has the other"
@@ -215,6 +217,11 @@ class Ear(WSListener):
         if self._ping is not None:
             self.answer_ping()
         self.session.writing_resumed()
+
+    def fall_silent(self) -> None:
+        """A Close frame has been sent: nothing follows it, and nothing that the peer still says counts."""
+        self.session.stop()
+        self.session.outbox.close()
 
     # -- what becomes of it --------------------------------------------------------------------------------------------
 
@@ -286,8 +293,12 @@ class Frames(WSProtocol):  # type: ignore[misc]
             self._buffers.note(self, self._free, self._limit)
         super().buffer_updated(nbytes)
         if self.transport.is_close_frame_sent:
-            # Nothing that follows a mistake of the peer's counts.
-            self.ear.session.stop()
+            self.ear.fall_silent()
+
+    def expel(self, failure: BrokerError) -> None:
+        """End a connection in the middle of a frame: its peer cannot answer a Close frame, so nobody waits for that."""
+        self.ear.session.end(failure)
+        self.ear.session.node.loop.call_later(EXPELLED_S, self.transport.underlying_transport.close)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._buffers.forget(self)
