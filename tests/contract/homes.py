@@ -167,11 +167,6 @@ class Server:
         self._process.kill()
         self._process.wait()
 
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
     def terminate(self) -> None:
         """Ask it to end in good order, with SIGTERM."""
         assert self._process is not None

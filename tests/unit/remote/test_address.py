@@ -63,3 +63,17 @@ def test_urls(url: str, address: Address, shown: str) -> None:
 def test_what_is_no_url(url: str) -> None:
     with pytest.raises(ConfigError, match="ADDRESS"):
         parse_url(url)
+
+
+def test_urls_of_websockets() -> None:
+    assert parse_web_url("broker://host") is None
+    assert parse_web_url("ws://host:4780") == WebAddress("host", 4780, "/v1/socket", False)
+    secure = parse_web_url("wss://10.0.0.7?ca=ca.pem&name=b.example")
+    assert secure == WebAddress("10.0.0.7", 443, "/v1/socket", True, "ca.pem", "b.example")
+    assert secure.expected == "b.example"
+
+
+@pytest.mark.parametrize("url", ["ws://host?ca=x", "wss://host?other=x", "wss://host?key=k", "ws://user@host"])
+def test_what_is_no_url_of_a_websocket(url: str) -> None:
+    with pytest.raises(ConfigError, match="ADDRESS"):
+        parse_web_url(url)
