@@ -310,6 +310,14 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         Scope.REQUEST,
     ),
     ErrorCode(
+        1010,
+        "RATE_LIMITED",
+        "a user, or an address, does more in a second than it may",
+        "Wait as long as the error says, and do less at once.",
+        LimitExceeded,
+        Scope.EITHER,
+    ),
+    ErrorCode(
         2001,
         "GOING_AWAY",
         "the server drains and will close the connection",
@@ -356,6 +364,14 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "Let one process hold it; whoever subscribes later takes over.",
         Unavailable,
         Scope.REQUEST,
+    ),
+    ErrorCode(
+        2007,
+        "TLS_FAILED",
+        "no TLS came about with the peer, or it broke off",
+        "The detail says what the one would not take of the other: a certificate, a name, a version, or no TLS at all.",
+        Unavailable,
+        Scope.LOCAL,
     ),
     ErrorCode(
         3001,
@@ -741,6 +757,13 @@ def error(
     if retry_after_ms is not None:
         failure.retry_after_ms = retry_after_ms
     return failure
+
+
+def located(failure: BrokerError, where: str) -> BrokerError:
+    """Return an error that says where it happened, else the same; not raised."""
+    told = type(failure)(failure.code, f"{where}: {failure.detail}", failure.hint, failure.name)
+    told.retry_after_ms = failure.retry_after_ms
+    return told
 
 
 def to_wire(failure: BrokerError) -> dict[str, object]:

@@ -7,11 +7,13 @@ not read what it is answered is let go.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from broker.edge.web.upgrade import upgrade
 from broker.events import emit, tally
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ class Http(HttpToolsProtocol):
         self.sock = sock
         self._head_bytes = 0
         self._in_head = True
+        self._read = b""
         self._timer: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
 
@@ -88,15 +91,15 @@ class Http(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.leave()
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
+        self._read_or_not()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._in_head:
             self._head_bytes += len(data)
+        self._read = data
         super().data_received(data)
+        self._read = b""
         if self._in_head and self._head_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
             self.send_400_response(f"Request head: more than {HEAD_BYTES_MAX} bytes.")
 
@@ -106,15 +109,20 @@ class Http(HttpToolsProtocol):
             self._unread = self.loop.call_later(self.web.node.limits.ping_timeout_s, self.transport.abort)
 
     def resume_writing(self) -> None:
+        self._read_or_not()
+        super().resume_writing()
+
+    def _read_or_not(self) -> None:
+        """Whether what was answered is read matters no more."""
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None
-        super().resume_writing()
 
     # -- the parser's calls --------------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["state"]["connection"] = self
         self._in_head = True
         self._head_bytes = 0
         self._expect_within(self.web.node.limits.hello_timeout_s)
@@ -130,6 +138,43 @@ class Http(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._expect_nothing()
         super().on_message_complete()
+
+    # -- what it is to a response that never ends ----------------------------------------------------------------------
+
+    def hand_over(self, protocol: asyncio.Protocol) -> asyncio.Transport:
+        """Give the socket away instead of answering the request: what comes from now on is told to another protocol.
+
+        Args:
+            protocol: It writes what there is to answer, the head included, and closes the socket.
+        """
+        self.leave()
+        self._read_or_not()
+        self.connections.discard(self)
+        self.pipeline.clear()
+        # To uvicorn the peer has left: it writes nothing more, and expects no answer of the application.
+        self.cycle.disconnected = True
+        self.transport.set_protocol(protocol)
+        self.flow.resume_reading()
+        return self.transport
+
+    def _should_upgrade_to_ws(self) -> bool:
+        return True
+
+    def handle_websocket_upgrade(self) -> None:
+        """The request's head asks for a WebSocket; what follows it in the same read is no HTTP any more."""
+        stopped = sys.exception()
+        rest = self._read[stopped.args[0] :] if stopped is not None else b""
+        if self.cycle is not None and not self.cycle.response_complete:
+            # Its answer would come after the one that is under way, and frames of the peer before.
+            self.send_400_response("WebSocket: the request came before the one ahead of it was answered.")
+            return
+        refusal = upgrade(self.web, self.transport, self.scope, self.url, rest)
+        if refusal is None:
+            self.leave()
+            self.connections.discard(self)
+        else:
+            self.transport.write(refusal)
+            self.transport.close()
 
     # -- what it is to the listener ------------------------------------------------------------------------------------
 
