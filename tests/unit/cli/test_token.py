@@ -108,7 +108,7 @@ def test_a_static_token(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     with (folder / "access.toml").open("a") as file:
         file.write(lines)
     assert token.strip() not in lines
-    assert read_access_file("access.toml").rules.statics["nightly"].person.user == 'back"up'
+    assert read_access_file("access.toml").rules.listed["nightly"].person.user == 'back"up'
     (folder / "nightly.token").write_text(token)
     assert run(capsys, "check", "--access", "access.toml", "nightly.token")[0] == 'back"up\treader\tno end\n'
     (folder / "nightly.token").write_text(token.strip() + "x")
