@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from broker.access.grants import Role, check_template
 from broker.access.identity import USER_BYTES_MAX, Verb, is_user
-from broker.access.rows import Row
+from broker.access.rows import HINT, Row
 from broker.access.rules import Peer, Person, Revoked, Rules, Static
 from broker.access.signed import ALGORITHMS, Demands, Keys
 from broker.access.static import Vault, check_hash, is_id
@@ -69,7 +69,7 @@ def read_access_file(path: str) -> Loaded:
     try:
         data = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as failure:
-        raise error("INVALID_CONFIG", f"{path}: not TOML: {failure}") from None
+        raise error("INVALID_CONFIG", f"{path}: not TOML: {failure}", HINT) from None
     top = Row(data, path)
     roles = dict(_roles(top.rows_by_name("roles")))
     keys, demands, signed_roles = _jwt(top.row("jwt"), path, stamps, roles)

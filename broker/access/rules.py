@@ -40,11 +40,12 @@ class Person(NamedTuple):
     roles: tuple[str, ...]
 
 
-class Static(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Static:
     """A static token's row: whose it is, its hash, and when it ends, seconds since 1970, or None."""
 
     person: Person
-    hash: str
+    hash: str = field(repr=False)
     expires_s: float | None
 
 

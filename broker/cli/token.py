@@ -6,6 +6,7 @@ A token is read from a file or from stdin and never from the command line, where
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -65,7 +66,11 @@ def make_key(key_id: str, algorithm: str, private_path: str, public_path: str) -
 
     key = minting.make_key(key_id, algorithm)
     minting.write_new(private_path, json.dumps(key, indent=2) + "\n")
-    minting.add_public_key(public_path, key)
+    try:
+        minting.add_public_key(public_path, key)
+    except BaseException:
+        os.unlink(private_path)  # nobody would know what to do with half of a pair
+        raise
 
 
 # -- make --------------------------------------------------------------------------------------------------------------

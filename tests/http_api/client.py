@@ -88,11 +88,14 @@ class Events:
     Args:
         address: The web listener's.
         last_id: Sent as `Last-Event-ID`.
+        token: Who asks.
         receive_bytes: Of the socket's buffer, for one that is to fill up soon.
         query: Of the request.
     """
 
-    def __init__(self, address: str, last_id: str | None = None, receive_bytes: int = 0, **query: object) -> None:
+    def __init__(
+        self, address: str, last_id: str | None = None, receive_bytes: int = 0, token: str = "", **query: object
+    ) -> None:
         host, _, port = address.rpartition(":")
         self.socket = socket.socket()
         self.socket.settimeout(PATIENCE_S)
@@ -100,6 +103,7 @@ class Events:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         self.socket.connect((host, int(port)))
         seen = f"Last-Event-ID: {last_id}\r\n" if last_id is not None else ""
+        seen += f"Authorization: Bearer {token}\r\n" if token else ""
         self.socket.sendall(
             f"GET /v1/subscribe?{urlencode(query, doseq=True)} HTTP/1.1\r\nHost: {address}\r\n{seen}\r\n".encode()
         )

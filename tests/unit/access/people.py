@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import time
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from broker.access.minting import make_key, mint, public_half
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 ISSUER, AUDIENCE = "https://login.example.com/", "broker"
@@ -55,6 +57,15 @@ def claims(**changes: object) -> dict[str, object]:
 def token(algorithm: str = "EdDSA", key_id: str | None = None, **changes: object) -> str:
     """Return a signed token, good but for the changes to its claims."""
     return mint(key_of(algorithm, key_id), claims(**changes))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until something holds, while the loop turns."""
+    for _ in range(20_000):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("it never came to hold")
 
 
 @dataclass
