@@ -164,7 +164,7 @@ def _signed(
     from secrets import token_urlsafe
 
     from broker.access.access_file import read_access_file
-    from broker.access.minting import mint, read_signing_key
+    from broker.access.minting import Signer, read_signing_key
     from broker.model.errors import error
 
     rules = read_access_file(access_path).rules
@@ -182,7 +182,7 @@ def _signed(
     said |= {"iat": now_s, "exp": now_s + ttl_s}
     if roles:
         said[demands.roles_claim] = list(roles)
-    token = mint(read_signing_key(key_path), said)
+    token = Signer(read_signing_key(key_path)).mint(said)
     rules.of_signed(rules.keys.verify(token), "", now_s)
     return token
 

@@ -37,7 +37,7 @@ def test_the_example(folder: Folder) -> None:
     assert rules.keys is not None
     assert len(rules.keys) == 1  # the other one is for an algorithm that the example has not
     assert rules.signed_roles == ("member",)
-    assert rules.statics["nightly"].person.user == "backup"
+    assert rules.listed["nightly"].person.user == "backup"
     assert rules.anonymous == ("visitor",)
     assert rules.revoked.users == {"mallory"}
     nobody = rules.of_nobody("")

@@ -32,11 +32,11 @@ def cheap_hash(secret: str) -> str:
     return PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(secret)
 
 
-STATICS = "".join(
+LISTED = "".join(
     f'[tokens.{name}]\nhash = "{cheap_hash(secret.partition(".")[2])}"\nuser = "{name}"\nroles = ["reader"]\n'
     for name, secret in SECRETS.items()
 )
-ALL = JWT + ROLES + STATICS
+ALL = JWT + ROLES + LISTED
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ async def test_signing_in_tells_no_secret(folder: Folder, caplog: pytest.LogCapt
                 else:
                     shown += [repr(authority.standing(found)), repr(found.credential)]
             rules = authority.rules
-            shown += [repr(authority), repr(rules), repr(rules.keys), repr(rules.vault), repr(rules.statics)]
+            shown += [repr(authority), repr(rules), repr(rules.keys), repr(rules.vault), repr(rules.listed)]
             for wrong in (
                 ALL.replace("hash =", "hush ="),
                 ALL.replace(HASH, STATIC),

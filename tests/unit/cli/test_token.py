@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shlex
 import stat
 import sys
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from broker.access.access_file import read_access_file
 from broker.cli.main import main
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
 ACCESS = """
 [jwt]
 issuer = "me"
@@ -108,7 +108,7 @@ def test_a_static_token(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     with (folder / "access.toml").open("a") as file:
         file.write(lines)
     assert token.strip() not in lines
-    assert read_access_file("access.toml").rules.statics["nightly"].person.user == 'back"up'
+    assert read_access_file("access.toml").rules.listed["nightly"].person.user == 'back"up'
     (folder / "nightly.token").write_text(token)
     assert run(capsys, "check", "--access", "access.toml", "nightly.token")[0] == 'back"up\treader\tno end\n'
     (folder / "nightly.token").write_text(token.strip() + "x")
@@ -178,6 +178,34 @@ def test_refusals(
     (folder / "keys.json").chmod(0o600)
     _, err = run(capsys, *arguments, status=status)
     assert complaint in err
+
+
+def test_what_the_readme_types(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The README's access file and its commands, one after the other, with their redirections."""
+    section = README.partition("## Who may what")[2].partition("\n## ")[0]
+    (access,) = re.findall(r"^```toml\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    (commands,) = re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "access.toml").write_text(access)
+    (tmp_path / "access.toml").chmod(0o644)
+    printed = ""
+    for line in commands.splitlines():
+        command, _, target = line.removeprefix("broker ").partition(" > ")
+        assert main(shlex.split(command)) == 0
+        printed, _ = capsys.readouterr()
+        if target:
+            (tmp_path / target).write_text(printed)
+    assert "may      publish user.ada.typing, by user.ada.*" in printed
+
+
+def test_config_check_reads_the_access_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["config", "check", "--set", "access.file=access.toml"]
+    assert main(given) == 0
+    (folder / "access.toml").write_text(ACCESS + "[deny]\n")
+    assert main(given) == 5
+    assert "access.file: access.toml: deny: unknown key" in capsys.readouterr().err
 
 
 def test_a_key_that_others_may_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
