@@ -47,6 +47,7 @@ def open_socket(url: str) -> socket.socket:
     return opened
 
 
+ANSWER_BYTES_MAX: Final = 4_096
 UPGRADE: Final = (
     b"GET /v1/socket HTTP/1.1\r\nHost: %b\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
     b"Sec-WebSocket-Protocol: broker.v1\r\nSec-WebSocket-Key: YnJva2VyIGJlbmNoIGtleQ==\r\n\r\n"
@@ -208,12 +209,13 @@ class WebConversation(Conversation):
         try:
             opened.sendall(UPGRADE % url.partition("://")[2].encode())
             answer = b""
-            # To its last byte and no further: the driver, or the next answer, is behind it.
             while not answer.endswith(b"\r\n\r\n"):
-                byte = opened.recv(1)
-                if not byte:
+                seen = opened.recv(ANSWER_BYTES_MAX, socket.MSG_PEEK)
+                if not seen:
                     raise error("CONNECTION_LOST", f"{url}: the server closed the connection")
-                answer += byte
+                # To its last byte and no further: the driver, or the next answer, is behind it.
+                head, end, _ = seen.partition(b"\r\n\r\n")
+                answer += opened.recv(len(head + end))
             if not answer.startswith(b"HTTP/1.1 101 "):
                 raise error("CONNECTION_LOST", f"{url}: got {answer[:64]!a}, expected a WebSocket")
         except BaseException:
