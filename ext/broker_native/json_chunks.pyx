@@ -530,9 +530,9 @@ cdef class Renderer:
                     if there + unit.second_size != body:
                         raise ValueError("pieces: half a frame")
                 head = DELIVER_HEADER_BYTES
-                if frame[4] == KIND_DELIVER and there >= head and frame[5] & DELIVER_FLAG_NAME:
-                    head += 1 + (frame[FRAME_HEADER_BYTES + head] if there > head else 0)
                 if frame[4] == KIND_DELIVER and there >= head and load_u32(frame + FRAME_HEADER_BYTES):
+                    if frame[5] & DELIVER_FLAG_NAME:
+                        head += 1 + (frame[FRAME_HEADER_BYTES + head] if there > head else 0)
                     self.text.used = 0
                     if there < body:
                         if there != head:
