@@ -13,6 +13,7 @@ from broker.config.sections import (
     AccessConfig,
     ServerConfig,
     StorageConfig,
+    TlsConfig,
     TracingConfig,
     WebConfig,
 )
@@ -57,13 +58,14 @@ class Config:
     tracing: TracingConfig = field(default_factory=TracingConfig)
     profiles: Profiles = field(default_factory=Profiles)
     web: WebConfig = field(default_factory=WebConfig)
+    tls: TlsConfig = field(default_factory=TlsConfig)
     access: AccessConfig = field(default_factory=AccessConfig)
     origin: Origin = field(default_factory=lambda: Origin(None, {}), compare=False, repr=False)
 
     @property
     def guard(self) -> Guard:
         """What stands between its listeners and strangers."""
-        return Guard(tls=False, access=bool(self.access.file))
+        return Guard(tls=bool(self.tls.certificate), access=bool(self.access.file))
 
     def __post_init__(self) -> None:
         # A segment takes the group that is over its bound by one largest frame, and the seal beside it.

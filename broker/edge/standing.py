@@ -191,7 +191,7 @@ class Standing:
         outcome = self._authority.standing(self._session.identity)
         if not isinstance(outcome, BrokerError) and outcome.user != self._session.identity.user:
             # What it signed in with is somebody else's by now, and a connection has one user.
-            outcome = error("TOKEN_EXPIRED", f"what this connection signed in with is {outcome.user!a}'s by now")
+            outcome = error("TOKEN_EXPIRED", f"sign-in: what was good for it is {outcome.user!a}'s by now")
         if isinstance(outcome, BrokerError):
             self._session.end(outcome)
         else:

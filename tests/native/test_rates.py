@@ -89,7 +89,8 @@ def test_frames_with_records_are_counted_and_others_are_not() -> None:
     transaction = build_frame(TRANSACTION, b"\1\0\0\0\0\0\0\0" + build_frame(PUBLISH, publish_body(0, 6, [record])))
     more = build_frame(PUBLISH, publish_body(0, 6, [record]))
     gap = build_frame(PUBLISH, publish_body(0, 9, [record]))
-    intake.feed(three + more + transaction + ask + gap + build_frame(PING, bytes(8)))
+    for frame in (three, more, transaction, ask, gap, build_frame(PING, bytes(8))):
+        intake.feed(frame)
     wait_ms = 500
     assert intake.told == [
         "duplicate",

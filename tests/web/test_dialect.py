@@ -166,7 +166,8 @@ async def test_later(server: Server) -> None:
 
 async def test_transactions(server: Server) -> None:
     async with greeted(server) as one:
-        parts: list[dict[str, Any]] = [{"channel": "s.json.t1", "text": "1"}, {"channel": "s.json.t2", "messages": [{}, {}]}]
+        single, double = {"channel": "s.json.t1", "text": "1"}, {"channel": "s.json.t2", "messages": [{}, {}]}
+        parts: list[dict[str, Any]] = [single, double]
         await one.say(op="transaction", id="t", publishes=parts)
         first, second = sorted([await one.hear(), await one.hear()], key=lambda told: told["index"])
         assert (first["channel"], first["id"], first["count"]) == ("s.json.t1", "t", 1)
@@ -332,7 +333,7 @@ async def test_asking(server: Server) -> None:
     [
         ({"op": "nonsense", "id": 1}, "UNKNOWN_OPERATION", "nonsense"),
         ({"op": 7}, "UNKNOWN_OPERATION", "int"),
-        ({"op": "publish", "channel": "a.b", "text": "x", "chanel": 1}, "MALFORMED_FRAME", "chanel"),
+        ({"op": "publish", "channel": "a.b", "text": "x", "colour": 1}, "MALFORMED_FRAME", "colour"),
         ({"op": "publish", "text": "x"}, "MALFORMED_FRAME", "`channel`"),
         ({"op": "publish", "channel": "a.b", "text": "x", "json": 1}, "MALFORMED_FRAME", "`json`"),
         ({"op": "publish", "channel": "a.b", "text": "\ud800"}, "MALFORMED_FRAME", "surrogate"),
