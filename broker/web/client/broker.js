@@ -183,8 +183,9 @@ export class Broker {
         };
         socket.onerror = () => undefined;
         socket.onclose = (event) => {
+            const cause = this.#failure ?? lostError(`WebSocket closed with ${String(event.code)}`);
             if (this.#socket === socket)
-                this.#lose(this.#failure ?? lostError(`WebSocket closed with ${String(event.code)}`));
+                this.#lose(cause);
         };
         this.#watch ??= setInterval(() => this.#look(), 1_000);
     }

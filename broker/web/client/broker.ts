@@ -208,7 +208,8 @@ export class Broker {
     };
     socket.onerror = () => undefined;
     socket.onclose = (event) => {
-      if (this.#socket === socket) this.#lose(this.#failure ?? lostError(`WebSocket closed with ${String(event.code)}`));
+      const cause = this.#failure ?? lostError(`WebSocket closed with ${String(event.code)}`);
+      if (this.#socket === socket) this.#lose(cause);
     };
     this.#watch ??= setInterval(() => this.#look(), 1_000);
   }
