@@ -40,6 +40,25 @@ IDLE_S = 30.0
 """How long a server that was started for a shared bus stays without any connection, unless it is told otherwise."""
 
 
+async def open_bus(node: Node, identity: Identity) -> Client:
+    """Open a bus to a broker that runs on this loop, as somebody; whoever opens it closes it.
+
+    Args:
+        node: The broker.
+        identity: Who asks, for the gate.
+    """
+
+    async def open_pipe(receiver: Receiver) -> MemoryTransport:
+        here, there = memory_pair(node.loop, node.loop)
+        session = MemorySession(node, identity)
+        session.start(there)
+        there.attach(session)
+        here.attach(receiver)
+        return here
+
+    return await Client(open_pipe).start()
+
+
 class MemorySession(Session):
     """A session over a pipe in memory."""
 

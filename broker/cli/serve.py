@@ -29,6 +29,7 @@ def inherited(_ctx: click.Context, _param: click.Parameter, value: str | None) -
 @click.option("--data", metavar="DIRECTORY", help="Directory of the journal.  [default: broker-data]")
 @click.option("--tcp", metavar="HOST:PORT", help='TCP listener; "" for none.  [default: 127.0.0.1:4770]')
 @click.option("--unix", metavar="PATH", help="Unix socket's listener.  [default: none]")
+@click.option("--web", metavar="HOST:PORT", help="Listener for browsers and HTTP.  [default: none; usually port 4780]")
 @config_option("TOML file; SIGHUP reads it again.")
 @click.option(
     "--loop", type=click.Choice(["auto", "uvloop", "asyncio"]), help="Event loop; auto takes uvloop if it is there."
@@ -54,6 +55,7 @@ def command(
     data: str | None,
     tcp: str | None,
     unix: str | None,
+    web: str | None,
     config_path: Path | None,
     loop: str | None,
     ready_file: Path | None,
@@ -76,6 +78,7 @@ def command(
     \b
     broker serve --data /var/lib/broker --unix /run/broker/broker.sock
     broker serve --config broker.toml --log-format json
+    broker serve --web 127.0.0.1:4780    # http://127.0.0.1:4780 in a browser
     broker serve --tcp 127.0.0.1:0 --ready-file ready.json --set limits.channels_max=5000
     broker serve --tcp "" --data bus --unix bus/broker.sock    # serves Broker.open("bus", shared=True)
     """
@@ -90,6 +93,7 @@ def command(
             "server.data": data,
             "server.tcp": tcp,
             "server.unix": unix,
+            "server.web": web,
             "server.loop": loop,
             "server.drain_s": drain_s,
             "server.log_level": log_level,
@@ -115,5 +119,6 @@ def serve(config_path: Path | None, flags: dict[str, object], ready_file: Path |
     check_listeners(config.server)
     # Imported when everything that can be refused without them has been: these load the native modules and LMDB.
     from broker.edge.serve import run
+    from broker.embedded import open_bus
 
-    run(config, ready_file=ready_file, starter=starter)
+    run(config, ready_file=ready_file, starter=starter, open_bus=open_bus)

@@ -32,7 +32,7 @@ from broker.model.errors import BrokerError, error
 from broker.model.history import Trim
 from broker.model.levels import Level
 from broker.model.names import check_channel
-from broker.remote.address import UnixAddress, parse_url
+from broker.remote.address import UnixAddress, WebAddress, parse_url, parse_web_url
 from broker.remote.asking import late
 from broker.remote.bus import (
     DRAIN_BYTES_HIGH,
@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from broker.client.transport import Connector
     from broker.model.consumers import ConsumerInfo, WaitingJob
     from broker.model.positions import Position
+    from broker.remote.address import TcpAddress
     from broker_native.messages import Message
     from broker_native.outcomes import Publication, Receipt, Scheduled
     from broker_native.work import Job
@@ -601,22 +602,39 @@ def wake(waiters: list[asyncio.Future[None]]) -> None:
             waiter.set_result(None)
 
 
+def connector_of(address: TcpAddress | UnixAddress | WebAddress) -> Connector:
+    """Return what connects to an address.
+
+    Raises:
+        ConfigError: ADDRESS; it is a WebSocket's, and the extra `web` is not installed.
+    """
+    if isinstance(address, UnixAddress):
+        return unix_connector(address)
+    if not isinstance(address, WebAddress):
+        return tcp_connector(address)
+    try:
+        from broker.client.web import web_connector
+    except ImportError as missing:
+        raise error("ADDRESS", f"url {address}: needs {missing.name}", "pip install broker-bus[web]") from None
+    return web_connector(address)
+
+
 class connect:  # called like a function, awaited and entered like what it returns
     """Connect to a broker: `bus = await connect(url)`, or `async with connect(url) as bus`.
 
     Args:
-        url: `broker://host:port` or `broker+unix:///path`.
+        url: `broker://host:port` or `broker+unix:///path`; `ws://host:port` or `wss://host:port` for a WebSocket,
+            which needs the extra `web`.
         options: As for `Client`.
 
     Raises:
-        ConfigError: ADDRESS; the URL is none.
+        ConfigError: ADDRESS; the URL is none, or of a WebSocket and the extra `web` is not installed.
         BrokerError: From awaiting or entering: there is no server, or it refuses us.
     """
 
     def __init__(self, url: str, **options: Any) -> None:
-        address = parse_url(url)
-        self._address = address
-        self._connector = unix_connector(address) if isinstance(address, UnixAddress) else tcp_connector(address)
+        self._address = parse_web_url(url) or parse_url(url)
+        self._connector = connector_of(self._address)
         self._options = options
         self._bus: Client | None = None
 

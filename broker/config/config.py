@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from broker.config.sections import ServerConfig, StorageConfig
+from broker.config.sections import SECTIONS, ServerConfig, StorageConfig, WebConfig
 from broker.config.sources import DEFAULT, Problem, read_sources
 from broker.model.errors import ConfigError
 from broker.model.limits import Limits
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from broker.config.sources import Reading
-
-_S = TypeVar("_S", ServerConfig, Limits, StorageConfig)
+    from broker.model.settings import Section
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +47,7 @@ class Config:
     limits: Limits = field(default_factory=Limits)
     storage: StorageConfig = field(default_factory=StorageConfig)
     profiles: Profiles = field(default_factory=Profiles)
+    web: WebConfig = field(default_factory=WebConfig)
     origin: Origin = field(default_factory=lambda: Origin(None, {}), compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -116,11 +116,12 @@ class Config:
         Raises:
             ConfigError: INVALID_CONFIG; a setting that is taken contradicts one that is not.
         """
-        server, kept_server = _adopt(self.server, fresh.server)
-        limits, kept_limits = _adopt(self.limits, fresh.limits)
-        storage, kept_storage = _adopt(self.storage, fresh.storage)
-        taken = replace(self, server=server, limits=limits, storage=storage, profiles=fresh.profiles)
-        return taken, (*kept_server, *kept_limits, *kept_storage)
+        sections: dict[str, Any] = {}
+        kept: list[str] = []
+        for name in SECTIONS:
+            sections[name], left = _adopt(getattr(self, name), getattr(fresh, name))
+            kept += left
+        return replace(self, **sections, profiles=fresh.profiles), tuple(kept)
 
     @classmethod
     def small(cls) -> Config:
@@ -146,7 +147,7 @@ def assemble(reading: Reading, origin: Origin) -> tuple[Config | None, list[Prob
     """
     problems = list(reading.problems)
     sections: dict[str, Any] = {}
-    for name, kind in (("server", ServerConfig), ("limits", Limits), ("storage", StorageConfig)):
+    for name, kind in SECTIONS.items():
         sections[name] = None if name in reading.wrong else _section(kind, name, reading, problems)
     numbers, profiles = _ordered(reading, problems)
     if None in sections.values():
@@ -161,7 +162,7 @@ def assemble(reading: Reading, origin: Origin) -> tuple[Config | None, list[Prob
             return (None if problems else config), problems
 
 
-def _section(kind: type[_S], name: str, reading: Reading, problems: list[Problem]) -> _S | None:
+def _section(kind: type[Section], name: str, reading: Reading, problems: list[Problem]) -> Section | None:
     """Build a section; each value that contradicts another is told and left out. None if that does not help."""
     values = dict(reading.values[name])
     while True:
@@ -219,7 +220,7 @@ def _without(key: str, sections: dict[str, Any], profiles: Profiles) -> tuple[di
     )
 
 
-def _adopt(current: _S, fresh: _S) -> tuple[_S, list[str]]:
+def _adopt(current: Any, fresh: Any) -> tuple[Any, list[str]]:
     """Return a section with the reloadable values of another, and the keys that differ and were not taken."""
     taken: dict[str, Any] = {}
     kept: list[str] = []

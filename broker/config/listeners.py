@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 UNIX_PATH_BYTES_MAX = 107 if sys.platform == "linux" else 103
 
 
+WEB_PACKAGES = ("picows", "uvicorn", "httptools", "starlette")
+"""What the web listener needs beside the broker itself."""
+
+
 class ListenAddress(NamedTuple):
     """A TCP address to listen on: a literal loopback IP address and a port, 0 for any free one."""
 
@@ -25,10 +29,11 @@ class ListenAddress(NamedTuple):
 
 
 class Listeners(NamedTuple):
-    """What a server listens on; at least one of the two."""
+    """What a server listens on; at least one of them."""
 
     tcp: ListenAddress | None
     unix: str | None
+    web: ListenAddress | None = None
 
 
 def check_listen_address(address: str) -> ListenAddress:
@@ -92,14 +97,37 @@ def check_listeners(server: ServerConfig) -> Listeners:
     Raises:
         ConfigError: ADDRESS; an address is not acceptable, or there is none.
     """
-    if not server.tcp and not server.unix:
+    if not server.tcp and not server.unix and not server.web:
         raise error(
             "ADDRESS",
-            "server.tcp and server.unix are both empty, expected at least one listener",
-            "set --tcp HOST:PORT or --unix PATH",
+            "server.tcp, server.unix and server.web are all empty, expected at least one listener",
+            "set --tcp HOST:PORT, --unix PATH or --web HOST:PORT",
         )
     check_unix_path(server.unix)
-    return Listeners(check_listen_address(server.tcp) if server.tcp else None, server.unix or None)
+    check_web(server.web)
+    return Listeners(
+        check_listen_address(server.tcp) if server.tcp else None,
+        server.unix or None,
+        check_listen_address(server.web) if server.web else None,
+    )
+
+
+def check_web(address: str) -> None:
+    """Check that what the web listener needs is installed, if there is to be one.
+
+    Args:
+        address: of server.web; empty for no listener.
+
+    Raises:
+        ConfigError: INVALID_CONFIG; it is not.
+    """
+    from importlib.util import find_spec
+
+    missing = [name for name in WEB_PACKAGES if find_spec(name) is None] if address else []
+    if missing:
+        raise invalid(
+            "server.web", f"needs {', '.join(missing)}, which is not installed", "pip install broker-bus[web]"
+        )
 
 
 def takes_uvloop(loop: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -29,6 +30,12 @@ class ServerConfig:
     unix: str = field(
         default="",
         metadata=setting("Path of the Unix socket's listener; empty text for none."),
+    )
+    web: str = field(
+        default="",
+        metadata=setting(
+            "Address of the listener for browsers and HTTP, HOST:PORT, usually port 4780; empty text for none."
+        ),
     )
     data: str = field(
         default="broker-data",
@@ -116,5 +123,51 @@ class StorageConfig:
         check_settings(self)
 
 
-SECTIONS: dict[str, type[Section]] = {kind.SECTION: kind for kind in (ServerConfig, Limits, StorageConfig)}
+@dataclass(frozen=True, slots=True)
+class WebConfig:
+    """Whom the web listener answers: browsers send where a page comes from, and by what name they found the server.
+
+    Raises:
+        ConfigError: INVALID_CONFIG; a value is out of its range.
+    """
+
+    SECTION: ClassVar[str] = "web"
+
+    origins: str = field(
+        default="",
+        metadata=setting(
+            "Origins of pages that may use the broker, such as https://app.example, with commas between; "
+            "the broker's own pages always may."
+        ),
+    )
+    hosts: str = field(
+        default="",
+        metadata=setting(
+            "Names by which browsers may find the server, HOST or HOST:PORT, with commas between; loopback names and "
+            "the listener's address always are."
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        for origin in listed(self.origins):
+            if _ORIGIN.fullmatch(origin) is None:
+                raise invalid(
+                    "web.origins", f"got {origin[:64]!a}, expected an origin such as https://app.example:8443"
+                )
+        for host in listed(self.hosts):
+            if _HOST.fullmatch(host) is None:
+                raise invalid("web.hosts", f"got {host[:64]!a}, expected HOST or HOST:PORT")
+
+
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+_ORIGIN = re.compile(rf"https?://{_HOST.pattern}")
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """Return what a setting lists with commas between, in lower case."""
+    return tuple(part.strip().lower() for part in text.split(",") if part.strip())
+
+
+SECTIONS: dict[str, type[Section]] = {kind.SECTION: kind for kind in (ServerConfig, WebConfig, Limits, StorageConfig)}
 """Every section but the profiles, by name, in the order in which they are shown."""

@@ -32,7 +32,10 @@ from broker.node.node import Node
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from broker.edge.accepting import Listener
     from broker.edge.starter import Starter
+    from broker.edge.web.context import OpenBus
+    from broker.edge.web.server import WebServer
 
 __all__ = ["run"]
 
@@ -46,13 +49,19 @@ LOOK_AFTER_S = 1.0
 """How often a server that nobody looks after sees whether it is still wanted and can be found."""
 
 
-def run(config: Config, ready_file: Path | None = None, starter: Starter | None = None) -> None:
+def run(
+    config: Config,
+    ready_file: Path | None = None,
+    starter: Starter | None = None,
+    open_bus: OpenBus | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
         config: All settings; listeners have been checked.
-        ready_file: Where to write, when connections are taken, a JSON object with `tcp`, `unix`, `pid` and `run`.
+        ready_file: Where to write, when connections are taken, a JSON object with `tcp`, `unix`, `web`, `pid`, `run`.
         starter: Who waits for this server, and has nobody else look after it.
+        open_bus: Gives web requests a bus; needed with `server.web`.
 
     Raises:
         BrokerError: ADDRESS, STORAGE_*: it cannot serve, or cannot go on.
@@ -62,7 +71,7 @@ def run(config: Config, ready_file: Path | None = None, starter: Starter | None 
     settle_heap()
     try:
         with asyncio.Runner(loop_factory=loop_factory(config.server.loop)) as runner:
-            runner.run(Server(config, ready_file, starter).serve())
+            runner.run(Server(config, ready_file, starter, open_bus).serve())
     except BrokerError as failure:
         emit("server_failed", code=failure.name, detail=failure.detail, hint=failure.hint)
         raise
@@ -86,13 +95,21 @@ class Server:
 
     Args:
         config: All settings.
-        ready_file, starter: As in `run`.
+        ready_file, starter, open_bus: As in `run`.
     """
 
-    def __init__(self, config: Config, ready_file: Path | None, starter: Starter | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        ready_file: Path | None,
+        starter: Starter | None = None,
+        open_bus: OpenBus | None = None,
+    ) -> None:
         self._config = config
         self._ready_file = ready_file
         self._starter = starter
+        self._open_bus = open_bus
+        self._web: WebServer | None = None
         self._stop: asyncio.Future[None]
         self._restoring: asyncio.Task[None]
 
@@ -127,10 +144,12 @@ class Server:
             self._flush_log()
             if self._starter is not None:
                 self._look_after(listener)
-            self._end_when_idle()
+            self._end_when_idle(listener)
             await self._stop
         finally:
             listener.stop_accepting()
+            if self._web is not None:
+                await self._web.close(config.server.drain_s)
             await self._node.drain(config.server.drain_s)
             await self._node.close()
             flush()
@@ -146,6 +165,17 @@ class Server:
             await listener.listen_tcp(listeners.tcp.host, listeners.tcp.port)
         if listeners.unix is not None:
             await listener.listen_unix(listeners.unix)
+        if listeners.web is not None:
+            # Imported when there is to be one: it needs packages that the broker itself does not.
+            from broker.edge.web.server import WebServer
+
+            assert self._open_bus is not None
+            self._web = await WebServer.open(self._node, self._config, listener, self._open_bus)
+            self._web.listen(listeners.web.host, listeners.web.port)
+
+    @property
+    def _web_address(self) -> str | None:
+        return None if self._web is None else self._web.web.address
 
     def _announce(self, listener: NativeListener, seconds: float) -> None:
         emit(
@@ -155,6 +185,7 @@ class Server:
             run=self._node.run,
             tcp=listener.tcp,
             unix=listener.unix,
+            web=self._web_address,
             data=self._config.server.data,
             after_s=round(seconds, 3),
         )
@@ -162,6 +193,7 @@ class Server:
             body: dict[str, Any] = {
                 "tcp": listener.tcp,
                 "unix": listener.unix,
+                "web": self._web_address,
                 "pid": os.getpid(),
                 "run": self._node.run,
                 "ready_s": round(seconds, 6),
@@ -175,16 +207,16 @@ class Server:
         if self._starter is not None:
             self._starter.ready({"pid": os.getpid(), "run": self._node.run})
 
-    def _end_when_idle(self) -> None:
+    def _end_when_idle(self, listener: Listener) -> None:
         """End if nobody has been connected for long enough; else look again when that may be so."""
         idle_s = self._config.server.exit_when_idle_s
         loop = asyncio.get_running_loop()
         # A reload may turn it on.
-        left_s = (
-            until_idle_s(loop.time(), self._node.left_s, len(self._node.connections), idle_s) if idle_s else FLUSH_S
-        )
+        # The web listener's own bus keeps no server up.
+        connections = len(self._node.connections) + len(listener.plain) - (self._web is not None)
+        left_s = until_idle_s(loop.time(), self._node.left_s, connections, idle_s) if idle_s else FLUSH_S
         if left_s > 0:
-            loop.call_later(left_s, self._end_when_idle)
+            loop.call_later(left_s, self._end_when_idle, listener)
             return
         emit("idle", idle_s=idle_s)
         if not self._stop.done():
@@ -232,6 +264,8 @@ class Server:
             emit("reload_refused", code=failure.name, detail=failure.detail, hint=failure.hint)
             return
         self._config = config
+        if self._web is not None:
+            self._web.web.config = config
         set_log_level(config.server.log_level)
         self._node.reload(config.profiles, config.limits)
         emit("reloaded", waiting=",".join(waiting))

@@ -171,16 +171,17 @@ class Session(Intake):
 
     # -- the transport's calls -----------------------------------------------------------------------------------------
 
-    def start(self, transport: Any, *, shares: bool = False, fd: int = -1) -> None:
+    def start(self, transport: Any, *, shares: bool = False, fd: int = -1, messages: bool = False) -> None:
         """The transport is there: the peer has `hello_timeout_s` to say HELLO.
 
         Args:
             transport: It carries this session's bytes.
             shares: It keeps the pieces that it is handed, until they are sent, instead of a copy.
             fd: The socket that it sends these pieces to as they are; -1 when there is none.
+            messages: What it is handed at once is to be one binary WebSocket message.
         """
         self.transport = transport
-        self.outbox.transport = self._sender = Sender(self.node.unsent, transport, self.outbox, shares, fd)
+        self.outbox.transport = self._sender = Sender(self.node.unsent, transport, self.outbox, shares, fd, messages)
         self._number = self.node.add(self)
         self._hello_timer = self.node.loop.call_later(self.node.limits.hello_timeout_s, self._no_hello)
 

@@ -110,6 +110,7 @@ EVENTS: tuple[Event, ...] = (
             _RUN,
             _text("tcp", "address of the TCP listener, or null"),
             _text("unix", "path of the Unix socket, or null"),
+            _text("web", "address of the web listener, or null"),
             _text("data", "the data directory"),
             _number("after_s", "seconds from start to here"),
         ),

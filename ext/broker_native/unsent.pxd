@@ -22,10 +22,13 @@ cdef class Sender:
     cdef int fd                 # of its socket, on which nobody else writes while it holds nothing; -1: unknown
     cdef object holds           # its `get_write_buffer_size`
     cdef object closes          # and `is_closing`, both only with `fd`
+    cdef bint messages          # what is handed over at once is one binary WebSocket message
     cdef bint shares            # the transport keeps the pieces themselves
     cdef list values            # what it was handed and has not sent; None while it takes everything
     cdef size_t taken           # of them, how many are counted
     cdef size_t rest            # bytes that are its own
 
+    cdef int keep(self, const uint8_t* header, size_t header_bytes, const uint8_t* first, size_t first_bytes,
+                  const uint8_t* second, size_t second_bytes, size_t sent) except -1
     cdef size_t send(self, const uint8_t* first, size_t first_bytes, const uint8_t* second,
                      size_t second_bytes) except? 0

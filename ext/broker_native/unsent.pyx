@@ -8,12 +8,16 @@ What is small goes straight to the transport's socket while the transport holds 
 keep them, and send them in the loop's next step all the same. Its descriptor is the socket's as long as the outbox has
 it: transports say that a connection is lost before they close it.
 
+On a WebSocket all that leaves at once is one binary message (RFC 6455 §5.2): a header of at most ten bytes is put in
+front here, and the pieces behind it are those that every other connection is handed.
+
 All of it belongs to the loop's thread.
 """
 
 cimport cython
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_Check
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memset
 
 cdef extern from *:
@@ -33,6 +37,43 @@ cdef extern from *:
     int MSG_DONTWAIT
     int MSG_NOSIGNAL
     Py_ssize_t sendmsg(int fd, const msghdr* message, int flags) nogil
+
+
+cdef enum:
+    MESSAGE_HEADER_BYTES_MAX = 10
+    BINARY_FINAL = 0x82             # a whole message in one frame, of bytes
+    SIZE_IN_16_BITS = 126
+    SIZE_IN_64_BITS = 127
+
+
+cdef size_t message_begin(uint8_t* at, uint64_t size) noexcept nogil:
+    """Write the header of a message that a server sends; answers its bytes.
+
+    Args:
+        at: Room for MESSAGE_HEADER_BYTES_MAX.
+        size: Of the message, bytes.
+    """
+    cdef size_t width, index
+    at[0] = BINARY_FINAL
+    if size < SIZE_IN_16_BITS:
+        at[1] = <uint8_t>size
+        return 2
+    if size < 1 << 16:
+        width = 2
+        at[1] = SIZE_IN_16_BITS
+    else:
+        width = 8
+        at[1] = SIZE_IN_64_BITS
+    for index in range(width):
+        at[2 + index] = <uint8_t>(size >> (8 * (width - 1 - index)))
+    return 2 + width
+
+
+def message_header(uint64_t size):
+    """Return the header of a binary message of so many bytes, as a server sends it."""
+    cdef uint8_t header[MESSAGE_HEADER_BYTES_MAX]
+    cdef size_t width = message_begin(header, size)
+    return PyBytes_FromStringAndSize(<char*>header, <Py_ssize_t>width)
 
 
 @cython.final
@@ -78,15 +119,18 @@ cdef class Sender:
         shares: The transport keeps the pieces that it is handed; else it keeps a copy.
         fd: The transport's socket, when the bytes go there as they are; it has `get_write_buffer_size` and
             `is_closing` then. -1: they do not, or nobody knows.
+        messages: What is handed over at once is one binary WebSocket message, with its header in front.
     """
 
-    def __cinit__(self, Unsent unsent not None, object transport, object outbox, bint shares, int fd=-1):
+    def __cinit__(self, Unsent unsent not None, object transport, object outbox, bint shares, int fd=-1,
+                  bint messages=False):
         self.unsent = unsent
         self.transport = transport
         self.outbox = outbox
         self.write = transport.writelines
         self.shares = shares
         self.fd = fd
+        self.messages = messages
         if fd >= 0:
             self.holds = transport.get_write_buffer_size
             self.closes = transport.is_closing
@@ -95,25 +139,62 @@ cdef class Sender:
                      size_t second_bytes) except? 0:
         """Hand two pieces to the socket itself, as far as it takes them now; answers how many bytes that were.
 
-        0 when it may not be, or fails: the transport is to be handed them, and finds out what is wrong.
+        0 when it may not be, or fails: the transport is to be handed them, and finds out what is wrong. A message is
+        never divided: of one that has begun the transport gets the rest here.
         """
-        cdef iovec pieces[2]
+        cdef uint8_t header[MESSAGE_HEADER_BYTES_MAX]
+        cdef size_t header_bytes = 0
+        cdef iovec pieces[3]
+        cdef size_t count = 0
         cdef msghdr message
         cdef Py_ssize_t sent
         if self.fd < 0 or self.holds() or self.closes():
             return 0
         memset(&message, 0, sizeof(msghdr))
-        pieces[0].iov_base = <void*>first
-        pieces[0].iov_len = first_bytes
-        pieces[1].iov_base = <void*>second
-        pieces[1].iov_len = second_bytes
-        message.msg_iov = &pieces[0] if first_bytes else &pieces[1]
-        message.msg_iovlen = 2 if first_bytes and second_bytes else 1
+        if self.messages:
+            header_bytes = message_begin(header, first_bytes + second_bytes)
+            pieces[0].iov_base = <void*>header
+            pieces[0].iov_len = header_bytes
+            count = 1
+        if first_bytes:
+            pieces[count].iov_base = <void*>first
+            pieces[count].iov_len = first_bytes
+            count += 1
+        if second_bytes:
+            pieces[count].iov_base = <void*>second
+            pieces[count].iov_len = second_bytes
+            count += 1
+        message.msg_iov = pieces
+        message.msg_iovlen = count
         sent = sendmsg(self.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
-        return <size_t>sent if sent > 0 else 0
+        if sent <= 0:
+            return 0
+        if not self.messages:
+            return <size_t>sent
+        if <size_t>sent < header_bytes + first_bytes + second_bytes:
+            self.keep(header, header_bytes, first, first_bytes, second, second_bytes, <size_t>sent)
+        return first_bytes + second_bytes
+
+    cdef int keep(self, const uint8_t* header, size_t header_bytes, const uint8_t* first, size_t first_bytes,
+                  const uint8_t* second, size_t second_bytes, size_t sent) except -1:
+        """Hand the rest of a message that the socket took a part of to the transport."""
+        cdef bytes whole = (PyBytes_FromStringAndSize(<const char*>header, <Py_ssize_t>header_bytes)
+                            + PyBytes_FromStringAndSize(<const char*>first, <Py_ssize_t>first_bytes)
+                            + PyBytes_FromStringAndSize(<const char*>second, <Py_ssize_t>second_bytes))
+        cdef list rest = [whole[<Py_ssize_t>sent:]]
+        self.write(rest)
+        if self.outbox.paused:
+            self.note(rest)
+        return 0
 
     def writelines(self, list pieces not None):
         """Hand pieces to the transport: bytes, or memoryviews of bytes."""
+        cdef object piece
+        cdef uint64_t size = 0
+        if self.messages:
+            for piece in pieces:
+                size += <size_t>len(piece)
+            pieces.insert(0, message_header(size))
         self.write(pieces)
         if self.outbox.paused:
             self.note(pieces)

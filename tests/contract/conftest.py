@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BLOCKING = {"blocking", "blocking client"}
-HOMES = ("embedded", "thread", "shared", "tcp", "unix", "blocking")
+HOMES = ("embedded", "thread", "shared", "tcp", "unix", "web", "blocking")
+REMOTE = {"tcp", "unix", "web", "blocking"}
+"""Those that need a server."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -62,7 +64,7 @@ def home(request: pytest.FixtureRequest, tmp_path: Path, evicts: bool) -> Home:
     if kind == "shared":
         shared: SharedFolder = request.getfixturevalue("shared_folder")
         return shared.home
-    server = request.getfixturevalue("shared_server") if kind in ("tcp", "unix", "blocking") else None
+    server = request.getfixturevalue("shared_server") if kind in REMOTE else None
     return Home(kind, tmp_path, server, evicts=evicts)
 
 

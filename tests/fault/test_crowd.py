@@ -132,7 +132,7 @@ async def test_who_finds_no_room_is_told_when_to_come_back(listener: NativeListe
 async def test_the_longest_silent_makes_room_for_those_who_speak(
     listener: NativeListener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.edge.native.GREETING_MAX", 20)
+    monkeypatch.setattr("broker.edge.accepting.GREETING_MAX", 20)
     silent = [await asyncio.open_connection(*address(listener)) for _ in range(20)]
     await until(lambda: len(listener.node.connections) == 20)
     async with connect(f"broker://{listener.tcp}") as bus:

@@ -345,8 +345,8 @@ def test_other_address_is_refused(address: str, reason: str) -> None:
 
 
 def test_listeners() -> None:
-    assert check_listeners(ServerConfig(unix="/run/broker")) == (("127.0.0.1", 4770), "/run/broker")
-    assert check_listeners(ServerConfig(tcp="", unix="/run/broker")) == (None, "/run/broker")
+    assert check_listeners(ServerConfig(unix="/run/broker")) == (("127.0.0.1", 4770), "/run/broker", None)
+    assert check_listeners(ServerConfig(tcp="", unix="/run/broker")) == (None, "/run/broker", None)
     with pytest.raises(ConfigError, match="at least one listener"):
         check_listeners(ServerConfig(tcp=""))
 

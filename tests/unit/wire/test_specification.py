@@ -19,8 +19,8 @@ from broker.config import ServerConfig
 from broker.core import sequencer
 from broker.core.recent import INDEX_END
 from broker.edge import session
+from broker.edge.accepting import GREETING_MAX
 from broker.edge.consuming import OPERATIONS
-from broker.edge.native import GREETING_MAX
 from broker.model import consumers
 from broker.model.delayed import DELAYED_MAX
 from broker.model.errors import BY_CODE, BY_NAME, ERROR_CODES, BrokerError, Remedy, error

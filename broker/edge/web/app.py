@@ -1,0 +1,47 @@
+"""What the web listener answers, by path.
+
+Each room of the API is a module beside this one; its routes stand here in one line each.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from broker.config.sections import listed
+from broker.edge.web.guard import Guarded
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.types import ASGIApp
+
+    from broker.edge.web.context import Web
+
+__all__ = ["build_app"]
+
+CORS_METHODS = ("GET", "POST")
+CORS_HEADERS = ("Authorization", "Content-Type", "Last-Event-ID")
+
+
+def build_app(web: Web) -> ASGIApp:
+    """Build the application; `request.app.state.web` is what its routes find.
+
+    Args:
+        web: What requests need.
+    """
+    app = Starlette(routes=[Route("/v1/version", version)])
+    app.state.web = web
+    origins = listed(web.config.web.origins)
+    inner = CORSMiddleware(app, origins, CORS_METHODS, CORS_HEADERS, expose_headers=("Retry-After",))
+    return Guarded(inner if origins else app, web)
+
+
+async def version(request: Request) -> PlainTextResponse:
+    """Answer the broker's version."""
+    from broker._version import __version__
+
+    return PlainTextResponse(f"{__version__}\n")
