@@ -46,6 +46,7 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "verify": "Prove the files of a data directory or a backup.",
         "demo": "Publish a corpus, kill the broker, resume, and judge.",
         "config": "Check a configuration, or show the effective one.",
+        "token": "Make tokens, try them, explain them.",
         "errors": "Explain the error codes.",
         "events": "Explain the events of the log.",
         "version": "Print the versions of the broker and what it runs on.",

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from broker.config.sections import SECTIONS, ServerConfig, StorageConfig, WebConfig
+from broker.config.sections import SECTIONS, AccessConfig, ServerConfig, StorageConfig, WebConfig
 from broker.config.sources import DEFAULT, Problem, read_sources
 from broker.model.errors import ConfigError
 from broker.model.limits import Limits
@@ -48,6 +48,7 @@ class Config:
     storage: StorageConfig = field(default_factory=StorageConfig)
     profiles: Profiles = field(default_factory=Profiles)
     web: WebConfig = field(default_factory=WebConfig)
+    access: AccessConfig = field(default_factory=AccessConfig)
     origin: Origin = field(default_factory=lambda: Origin(None, {}), compare=False, repr=False)
 
     def __post_init__(self) -> None:

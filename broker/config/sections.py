@@ -169,5 +169,38 @@ def listed(text: str) -> tuple[str, ...]:
     return tuple(part.strip().lower() for part in text.split(",") if part.strip())
 
 
-SECTIONS: dict[str, type[Section]] = {kind.SECTION: kind for kind in (ServerConfig, WebConfig, Limits, StorageConfig)}
+@dataclass(frozen=True, slots=True)
+class AccessConfig:
+    """Whether whoever connects has to say who he is.
+
+    Raises:
+        ConfigError: INVALID_CONFIG; a value is out of its range.
+    """
+
+    SECTION: ClassVar[str] = "access"
+
+    file: str = field(
+        default="",
+        metadata=setting(
+            "Path of the access file: who may sign in, as whom, and what that one may do. Empty text: nobody is asked, "
+            "and everybody may do everything. What stands in the file is taken whenever it changes."
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if "\0" in self.file:
+            raise invalid("access.file", f"got {self.file[:64]!a}, expected a path without a zero byte")
+
+
+SECTIONS: dict[str, type[Section]] = {
+    kind.SECTION: kind
+    for kind in (
+        ServerConfig,
+        WebConfig,
+        AccessConfig,
+        Limits,
+        StorageConfig,
+    )
+}
 """Every section but the profiles, by name, in the order in which they are shown."""

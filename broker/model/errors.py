@@ -630,6 +630,22 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         Scope.REQUEST,
     ),
     ErrorCode(
+        3035,
+        "UNAUTHENTICATED",
+        "nobody knows who is at the other end, or what it signs in with is not good",
+        "Connect with a token that this server accepts; `broker token explain` says what is wrong with one.",
+        Denied,
+        Scope.EITHER,
+    ),
+    ErrorCode(
+        3036,
+        "TOKEN_EXPIRED",
+        "what the connection signed in with has ended or was taken back",
+        "Get a fresh token and connect with it; positions stay good.",
+        Denied,
+        Scope.EITHER,
+    ),
+    ErrorCode(
         4001,
         "COMMIT_UNKNOWN",
         "the commit failed after it was handed to the disk; the records may or may not be stored",

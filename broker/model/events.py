@@ -189,6 +189,28 @@ EVENTS: tuple[Event, ...] = (
         "Give all openers the same settings, or put them into broker.toml in the directory.",
         (_DETAIL,),
     ),
+    # -- who signs in
+    Event(
+        "access_changed",
+        Severity.INFO,
+        "access",
+        "the access file or its key set has changed, and the new rules are in force for everybody",
+        "Nothing; connections whose rights have ended are told and closed.",
+        (
+            _text("path", "of the access file"),
+            _integer("roles", "how many it defines"),
+            _integer("keys", "that signed tokens are checked with"),
+            _integer("tokens", "static ones that it lists"),
+        ),
+    ),
+    Event(
+        "access_refused",
+        Severity.ERROR,
+        "access",
+        "the changed access file or its key set cannot be used; the old rules stay in force",
+        "Correct it; it is read again when it changes.",
+        (_text("path", "of the access file"), _CODE, _DETAIL, _HINT),
+    ),
     # -- the node
     Event(
         "commit_failed",
