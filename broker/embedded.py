@@ -60,9 +60,10 @@ async def open_bus(node: Node, identity: Identity) -> Client:
 
 
 class MemorySession(Session):
-    """A session over a pipe in memory."""
+    """A session over a pipe in memory: of who runs the broker, or of an identity that is known."""
 
     __slots__ = ()
+    ASKS = False
 
     def on_bytes(self, data: memoryview) -> None:
         self.feed(data)

@@ -38,6 +38,10 @@ class Gate:
             who = identity.user or identity.peer or "anyone"
             raise error("DENIED", f"{verb} {display(name)}: {who} has no grant that it lies within")
 
+    def allows(self, identity: Identity, verb: Verb, name: bytes) -> bool:
+        """Return whether `check` would let it pass."""
+        return not is_reserved(name) and (identity.grants is None or identity.grants.allows(verb, name))
+
     def count_allowed(self, identity: Identity, verb: Verb, names: list[bytes]) -> int:
         """Return how many of the names, from the first on, pass `check`; it says why the next one does not."""
         grants = identity.grants

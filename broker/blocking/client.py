@@ -13,7 +13,7 @@ from broker.blocking.waiting import Answer, Deadline
 from broker.blocking.workers import Workers
 from broker.bus import CREDIT_BYTES_DEFAULT, GRACE_S, PIPELINE_BYTES, PIPELINE_JOBS, REQUEST_TIMEOUT_S
 from broker.model.consumers import WINDOW_BYTES_DEFAULT, WINDOW_DEFAULT
-from broker.model.errors import BrokerError, error
+from broker.model.errors import BrokerError, error, located
 from broker.remote.address import parse_url
 from broker.remote.asking import late
 from broker.remote.pipeline import pipeline_of
@@ -232,6 +232,4 @@ def connect(url: str, **options: Any) -> Client:
     try:
         return Client(address, **options).start()
     except BrokerError as failure:
-        raise type(failure)(failure.code, f"{address}: {failure.detail}", failure.hint, failure.name) from (
-            failure.__cause__
-        )
+        raise located(failure, str(address)) from failure.__cause__

@@ -37,6 +37,14 @@ class ServerConfig:
             "Address of the listener for browsers and HTTP, HOST:PORT, usually port 4780; empty text for none."
         ),
     )
+    exposed: str = field(
+        default="guarded",
+        metadata=setting(
+            "What listeners on addresses that are not loopback may lack: nothing (guarded), or what is named. Without "
+            "TLS everybody on the way reads along; without access everybody may do everything.",
+            choices=("guarded", "without_tls", "without_access", "without_both"),
+        ),
+    )
     data: str = field(
         default="broker-data",
         metadata=setting("Directory of the journal; created with mode 0700 if it does not exist."),

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from broker._version import __version__
+from broker.access.authority import Authority
 from broker.config import Config, check_listeners, takes_uvloop
 from broker.edge.heap import settle_heap
 from broker.edge.log_output import set_log_level, set_up_log, watch_loop
@@ -120,6 +121,17 @@ class Server:
         loop = asyncio.get_running_loop()
         watch_loop(loop)
         self._stop = loop.create_future()
+        # Read before the data is opened: there is no server without rules that was to have some.
+        authority = Authority(config.access.file, loop.call_soon_threadsafe) if config.access.file else None
+        try:
+            await self._serve(authority, begun)
+        finally:
+            if authority is not None:
+                authority.close()
+
+    async def _serve(self, authority: Authority | None, begun: float) -> None:
+        config = self._config
+        loop = asyncio.get_running_loop()
         self._node = await Node.open(
             config.server.data,
             profiles=config.profiles,
@@ -128,6 +140,7 @@ class Server:
             reserve_bytes=config.storage.reserve_bytes,
             backlog_bytes_max=config.storage.backlog_bytes_max,
             archive_by=ArchiveBy.PROCESS,
+            authority=authority,
         )
         self._node.fatal = self._fail
         listener = NativeListener(self._node)
@@ -160,7 +173,7 @@ class Server:
         asyncio.get_running_loop().call_later(FLUSH_S, self._flush_log)
 
     async def _listen(self, listener: NativeListener) -> None:
-        listeners = check_listeners(self._config.server)
+        listeners = check_listeners(self._config.server, self._config.guard)
         if listeners.tcp is not None:
             await listener.listen_tcp(listeners.tcp.host, listeners.tcp.port)
         if listeners.unix is not None:

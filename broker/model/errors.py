@@ -310,6 +310,14 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         Scope.REQUEST,
     ),
     ErrorCode(
+        1010,
+        "RATE_LIMITED",
+        "a user, or an address, does more in a second than it may",
+        "Wait as long as the error says, and do less at once.",
+        LimitExceeded,
+        Scope.EITHER,
+    ),
+    ErrorCode(
         2001,
         "GOING_AWAY",
         "the server drains and will close the connection",
@@ -741,6 +749,13 @@ def error(
     if retry_after_ms is not None:
         failure.retry_after_ms = retry_after_ms
     return failure
+
+
+def located(failure: BrokerError, where: str) -> BrokerError:
+    """Return an error that says where it happened, else the same; not raised."""
+    told = type(failure)(failure.code, f"{where}: {failure.detail}", failure.hint, failure.name)
+    told.retry_after_ms = failure.retry_after_ms
+    return told
 
 
 def to_wire(failure: BrokerError) -> dict[str, object]:

@@ -499,6 +499,14 @@ EVENTS: tuple[Event, ...] = (
         (_number("after_s", "seconds until the attempt"), _CODE, _DETAIL),
     ),
     Event(
+        "renewal_failed",
+        Severity.WARNING,
+        "client",
+        "the client got no fresh token, or the server did not take it; it tries again until the old one ends",
+        "See that what gives the client its tokens works.",
+        (_CODE, _DETAIL),
+    ),
+    Event(
         "client_failed",
         Severity.ERROR,
         "client",
