@@ -588,6 +588,17 @@ class Node:
         """Find the first group whose time is not below `time_us`, on the reader thread; `found` hears of it here."""
         self.catchup.locate_time(time_us, found)
 
+    def name_of(self, channel: int) -> bytes:
+        """Return the name of a stored channel that need not be in memory, by its id.
+
+        Raises:
+            StorageError: The log has none of that id, or cannot be read.
+        """
+        (name,) = self._log.names_of([channel])
+        if name is None:
+            raise error("STORAGE_CORRUPT", f"channel {channel}: the log has no name for it")
+        return name
+
     def backup(self, target: Path) -> int:
         """Begin to copy everything that is stored at this moment into an empty folder; returns the task's id.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from broker.config.sections import listed
 from broker.edge.web.buffers import Buffers
+from broker_native.json_chunks import Renderer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -37,6 +38,7 @@ class Web:
         open_bus: Opens another one, as somebody.
         address: Where it listens, `host:port`; empty before it does.
         started: When the server began, seconds since the epoch.
+        renderer: Writes deliveries as JSON, for all sessions of the node.
         buffers: What reading WebSockets takes up.
     """
 
@@ -48,6 +50,10 @@ class Web:
     address: str = ""
     buffers: Buffers = field(default_factory=Buffers)
     started: float = field(default_factory=time.time)
+    renderer: Renderer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.renderer = Renderer(self.node.fanout, self.node.core.journal, self.node.name_of)
 
     def knows_host(self, host: str) -> bool:
         """Whether a browser that found the server by this name (`Host`) is meant to.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from picows import WSUpgradeResponse
 
 from broker.access.gate import Identity
+from broker.edge.web.dialect import JSON_PROTOCOL, open_text
 from broker.edge.web.guard import refusal_of
 from broker.edge.web.socket import BINARY_PROTOCOL, Ear, Frames, SocketSession
 
@@ -34,8 +35,8 @@ def open_binary(web: Web, identity: Identity) -> Ear:
     return Ear(web, SocketSession(web, identity))
 
 
-SUBPROTOCOLS: dict[str, Callable[[Web, Identity], Ear]] = {BINARY_PROTOCOL: open_binary}
-"""What a WebSocket speaks, by the name that its handshake agrees on."""
+SUBPROTOCOLS: dict[str, Callable[[Web, Identity], Ear]] = {BINARY_PROTOCOL: open_binary, JSON_PROTOCOL: open_text}
+"""What a WebSocket speaks, by the name that its handshake agrees on; without any it speaks JSON."""
 
 
 def upgrade(web: Web, transport: asyncio.Transport, scope: HTTPScope, url: bytes, rest: bytes) -> bytes | None:
@@ -67,17 +68,17 @@ def upgrade(web: Web, transport: asyncio.Transport, scope: HTTPScope, url: bytes
         for name in value.split(b",")
     ]
     agreed = next((name for name in offered if name in SUBPROTOCOLS), None)
-    if agreed is None:
+    if agreed is None and offered:
         known = ", ".join(SUBPROTOCOLS)
         return response("400 Bad Request", f"WebSocket: Sec-WebSocket-Protocol: expected one of {known}\n")
     switch(web, transport, agreed, keys[0], rest)
     return None
 
 
-def switch(web: Web, transport: asyncio.Transport, agreed: str, key: bytes, rest: bytes) -> None:
+def switch(web: Web, transport: asyncio.Transport, agreed: str | None, key: bytes, rest: bytes) -> None:
     """Have picows answer the handshake and hear the connection from now on."""
-    ear = SUBPROTOCOLS[agreed](web, Identity(peer="web"))
-    answer = WSUpgradeResponse.create_101_response({"Sec-WebSocket-Protocol": agreed})
+    ear = SUBPROTOCOLS[agreed or JSON_PROTOCOL](web, Identity(peer="web"))
+    answer = WSUpgradeResponse.create_101_response({"Sec-WebSocket-Protocol": agreed} if agreed else {})
     protocol: Any = Frames(ear, web.buffers, answer)
     transport.set_protocol(protocol)
     protocol.connection_made(transport)
