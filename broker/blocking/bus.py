@@ -22,6 +22,7 @@ from broker.blocking.waiting import Answer, Deadline, Waiter, add_waiter, wake
 from broker.events import emit
 from broker.model.errors import BrokerError, error
 from broker.remote.bus import RENEW_RETRY_S, RemoteBus, renew_after_s, token_failed
+from broker.remote.tls import context_for
 from broker.wire import control
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
     from broker.blocking.consumer import Consumer
     from broker.blocking.subscription import Subscription
-    from broker.remote.address import TcpAddress, UnixAddress
+    from broker.remote.address import Address
+    from broker.remote.tls import Trust
     from broker.remote.workers import WorkerSettings
 
 TIMEOUT_S: Final = 10.0
@@ -68,17 +70,19 @@ class BlockingBus(RemoteBus[Connection]):
     Args:
         address: Where the server is.
         timeout_s: How long a call waits that is not told; None: for ever.
+        tls: With a `TlsAddress`: a context, or a PEM file of those who sign the server's certificate.
         options: `backoff`, `connect_timeout_s`, `unanswered_bytes_max`, `token`, `name` and `producer`, as for
             `RemoteBus`.
     """
 
     def __init__(
-        self, address: TcpAddress | UnixAddress, *, timeout_s: float | None = TIMEOUT_S, **options: Any
+        self, address: Address, *, timeout_s: float | None = TIMEOUT_S, tls: Trust = None, **options: Any
     ) -> None:
         self.lock = threading.Lock()
         """Guards everything that this object and its subscriptions have."""
         self.timeout_s = timeout_s
         self._address = address
+        self._tls = context_for(address, tls)
         self._context = contextvars.Context()
         self._soon: list[tuple[Callable[..., object], tuple[Any, ...], contextvars.Context | None]] = []
         self._outside: list[tuple[Callable[..., object], tuple[object, ...]]] = []
@@ -365,7 +369,7 @@ class BlockingBus(RemoteBus[Connection]):
         deadline = Deadline(self._connect_timeout_s)
         try:
             hello = self._hello(self._fresh_token())
-            connection.open(dial(self._address, self._connect_timeout_s))
+            connection.open(*dial(self._address, self._connect_timeout_s, self._tls))
             with self.lock:
                 self._opening = connection
                 connection.begin(hello, *self._ahead(connection))

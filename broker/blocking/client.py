@@ -36,6 +36,7 @@ class Client(Publishing, Questions):
     Args:
         address: Where the server is.
         timeout_s: How long a call waits that is not told; None: for ever.
+        tls: With a `TlsAddress`: a context, or a PEM file of those who sign the server's certificate.
         options: `backoff`, `connect_timeout_s`, `unanswered_bytes_max`, `token`, `name` and `producer`, as for
             `RemoteBus`.
     """
@@ -221,11 +222,11 @@ def connect(url: str, **options: Any) -> Client:
     """Connect to a broker: `bus = connect(url)`, or `with connect(url) as bus`.
 
     Args:
-        url: `broker://host:port` or `broker+unix:///path`.
+        url: `broker://host:port`, `broker+tls://host:port` or `broker+unix:///path`.
         options: As for `Client`.
 
     Raises:
-        ConfigError: ADDRESS; the URL is none.
+        ConfigError: ADDRESS; the URL is none. INVALID_CONFIG; a certificate cannot be used.
         BrokerError: There is no server, or it refuses us.
     """
     address = parse_url(url)

@@ -45,6 +45,7 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "load": "Publish what dump wrote.",
         "verify": "Prove the files of a data directory or a backup.",
         "demo": "Publish a corpus, kill the broker, resume, and judge.",
+        "cert": "Make certificates to develop with.",
         "config": "Check a configuration, or show the effective one.",
         "token": "Make tokens, try them, explain them.",
         "errors": "Explain the error codes.",

@@ -24,7 +24,7 @@ from broker.client.history import ClientHistory
 from broker.client.pipeline import ClientPipeline
 from broker.client.subscription import ClientSubscription
 from broker.client.transaction import ClientTransaction
-from broker.client.transport import tcp_connector, unix_connector
+from broker.client.transport import tcp_connector, tls_connector, unix_connector
 from broker.client.workers import ClientWorkers, check_coroutine
 from broker.events import emit
 from broker.model.consumers import WINDOW_BYTES_DEFAULT, WINDOW_DEFAULT
@@ -32,7 +32,7 @@ from broker.model.errors import BrokerError, error, located
 from broker.model.history import Trim
 from broker.model.levels import Level
 from broker.model.names import check_channel
-from broker.remote.address import UnixAddress, WebAddress, parse_url, parse_web_url
+from broker.remote.address import TlsAddress, UnixAddress, WebAddress, parse_url, parse_web_url
 from broker.remote.asking import late
 from broker.remote.bus import (
     DRAIN_BYTES_HIGH,
@@ -49,6 +49,7 @@ from broker.remote.consumers import ConsumersPages, consumer_of, named, queue_of
 from broker.remote.pages import NamesPages, make_pages
 from broker.remote.pipeline import pipeline_of
 from broker.remote.scheduling import DelayedPages, draw_id, pack_cancel, when_of
+from broker.remote.tls import context_for
 from broker.remote.workers import WorkerSettings, worker_of
 from broker.wire import consuming, control, requests
 
@@ -71,7 +72,8 @@ if TYPE_CHECKING:
     from broker.client.transport import Connector
     from broker.model.consumers import ConsumerInfo, WaitingJob
     from broker.model.positions import Position
-    from broker.remote.address import TcpAddress
+    from broker.remote.address import Address
+    from broker.remote.tls import Trust
     from broker_native.messages import Message
     from broker_native.outcomes import Publication, Receipt, Scheduled
     from broker_native.work import Job
@@ -651,39 +653,46 @@ def wake(waiters: list[asyncio.Future[None]]) -> None:
             waiter.set_result(None)
 
 
-def connector_of(address: TcpAddress | UnixAddress | WebAddress) -> Connector:
+def connector_of(address: Address | WebAddress, tls: Trust) -> Connector:
     """Return what connects to an address.
 
     Raises:
-        ConfigError: ADDRESS; it is a WebSocket's, and the extra `web` is not installed.
+        ConfigError: ADDRESS; it is a WebSocket's, and the extra `web` is not installed. As `context_for`.
     """
+    context = context_for(address, tls)
     if isinstance(address, UnixAddress):
         return unix_connector(address)
+    if isinstance(address, TlsAddress):
+        assert context is not None
+        return tls_connector(address, context)
     if not isinstance(address, WebAddress):
         return tcp_connector(address)
     try:
         from broker.client.web import web_connector
     except ImportError as missing:
         raise error("ADDRESS", f"url {address}: needs {missing.name}", "pip install broker-bus[web]") from None
-    return web_connector(address)
+    return web_connector(address, context)
 
 
 class connect:  # called like a function, awaited and entered like what it returns
     """Connect to a broker: `bus = await connect(url)`, or `async with connect(url) as bus`.
 
     Args:
-        url: `broker://host:port` or `broker+unix:///path`; `ws://host:port` or `wss://host:port` for a WebSocket,
-            which needs the extra `web`.
+        url: `broker://host:port`, `broker+tls://host:port` or `broker+unix:///path`; `ws://host:port` or
+            `wss://host:port` for a WebSocket, which needs the extra `web`.
+        tls: With `broker+tls://` and `wss://`: a context, or a PEM file of those who sign the server's certificate.
+            None: what the URL says, and whom the system believes.
         options: As for `Client`.
 
     Raises:
-        ConfigError: ADDRESS; the URL is none, or of a WebSocket and the extra `web` is not installed.
+        ConfigError: ADDRESS; the URL is none, or of a WebSocket and the extra `web` is not installed. INVALID_CONFIG; a
+            certificate cannot be used.
         BrokerError: From awaiting or entering: there is no server, or it refuses us.
     """
 
-    def __init__(self, url: str, **options: Any) -> None:
+    def __init__(self, url: str, *, tls: Trust = None, **options: Any) -> None:
         self._address = parse_web_url(url) or parse_url(url)
-        self._connector = connector_of(self._address)
+        self._connector = connector_of(self._address, tls)
         self._options = options
         self._bus: Client | None = None
 

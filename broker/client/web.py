@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from picows import WSAutoPingStrategy, WSCloseCode, WSHandshakeError, WSListener, WSMsgType
 from picows.picows import WSProtocol  # type: ignore[attr-defined]
 
-from broker.client.transport import WRITE_BUFFER_BYTES_HIGH
+from broker.client.transport import SHUTDOWN_S, WRITE_BUFFER_BYTES_HIGH
 from broker.model.errors import error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from ssl import SSLContext
 
     from picows import WSFrame, WSTransport
 
@@ -117,13 +118,8 @@ class WebTransport(WSListener):
         self._receiver.on_writable(True)
 
 
-def web_connector(address: WebAddress) -> Connector:
-    """Return what connects to a WebSocket's address."""
-    secure: Any = None
-    if address.secure:
-        import ssl
-
-        secure = ssl.create_default_context()
+def web_connector(address: WebAddress, context: SSLContext | None) -> Connector:
+    """Return what connects to a WebSocket's address, by TLS if there is a context."""
 
     async def open_web(receiver: Receiver) -> Transport:
         loop = asyncio.get_running_loop()
@@ -145,7 +141,14 @@ def web_connector(address: WebAddress) -> Connector:
             {"Sec-WebSocket-Protocol": SUBPROTOCOL},
             BUFFER_BYTES,
         )
-        transport, _ = await loop.create_connection(lambda: protocol, address.host, address.port, ssl=secure)
+        transport, _ = await loop.create_connection(
+            lambda: protocol,
+            address.host,
+            address.port,
+            ssl=context,
+            server_hostname=None if context is None else address.expected,
+            ssl_shutdown_timeout=None if context is None else SHUTDOWN_S,
+        )
         try:
             await protocol.wait_until_handshake_complete()
             if protocol.transport.response is None:

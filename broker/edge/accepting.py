@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from broker.access.rates import address_of
 from broker.edge.admission import HINT_MS_MIN, REFUSALS_A_PLACE, TURN_S, Admission
+from broker.edge.secure import SecureDoor
 from broker.events import emit, tally
 from broker.model.errors import error
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Sequence
 
+    from broker.edge.certificates import Certificates
     from broker.model.errors import BrokerError
     from broker.node.node import Node
 
@@ -194,14 +196,16 @@ class Listener:
 
     Args:
         node: The broker.
+        certificates: With them all that is said at TCP addresses is said by TLS.
 
     Attributes:
         greeting: Connections that have not said what they are for, the longest silent first.
         plain: Connections that carry no session of the node, and count among all of them.
     """
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, certificates: Certificates | None = None) -> None:
         self.node = node
+        self._certificates = certificates
         self.connections_max = node.limits.connections_bound(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         self.unix: str | None = None
         self._listening: dict[socket.socket, Door] = {}
@@ -229,6 +233,8 @@ class Listener:
         Raises:
             BrokerError: ADDRESS; it is in use or cannot be had.
         """
+        if self._certificates is not None:
+            door = SecureDoor(self.node.loop, self._certificates, door)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             bound = self._listen(family, (host, port), door).getsockname()

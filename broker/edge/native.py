@@ -48,7 +48,7 @@ class NativeConnection(Session, asyncio.BufferedProtocol):
         node: The broker.
         identity: Who is at the other end, as far as the socket tells.
         greeting: Those that have not said HELLO; it is among them as long as it has not. None: nobody counts them.
-        fd: The socket, if its bytes go there as they are; -1 else.
+        fd: The socket, if there is one; -1 else.
     """
 
     __slots__ = ("_fd", "_greeting")
@@ -69,7 +69,8 @@ class NativeConnection(Session, asyncio.BufferedProtocol):
         stream = cast("asyncio.Transport", transport)
         stream.set_write_buffer_limits(high=WRITE_BUFFER_BYTES_HIGH)
         self._greeting[self] = None
-        self.start(stream, shares=shares_pieces(transport), fd=self._fd)
+        plain = stream.get_extra_info("ssl_object") is None
+        self.start(stream, shares=shares_pieces(transport), fd=self._fd if plain else -1)
 
     def introduced(self) -> Identity | BrokerError | None:
         authority = self.node.authority
@@ -102,7 +103,12 @@ class NativeConnection(Session, asyncio.BufferedProtocol):
 
 
 def shares_pieces(transport: asyncio.BaseTransport) -> bool:
-    """Whether a socket's transport keeps the pieces that it is handed; asyncio's made one of them until Python 3.12."""
+    """Whether a socket's transport keeps the pieces that it is handed.
+
+    asyncio's made one of them until Python 3.12, and what goes through TLS is other bytes.
+    """
+    if transport.get_extra_info("ssl_object") is not None:
+        return False
     return sys.version_info >= (3, 12) or not type(transport).__module__.startswith("asyncio.")
 
 

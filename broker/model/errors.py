@@ -366,6 +366,14 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         Scope.REQUEST,
     ),
     ErrorCode(
+        2007,
+        "TLS_FAILED",
+        "no TLS came about with the peer, or it broke off",
+        "The detail says what the one would not take of the other: a certificate, a name, a version, or no TLS at all.",
+        Unavailable,
+        Scope.LOCAL,
+    ),
+    ErrorCode(
         3001,
         "MALFORMED_FRAME",
         "bytes arrived that are no legal frame",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 import secrets
+import ssl
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
@@ -26,6 +27,7 @@ from broker.remote.asking import Asking
 from broker.remote.consumer import RemoteConsumer
 from broker.remote.conversation import Conversation
 from broker.remote.reconnect import Backoff, BackoffPolicy, LineKnowledge, is_final
+from broker.remote.tls import tls_failed
 from broker.wire import control
 from broker.wire.kinds import PRODUCER_BYTES
 from broker_native.messages import set_types
@@ -320,6 +322,8 @@ class RemoteBus(ABC, Generic[ConversationT]):
         self._detach()
         self._leaving = None
         self._asks_ahead = not connection.journal_changed
+        if isinstance(failure, ssl.SSLError):
+            return tls_failed(failure)
         if isinstance(failure, OSError):
             return error("CONNECTION_LOST", f"connecting: {failure}", "is the broker running?")
         return failure

@@ -40,8 +40,14 @@ def evicts(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(scope="session")
-def shared_server(evicts: bool) -> Iterator[Server]:
-    server = Server(evicts=evicts)
+def tls(request: pytest.FixtureRequest) -> bool:
+    """Whether all homes of this run that are reached by TCP are reached by TLS."""
+    return bool(request.config.getoption("--tls"))
+
+
+@pytest.fixture(scope="session")
+def shared_server(evicts: bool, tls: bool) -> Iterator[Server]:
+    server = Server(evicts=evicts, tls=tls)
     try:
         yield server.start()
     finally:
@@ -69,9 +75,9 @@ def home(request: pytest.FixtureRequest, tmp_path: Path, evicts: bool) -> Home:
 
 
 @pytest.fixture
-def own_server(evicts: bool) -> Iterator[Server]:
+def own_server(evicts: bool, tls: bool) -> Iterator[Server]:
     """A server that the test may kill."""
-    server = Server(evicts=evicts)
+    server = Server(evicts=evicts, tls=tls)
     try:
         yield server.start()
     finally:

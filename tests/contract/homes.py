@@ -17,6 +17,7 @@ from unittest.mock import patch
 import psutil
 
 from broker import Broker, connect
+from broker.access.issuing import Issuer
 from broker.model.levels import Level
 from broker.model.profiles import Profile
 from broker.shared import starting
@@ -81,13 +82,19 @@ class Server:
         evicts: It keeps nothing in memory that it may evict.
         program: The module that is run; it serves as the product does, but for what it is about.
         config: Its settings.
+        tls: TLS is spoken at its TCP address, with certificates of its own.
     """
 
-    def __init__(self, *, evicts: bool = False, program: str = "broker", config: str = CONFIG) -> None:
+    def __init__(
+        self, *, evicts: bool = False, program: str = "broker", config: str = CONFIG, tls: bool = False
+    ) -> None:
         self._program = "tests.contract.evicting" if evicts else program
         # Not pytest's folder: the path of a Unix socket is bounded.
         self.folder = Path(tempfile.mkdtemp(prefix="broker-"))
         self._config = self.folder / "broker.toml"
+        self._ca = self._make_certificates() if tls else None
+        if tls:
+            config += f'[tls]\ncertificate = "{self.folder}/server.pem"\nkey = "{self.folder}/server-key.pem"\n'
         self._config.write_text(config)
         self._process: subprocess.Popen[bytes] | None = None
         self._tcp = self._web = "127.0.0.1:0"
@@ -95,7 +102,18 @@ class Server:
 
     @property
     def tcp_url(self) -> str:
-        return f"broker://{self._tcp}"
+        return f"broker://{self._tcp}" if self._ca is None else f"broker+tls://{self._tcp}?ca={self._ca}"
+
+    def _make_certificates(self) -> Path:
+        """Have the server's certificate and key signed; returns the file of who signed."""
+        issuer = Issuer()
+        issued = issuer.issue_server(["127.0.0.1"])
+        files = {"ca.pem": issuer.certificate, "server.pem": issued.certificate, "server-key.pem": issued.key}
+        for name, content in files.items():
+            path = self.folder / name
+            path.touch(mode=0o600)
+            path.write_bytes(content)
+        return self.folder / "ca.pem"
 
     @property
     def web(self) -> str:
@@ -104,7 +122,7 @@ class Server:
 
     @property
     def web_url(self) -> str:
-        return f"ws://{self._web}"
+        return f"ws://{self._web}" if self._ca is None else f"wss://{self._web}?ca={self._ca}"
 
     def start(self) -> Self:
         """Start it, again on the same port if it ran before, and wait until it takes connections."""
