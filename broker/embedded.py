@@ -56,7 +56,8 @@ async def open_bus(node: Node, identity: Identity) -> Client:
         here.attach(receiver)
         return here
 
-    return await Client(open_pipe).start()
+    # A line of its own for each would be remembered for as long as the journal is.
+    return await Client(open_pipe, producer=b"").start()
 
 
 class MemorySession(Session):

@@ -122,7 +122,8 @@ class RemoteBus(ABC, Generic[ConversationT]):
         token: What the server is to know us by, or what gives one: it is called for each connection, and again before
             what it gave ends.
         name: What the server's log calls us.
-        producer: 16 bytes, whose line the publishes are numbered on; None draws one.
+        producer: 16 bytes, whose line the publishes are numbered on; None draws one, and no bytes are for a line that
+            ends with the connection, of which the broker remembers nothing.
     """
 
     def __init__(
@@ -140,7 +141,7 @@ class RemoteBus(ABC, Generic[ConversationT]):
         self._backoff = Backoff(backoff or BackoffPolicy(), random.random)
         self._token = token
         self._name = name
-        self._producer = producer or secrets.token_bytes(PRODUCER_BYTES)
+        self._producer = secrets.token_bytes(PRODUCER_BYTES) if producer is None else producer
         self._buffer = PublishBuffer(
             loop,
             error=error,
@@ -294,7 +295,7 @@ class RemoteBus(ABC, Generic[ConversationT]):
 
     def _hello(self, token: str | None) -> bytes:
         """Return the frame that begins a conversation."""
-        return control.encode_hello(self._name, self._producer, token)
+        return control.encode_hello(self._name, self._producer or None, token)
 
     def _is_final(self, failure: BaseException) -> bool:
         """Whether connecting again is of no use. Whoever can get a fresh token does so when one has ended."""

@@ -13,7 +13,9 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from broker.config.sections import listed
+from broker.edge.web.api import Api, no_such_method, no_such_path
 from broker.edge.web.guard import Guarded
+from broker.edge.web.routes import api_routes
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -33,7 +35,11 @@ def build_app(web: Web) -> ASGIApp:
     Args:
         web: What requests need.
     """
-    app = Starlette(routes=[Route("/v1/version", version)])
+    web.api = Api(web)
+    app = Starlette(
+        routes=[Route("/v1/version", version), *api_routes(web.api)],
+        exception_handlers={404: no_such_path, 405: no_such_method},
+    )
     app.state.web = web
     origins = listed(web.config.web.origins)
     inner = CORSMiddleware(app, origins, CORS_METHODS, CORS_HEADERS, expose_headers=("Retry-After",))
