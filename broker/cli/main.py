@@ -37,6 +37,7 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "queue": "Work queues: look into one, work one off.",
         "delayed": "List messages that wait for their time, cancel one.",
         "top": "Watch a running server, and who is behind.",
+        "trace": "Follow one message to the disk and to its readers.",
         "bench": "Measure the broker and verify every message.",
         "backup": "Copy a broker's data, running or not.",
         "restore": "Make a data directory of a backup.",

@@ -282,6 +282,14 @@ class Consumers:
             "jobs_expired": self._expired + sum(each.expired for each in jobs),
         }
 
+    def in_memory(self, count_max: int) -> tuple[list[ConsumerInfo], bool]:
+        """Tell of those that are in memory and ready, the first ones by name, and whether there are more."""
+        ready = sorted(
+            (consumer for consumer in self._loaded if consumer.ready and consumer.jobs is not None),
+            key=lambda consumer: consumer.name,
+        )
+        return [consumer.info() for consumer in ready[:count_max]], len(ready) > count_max
+
     def note_left(self, jobs: Jobs) -> None:
         """Keep what is needed of jobs that leave memory: no lease is given twice in a run, and counters go on."""
         self.next_lease = max(self.next_lease, jobs.next_lease)

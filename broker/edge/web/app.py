@@ -15,7 +15,11 @@ from starlette.routing import Route
 from broker.config.sections import listed
 from broker.edge.web.api import Api, no_such_method, no_such_path
 from broker.edge.web.guard import Guarded
+from broker.edge.web.health import healthz, readyz
+from broker.edge.web.metrics import metrics
+from broker.edge.web.pages import page_routes
 from broker.edge.web.routes import api_routes
+from broker.edge.web.snapshot import stats
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -37,7 +41,15 @@ def build_app(web: Web) -> ASGIApp:
     """
     web.api = Api(web)
     app = Starlette(
-        routes=[Route("/v1/version", version), *api_routes(web.api)],
+        routes=[
+            Route("/v1/version", version),
+            Route("/v1/stats", stats),
+            Route("/metrics", metrics),
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            *api_routes(web.api),
+            *page_routes(),
+        ],
         exception_handlers={404: no_such_path, 405: no_such_method},
     )
     app.state.web = web
