@@ -56,13 +56,15 @@ async def open_bus(node: Node, identity: Identity) -> Client:
         here.attach(receiver)
         return here
 
-    return await Client(open_pipe).start()
+    # A line of its own for each would be remembered for as long as the journal is.
+    return await Client(open_pipe, producer=b"").start()
 
 
 class MemorySession(Session):
-    """A session over a pipe in memory."""
+    """A session over a pipe in memory: of who runs the broker, or of an identity that is known."""
 
     __slots__ = ()
+    ASKS = False
 
     def on_bytes(self, data: memoryview) -> None:
         self.feed(data)

@@ -28,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="tests/contract: all homes evict after each commit what they may, so that everything is loaded anew",
     )
+    parser.addoption("--tls", action="store_true", help="tests/contract: what is reached by TCP is reached by TLS")
 
 
 def pytest_configure() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from broker.model.consumers import Consume
 from broker.model.errors import error, from_wire
-from broker.remote.address import TcpAddress, parse_url
+from broker.remote.address import TcpAddress, UnixAddress, parse_url
 from broker.wire import control
 from broker.wire.kinds import FRAME_HEADER_BYTES, Kind
 
@@ -30,10 +30,10 @@ def open_socket(url: str) -> socket.socket:
     """Connect to `broker://host:port` or `broker+unix:///path`, blocking.
 
     Raises:
-        ConfigError: ADDRESS; the URL is neither.
+        ConfigError: ADDRESS; the URL is neither: the driver writes to sockets itself, and speaks no TLS.
         ConnectionLost: nobody listens there.
     """
-    address = parse_url(url)
+    address = plain_address(url)
     try:
         if isinstance(address, TcpAddress):
             opened = socket.create_connection(address, TIMEOUT_S)
@@ -45,6 +45,20 @@ def open_socket(url: str) -> socket.socket:
     except OSError as failure:
         raise error("CONNECTION_LOST", f"{url}: {failure.strerror or failure}") from failure
     return opened
+
+
+def plain_address(url: str) -> TcpAddress | UnixAddress:
+    """Return the address of a URL at which frames are spoken as they are.
+
+    Raises:
+        ConfigError: ADDRESS; there is none, or TLS.
+    """
+    address = parse_url(url)
+    if not isinstance(address, TcpAddress | UnixAddress):
+        raise error(
+            "ADDRESS", f"url {url[:256]!a}: the driver speaks no TLS", "Measure over broker:// or a Unix socket."
+        )
+    return address
 
 
 def channel_frames(names: Sequence[bytes]) -> bytes:

@@ -30,9 +30,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 
-from broker.bench.conversation import Conversation, channel_frames
+from broker.bench.conversation import Conversation, channel_frames, plain_address
 from broker.model.errors import BrokerError, error, from_wire
-from broker.remote.address import TcpAddress, parse_url
+from broker.remote.address import TcpAddress
 from broker.wire import control
 from broker.wire.kinds import PRODUCER_BYTES, Kind
 
@@ -132,7 +132,7 @@ class Crowd:
             Client([(client * 7 + each * stride) % total for each in range(plan.channels)])
             for client in range(plan.clients)
         ]
-        address = parse_url(plan.url)
+        address = plain_address(plan.url)
         self._family = socket.AF_INET if isinstance(address, TcpAddress) else socket.AF_UNIX
         self._address: Any = tuple(address) if isinstance(address, TcpAddress) else address.path
         self._selector = selectors.DefaultSelector()

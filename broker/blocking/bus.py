@@ -21,8 +21,8 @@ from broker.blocking.connection import QUIET_S_MAX, Connection, dial
 from broker.blocking.waiting import Answer, Deadline, Waiter, add_waiter, wake
 from broker.events import emit
 from broker.model.errors import BrokerError, error
-from broker.remote.bus import RemoteBus
-from broker.remote.reconnect import is_final
+from broker.remote.bus import RENEW_RETRY_S, RemoteBus, renew_after_s, token_failed
+from broker.remote.tls import context_for
 from broker.wire import control
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     from broker.blocking.consumer import Consumer
     from broker.blocking.subscription import Subscription
-    from broker.remote.address import TcpAddress, UnixAddress
+    from broker.remote.address import Address
+    from broker.remote.tls import Trust
     from broker.remote.workers import WorkerSettings
 
 TIMEOUT_S: Final = 10.0
@@ -41,6 +42,23 @@ TURN_BYTES: Final = 256 * 1024
 JOIN_S: Final = 1.0
 PING_FIRST: Final = 1 << 63
 """Tokens from here on are of `ping`; those of the keep-alive are below."""
+
+
+class _Renewal:
+    """Waits for the answer to a fresh token."""
+
+    def __init__(self, bus: BlockingBus, connection: Connection) -> None:
+        self._bus = bus
+        self._connection = connection
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, fields: Any, /) -> None:
+        self._bus.on_renewed(self._connection, fields)
+
+    def set_exception(self, failure: BrokerError, /) -> None:
+        self._bus.on_renewal_failed(self._connection, failure)
 
 
 class BlockingBus(RemoteBus[Connection]):
@@ -52,17 +70,19 @@ class BlockingBus(RemoteBus[Connection]):
     Args:
         address: Where the server is.
         timeout_s: How long a call waits that is not told; None: for ever.
+        tls: With a `TlsAddress`: a context, or a PEM file of those who sign the server's certificate.
         options: `backoff`, `connect_timeout_s`, `unanswered_bytes_max`, `token`, `name` and `producer`, as for
             `RemoteBus`.
     """
 
     def __init__(
-        self, address: TcpAddress | UnixAddress, *, timeout_s: float | None = TIMEOUT_S, **options: Any
+        self, address: Address, *, timeout_s: float | None = TIMEOUT_S, tls: Trust = None, **options: Any
     ) -> None:
         self.lock = threading.Lock()
         """Guards everything that this object and its subscriptions have."""
         self.timeout_s = timeout_s
         self._address = address
+        self._tls = context_for(address, tls)
         self._context = contextvars.Context()
         self._soon: list[tuple[Callable[..., object], tuple[Any, ...], contextvars.Context | None]] = []
         self._outside: list[tuple[Callable[..., object], tuple[object, ...]]] = []
@@ -329,7 +349,7 @@ class BlockingBus(RemoteBus[Connection]):
     def _reconnect(self, failure: BrokerError) -> Connection | None:
         """Connect again, until the bus is closed or refused."""
         while self._closed is None:
-            if is_final(failure):
+            if self._is_final(failure):
                 with self.lock:
                     self._fail(failure)
                 break
@@ -348,15 +368,17 @@ class BlockingBus(RemoteBus[Connection]):
         connection = Connection(self, time.monotonic())
         deadline = Deadline(self._connect_timeout_s)
         try:
-            connection.open(dial(self._address, self._connect_timeout_s))
+            hello = self._hello(self._fresh_token())
+            connection.open(*dial(self._address, self._connect_timeout_s, self._tls))
             with self.lock:
                 self._opening = connection
-                connection.begin(self._hello, *self._ahead(connection))
+                connection.begin(hello, *self._ahead(connection))
             welcome = self._shake_hands(connection, deadline)
             with self.lock:
                 self._opening = None
                 self._check_open()
                 self._connected(connection, welcome, time.monotonic())
+                self._renew_later(connection, welcome.expires_s)
                 self._run_soon()
             return connection
         except BaseException as failure:
@@ -369,6 +391,67 @@ class BlockingBus(RemoteBus[Connection]):
             if told is failure:
                 raise
             raise told from failure
+
+    def _fresh_token(self) -> str | None:
+        """Return the token to sign in with. Not with the lock: what gives it may take its time.
+
+        Raises:
+            Unavailable: UNAVAILABLE; what should give it failed.
+        """
+        if not callable(self._token):
+            return self._token
+        try:
+            given = self._token()
+        except Exception as failure:
+            raise token_failed(failure) from None
+        if not isinstance(given, str):
+            raise error("INVALID_CONFIG", f"token: what gives it returned {type(given).__name__}, expected a string")
+        return given
+
+    def _renew_later(self, connection: Connection, expires_s: float | None) -> None:
+        """Renew the token of this connection before it ends, if there is a way to get a fresh one. With the lock."""
+        if expires_s is not None and callable(self._token):
+            self._renew_in(connection, renew_after_s(expires_s))
+
+    def _renew_in(self, connection: Connection, seconds: float) -> None:
+        def begin() -> None:
+            if self._connection is connection:
+                # A thread of its own: the reader must not wait for what gives tokens.
+                threading.Thread(target=self._renew, args=(connection,), name="broker token", daemon=True).start()
+
+        self.call_later(seconds, begin)
+        connection.wait_at_most(
+            min(seconds, connection.welcome.ping_s or QUIET_S_MAX) if connection.welcome else seconds
+        )
+
+    def _renew(self, connection: Connection) -> None:
+        """Sign in anew on this connection."""
+        while self._connection is connection:
+            try:
+                token = self._fresh_token()
+            except BrokerError as failure:
+                # The server ends the connection when its time is over; then the next one gets a fresh token.
+                emit("renewal_failed", code=failure.name, detail=failure.detail)
+                if self._stop.acquire(timeout=RENEW_RETRY_S):
+                    self._stop.release()
+                    return
+                continue
+            with self.lock:
+                if self._connection is connection:
+                    self._send_request(connection, "sign_in", {"token": token}, _Renewal(self, connection))
+            return
+
+    def on_renewed(self, connection: Connection, fields: Mapping[str, Any]) -> None:
+        """The server has taken the fresh token. With the lock."""
+        if "expires_s" in fields:
+            self._renew_later(connection, control.take_number(fields, "expires_s"))
+
+    def on_renewal_failed(self, connection: Connection, failure: BrokerError) -> None:
+        """There is no fresh token, or the server has not taken it. With the lock."""
+        if self._connection is not connection:
+            return
+        emit("renewal_failed", code=failure.name, detail=failure.detail)
+        self._renew_in(connection, RENEW_RETRY_S)
 
     def _shake_hands(self, connection: Connection, deadline: Deadline) -> control.Welcome:
         while True:

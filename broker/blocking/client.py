@@ -13,7 +13,7 @@ from broker.blocking.waiting import Answer, Deadline
 from broker.blocking.workers import Workers
 from broker.bus import CREDIT_BYTES_DEFAULT, GRACE_S, PIPELINE_BYTES, PIPELINE_JOBS, REQUEST_TIMEOUT_S
 from broker.model.consumers import WINDOW_BYTES_DEFAULT, WINDOW_DEFAULT
-from broker.model.errors import BrokerError, error
+from broker.model.errors import BrokerError, error, located
 from broker.remote.address import parse_url
 from broker.remote.asking import late
 from broker.remote.pipeline import pipeline_of
@@ -36,6 +36,7 @@ class Client(Publishing, Questions):
     Args:
         address: Where the server is.
         timeout_s: How long a call waits that is not told; None: for ever.
+        tls: With a `TlsAddress`: a context, or a PEM file of those who sign the server's certificate.
         options: `backoff`, `connect_timeout_s`, `unanswered_bytes_max`, `token`, `name` and `producer`, as for
             `RemoteBus`.
     """
@@ -221,17 +222,15 @@ def connect(url: str, **options: Any) -> Client:
     """Connect to a broker: `bus = connect(url)`, or `with connect(url) as bus`.
 
     Args:
-        url: `broker://host:port` or `broker+unix:///path`.
+        url: `broker://host:port`, `broker+tls://host:port` or `broker+unix:///path`.
         options: As for `Client`.
 
     Raises:
-        ConfigError: ADDRESS; the URL is none.
+        ConfigError: ADDRESS; the URL is none. INVALID_CONFIG; a certificate cannot be used.
         BrokerError: There is no server, or it refuses us.
     """
     address = parse_url(url)
     try:
         return Client(address, **options).start()
     except BrokerError as failure:
-        raise type(failure)(failure.code, f"{address}: {failure.detail}", failure.hint, failure.name) from (
-            failure.__cause__
-        )
+        raise located(failure, str(address)) from failure.__cause__

@@ -4,23 +4,31 @@ A socket's timeout is a property of the object, so there are two over the one de
 writer's does not. What the server does not take at once is the backlog, which one thread sends by and by; until it is
 gone all others put what they send behind it. The descriptor is closed once neither is in a call with it.
 
+TLS is spoken in memory and not by the socket, whose two threads may not be in one TLS library at once: bytes are sealed
+when they are sent and unsealed when they are fed, both with the lock. What is read and what waits in the backlog is
+ciphertext.
+
 All methods are called with the bus' lock held but those that wait: `receive` and `send_piece`.
 """
 
 from __future__ import annotations
 
 import socket
+import ssl
+import time
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from broker.model.errors import BrokerError, error
 from broker.remote import conversation
-from broker.remote.address import UnixAddress
+from broker.remote.address import TlsAddress, UnixAddress
 from broker.remote.conversation import Conversation
+from broker.remote.tls import tls_failed
+from broker.wire.secure import SLICE_BYTES, SecureStream
 
 if TYPE_CHECKING:
-    from broker.remote.address import TcpAddress
+    from broker.remote.address import Address
     from broker.remote.conversation import Bytes
 
 BACKLOG_WAIT_S = 1.0
@@ -43,12 +51,52 @@ class Owner(conversation.Owner, Protocol):
         """The backlog is gone."""
 
 
-def dial(address: TcpAddress | UnixAddress, timeout_s: float) -> socket.socket:
-    """Open a socket to a server.
+def dial(
+    address: Address, timeout_s: float, context: ssl.SSLContext | None
+) -> tuple[socket.socket, SecureStream | None]:
+    """Open a socket to a server, and shake hands there if TLS is spoken.
+
+    Args:
+        address: Where it is.
+        timeout_s: How long it may take.
+        context: Of a `TlsAddress`.
 
     Raises:
-        OSError: There is none; TimeoutError when nothing answers in time.
+        OSError: There is none; TimeoutError when nothing answers in time; ssl.SSLError when it is not to be trusted.
     """
+    deadline_s = time.monotonic() + timeout_s
+    sock = open_socket(address, timeout_s)
+    if context is None or not isinstance(address, TlsAddress):
+        return sock, None
+    try:
+        stream = SecureStream(context, address.expected)
+        shake_hands(sock, stream, deadline_s)
+    except BaseException:
+        sock.close()
+        raise
+    return sock, stream
+
+
+def shake_hands(sock: socket.socket, stream: SecureStream, deadline_s: float) -> None:
+    """Do the handshake of TLS, until a time of `time.monotonic`."""
+    while True:
+        try:
+            is_done = stream.shake_hands()
+        finally:
+            # What the server is to be told when it fails, too.
+            sock.settimeout(max(deadline_s - time.monotonic(), 0.001))
+            sock.sendall(stream.take())
+        if is_done:
+            return
+        sock.settimeout(max(deadline_s - time.monotonic(), 0.001))
+        received = sock.recv(SLICE_BYTES)
+        if not received:
+            raise ConnectionResetError("the server has closed it during the handshake of TLS")
+        stream.feed(received)
+
+
+def open_socket(address: Address, timeout_s: float) -> socket.socket:
+    """Open a socket."""
     if isinstance(address, UnixAddress):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -76,15 +124,20 @@ class Connection(Conversation):
         self._listener = owner
         self._reading: socket.socket | None = None
         self._writing: socket.socket | None = None
+        self._secure: SecureStream | None = None
+        self._plain = memoryview(b"")
         self._buffer = memoryview(bytearray(READ_BYTES_MIN))
         self._backlog: deque[memoryview] = deque()
         self._is_sending = False  # somebody waits in `send_piece`
         self._is_broken = False  # nothing is sent any more; what the server said before its end is still read
         self._is_finished = False
 
-    def open(self, sock: socket.socket) -> None:
-        """Take a connected socket; it is closed by `finish`."""
+    def open(self, sock: socket.socket, secure: SecureStream | None = None) -> None:
+        """Take a connected socket, and the TLS that is spoken there; it is closed by `finish`."""
         self._reading = sock
+        self._secure = secure
+        if secure is not None:
+            self._plain = memoryview(bytearray(READ_BYTES_MIN))
         # Not a copy of the descriptor: the same one, which this object must never close.
         self._writing = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.fileno())
         self._writing.settimeout(0)
@@ -122,6 +175,21 @@ class Connection(Conversation):
         if size == len(self._buffer) and size < READ_BYTES_MAX:
             self._buffer = memoryview(bytearray(min(4 * size, READ_BYTES_MAX)))
         return received
+
+    def feed(self, data: memoryview, now_s: float) -> None:
+        """Tell the owner what received bytes mean."""
+        if self._secure is None:
+            super().feed(data, now_s)
+            return
+        try:
+            for part in self._secure.unseal(data, self._plain):
+                super().feed(part, now_s)
+        except ssl.SSLError as failure:
+            self.abort(tls_failed(failure))
+            return
+        own = self._secure.take()
+        if own:
+            self._send_raw(own)
 
     @property
     def reason(self) -> BrokerError | None:
@@ -172,6 +240,23 @@ class Connection(Conversation):
 
     def send(self, frame: Bytes) -> None:
         """Send whole frames, or put what the server does not take now behind the backlog."""
+        if self._is_broken or self._writing is None:
+            return
+        if self._secure is None:
+            self._send_raw(frame)
+            return
+        try:
+            sealed = b"".join(self._secure.seal(frame))
+        except ssl.SSLError as failure:
+            self.abort(tls_failed(failure))
+        except BaseException:
+            # Interrupted: what was sealed and is not sent is missing from the stream.
+            self.abort(error("CONNECTION_LOST", "connection: sending was interrupted"))
+            raise
+        else:
+            self._send_raw(sealed)
+
+    def _send_raw(self, frame: Bytes) -> None:
         if self._is_broken or self._writing is None:
             return
         if self._backlog:

@@ -116,7 +116,7 @@ def serve(config_path: Path | None, flags: dict[str, object], ready_file: Path |
     from broker.config import Config, check_listeners
 
     config = Config.load(config_path, flags=flags)
-    check_listeners(config.server)
+    check_listeners(config.server, config.guard)
     # Imported when everything that can be refused without them has been: these load the native modules and LMDB.
     from broker.edge.serve import run
     from broker.embedded import open_bus

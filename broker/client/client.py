@@ -24,29 +24,32 @@ from broker.client.history import ClientHistory
 from broker.client.pipeline import ClientPipeline
 from broker.client.subscription import ClientSubscription
 from broker.client.transaction import ClientTransaction
-from broker.client.transport import tcp_connector, unix_connector
+from broker.client.transport import tcp_connector, tls_connector, unix_connector
 from broker.client.workers import ClientWorkers, check_coroutine
 from broker.events import emit
 from broker.model.consumers import WINDOW_BYTES_DEFAULT, WINDOW_DEFAULT
-from broker.model.errors import BrokerError, error
+from broker.model.errors import BrokerError, error, located
 from broker.model.history import Trim
 from broker.model.levels import Level
 from broker.model.names import check_channel
-from broker.remote.address import UnixAddress, parse_url
+from broker.remote.address import TlsAddress, UnixAddress, WebAddress, parse_url, parse_web_url
 from broker.remote.asking import late
 from broker.remote.bus import (
     DRAIN_BYTES_HIGH,
     DRAIN_BYTES_LOW,
     DRAIN_BYTES_SEND,
+    RENEW_RETRY_S,
     TASK_POLL_S_MAX,
     TASK_POLL_S_MIN,
     RemoteBus,
+    renew_after_s,
+    token_failed,
 )
 from broker.remote.consumers import ConsumersPages, consumer_of, named, queue_of, start_of
 from broker.remote.pages import NamesPages, make_pages
 from broker.remote.pipeline import pipeline_of
-from broker.remote.reconnect import is_final
 from broker.remote.scheduling import DelayedPages, draw_id, pack_cancel, when_of
+from broker.remote.tls import context_for
 from broker.remote.workers import WorkerSettings, worker_of
 from broker.wire import consuming, control, requests
 
@@ -69,6 +72,8 @@ if TYPE_CHECKING:
     from broker.client.transport import Connector
     from broker.model.consumers import ConsumerInfo, WaitingJob
     from broker.model.positions import Position
+    from broker.remote.address import Address
+    from broker.remote.tls import Trust
     from broker_native.messages import Message
     from broker_native.outcomes import Publication, Receipt, Scheduled
     from broker_native.work import Job
@@ -92,7 +97,8 @@ class Client(RemoteBus[Connection], Bus):
         backoff: How long to wait between attempts.
         connect_timeout_s: How long connecting and the handshake may take.
         unanswered_bytes_max: Bytes of publishes that may be unanswered; past it `post` raises BUSY.
-        token: What the server's gate wants to know us by.
+        token: What the server is to know us by; or a function, also an async one, that gives it: it is called for each
+            connection, and again before the token ends, so that the connection goes on.
         name: What the server's log calls us.
         producer: 16 bytes, whose line the publishes are numbered on; None draws one. A program that comes back with the
             same one goes on after `highest`, and one connection at a time has it.
@@ -105,6 +111,7 @@ class Client(RemoteBus[Connection], Bus):
         # A bound method of the buffer saves a call on the way: the methods below are what it looks like from outside.
         self.__dict__.update(post=self._buffer.post, publish=self._buffer.publish)
         self._supervisor: asyncio.Task[None] | None = None
+        self._renewal: asyncio.Task[None] | None = None
         self._lost: asyncio.Future[BrokerError] = self.loop.create_future()
         self._drainers: list[asyncio.Future[None]] = []
         self._waiting: list[asyncio.Future[None]] = []
@@ -482,8 +489,9 @@ class Client(RemoteBus[Connection], Bus):
         """Make a connection and give it everything that waits for one."""
         connection = Connection(self.loop, self)
         try:
+            hello = self._hello(await self._fresh_token())
             ask_ahead, journal = self._ahead(connection)
-            welcome = await connection.open(self._connector, self._hello, self._connect_timeout_s, ask_ahead, journal)
+            welcome = await connection.open(self._connector, hello, self._connect_timeout_s, ask_ahead, journal)
         except BaseException as failure:
             told = self._failed_to_connect(connection, failure)
             if told is failure:
@@ -494,6 +502,49 @@ class Client(RemoteBus[Connection], Bus):
             raise self._closed
         self._lost = self.loop.create_future()
         self._connected(connection, welcome, self.loop.time())
+        self._renew_later(welcome.expires_s)
+
+    async def _fresh_token(self) -> str | None:
+        """Return the token to sign in with.
+
+        Raises:
+            Unavailable: UNAVAILABLE; what should give it failed.
+        """
+        if not callable(self._token):
+            return self._token
+        try:
+            given = self._token()
+            return given if isinstance(given, str) else await given
+        except Exception as failure:
+            raise token_failed(failure) from None
+
+    def _renew_later(self, expires_s: float | None) -> None:
+        """Renew the token of this connection before it ends, if there is a way to get a fresh one."""
+        if self._renewal is not None:
+            self._renewal.cancel()
+            self._renewal = None
+        if expires_s is not None and callable(self._token):
+            self._renewal = asyncio.create_task(self._renew(self._connection, expires_s), name="broker token")
+
+    async def _renew(self, connection: Connection | None, expires_s: float) -> None:
+        """Sign in anew, again and again, for as long as this connection lives."""
+        wait_s = renew_after_s(expires_s)
+        while True:
+            await asyncio.sleep(wait_s)
+            if self._connection is not connection:
+                return
+            try:
+                fields = await self.ask("sign_in", {"token": await self._fresh_token()})
+            except BrokerError as failure:
+                if self._connection is not connection:
+                    return
+                # The server ends the connection when its time is over; then the next one gets a fresh token.
+                emit("renewal_failed", code=failure.name, detail=failure.detail)
+                wait_s = RENEW_RETRY_S
+            else:
+                if "expires_s" not in fields:
+                    return
+                wait_s = renew_after_s(control.take_number(fields, "expires_s"))
 
     async def _supervise(self) -> None:
         """Keep the bus connected, and leave nobody waiting if that itself fails."""
@@ -509,7 +560,7 @@ class Client(RemoteBus[Connection], Bus):
             # Shielded: whoever closes the bus cancels this task, and then waits for the end that the future tells of.
             failure = await asyncio.shield(self._lost)
             while True:
-                if is_final(failure):
+                if self._is_final(failure):
                     self._fail(failure)
                     return
                 delay_s = self._backoff.delay_s(self.loop.time(), failure.retry_after_ms)
@@ -548,6 +599,7 @@ class Client(RemoteBus[Connection], Bus):
         self._raise_failure()
 
     async def _end(self) -> None:
+        self._renew_later(None)
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.wait({self._supervisor})
@@ -601,22 +653,46 @@ def wake(waiters: list[asyncio.Future[None]]) -> None:
             waiter.set_result(None)
 
 
+def connector_of(address: Address | WebAddress, tls: Trust) -> Connector:
+    """Return what connects to an address.
+
+    Raises:
+        ConfigError: ADDRESS; it is a WebSocket's, and the extra `web` is not installed. As `context_for`.
+    """
+    context = context_for(address, tls)
+    if isinstance(address, UnixAddress):
+        return unix_connector(address)
+    if isinstance(address, TlsAddress):
+        assert context is not None
+        return tls_connector(address, context)
+    if not isinstance(address, WebAddress):
+        return tcp_connector(address)
+    try:
+        from broker.client.web import web_connector
+    except ImportError as missing:
+        raise error("ADDRESS", f"url {address}: needs {missing.name}", "pip install broker-bus[web]") from None
+    return web_connector(address, context)
+
+
 class connect:  # called like a function, awaited and entered like what it returns
     """Connect to a broker: `bus = await connect(url)`, or `async with connect(url) as bus`.
 
     Args:
-        url: `broker://host:port` or `broker+unix:///path`.
+        url: `broker://host:port`, `broker+tls://host:port` or `broker+unix:///path`; `ws://host:port` or
+            `wss://host:port` for a WebSocket, which needs the extra `web`.
+        tls: With `broker+tls://` and `wss://`: a context, or a PEM file of those who sign the server's certificate.
+            None: what the URL says, and whom the system believes.
         options: As for `Client`.
 
     Raises:
-        ConfigError: ADDRESS; the URL is none.
+        ConfigError: ADDRESS; the URL is none, or of a WebSocket and the extra `web` is not installed. INVALID_CONFIG; a
+            certificate cannot be used.
         BrokerError: From awaiting or entering: there is no server, or it refuses us.
     """
 
-    def __init__(self, url: str, **options: Any) -> None:
-        address = parse_url(url)
-        self._address = address
-        self._connector = unix_connector(address) if isinstance(address, UnixAddress) else tcp_connector(address)
+    def __init__(self, url: str, *, tls: Trust = None, **options: Any) -> None:
+        self._address = parse_web_url(url) or parse_url(url)
+        self._connector = connector_of(self._address, tls)
         self._options = options
         self._bus: Client | None = None
 
@@ -624,9 +700,7 @@ class connect:  # called like a function, awaited and entered like what it retur
         try:
             return await Client(self._connector, **self._options).start()
         except BrokerError as failure:
-            raise type(failure)(
-                failure.code, f"{self._address}: {failure.detail}", failure.hint, failure.name
-            ) from failure.__cause__
+            raise located(failure, str(self._address)) from failure.__cause__
 
     def __await__(self) -> Generator[Any, Any, Client]:
         return self._open().__await__()

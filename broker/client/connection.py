@@ -7,12 +7,14 @@ owns it is told of everything on the loop.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from math import isinf
 from typing import TYPE_CHECKING, Protocol
 
 from broker.model.errors import BrokerError, error
 from broker.remote import conversation
 from broker.remote.conversation import Conversation
+from broker.remote.tls import tls_failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -132,6 +134,8 @@ class Connection(Conversation):
             return
         self._ended = True
         self._stop_ping()
+        if self._failure is None and isinstance(failure, ssl.SSLError):
+            self._failure = tls_failed(failure)
         self._reason = self._failure or error("CONNECTION_LOST", f"connection: {failure or 'closed by the server'}")
         if self._opened:
             self._listener.on_closed(self._reason)

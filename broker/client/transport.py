@@ -17,13 +17,16 @@ from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from ssl import SSLContext
 
-    from broker.remote.address import TcpAddress, UnixAddress
+    from broker.remote.address import TcpAddress, TlsAddress, UnixAddress
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 
 READ_BUFFER_BYTES = 256 * 1024
 WRITE_BUFFER_BYTES_HIGH = 512 * 1024
+SHUTDOWN_S = 1.0
+"""How long a server may take to answer the farewell of TLS; then the socket is closed all the same."""
 MEMORY_BYTES_HIGH = 1024 * 1024
 MEMORY_BYTES_LOW = 256 * 1024
 
@@ -110,6 +113,25 @@ def tcp_connector(address: TcpAddress) -> Connector:
         return transport
 
     return open_tcp
+
+
+def tls_connector(address: TlsAddress, context: SSLContext) -> Connector:
+    """Return what connects to a TCP address and speaks TLS there."""
+
+    async def open_tls(receiver: Receiver) -> Transport:
+        loop = asyncio.get_running_loop()
+        protocol = SocketProtocol(receiver, read_buffer(loop))
+        transport, _ = await loop.create_connection(
+            lambda: protocol,
+            address.host,
+            address.port,
+            ssl=context,
+            server_hostname=address.expected,
+            ssl_shutdown_timeout=SHUTDOWN_S,
+        )
+        return transport
+
+    return open_tls
 
 
 def unix_connector(address: UnixAddress) -> Connector:

@@ -34,7 +34,7 @@ from broker.config.listeners import (
     check_listeners,
     takes_uvloop,
 )
-from broker.config.sections import ServerConfig, StorageConfig
+from broker.config.sections import ServerConfig, StorageConfig, TlsConfig
 
 __all__ = [
     "UNIX_PATH_BYTES_MAX",
@@ -44,6 +44,7 @@ __all__ = [
     "Origin",
     "ServerConfig",
     "StorageConfig",
+    "TlsConfig",
     "check_listen_address",
     "check_listeners",
     "takes_uvloop",

@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from broker.config.sections import SECTIONS, ServerConfig, StorageConfig, WebConfig
+from broker.config.listeners import Guard
+from broker.config.sections import SECTIONS, AccessConfig, ServerConfig, StorageConfig, TlsConfig, WebConfig
 from broker.config.sources import DEFAULT, Problem, read_sources
 from broker.model.errors import ConfigError
 from broker.model.limits import Limits
@@ -48,7 +49,14 @@ class Config:
     storage: StorageConfig = field(default_factory=StorageConfig)
     profiles: Profiles = field(default_factory=Profiles)
     web: WebConfig = field(default_factory=WebConfig)
+    tls: TlsConfig = field(default_factory=TlsConfig)
+    access: AccessConfig = field(default_factory=AccessConfig)
     origin: Origin = field(default_factory=lambda: Origin(None, {}), compare=False, repr=False)
+
+    @property
+    def guard(self) -> Guard:
+        """What stands between its listeners and strangers."""
+        return Guard(tls=bool(self.tls.certificate), access=bool(self.access.file))
 
     def __post_init__(self) -> None:
         # A segment takes the group that is over its bound by one largest frame, and the seal beside it.

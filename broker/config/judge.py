@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from broker.config.config import Config, Origin, assemble
-from broker.config.listeners import check_listen_address, check_listeners, check_unix_path, check_web, takes_uvloop
+from broker.config.listeners import (
+    Guard,
+    check_listen_address,
+    check_listeners,
+    check_unix_path,
+    check_web,
+    guard_of,
+    takes_uvloop,
+)
 from broker.config.sections import SECTIONS, ServerConfig
 from broker.config.sources import DEFAULT, ENVIRONMENT_PREFIX, Problem, Source, read_sources
 from broker.model.errors import ConfigError
@@ -78,12 +86,13 @@ def _of_the_server(reading: Reading) -> Iterator[Problem]:
         server = ServerConfig(**reading.values["server"])
     except ConfigError:
         return  # told already
+    guard = guard_of(server, Guard(tls=False, access=bool(reading.values["access"].get("file"))))
     if not server.tcp and not server.unix and not server.web:
         yield from _refused(reading, "server.tcp", lambda: check_listeners(server))
     if server.tcp:
-        yield from _refused(reading, "server.tcp", lambda: check_listen_address(server.tcp))
+        yield from _refused(reading, "server.tcp", lambda: check_listen_address(server.tcp, guard))
     if server.web:
-        yield from _refused(reading, "server.web", lambda: check_listen_address(server.web))
+        yield from _refused(reading, "server.web", lambda: check_listen_address(server.web, guard))
         yield from _refused(reading, "server.web", lambda: check_web(server.web))
     yield from _refused(reading, "server.unix", lambda: check_unix_path(server.unix))
     yield from _refused(reading, "server.loop", lambda: takes_uvloop(server.loop))

@@ -21,8 +21,25 @@ WEB_PACKAGES = ("picows", "uvicorn", "httptools", "starlette")
 """What the web listener needs beside the broker itself."""
 
 
+class Guard(NamedTuple):
+    """What stands between a listener and strangers: its bytes are secret, and everybody is asked who he is."""
+
+    tls: bool
+    access: bool
+
+
+UNGUARDED = Guard(False, False)
+EXPOSED = {
+    "guarded": Guard(True, True),
+    "without_tls": Guard(False, True),
+    "without_access": Guard(True, False),
+    "without_both": Guard(False, False),
+}
+"""What an address that is not loopback has to have, by what server.exposed says."""
+
+
 class ListenAddress(NamedTuple):
-    """A TCP address to listen on: a literal loopback IP address and a port, 0 for any free one."""
+    """A TCP address to listen on: a literal IP address and a port, 0 for any free one."""
 
     host: str
     port: int
@@ -36,17 +53,19 @@ class Listeners(NamedTuple):
     web: ListenAddress | None = None
 
 
-def check_listen_address(address: str) -> ListenAddress:
+def check_listen_address(address: str, guard: Guard = UNGUARDED) -> ListenAddress:
     """Return the parts of a TCP address if a server may listen on it.
 
-    Only literal loopback addresses are taken, since there is neither authentication nor TLS; `localhost` means
+    Whoever is on the machine may reach loopback addresses. Any other address is the network's, and is taken only with
+    TLS and with an access file, or for what the operator has said by name that it is to be without. `localhost` means
     127.0.0.1 whatever the resolver says, and any other host name is refused because nothing is resolved here.
 
     Args:
         address: `HOST:PORT`, an IPv6 host in brackets.
+        guard: What stands before it, or need not.
 
     Raises:
-        ConfigError: ADDRESS; it is malformed or not loopback.
+        ConfigError: ADDRESS; it is malformed, or nothing stands between it and strangers.
     """
     import ipaddress
 
@@ -61,12 +80,18 @@ def check_listen_address(address: str) -> ListenAddress:
     try:
         loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
-        loopback = False
-    if not loopback:
         raise error(
             "ADDRESS",
-            f"TCP address: got {address!a}, which is not loopback; there is no authentication and no TLS yet",
-            "listen on 127.0.0.1 or a Unix socket and let a tunnel or proxy on this machine do the rest",
+            f"TCP address: got {address!a}, expected a literal IP address: no name is resolved here",
+            "write it as 127.0.0.1:4770",
+        ) from None
+    missing = [what for what, there in (("TLS", guard.tls), ("an access file", guard.access)) if not there]
+    if not loopback and missing:
+        raise error(
+            "ADDRESS",
+            f"TCP address: got {address!a}, which is not loopback, without {' and '.join(missing)}",
+            "Set tls.certificate and access.file, listen on 127.0.0.1, or say by name in server.exposed what you mean "
+            "to be without.",
         )
     return ListenAddress(host, int(found[3]))
 
@@ -91,8 +116,18 @@ def check_unix_path(path: str) -> None:
         raise error("ADDRESS", f"server.unix: got {path!a}, expected a path without a zero byte")
 
 
-def check_listeners(server: ServerConfig) -> Listeners:
+def guard_of(server: ServerConfig, guard: Guard = UNGUARDED) -> Guard:
+    """Return what stands before a server's listeners, counting as there what it is said to need none of."""
+    without = EXPOSED[server.exposed]
+    return Guard(guard.tls or not without.tls, guard.access or not without.access)
+
+
+def check_listeners(server: ServerConfig, guard: Guard = UNGUARDED) -> Listeners:
     """Return what a server is to listen on.
+
+    Args:
+        server: Its settings.
+        guard: What stands before its listeners.
 
     Raises:
         ConfigError: ADDRESS; an address is not acceptable, or there is none.
@@ -105,10 +140,11 @@ def check_listeners(server: ServerConfig) -> Listeners:
         )
     check_unix_path(server.unix)
     check_web(server.web)
+    guard = guard_of(server, guard)
     return Listeners(
-        check_listen_address(server.tcp) if server.tcp else None,
+        check_listen_address(server.tcp, guard) if server.tcp else None,
         server.unix or None,
-        check_listen_address(server.web) if server.web else None,
+        check_listen_address(server.web, guard) if server.web else None,
     )
 
 

@@ -37,6 +37,14 @@ class ServerConfig:
             "Address of the listener for browsers and HTTP, HOST:PORT, usually port 4780; empty text for none."
         ),
     )
+    exposed: str = field(
+        default="guarded",
+        metadata=setting(
+            "What listeners on addresses that are not loopback may lack: nothing (guarded), or what is named. Without "
+            "TLS everybody on the way reads along; without access everybody may do everything.",
+            choices=("guarded", "without_tls", "without_access", "without_both"),
+        ),
+    )
     data: str = field(
         default="broker-data",
         metadata=setting("Directory of the journal; created with mode 0700 if it does not exist."),
@@ -169,5 +177,90 @@ def listed(text: str) -> tuple[str, ...]:
     return tuple(part.strip().lower() for part in text.split(",") if part.strip())
 
 
-SECTIONS: dict[str, type[Section]] = {kind.SECTION: kind for kind in (ServerConfig, WebConfig, Limits, StorageConfig)}
+@dataclass(frozen=True, slots=True)
+class TlsConfig:
+    """The certificate of all TCP listeners. With one, none of them takes a plain connection; Unix sockets stay plain.
+
+    One switch for all, since the listener that was forgotten would be the one that is found. What runs on the machine
+    itself and needs no TLS has the Unix socket.
+
+    Raises:
+        ConfigError: INVALID_CONFIG; a value is out of its range, or goes with another that is missing.
+    """
+
+    SECTION: ClassVar[str] = "tls"
+
+    certificate: str = field(
+        default="",
+        metadata=setting(
+            "PEM file of the server's certificate and those that sign it, read again when it changes; "
+            "empty text for no TLS."
+        ),
+    )
+    key: str = field(
+        default="",
+        metadata=setting("PEM file of the certificate's key, unencrypted; nobody but its user and group may have it."),
+    )
+    client_ca: str = field(
+        default="",
+        metadata=setting(
+            "PEM file of those that sign the certificates of clients, read again when it changes; "
+            "empty text asks no client for one."
+        ),
+    )
+    clients: str = field(
+        default="required",
+        metadata=setting(
+            "Whether a client must have a certificate once tls.client_ca is set.", choices=("required", "optional")
+        ),
+    )
+    min_version: str = field(
+        default="1.2",
+        metadata=setting("The oldest version of TLS that is spoken.", choices=("1.2", "1.3")),
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if bool(self.certificate) != bool(self.key):
+            missing, given = ("key", "certificate") if self.certificate else ("certificate", "key")
+            raise invalid(f"tls.{missing}", f"got empty text, expected a file, since tls.{given} is set")
+        if self.client_ca and not self.certificate:
+            raise invalid("tls.certificate", "got empty text, expected a file, since tls.client_ca is set")
+
+
+@dataclass(frozen=True, slots=True)
+class AccessConfig:
+    """Whether whoever connects has to say who he is.
+
+    Raises:
+        ConfigError: INVALID_CONFIG; a value is out of its range.
+    """
+
+    SECTION: ClassVar[str] = "access"
+
+    file: str = field(
+        default="",
+        metadata=setting(
+            "Path of the access file: who may sign in, as whom, and what that one may do. Empty text: nobody is asked, "
+            "and everybody may do everything. What stands in the file is taken whenever it changes."
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if "\0" in self.file:
+            raise invalid("access.file", f"got {self.file[:64]!a}, expected a path without a zero byte")
+
+
+SECTIONS: dict[str, type[Section]] = {
+    kind.SECTION: kind
+    for kind in (
+        ServerConfig,
+        WebConfig,
+        TlsConfig,
+        AccessConfig,
+        Limits,
+        StorageConfig,
+    )
+}
 """Every section but the profiles, by name, in the order in which they are shown."""

@@ -28,7 +28,7 @@ from broker.core.states import States
 from broker.model.errors import BrokerError, RequestError, error
 from broker.model.levels import Level
 from broker.model.positions import U32_MAX
-from broker.model.profiles import OWN
+from broker.model.profiles import OWN, PUBLISHER_USER
 from broker_native.chunks import chunks_expire
 from broker_native.fanout import Fanout
 from broker_native.groups import chain_of
@@ -333,6 +333,7 @@ class Sequencer:
         index = self._profile_indexes.setdefault(profile.pattern, len(self._profile_indexes) + 1)
         index = index if index < 1 << 16 else 0
         self.tails.set_ids(index, profile.ids_window_s, profile.ids_max)
+        self.tails.set_stamps(index, profile.publisher == PUBLISHER_USER)
         return index
 
     def _count_profiles(self) -> None:

@@ -31,13 +31,17 @@ from itertools import filterfalse, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from broker.access.rates import address_of
 from broker.edge.admission import HINT_MS_MIN, REFUSALS_A_PLACE, TURN_S, Admission
+from broker.edge.secure import SecureDoor
 from broker.events import emit, tally
 from broker.model.errors import error
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Sequence
 
+    from broker.edge.certificates import Certificates
     from broker.model.errors import BrokerError
     from broker.node.node import Node
 
@@ -59,6 +63,8 @@ LINGER_S = 0.5
 """How long a refused peer has to read why."""
 LINGERING_MAX = 32
 """Refused sockets that are kept at once; they count among the open files that connections do not get."""
+RATE_STEP_MS = 100
+"""Refusals of who connects too often say when to come back in such steps, so that few different ones are made."""
 ACCEPT_PAUSE_S = 0.1
 """How long nothing is accepted after the system has refused to."""
 NO_FILES = frozenset({errno.EMFILE, errno.ENFILE})
@@ -74,6 +80,12 @@ def count_waiting(listening: socket.socket) -> int:
         return 0
     waiting: int = ACCEPT_QUEUE.unpack(listening.getsockopt(socket.IPPROTO_TCP, TCP_INFO, TCP_INFO_BYTES))[0]
     return waiting
+
+
+def peer_of(address: Sequence[object]) -> str:
+    """Return a socket's address as `host:port`."""
+    host = str(address[0])
+    return f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"
 
 
 class Greeting(Protocol):
@@ -184,14 +196,16 @@ class Listener:
 
     Args:
         node: The broker.
+        certificates: With them all that is said at TCP addresses is said by TLS.
 
     Attributes:
         greeting: Connections that have not said what they are for, the longest silent first.
         plain: Connections that carry no session of the node, and count among all of them.
     """
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, certificates: Certificates | None = None) -> None:
         self.node = node
+        self._certificates = certificates
         self.connections_max = node.limits.connections_bound(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         self.unix: str | None = None
         self._listening: dict[socket.socket, Door] = {}
@@ -219,6 +233,8 @@ class Listener:
         Raises:
             BrokerError: ADDRESS; it is in use or cannot be had.
         """
+        if self._certificates is not None:
+            door = SecureDoor(self.node.loop, self._certificates, door)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             bound = self._listen(family, (host, port), door).getsockname()
@@ -347,7 +363,7 @@ class Listener:
         least = room - share
         while room > least:
             try:
-                sock, _ = listening.accept()
+                sock, address = listening.accept()
             except BlockingIOError:
                 return room, True
             except ConnectionError:
@@ -369,10 +385,21 @@ class Listener:
                 wait_ms = self.admission.wait_ms(waiting)
                 detail = f"connections that wait to be let in: got more than {most}, limit {most}"
                 self._refuse(sock, self._listening[listening], detail, wait_ms)
+            elif wait_ms := self._rate_ms(address):
+                detail = "connections of this address: got more in a second than limits.connects_per_s"
+                self._refuse(sock, self._listening[listening], detail, wait_ms)
             else:
                 room -= REFUSALS_A_PLACE - 1
                 self._admit(sock, self._listening[listening])
         return room, False
+
+    def _rate_ms(self, address: object) -> int:
+        """Count a connection of a network's address; returns 0, or when it may come back."""
+        rates = self.node.rates
+        if not rates.counts_connections or not isinstance(address, tuple):
+            return 0
+        wait_ms = rates.connecting_ms(address_of(peer_of(address)))
+        return -(-wait_ms // RATE_STEP_MS) * RATE_STEP_MS
 
     def _room_ms(self) -> int:
         return self.admission.room_ms(time.monotonic())

@@ -21,6 +21,8 @@ from broker_native.publisher import Publisher
 from broker_native.replies import reply_frame
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from broker.edge.session import Session
     from broker.node.node import Node
 
@@ -42,7 +44,10 @@ class Asking:
         self._node = node
         self._line = Line()
         self._publisher = Publisher(node.tails, self._line, self, node.limits.headers_bytes_max)
+        if session.identity.user:
+            self._publisher.sign(session.identity.user.encode())
         self._slots: dict[bytes, int] = {}
+        self._free: list[int] = []
 
     def leave(self) -> None:
         """The connection has gone."""
@@ -56,12 +61,19 @@ class Asking:
 
     def bind(self, name: bytes) -> int:
         """Give a number to a channel that is in memory."""
-        slot = len(self._slots)
+        slot = self._free.pop() if self._free else len(self._slots)
         if slot >= SLOTS_MAX:
             slot = self._slots.pop(next(iter(self._slots)))
         self._publisher.bind(slot, name)
         self._slots[name] = slot
         return slot
+
+    def take_back(self, allows: Callable[[bytes], bool]) -> None:
+        """Forget the channels to which nothing more may be published."""
+        for name in [name for name in self._slots if not allows(name)]:
+            slot = self._slots.pop(name)
+            self._publisher.bind(slot, None)
+            self._free.append(slot)
 
     # .. requests ..
 

@@ -17,17 +17,27 @@ from broker.wire import control
 if TYPE_CHECKING:
     from broker.edge.session import Session
 
-__all__ = ["check_ways", "place", "place_member", "take_filters"]
+__all__ = ["check_filters", "check_ways", "place", "place_member", "take_filters"]
+
+
+def check_filters(session: Session, request: control.Subscribe) -> None:
+    """Hold a SUBSCRIBE against the gate. What was stored before it is history, from wherever it begins.
+
+    Raises:
+        Denied: A filter does not lie within what is granted.
+    """
+    verbs = [Verb.SUBSCRIBE] if isinstance(request.start, control.FromNew) else [Verb.SUBSCRIBE, Verb.HISTORY]
+    for verb in verbs:
+        for item in request.filters:
+            session.node.gate.check(session.identity, verb, item.encode())
 
 
 def take_filters(session: Session, filters: tuple[str, ...]) -> tuple[list[bytes], list[bytes]]:
     """Check filters; return their literals, which are in memory then, and their patterns, each once.
 
     Raises:
-        BrokerError: DENIED, INVALID_PATTERN, NO_PROFILE, …
+        BrokerError: INVALID_PATTERN, NO_PROFILE, …
     """
-    for item in filters:
-        session.node.gate.check(session.identity, Verb.SUBSCRIBE, item.encode())
     literals: list[bytes] = []
     patterns: list[bytes] = []
     for checked in dict.fromkeys(check_pattern(item) for item in filters):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from broker.access.gate import Verb
 from broker.core.recent import INDEX_END
+from broker.edge.seen import Seen
 from broker.model.errors import BrokerError, error
 from broker.node.consumer import Member
 from broker.node.history import ASKS_MAX
@@ -18,7 +19,7 @@ from broker.wire.consuming import ACK_HEADER
 from broker.wire.kinds import ACK_HEADER_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from broker.edge.session import Session
     from broker.model.consumers import ConsumersPart
@@ -62,7 +63,7 @@ class Consuming:
         bytes_max = min(consume.bytes_max, self._node.limits.connection_bytes_max // MEMBER_SHARE)
         member = Member(self, session.outbox, request.subscription, consume.window, bytes_max)
         self.members[request.subscription] = member
-        self._node.consumers.join(consume.name, member, partial(self._joined, member))
+        self._node.consumers.join(consume.name, member, partial(self._joined, member), self._check_filters)
 
     def _joined(self, member: Member, failure: BrokerError | None) -> None:
         if member.gone:
@@ -75,6 +76,24 @@ class Consuming:
         place = control.FromBus(core.journal, core.applied_number, INDEX_END)
         self._session.outbox.frame(control.encode_subscribed(control.Subscribed(member.subscription, (), place)))
         self._node.kick()
+
+    def _check_filters(self, filters: Iterable[str]) -> None:
+        """A consumer is no way around the gate: whoever takes its jobs may consume all that it reads."""
+        for each in filters:
+            self._check(Verb.CONSUME, each)
+
+    def take_back(self) -> None:
+        """End the memberships in consumers that the identity may not consume (any more)."""
+        for number, member in list(self.members.items()):
+            if member.consumer is None:
+                continue
+            settings = member.consumer.settings
+            try:
+                self._check_filters((settings.name, *settings.filters))
+            except BrokerError as failure:
+                del self.members[number]
+                self._end(member)
+                self._session.outbox.ordered_frame(control.encode_error(failure, subscription=number))
 
     def unsubscribe(self, number: int) -> bool:
         """End a membership; answers whether there was one."""
@@ -227,8 +246,8 @@ class Consuming:
 
     def _list(self, number: int, more: Mapping[str, Any]) -> None:
         prefix, after, limit = consuming.decode_consumers_query(more)
-        self._check(Verb.MANAGE, prefix or ">")
-        self._node.consumers.page(prefix, after, limit, self._answer(number, _pack_page))
+        seen = Seen(self._session, (Verb.CONSUME, Verb.MANAGE), prefix.encode())
+        self._node.consumers.page(prefix, after, limit, self._answer(number, _pack_page), seen.shows)
 
     def _remove(self, number: int, more: Mapping[str, Any]) -> None:
         name = self._check(Verb.MANAGE, control.take_str(more, "name"))
@@ -255,7 +274,12 @@ class Consuming:
     def _redrive(self, number: int, more: Mapping[str, Any]) -> None:
         name = self._check(Verb.MANAGE, control.take_str(more, "name"))
         limit = control.take_optional_int(more, "limit")
-        self._node.consumers.redrive(name, NO_LIMIT if limit is None else limit, self._answer(number, _pack_count))
+        answer = self._answer(number, _pack_count)
+        # Where a letter goes is what it says of itself: no way to publish where one may not.
+        self._node.consumers.redrive(name, NO_LIMIT if limit is None else limit, answer, self._check_source)
+
+    def _check_source(self, channel: bytes) -> None:
+        self._node.gate.check(self._session.identity, Verb.PUBLISH, channel)
 
     def _done(self, number: int, more: Mapping[str, Any]) -> None:
         name = self._check(Verb.CONSUME, control.take_str(more, "name"))

@@ -11,6 +11,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from broker.access.gate import Verb
+from broker.edge.seen import Seen
 from broker.model.errors import BrokerError, error
 from broker.model.levels import Level
 from broker.model.names import check_channel
@@ -50,6 +51,7 @@ def schedule(session: Session, body: bytes) -> None:
                 name = publisher.name_of(slot) or b""
                 raise error("NOT_STORED", f"publish {number}: channel {name.decode()} is ephemeral, and cannot wait")
             session.need_delayed()
+            body = publisher.stamp_all(slot, body, HEADER.size)
             session.node.delayed.schedule(publisher, body, HEADER.size, due_us)
         except BrokerError as failure:
             session.refuse(failure, number, count)
@@ -62,7 +64,8 @@ def schedule_together(session: Session, frames: bytes) -> int:
         BrokerError: The journal has not taken them.
     """
     delayed = session.node.delayed
-    if session.publisher is None or not session.opened or not delayed.ready:
+    # What gets a stamp is rewritten, one frame at a time.
+    if session.publisher is None or session.publisher.stamps or not session.opened or not delayed.ready:
         return 0
     due_us_max = session.tails.now_us + session.node.limits.delay_s_max * S
     return delayed.schedule_frames(session.publisher, frames, due_us_max)
@@ -98,6 +101,6 @@ def cancel(session: Session, request: control.Request) -> None:
 def list_delayed(session: Session, request: control.Request) -> None:
     """List what waits."""
     query = requests.decode_delayed_query(request.more)
-    session.node.gate.check(session.identity, Verb.MANAGE, query.prefix.encode() or b">")
+    seen = Seen(session, (Verb.PUBLISH, Verb.MANAGE), query.prefix.encode())
     session.need_delayed()
-    session.node.delayed.ask(session, request.request, query)
+    session.node.delayed.ask(session, request.request, query, seen.shows)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 import sys
-from typing import TYPE_CHECKING, cast
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, cast
 
 from broker.access.gate import Identity
-from broker.edge.accepting import Greeting, Listener
+from broker.edge.accepting import Greeting, Listener, peer_of
 from broker.edge.session import Session
 from broker.wire import control
 
 if TYPE_CHECKING:
-    import socket
+    from collections.abc import Mapping
 
     from broker.model.errors import BrokerError
     from broker.node.node import Node
@@ -22,6 +25,21 @@ __all__ = ["NativeConnection", "NativeListener"]
 WRITE_BUFFER_BYTES_HIGH = 256 << 10
 """What the transport takes before it asks for a pause; the rest waits in the outbox, where it is counted."""
 
+SO_PEERCRED = getattr(socket, "SO_PEERCRED", None) if sys.platform == "linux" else None
+CREDENTIALS = struct.Struct("=iII")
+"""Who has opened the other end of a Unix socket, as Linux says it: process, user, group."""
+
+
+def certificate_names(certificate: Mapping[str, Any]) -> list[str]:
+    """Return the names in a verified certificate: those that it is for, and else its subject's common names.
+
+    Args:
+        certificate: As `ssl.SSLSocket.getpeercert` tells it.
+    """
+    names = [str(name) for kind, name in certificate.get("subjectAltName", ()) if kind in ("DNS", "URI", "email")]
+    subject = [str(value) for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]
+    return names or subject
+
 
 class NativeConnection(Session, asyncio.BufferedProtocol):
     """One socket's session.
@@ -30,7 +48,7 @@ class NativeConnection(Session, asyncio.BufferedProtocol):
         node: The broker.
         identity: Who is at the other end, as far as the socket tells.
         greeting: Those that have not said HELLO; it is among them as long as it has not. None: nobody counts them.
-        fd: The socket, if its bytes go there as they are; -1 else.
+        fd: The socket, if there is one; -1 else.
     """
 
     __slots__ = ("_fd", "_greeting")
@@ -51,7 +69,20 @@ class NativeConnection(Session, asyncio.BufferedProtocol):
         stream = cast("asyncio.Transport", transport)
         stream.set_write_buffer_limits(high=WRITE_BUFFER_BYTES_HIGH)
         self._greeting[self] = None
-        self.start(stream, shares=shares_pieces(transport), fd=self._fd)
+        plain = stream.get_extra_info("ssl_object") is None
+        self.start(stream, shares=shares_pieces(transport), fd=self._fd if plain else -1)
+
+    def introduced(self) -> Identity | BrokerError | None:
+        authority = self.node.authority
+        assert authority is not None
+        certificate = self.transport.get_extra_info("peercert")
+        if certificate:
+            return authority.of_certificate(certificate_names(certificate), self.identity.peer)
+        sock = self.transport.get_extra_info("socket")
+        if SO_PEERCRED is None or sock is None or sock.family != socket.AF_UNIX:
+            return None
+        _, uid, gid = CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, SO_PEERCRED, CREDENTIALS.size))
+        return authority.of_peer(uid, gid, self.identity.peer)
 
     def greeted(self) -> None:
         self._greeting.pop(self, None)
@@ -72,7 +103,12 @@ class NativeConnection(Session, asyncio.BufferedProtocol):
 
 
 def shares_pieces(transport: asyncio.BaseTransport) -> bool:
-    """Whether a socket's transport keeps the pieces that it is handed; asyncio's made one of them until Python 3.12."""
+    """Whether a socket's transport keeps the pieces that it is handed.
+
+    asyncio's made one of them until Python 3.12, and what goes through TLS is other bytes.
+    """
+    if transport.get_extra_info("ssl_object") is not None:
+        return False
     return sys.version_info >= (3, 12) or not type(transport).__module__.startswith("asyncio.")
 
 
@@ -81,7 +117,7 @@ class NativeDoor:
 
     Args:
         listener: Whose connections they are.
-        peer: What peers are called.
+        peer: What peers are called that have no address.
         option: As for `Door`.
     """
 
@@ -91,9 +127,11 @@ class NativeDoor:
         self.option = option
 
     def connection(self, sock: socket.socket) -> NativeConnection:
-        return NativeConnection(
-            self._listener.node, Identity(peer=self._peer), self._listener.greeting, fd=sock.fileno()
-        )
+        peer = self._peer
+        if sock.family != socket.AF_UNIX:
+            with suppress(OSError):  # it may have left again
+                peer = peer_of(sock.getpeername())
+        return NativeConnection(self._listener.node, Identity(peer=peer), self._listener.greeting, fd=sock.fileno())
 
     def farewell(self, failure: BrokerError) -> bytes:
         return control.encode_error(failure)

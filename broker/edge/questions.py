@@ -13,6 +13,7 @@ from broker.access.gate import Verb
 from broker.edge.beginning import check_ways
 from broker.edge.consuming import OPERATIONS
 from broker.edge.delaying import cancel, list_delayed
+from broker.edge.seen import Seen
 from broker.edge.tracing import trace
 from broker.model.errors import BrokerError, error
 from broker.model.history import HistoryQuery
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["answer"]
 
+SEES = (Verb.HISTORY, Verb.MANAGE)
+"""Who may do one of these to a channel may know that it is there."""
 REPLY_OVERHEAD_BYTES = 4_096
 """What an answer has besides its chunks, at most, but for the names of channels."""
 
@@ -100,9 +103,8 @@ def read_back(session: Session, number: int, query: HistoryQuery | BusQuery, nam
 def list_channels(session: Session, request: control.Request) -> None:
     """List the names of stored channels."""
     query = requests.decode_names_query(request.more)
-    prefix, after = query.prefix.encode(), query.after.encode()
-    session.node.gate.check(session.identity, Verb.MANAGE, prefix or b">")
-    names = NamesScan(prefix, after, query.limit)
+    seen = Seen(session, SEES, query.prefix.encode())
+    names = NamesScan(seen.prefix, query.after.encode(), query.limit, None if seen.everything else seen.shows)
     session.node.listing.ask(session, request.request, names, details=query.details)
     session.node.kick()
 
@@ -141,6 +143,11 @@ def remove(session: Session, request: control.Request) -> None:
     session.node.kick()
 
 
+def sign_in(session: Session, request: control.Request) -> None:
+    """Go on with a fresh token."""
+    session.renew(request)
+
+
 def operate(session: Session, request: control.Request) -> dict[str, object]:
     if request.op == "stats":
         session.node.gate.check(session.identity, Verb.MANAGE, b">")
@@ -177,7 +184,8 @@ def care(session: Session, request: control.Request) -> dict[str, object]:
 def describe(session: Session, asked: object) -> dict[str, object]:
     if not isinstance(asked, str):
         raise error("INVALID_CHANNEL", f"operation channel: `name` is {type(asked).__name__}, expected a string")
-    session.node.gate.check(session.identity, Verb.HISTORY, asked.encode())
+    if not session.node.gate.allows(session.identity, Verb.MANAGE, asked.encode()):
+        session.node.gate.check(session.identity, Verb.HISTORY, asked.encode())
     name = check_channel(asked)
     session.need([name])
     info = session.node.tails.info(name)
@@ -194,6 +202,7 @@ _QUESTIONS: dict[str, Callable[[Session, control.Request], None]] = {
     "delayed_cancel": cancel,
     "history": read_history,
     "remove": remove,
+    "sign_in": sign_in,
     "trace": trace,
     "trim": trim,
     **dict.fromkeys(OPERATIONS, ask_consumers),

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from broker._version import __version__
+from broker.access.authority import Authority
 from broker.config import Config, check_listeners, takes_uvloop
+from broker.edge.certificates import Certificates
 from broker.edge.heap import settle_heap
 from broker.edge.log_output import set_log_level, set_up_log, watch_loop
 from broker.edge.native import NativeListener
@@ -110,6 +112,7 @@ class Server:
         self._starter = starter
         self._open_bus = open_bus
         self._web: WebServer | None = None
+        self._certificates: Certificates | None = None
         self._stop: asyncio.Future[None]
         self._restoring: asyncio.Task[None]
 
@@ -120,6 +123,20 @@ class Server:
         loop = asyncio.get_running_loop()
         watch_loop(loop)
         self._stop = loop.create_future()
+        # Before anything is recovered: what they lack has nothing to do with that.
+        if config.tls.certificate:
+            self._certificates = Certificates(config.tls)
+        # Read before the data is opened: there is no server without rules that was to have some.
+        authority = Authority(config.access.file, loop.call_soon_threadsafe) if config.access.file else None
+        try:
+            await self._serve(authority, begun)
+        finally:
+            if authority is not None:
+                authority.close()
+
+    async def _serve(self, authority: Authority | None, begun: float) -> None:
+        config = self._config
+        loop = asyncio.get_running_loop()
         self._node = await Node.open(
             config.server.data,
             profiles=config.profiles,
@@ -128,13 +145,16 @@ class Server:
             reserve_bytes=config.storage.reserve_bytes,
             backlog_bytes_max=config.storage.backlog_bytes_max,
             archive_by=ArchiveBy.PROCESS,
+            authority=authority,
         )
         self._node.fatal = self._fail
-        listener = NativeListener(self._node)
+        listener = NativeListener(self._node, self._certificates)
         if self._starter is not None:
             describe_owner(Path(config.server.data), SHARED_OWNER)
         try:
             await self._listen(listener)
+            if self._certificates is not None:
+                self._certificates.watch()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._end)
             loop.add_signal_handler(signal.SIGHUP, self._reload)
@@ -148,6 +168,8 @@ class Server:
             await self._stop
         finally:
             listener.stop_accepting()
+            if self._certificates is not None:
+                self._certificates.close()
             if self._web is not None:
                 await self._web.close(config.server.drain_s)
             await self._node.drain(config.server.drain_s)
@@ -160,7 +182,7 @@ class Server:
         asyncio.get_running_loop().call_later(FLUSH_S, self._flush_log)
 
     async def _listen(self, listener: NativeListener) -> None:
-        listeners = check_listeners(self._config.server)
+        listeners = check_listeners(self._config.server, self._config.guard)
         if listeners.tcp is not None:
             await listener.listen_tcp(listeners.tcp.host, listeners.tcp.port)
         if listeners.unix is not None:
@@ -186,6 +208,7 @@ class Server:
             tcp=listener.tcp,
             unix=listener.unix,
             web=self._web_address,
+            tls=self._certificates is not None,
             data=self._config.server.data,
             after_s=round(seconds, 3),
         )
@@ -194,6 +217,7 @@ class Server:
                 "tcp": listener.tcp,
                 "unix": listener.unix,
                 "web": self._web_address,
+                "tls": self._certificates is not None,
                 "pid": os.getpid(),
                 "run": self._node.run,
                 "ready_s": round(seconds, 6),
@@ -268,4 +292,6 @@ class Server:
             self._web.web.config = config
         set_log_level(config.server.log_level)
         self._node.reload(config.profiles, config.limits)
+        if self._certificates is not None:
+            self._certificates.look_now()
         emit("reloaded", waiting=",".join(waiting))

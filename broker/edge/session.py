@@ -12,18 +12,20 @@ from __future__ import annotations
 import struct
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from broker._version import __version__
 from broker.access.gate import Identity, Verb
+from broker.access.rates import address_of, too_fast
 from broker.core.group import Duplicate
 from broker.edge.admission import leave_ms
 from broker.edge.asking import Asking
-from broker.edge.beginning import place, place_member, take_filters
+from broker.edge.beginning import check_filters, place, place_member, take_filters
 from broker.edge.consuming import Consuming
 from broker.edge.delaying import schedule, schedule_together
 from broker.edge.questions import answer
-from broker.edge.transacting import publish_expecting, transact
+from broker.edge.standing import Standing, line_of
+from broker.edge.transacting import publish_expecting, spans_of, transact
 from broker.events import emit, tally
 from broker.model.errors import BrokerError, StorageError, error
 from broker.model.names import ID_BYTES_MAX, check_channel, check_pattern, is_pattern
@@ -71,6 +73,8 @@ class _NotLoaded(Exception):
         producer: The line that it needs.
         ids: The channel whose ids it needs.
         delayed: It needs to know what waits for its time.
+        signs_in: It needs to know who is at the other end.
+        token: What that one says to be known by.
     """
 
     def __init__(
@@ -80,12 +84,16 @@ class _NotLoaded(Exception):
         *,
         ids: bytes | None = None,
         delayed: bool = False,
+        signs_in: bool = False,
+        token: str | None = None,
     ) -> None:
         super().__init__()
         self.names = names
         self.producer = producer
         self.ids = ids
         self.delayed = delayed
+        self.signs_in = signs_in
+        self.token = token
 
 
 class _Naming:
@@ -137,12 +145,16 @@ class Session(Intake):
         "_producer",
         "_reply_name",
         "_sender",
+        "_standing",
         "_waiting",
         "identity",
         "node",
         "opened",
         "transport",
     )
+
+    ASKS: ClassVar[bool] = True
+    """Whether somebody who has not signed in has to, where there is an authority: not if it is the broker itself."""
 
     def __init__(self, node: Node, identity: Identity) -> None:
         super().__init__(node.fanout, node.buffer, node.clock, HELLO_BYTES_MAX)
@@ -164,6 +176,9 @@ class Session(Intake):
         self._asking: Asking | None = None
         self._pinged_us = 0
         self._sender: Sender | None = None
+        self._standing: Standing | None = None
+        if node.authority is not None and (self.ASKS or identity.grants is not None):
+            self._standing = Standing(self, node.authority)
         self._waiting: tuple[Callable[[], None], _NotLoaded] | None = None
         self._load_asked = False
         self._load_failure: BrokerError | None = None
@@ -195,6 +210,8 @@ class Session(Intake):
             self._hello_timer.cancel()
             self._hello_timer = None
         self._waiting = None
+        if self._standing is not None:
+            self._standing.leave()
         self.node.loader.leave(self)
         self.node.ids.leave(self)
         self.node.remove(self)
@@ -293,6 +310,24 @@ class Session(Intake):
 
     def on_refused(self, code: int, slot: int, number: int, count: int) -> None:
         self.refuse(self.publish_error(code, slot, number), number, count)
+
+    def on_over_rate(self, kind: int, flags: int, body: bytes, wait_ms: int) -> None:
+        failure = too_fast("publishing", self.identity, wait_ms)
+        try:
+            if kind == Kind.TRANSACTION:
+                spans = list(spans_of(body))
+                number, count = spans[0][0], sum(count for _, count in spans)
+                self.outbox.frame(control.encode_error(failure, number=number, count=count))
+            elif flags in (PublishFlag.ASK, PublishFlag.REPLY):
+                named = control.decode_named(body)
+                asked = named.number if flags == PublishFlag.ASK else None
+                replied = named.number if flags == PublishFlag.REPLY else None
+                self.outbox.frame(control.encode_error(failure, count=named.count, asked=asked, replied=replied))
+            else:
+                _, count, number = struct.unpack_from("<IIQ", body)
+                self.refuse(failure, number, count)
+        except BrokerError as malformed:
+            self.end(malformed)
 
     def on_duplicate(self, slot: int, number: int, count: int) -> None:
         assert self.publisher is not None
@@ -410,7 +445,10 @@ class Session(Intake):
         self._load_asked = True
         loader = self.node.loader
         try:
-            if needed.delayed:
+            if needed.signs_in:
+                assert self._standing is not None
+                self._standing.sign_in(needed.token, self._loaded)
+            elif needed.delayed:
                 self.node.delayed.need(self._loaded)
             elif needed.producer is not None:
                 loader.need_line(needed.producer, self._loaded, self)
@@ -579,11 +617,14 @@ class Session(Intake):
         hello = control.decode_hello(body)
         if self.node.draining:
             raise error("GOING_AWAY", "the broker is stopping")
-        if hello.producer is not None:
-            self._need_line(hello.producer)
+        self._need_identity(hello.token)
+        producer = line_of(self.identity, hello.producer)
+        if producer is not None:
+            self._need_line(producer)
         limits = self.node.limits
-        self._producer = hello.producer
+        self._producer = producer
         self._name = hello.client
+        self.rate = self.node.rates.publishing(self.rate_key)
         self.opened = True
         self.early = False
         self.greeted()
@@ -591,9 +632,9 @@ class Session(Intake):
         if self._hello_timer is not None:
             self._hello_timer.cancel()
             self._hello_timer = None
-        if hello.producer is not None:
-            self._take_line(self.node.core.lines.known(hello.producer))
-        highest = self.node.core.lines.highest(hello.producer) if hello.producer is not None else 0
+        if producer is not None:
+            self._take_line(self.node.core.lines.known(producer))
+        highest = self.node.core.lines.highest(producer) if producer is not None else 0
         self._reply_name = self.node.replies.add(self)
         self.outbox.frame(
             control.encode_welcome(
@@ -611,9 +652,67 @@ class Session(Intake):
                     ),
                     ping_s=limits.ping_interval_s,
                     reply=self._reply_name.decode(),
+                    user=self.identity.user,
+                    expires_s=self._standing.begin() if self._standing is not None else None,
                 )
             )
         )
+
+    def _need_identity(self, token: str | None) -> None:
+        """Go on if it is known who is at the other end; else HELLO waits for that."""
+        failure, self._load_failure = self._load_failure, None
+        if failure is not None:
+            raise failure
+        if self._standing is not None and not self._standing.known:
+            raise _NotLoaded([], signs_in=True, token=token)
+
+    def introduced(self) -> Identity | BrokerError | None:
+        """Return who the transport says is at the other end, if it knows; asked when there is no token."""
+        return None
+
+    def renew(self, request: control.Request) -> None:
+        """Take a fresh token; answered when it is judged."""
+        token = control.take_str(request.more, "token")
+        if self._standing is None:
+            self.outbox.frame(control.encode_reply(request.request, {}))
+        else:
+            self._standing.renew(request.request, token)
+
+    def reconsider(self) -> None:
+        """What somebody may do has changed: see what of it this one is doing."""
+        if self._standing is not None and not self.closed:
+            self._standing.reconsider()
+
+    def take_back(self) -> None:
+        """End what the identity may not do (any more): each subscription and channel number by itself."""
+        for number, subscription in list((self.subscriptions or {}).items()):
+            following = subscription.state
+            assert following is not None
+            failure = self._refusal(Verb.SUBSCRIBE, [*following.literals, *following.patterns])
+            if failure is not None:
+                self._drop_subscription(number)
+                self.outbox.ordered_frame(control.encode_error(failure, subscription=number))
+        if self._consuming is not None:
+            self._consuming.take_back()
+        if self._asking is not None:
+            self._asking.take_back(lambda name: self.node.gate.allows(self.identity, Verb.PUBLISH, name))
+        if self.publisher is not None:
+            for number in range(self._channels_named):
+                name = self.publisher.name_of(number)
+                failure = self._refusal(Verb.PUBLISH, [name]) if name is not None else None
+                if failure is not None:
+                    self.publisher.bind(number, None)
+                    self.outbox.frame(control.encode_error(failure, channel=number))
+        self.node.kick()
+
+    def _refusal(self, verb: Verb, names: list[bytes]) -> BrokerError | None:
+        """Say why one of the names is denied; None when none is."""
+        try:
+            for name in names:
+                self.node.gate.check(self.identity, verb, name)
+        except BrokerError as failure:
+            return failure
+        return None
 
     def _take_line(self, line: Line | None) -> None:
         """A line has one connection: the newer takes it, the older is told."""
@@ -707,6 +806,8 @@ class Session(Intake):
             self._take_line(line)
             line.holder = self
             self.publisher = Publisher(self.node.tails, line, self, self.node.limits.headers_bytes_max)
+            if self.identity.user:
+                self.publisher.sign(self.identity.user.encode())
         return self.publisher
 
     def _publish_with_ids(self, body: bytes) -> None:
@@ -812,7 +913,11 @@ class Session(Intake):
 
     def _subscribe(self, body: bytes) -> None:
         request = control.decode_subscribe(body)
-        if request.consumer is not None:
+        wait_ms = self.node.rates.subscribing_ms(self.rate_key)
+        if wait_ms:
+            failure = too_fast("subscribing", self.identity, wait_ms)
+            self.outbox.frame(control.encode_error(failure, subscription=request.subscription))
+        elif request.consumer is not None:
             self.consumes().subscribe(request)
         elif isinstance(request.start, control.FromTime):
             self._locate(request, request.start.time_us)
@@ -823,6 +928,7 @@ class Session(Intake):
         """Find where a SUBSCRIBE by time begins; until then it counts as a subscription of the connection."""
         try:
             self.check_room(request)
+            check_filters(self, request)
         except BrokerError as failure:
             self.outbox.frame(control.encode_error(failure, subscription=request.subscription))
             return
@@ -879,6 +985,7 @@ class Session(Intake):
         """Check a SUBSCRIBE and prepare what it follows."""
         limits = self.node.limits
         self.check_room(request)
+        check_filters(self, request)
         if self.subscriptions is None:
             self.subscriptions = {}
         literals, patterns = take_filters(self, request.filters)
@@ -904,6 +1011,16 @@ class Session(Intake):
             self._consuming = Consuming(self)
             self.members = self._consuming.members
         return self._consuming
+
+    @property
+    def rate_key(self) -> str:
+        """Who is counted together: all connections of a user, or of an address whose users have not signed in."""
+        return self.identity.user or f"\0{self.address}"  # which is no user's name
+
+    @property
+    def address(self) -> str:
+        """Where the connection comes from, without what tells it from others from there."""
+        return address_of(self.identity.peer)
 
     def check_room(self, request: control.Subscribe) -> None:
         """Hold the bounds on what one connection subscribes to, before anything is made for it."""
@@ -933,18 +1050,21 @@ class Session(Intake):
 
     def _unsubscribe(self, body: bytes) -> None:
         number = control.decode_unsubscribe(body)
-        subscription = (self.subscriptions or {}).pop(number, None)
-        if subscription is None and self._consuming is not None and self._consuming.unsubscribe(number):
-            return
-        if subscription is None:
+        if self.subscriptions and number in self.subscriptions:
+            self._drop_subscription(number)
+            # Behind what is queued, so that nothing of the subscription follows it.
+            self.outbox.ordered_frame(control.encode_unsubscribed(number))
+        elif self._consuming is None or not self._consuming.unsubscribe(number):
             failure = error("UNKNOWN_SUBSCRIPTION", f"subscription {number}: there is none on this connection")
             self.outbox.frame(control.encode_error(failure, subscription=number))
-            return
+
+    def _drop_subscription(self, number: int) -> None:
+        """Deliver nothing more to a subscription."""
+        assert self.subscriptions is not None
+        subscription = self.subscriptions.pop(number)
         if subscription.state is not None:
             self._filters_count -= len(subscription.state.literals) + len(subscription.state.patterns)
             self.node.catchup.leave(subscription.state)
-        # Behind what is queued, so that nothing of the subscription follows it.
-        self.outbox.ordered_frame(control.encode_unsubscribed(number))
 
     # -- the rest ------------------------------------------------------------------------------------------------------
 

@@ -130,6 +130,23 @@ def _publishes(body: bytes) -> Iterator[tuple[int, int, int]]:
         at += FRAME_HEADER_BYTES + FRAME_SIZE.unpack_from(body, at)[0]
 
 
+def spans_of(body: bytes) -> list[tuple[int, int]]:
+    """Return (number, count) of each publish of a transaction of which nothing is known but its first one.
+
+    Raises:
+        MalformedFrame: It is not whole frames in a row.
+    """
+    spans: list[tuple[int, int]] = []
+    at = TRANSACTION_HEADER_BYTES
+    for _ in range(COUNTS.unpack_from(body)[0]):
+        if len(body) - at < FRAME_HEADER_BYTES + PUBLISH_HEADER.size:
+            raise error("MALFORMED_FRAME", f"TRANSACTION of {len(body)} bytes: it is not whole frames in a row")
+        _, count, number = PUBLISH_HEADER.unpack_from(body, at + FRAME_HEADER_BYTES)
+        spans.append((number, count))
+        at += FRAME_HEADER_BYTES + FRAME_SIZE.unpack_from(body, at)[0]
+    return spans or [(0, 0)]
+
+
 def _refuse(session: Session, verdict: Verdict, slot: int, size: int) -> None:
     """Answer a refusal, when what it rests on is known."""
     failure = _failure(session, verdict, slot, size)

@@ -310,6 +310,14 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         Scope.REQUEST,
     ),
     ErrorCode(
+        1010,
+        "RATE_LIMITED",
+        "a user, or an address, does more in a second than it may",
+        "Wait as long as the error says, and do less at once.",
+        LimitExceeded,
+        Scope.EITHER,
+    ),
+    ErrorCode(
         2001,
         "GOING_AWAY",
         "the server drains and will close the connection",
@@ -356,6 +364,14 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "Let one process hold it; whoever subscribes later takes over.",
         Unavailable,
         Scope.REQUEST,
+    ),
+    ErrorCode(
+        2007,
+        "TLS_FAILED",
+        "no TLS came about with the peer, or it broke off",
+        "The detail says what the one would not take of the other: a certificate, a name, a version, or no TLS at all.",
+        Unavailable,
+        Scope.LOCAL,
     ),
     ErrorCode(
         3001,
@@ -630,6 +646,22 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         Scope.REQUEST,
     ),
     ErrorCode(
+        3035,
+        "UNAUTHENTICATED",
+        "nobody knows who is at the other end, or what it signs in with is not good",
+        "Connect with a token that this server accepts; `broker token explain` says what is wrong with one.",
+        Denied,
+        Scope.EITHER,
+    ),
+    ErrorCode(
+        3036,
+        "TOKEN_EXPIRED",
+        "what the connection signed in with has ended or was taken back",
+        "Get a fresh token and connect with it; positions stay good.",
+        Denied,
+        Scope.EITHER,
+    ),
+    ErrorCode(
         4001,
         "COMMIT_UNKNOWN",
         "the commit failed after it was handed to the disk; the records may or may not be stored",
@@ -725,6 +757,13 @@ def error(
     if retry_after_ms is not None:
         failure.retry_after_ms = retry_after_ms
     return failure
+
+
+def located(failure: BrokerError, where: str) -> BrokerError:
+    """Return an error that says where it happened, else the same; not raised."""
+    told = type(failure)(failure.code, f"{where}: {failure.detail}", failure.hint, failure.name)
+    told.retry_after_ms = failure.retry_after_ms
+    return told
 
 
 def to_wire(failure: BrokerError) -> dict[str, object]:

@@ -111,6 +111,7 @@ EVENTS: tuple[Event, ...] = (
             _text("tcp", "address of the TCP listener, or null"),
             _text("unix", "path of the Unix socket, or null"),
             _text("web", "address of the web listener, or null"),
+            Field("tls", FieldKind.BOOLEAN, "whether TLS is spoken at these addresses"),
             _text("data", "the data directory"),
             _number("after_s", "seconds from start to here"),
         ),
@@ -165,6 +166,22 @@ EVENTS: tuple[Event, ...] = (
         (_CODE, _DETAIL, _HINT),
     ),
     Event(
+        "certificates_renewed",
+        Severity.INFO,
+        "server",
+        "the files of the server's certificate have changed; new connections are met with what is in them now",
+        "Nothing; connections that are open keep to what they began with.",
+        (_text("certificate", "the file of the server's certificate"),),
+    ),
+    Event(
+        "certificates_refused",
+        Severity.ERROR,
+        "server",
+        "the files of the server's certificate have changed and cannot be used; the old ones serve on",
+        "Correct them: they are looked at again when one of them changes. A certificate and its key belong together.",
+        (_CODE, _DETAIL, _HINT),
+    ),
+    Event(
         "connections_refused",
         Severity.INFO,
         "server",
@@ -188,6 +205,28 @@ EVENTS: tuple[Event, ...] = (
         "the shared directory's server was started by somebody else, with settings other than this process asked for",
         "Give all openers the same settings, or put them into broker.toml in the directory.",
         (_DETAIL,),
+    ),
+    # -- who signs in
+    Event(
+        "access_changed",
+        Severity.INFO,
+        "access",
+        "the access file or its key set has changed, and the new rules are in force for everybody",
+        "Nothing; connections whose rights have ended are told and closed.",
+        (
+            _text("path", "of the access file"),
+            _integer("roles", "how many it defines"),
+            _integer("keys", "that signed tokens are checked with"),
+            _integer("tokens", "static ones that it lists"),
+        ),
+    ),
+    Event(
+        "access_refused",
+        Severity.ERROR,
+        "access",
+        "the changed access file or its key set cannot be used; the old rules stay in force",
+        "Correct it; it is read again when it changes.",
+        (_text("path", "of the access file"), _CODE, _DETAIL, _HINT),
     ),
     # -- the node
     Event(
@@ -475,6 +514,14 @@ EVENTS: tuple[Event, ...] = (
         "the client lost its connection, or could not get one, and will try again",
         "Nothing; look at the broker if it goes on.",
         (_number("after_s", "seconds until the attempt"), _CODE, _DETAIL),
+    ),
+    Event(
+        "renewal_failed",
+        Severity.WARNING,
+        "client",
+        "the client got no fresh token, or the server did not take it; it tries again until the old one ends",
+        "See that what gives the client its tokens works.",
+        (_CODE, _DETAIL),
     ),
     Event(
         "client_failed",

@@ -299,6 +299,55 @@ class Limits:
         ),
     )
 
+    connects_per_s: int = field(
+        default=0,
+        metadata=setting(
+            "Connections that one address may make in a second; more is answered RATE_LIMITED. 0 sets no bound.",
+            unit="connections per second",
+            low=0,
+            high=1_000_000_000,
+        ),
+    )
+    failed_sign_ins_per_s: int = field(
+        default=5,
+        metadata=setting(
+            "Tokens that are no good that one address may come with in a second; then all of its tokens are "
+            "answered RATE_LIMITED for a while. 0 sets no bound.",
+            unit="tokens per second",
+            low=0,
+            high=1_000_000_000,
+        ),
+    )
+    publishes_per_s: int = field(
+        default=0,
+        metadata=setting(
+            "Messages that one user, or one address without users, may publish in a second; more is answered "
+            "RATE_LIMITED. 0 sets no bound.",
+            unit="messages per second",
+            low=0,
+            high=1_000_000_000,
+        ),
+    )
+    publish_bytes_per_s: int = field(
+        default=0,
+        metadata=setting(
+            "The same of bytes of publishes, headers and fields included.",
+            unit="bytes per second",
+            low=0,
+            high=1_000_000_000,
+        ),
+    )
+    subscribes_per_s: int = field(
+        default=0,
+        metadata=setting(
+            "Subscriptions that one user, or one address without users, may begin in a second; more is answered "
+            "RATE_LIMITED. 0 sets no bound.",
+            unit="subscriptions per second",
+            low=0,
+            high=1_000_000_000,
+        ),
+    )
+
     @property
     def frame_bytes_max(self) -> int:
         """Largest body of a frame in bytes: one largest record and what may stand beside it."""

@@ -24,6 +24,7 @@ RETENTION_BYTES_MIN = 64 * KIB
 """The smallest bound in bytes: what is kept of a channel is whole chunks, and a chunk has at most so many."""
 KEEP_ALL, KEEP_LATEST_PER_KEY = "all", "latest_per_key"
 HOLD_NONE, HOLD_CONSUMERS = "none", "consumers"
+PUBLISHER_NONE, PUBLISHER_USER = "none", "user"
 SLOW_CATCHUP, SLOW_LATEST, SLOW_DROP_OLDEST, SLOW_DISCONNECT = "catchup", "latest", "drop_oldest", "disconnect"
 
 
@@ -166,6 +167,15 @@ class Profile:
             "the newest message; drop_oldest, for ephemeral channels, what a short memory still has; disconnect, "
             "SLOW_CONSUMER. Of ephemeral channels catchup is drop_oldest.",
             choices=(SLOW_CATCHUP, SLOW_LATEST, SLOW_DROP_OLDEST, SLOW_DISCONNECT),
+            reloadable=True,
+        ),
+    )
+    publisher: str = field(
+        default=PUBLISHER_NONE,
+        metadata=setting(
+            "What the server writes into each message about who has published it: none, nothing; user, the name that "
+            "its publisher has signed in with. No client can write it itself.",
+            choices=(PUBLISHER_NONE, PUBLISHER_USER),
             reloadable=True,
         ),
     )

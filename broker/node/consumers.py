@@ -29,7 +29,7 @@ from broker_native.members import tell_all
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from broker.core.ports import Reader
     from broker.core.sequencer import Sequencer
@@ -382,8 +382,8 @@ class Consumers:
     def _tell(self, name: str, told: Told) -> None:
         self._with(name, lambda consumer: told(consumer.info()), told)
 
-    def join(self, asked: str, member: Member, done: Done) -> None:
-        """Make somebody a member of a consumer, unless it is gone meanwhile."""
+    def join(self, asked: str, member: Member, done: Done, check: Callable[[Iterable[str]], None]) -> None:
+        """Make somebody a member of a consumer, unless it is gone meanwhile; `check` is told what it reads before."""
 
         def enter(consumer: Consumer) -> None:
             if member.gone:
@@ -391,6 +391,7 @@ class Consumers:
             limit = self.core.limits.members_per_consumer_max
             if len(consumer.members) >= limit and not consumer.settings.exclusive:
                 raise error("LIMIT", f"members of consumer {asked}: got {limit + 1}, limit {limit}")
+            check((consumer.settings.name, *consumer.settings.filters))
             done(None)
             consumer.join(member)
 
@@ -400,15 +401,22 @@ class Consumers:
         """Tell of a consumer; what it has in memory counts."""
         self._tell(asked, told)
 
-    def page(self, prefix: str, after: str, limit: int, told: Callable[[ConsumersPart | BrokerError], None]) -> None:
-        """Tell of consumers in the order of their names."""
+    def page(
+        self,
+        prefix: str,
+        after: str,
+        limit: int,
+        told: Callable[[ConsumersPart | BrokerError], None],
+        shows: Callable[[bytes], bool],
+    ) -> None:
+        """Tell of consumers in the order of their names, of those that `shows` says yes to."""
 
         def listed(failure: BrokerError | None) -> None:
             if failure is not None:
                 told(failure)
                 return
             begin, past = prefix.encode(), after.encode()
-            names = sorted(name for name in self._consumers if name.startswith(begin) and name > past)
+            names = sorted(name for name in self._consumers if name.startswith(begin) and name > past and shows(name))
             infos: list[ConsumerInfo] = []
             left = names[:limit]
 
@@ -656,13 +664,16 @@ class Consumers:
             left += [DoneRun(run.channel, run.epoch, first, size) for first, size in refused]
         return left
 
-    def redrive(self, asked: str, limit: int, counted: Counted) -> None:
-        """Publish dead letters of a consumer to where they came from, at most so many; answers how many."""
+    def redrive(self, asked: str, limit: int, counted: Counted, check: Callable[[bytes], None]) -> None:
+        """Publish dead letters of a consumer to where they came from, at most so many; answers how many.
+
+        `check` is told of each channel before, and raises if nothing may be published there.
+        """
 
         def go(consumer: Consumer) -> None:
             if consumer.settings.dead_letter is None:
                 raise error("INVALID_CONSUMER", f"consumer {asked}: it has no dead-letter channel")
-            Redrive(self, consumer, limit, counted).start()
+            Redrive(self, consumer, limit, counted, check).start()
 
         self._with(asked, go, counted)
 

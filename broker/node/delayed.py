@@ -276,9 +276,9 @@ class DelayedMessages:
             raise error("UNKNOWN_MESSAGE", f"channel {channel.decode()}: no message with this id waits for its time")
         self._core.requests.append(done)
 
-    def ask(self, asker: Asker, number: int, query: DelayedQuery) -> None:
+    def ask(self, asker: Asker, number: int, query: DelayedQuery, shows: Callable[[bytes], bool]) -> None:
         """As `DelayedListing.ask`."""
-        self._listing.ask(asker, number, query)
+        self._listing.ask(asker, number, query, shows)
 
     # -- reading -------------------------------------------------------------------------------------------------------
 

@@ -52,8 +52,8 @@ class DelayedListing:
         self._submit = submit
         self._kick = kick
 
-    def ask(self, asker: Asker, number: int, query: DelayedQuery) -> None:
-        """Have a part listed.
+    def ask(self, asker: Asker, number: int, query: DelayedQuery, shows: Callable[[bytes], bool]) -> None:
+        """Have a part listed, of it what `shows` says yes to: it is asked for the channel of each message.
 
         Raises:
             RequestError: INVALID_POSITION; `after` is no place.
@@ -63,7 +63,7 @@ class DelayedListing:
                 "INVALID_POSITION", f"operation delayed: `after` has {len(query.after)} bytes, expected {PLACE.size}"
             )
         job = self._submit(self._read, self._wheel.slots(), query)
-        job.add_done_callback(lambda done: self._have(asker, number, done))
+        job.add_done_callback(lambda done: self._have(asker, number, done, shows))
 
     def _read(self, slots: list[Slot], query: DelayedQuery) -> Found:
         """Read a part, on the reader thread."""
@@ -97,14 +97,14 @@ class DelayedListing:
                     return rows, PLACE.pack(slot.start_s, slot.level, slot.index, after)
         return rows, b""
 
-    def _have(self, asker: Asker, number: int, done: asyncio.Future[Found]) -> None:
+    def _have(self, asker: Asker, number: int, done: asyncio.Future[Found], shows: Callable[[bytes], bool]) -> None:
         """Answer with what is read and still waits."""
         if done.cancelled() or asker.closed:
             return
         failure = done.exception()
         if failure is None:
             found, after = done.result()
-            rows = [row for row, ticket in found if self._waits(row, ticket)]
+            rows = [row for row, ticket in found if shows(row.channel.encode()) and self._waits(row, ticket)]
             asker.outbox.frame(asker.encode_part(number, DelayedPart(tuple(rows), after, bool(after))))
         else:
             if not isinstance(failure, BrokerError):

@@ -28,8 +28,9 @@ TIMES_MAX = 16
 
 
 class Fields(NamedTuple):
-    """What of a record a copy keeps."""
+    """What of a record a copy keeps; who has published it was written by a server, never by a client."""
 
+    publisher: bytes
     priority: bytes
     key: bytes
     headers: bytes
@@ -47,11 +48,12 @@ def fields_of(record: bytes) -> Fields:
     """Take a well-formed record apart."""
     flags = RECORD.unpack_from(record)[1]
     at = RECORD.size
+    publisher = priority = key = headers = b""
     if flags & PUBLISHER:
-        at += 1 + record[at]
+        publisher = record[at : at + 1 + record[at]]
+        at += len(publisher)
     if flags & NUMBER:
         at += 8
-    priority = key = headers = b""
     if flags & PRIORITY:
         priority = record[at : at + 1]
         at += 1
@@ -67,15 +69,16 @@ def fields_of(record: bytes) -> Fields:
         at += size
     if flags & ID:
         at += 1 + record[at]
-    return Fields(priority, key, headers, record[at:])
+    return Fields(publisher, priority, key, headers, record[at:])
 
 
 def record_with(fields: Fields) -> bytes:
     """Return a record that has these fields."""
     flags, body = 0, b""
-    if fields.priority:
-        flags |= PRIORITY
-        body += fields.priority
+    for bit, whole in ((PUBLISHER, fields.publisher), (PRIORITY, fields.priority)):
+        if whole:
+            flags |= bit
+            body += whole
     for bit, value in ((KEY, fields.key), (HEADERS, fields.headers)):
         if value:
             flags |= bit

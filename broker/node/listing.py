@@ -32,6 +32,8 @@ __all__ = ["Listing", "NamesScan"]
 
 STEP_SEGMENTS = 16
 """Segments of the table of names that one step looks at: about 10,000 names, a cache miss each."""
+STEP_SEGMENTS_SHOWN = 2
+"""The same when each name is asked about."""
 WASTE_MAX = 4_096
 """Names past the page's size that a scan gathers before it drops the largest."""
 
@@ -43,22 +45,26 @@ class NamesScan:
         prefix: What they begin with.
         after: They are greater than this.
         count: How many are wanted.
+        shows: Says which names are listed at all; None for every one.
 
     Attributes:
         names: Up to one more than is wanted, which says that there are more; ascending once it `is_done`.
     """
 
-    def __init__(self, prefix: bytes, after: bytes, count: int) -> None:
+    def __init__(self, prefix: bytes, after: bytes, count: int, shows: Callable[[bytes], bool] | None = None) -> None:
         self.prefix = prefix
         self.after = after
         self.count = count
+        self.shows = shows
         self.is_done = False
         self.names: list[bytes] = []
         self._key = 0
         self._before: bytes | None = None
 
     def listed(self, names: list[bytes]) -> list[bytes]:
-        """Leave out the broker's own channels, unless they are asked for."""
+        """Leave out the broker's own channels, unless they are asked for, and what is not to be seen."""
+        if self.shows is not None:
+            return list(filter(self.shows, names))
         return names if is_reserved(self.prefix) else [name for name in names if not is_reserved(name)]
 
     def step(self, core: Sequencer, segments_max: int) -> None:
@@ -134,7 +140,7 @@ class Listing:
         if page.asker.closed:
             self._finish()
             return
-        page.scan.step(self._core, STEP_SEGMENTS)
+        page.scan.step(self._core, STEP_SEGMENTS if page.scan.shows is None else STEP_SEGMENTS_SHOWN)
         if not page.scan.is_done:
             self._loop.call_soon(self._step)
         elif self._core.complete:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from broker.access.gate import Gate
+from broker.access.rates import Rates
 from broker.core.sequencer import Sequencer
 from broker.events import emit
 from broker.log.log import ArchiveBy, Log
@@ -52,6 +53,7 @@ from broker_native.unsent import Unsent
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from broker.access.authority import Authority
     from broker.core.group import Duplicate, Group
     from broker.model.limits import Limits
     from broker.model.profiles import Profiles
@@ -75,6 +77,8 @@ CROWDED_SHARE = 16
 """The part of what ends a connection that its live groups may fill while its transport takes nothing."""
 STORAGE_FAILURES_PER_MIN_MAX = 3
 COUNTED_AT_ONCE = 4_096
+RECONSIDERED_AT_ONCE = 64
+"""Connections that are held against new grants in one turn: about a millisecond."""
 WATCH_TURNS = 8
 """While every connection takes what it is sent, memory is looked at once in so many turns."""
 
@@ -132,6 +136,9 @@ class Connection(Protocol):
     def check_alive(self, now_us: int) -> None:
         """Ping a quiet peer, close a silent one."""
 
+    def reconsider(self) -> None:
+        """What its user may do may have changed."""
+
 
 class Node:
     """Use `Node.open`.
@@ -139,6 +146,8 @@ class Node:
     Attributes:
         core: The sequencer.
         gate: Who may do what.
+        authority: Who signs in; None where nobody is asked who he is.
+        rates: How much a user, or an address, may do in a second.
         limits: Bounds.
         loader: What is stored and not in memory.
         ids: The ids of channels' newest records.
@@ -157,13 +166,25 @@ class Node:
         left_s: When the last connection that has gone went, by the loop's clock; else when the node began.
     """
 
-    def __init__(self, core: Sequencer, log: Log, broker_time: BrokerTime, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        core: Sequencer,
+        log: Log,
+        broker_time: BrokerTime,
+        loop: asyncio.AbstractEventLoop,
+        authority: Authority | None = None,
+    ) -> None:
         self.core = core
         self.fanout = core.fanout
         self.tails = core.tails
         self.limits: Limits = core.limits
         self._bound_groups()
         self.gate = Gate()
+        self.authority = authority
+        self.rates = Rates(self.limits, broker_time.clock.steady_us)
+        self._to_reconsider: list[Connection] = []
+        if authority is not None:
+            authority.on_change.append(self._reconsider_all)
         self.loop = loop
         self.clock = broker_time.clock
         self.buffer = ReadBuffer(READ_BUFFER_BYTES, self.limits.early_partial_bytes_max, self.limits.partial_bytes_max)
@@ -228,6 +249,7 @@ class Node:
         reserve_bytes: int,
         backlog_bytes_max: int = 4 << 30,
         archive_by: ArchiveBy = ArchiveBy.THREAD,
+        authority: Authority | None = None,
     ) -> Node:
         """Open a data directory and bring it to where it can serve.
 
@@ -239,6 +261,7 @@ class Node:
             reserve_bytes: Free space below which publishes are refused, bytes.
             backlog_bytes_max: What may wait for the archive before publishes are refused, bytes.
             archive_by: Who moves what is stored into the archive.
+            authority: Who signs in; None if nobody is asked who he is. Whoever made it closes it, after the node.
 
         Raises:
             StorageError: STORAGE_IN_USE, STORAGE_FORMAT, STORAGE_CORRUPT, STORAGE_FULL.
@@ -286,7 +309,7 @@ class Node:
         core, log, _, broker_time = await loop.run_in_executor(None, recover)
         try:
             core.committed(broker_time.clock.now_us())
-            node = cls(core, log, broker_time, loop)
+            node = cls(core, log, broker_time, loop, authority)
         except MemoryError as cause:
             log.close()
             raise no_memory(f"opening {path}") from cause
@@ -529,6 +552,24 @@ class Node:
         self.left_s = self.loop.time()
         if not self.connections and self._left is not None and not self._left.done():
             self._left.set_result(None)
+
+    def _reconsider_all(self) -> None:
+        """What is granted has changed: every connection goes by it, a few a turn, within a second."""
+        begun = bool(self._to_reconsider)
+        self._to_reconsider = list(self.connections)
+        if not begun and self._to_reconsider:
+            self.loop.call_soon(self._reconsider_some)
+
+    def _reconsider_some(self) -> None:
+        if self._closed or self._broken:
+            return
+        some = self._to_reconsider[:RECONSIDERED_AT_ONCE]
+        del self._to_reconsider[:RECONSIDERED_AT_ONCE]
+        for connection in some:
+            if connection in self.connections:
+                connection.reconsider()
+        if self._to_reconsider:
+            self.loop.call_soon(self._reconsider_some)
 
     # -- what sessions ask ---------------------------------------------------------------------------------------------
 

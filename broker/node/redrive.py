@@ -87,15 +87,23 @@ class Redrive:
         consumer: Whose letters; it is ready, and has a dead-letter channel.
         limit: How many at most.
         done: Called with how many were published, all committed, or why none was.
+        check: Raises if whoever asked may not publish to a channel. What a letter says of itself is no right to it:
+            anybody who may publish to the dead-letter channel can write one.
     """
 
     def __init__(
-        self, home: Consumers, consumer: Consumer, limit: int, done: Callable[[int | BrokerError], None]
+        self,
+        home: Consumers,
+        consumer: Consumer,
+        limit: int,
+        done: Callable[[int | BrokerError], None],
+        check: Callable[[bytes], None],
     ) -> None:
         self._home = home
         self._consumer = consumer
         self._left = limit
         self._done = done
+        self._check = check
         self._count = 0
         dead_letter = consumer.settings.dead_letter
         assert dead_letter is not None
@@ -150,6 +158,7 @@ class Redrive:
         if failure is None:
             for sequence, channel, record in found.letters:
                 try:
+                    self._check(channel)
                     core.load(channel)
                     core.own.store(channel, record)
                 except BrokerError as refusal:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 import secrets
+import ssl
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
@@ -25,14 +26,18 @@ from broker.remote import forked
 from broker.remote.asking import Asking
 from broker.remote.consumer import RemoteConsumer
 from broker.remote.conversation import Conversation
-from broker.remote.reconnect import Backoff, BackoffPolicy, LineKnowledge
+from broker.remote.reconnect import Backoff, BackoffPolicy, LineKnowledge, is_final
+from broker.remote.tls import tls_failed
 from broker.wire import control
 from broker.wire.kinds import PRODUCER_BYTES
 from broker_native.messages import set_types
 from broker_native.posting import PublishBuffer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
+    from typing import TypeAlias
+
+    Token: TypeAlias = str | Callable[[], str | Awaitable[str]] | None
 
     from broker.remote.consumer import Told
     from broker.remote.subscription import Kept
@@ -54,6 +59,10 @@ for something keeps it for a peer of which it knows nothing yet. Every server ta
 CONNECT_TIMEOUT_S: Final = 10.0
 TASK_POLL_S_MIN: Final = 0.01
 TASK_POLL_S_MAX: Final = 0.5
+RENEW_S: Final = 60.0
+"""A token is renewed so long before it ends, or when a fifth of its time is left, whichever is later."""
+RENEW_RETRY_S: Final = 1.0
+"""When that came to nothing it is tried again after so long."""
 CLIENT_NAME: Final = f"broker-py {__version__}"
 
 # What becomes of a publish that is refused, see PublishBuffer.refuse.
@@ -68,6 +77,22 @@ VERDICTS: Final = {
 }
 
 set_types(position=Position, bus_position=BusPosition, level=Level)
+
+
+def renew_after_s(expires_s: float) -> float:
+    """Return after how many seconds to renew a token that is good for so many."""
+    return expires_s - min(RENEW_S, expires_s / 5)
+
+
+def token_failed(failure: BaseException) -> BrokerError:
+    """Return the error for a token that its callable does not give. What that said may have the secret in it."""
+    if isinstance(failure, BrokerError):
+        return failure
+    return error(
+        "UNAVAILABLE",
+        f"token: what should give one failed with {type(failure).__name__}",
+        "See why it fails; it is called again.",
+    )
 
 
 class Answer(Protocol):
@@ -94,9 +119,11 @@ class RemoteBus(ABC, Generic[ConversationT]):
         backoff: How long to wait between attempts.
         connect_timeout_s: How long connecting and the handshake may take.
         unanswered_bytes_max: Bytes of publishes that may be unanswered; past it `post` raises BUSY.
-        token: What the server's gate wants to know us by.
+        token: What the server is to know us by, or what gives one: it is called for each connection, and again before
+            what it gave ends.
         name: What the server's log calls us.
-        producer: 16 bytes, whose line the publishes are numbered on; None draws one.
+        producer: 16 bytes, whose line the publishes are numbered on; None draws one, and no bytes are for a line that
+            ends with the connection, of which the broker remembers nothing.
     """
 
     def __init__(
@@ -106,13 +133,15 @@ class RemoteBus(ABC, Generic[ConversationT]):
         backoff: BackoffPolicy | None = None,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         unanswered_bytes_max: int = UNANSWERED_BYTES_MAX,
-        token: str | None = None,
+        token: Token = None,
         name: str = CLIENT_NAME,
         producer: bytes | None = None,
     ) -> None:
         self._connect_timeout_s = connect_timeout_s
         self._backoff = Backoff(backoff or BackoffPolicy(), random.random)
-        self._hello = control.encode_hello(name, producer or secrets.token_bytes(PRODUCER_BYTES), token)
+        self._token = token
+        self._name = name
+        self._producer = secrets.token_bytes(PRODUCER_BYTES) if producer is None else producer
         self._buffer = PublishBuffer(
             loop,
             error=error,
@@ -264,6 +293,15 @@ class RemoteBus(ABC, Generic[ConversationT]):
 
     # .. the connection ..
 
+    def _hello(self, token: str | None) -> bytes:
+        """Return the frame that begins a conversation."""
+        return control.encode_hello(self._name, self._producer or None, token)
+
+    def _is_final(self, failure: BaseException) -> bool:
+        """Whether connecting again is of no use. Whoever can get a fresh token does so when one has ended."""
+        fresh = callable(self._token) and isinstance(failure, BrokerError) and failure.name == "TOKEN_EXPIRED"
+        return is_final(failure) and not fresh
+
     def _ahead(self, connection: ConversationT) -> tuple[Callable[[], bool] | None, bytes]:
         """What to do behind HELLO, and for which journal: see `Conversation.begin`.
 
@@ -285,6 +323,8 @@ class RemoteBus(ABC, Generic[ConversationT]):
         self._detach()
         self._leaving = None
         self._asks_ahead = not connection.journal_changed
+        if isinstance(failure, ssl.SSLError):
+            return tls_failed(failure)
         if isinstance(failure, OSError):
             return error("CONNECTION_LOST", f"connecting: {failure}", "is the broker running?")
         return failure

@@ -11,6 +11,7 @@ from math import inf
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from broker.model.errors import BrokerError, error
+from broker.remote.tls import is_alert, speaks_tls
 from broker.wire import control
 from broker.wire.kinds import FRAME_BYTES_BEFORE_WELCOME_MAX, FRAME_BYTES_MAX, Kind
 from broker_native.messages import FrameReader
@@ -120,6 +121,9 @@ class Conversation(ABC):
         """Parse what has arrived, split anywhere, and tell the owner."""
         self._heard_s = now_s
         if self._ended:
+            return
+        if self.welcome is None and is_alert(data):
+            self.abort(speaks_tls())
             return
         for item in self._reader.feed(data):
             if len(item) == 2:

@@ -332,6 +332,8 @@ class Welcome:
     limits: Limits
     ping_s: float
     reply: str = ""
+    user: str = ""
+    expires_s: float | None = None
 
 
 def encode_welcome(welcome: Welcome) -> bytes:
@@ -348,6 +350,8 @@ def encode_welcome(welcome: Welcome) -> bytes:
             "limits": limits,
             "ping_s": welcome.ping_s,
             "reply": welcome.reply or None,
+            "user": welcome.user or None,
+            "expires_s": welcome.expires_s,
         },
     )
 
@@ -373,6 +377,8 @@ def decode_welcome(body: bytes | memoryview) -> Welcome:
         limits=Limits(**{name: take_int(limits, name) for name in Limits.__dataclass_fields__}),
         ping_s=take_number(fields, "ping_s"),
         reply=take_optional_str(fields, "reply") or "",
+        user=take_optional_str(fields, "user") or "",
+        expires_s=take_number(fields, "expires_s") if "expires_s" in fields else None,
     )
 
 

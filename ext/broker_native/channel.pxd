@@ -84,6 +84,7 @@ cdef struct ProfileCounts:
     uint64_t unborn
     uint32_t ids_window_s       # how long an id of a record is found again, seconds; 0: not at all
     uint32_t ids_max            # and among how many of a channel's newest records
+    bint stamps                 # records say who has published them
 
 cdef struct ChannelList:
     Channel** items

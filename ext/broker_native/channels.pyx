@@ -728,6 +728,10 @@ cdef class Channels:
         policy.ids_window_s = window_s
         policy.ids_max = count_max
 
+    def set_stamps(self, uint16_t profile, bint stamps):
+        """Say whether records in the channels of a profile are to say who has published them."""
+        self.counts_of(profile).stamps = stamps
+
     def knows_ids(self, bytes name not None):
         """Whether memory knows the ids of the channel's newest records, so that none have to be read back."""
         cdef Channel* channel = self.find_here(name)

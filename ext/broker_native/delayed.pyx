@@ -117,6 +117,8 @@ cdef const uint8_t* record_id(const uint8_t* record, uint32_t* size) noexcept no
     cdef const uint8_t* at = record + RECORD_HEADER_BYTES
     if not flags & RECORD_ID:
         return NULL
+    if flags & RECORD_PUBLISHER:
+        at += 1 + at[0]
     if flags & RECORD_PRIORITY:
         at += 1
     if flags & RECORD_EXPIRY:

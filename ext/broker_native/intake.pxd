@@ -6,6 +6,7 @@ from broker_native.fanout cimport Fanout, Outbox, Subscription
 from broker_native.growing cimport Bytes
 from broker_native.ids_ahead cimport IdsAhead
 from broker_native.publisher cimport Publisher
+from broker_native.rates cimport Rate
 from broker_native.tails cimport Tails
 
 cdef extern from "clock.h" nogil:
@@ -64,6 +65,7 @@ cdef class Intake:
     cdef public uint32_t frame_bytes_max
     cdef public uint64_t heard_us       # when the last bytes came, by the clock's steady time
     cdef public bint early              # its half frame counts among those of strangers
+    cdef public Rate rate               # what it may publish; None: as much as it likes
     cdef public dict members            # subscription: Membership; None before it has taken jobs
     cdef public bint closed
     cdef readonly bint held             # what was put off waits for `let_go`
@@ -101,6 +103,7 @@ cdef class Intake:
     cdef uint32_t turns_allowed(self) noexcept
     cdef bint check_header(self, const uint8_t* header) except -1
     cdef int take_frame(self, const uint8_t* frame) except -1
+    cdef bint is_over_rate(self, const uint8_t* frame) except -1
     cdef bint take_whole(self, const uint8_t* frame) except -1
     cdef int answer_publish(self, int code, const uint8_t* body, uint32_t size) except -1
     cdef bint take_credit(self, const uint8_t* body) except -1

@@ -3,6 +3,7 @@ from collections.abc import Callable, Mapping
 from broker_native.fanout import Fanout, Outbox, Subscription
 from broker_native.membership import Membership
 from broker_native.publisher import Publisher
+from broker_native.rates import Rate
 from broker_native.tails import Tails
 
 class Clock:
@@ -39,6 +40,7 @@ class ReadBuffer:
     def go_on(self) -> bool: ...
 
 class Intake:
+    rate: Rate | None
     publisher: Publisher | None
     subscriptions: dict[int, Subscription] | None
     members: Mapping[int, Membership] | None

@@ -26,6 +26,7 @@ taken; the first of those that it has not goes to `on_frame`, and so does one th
 `on_refused(code, slot, number, count)`, `on_duplicate(slot, number, count)`, `on_ids_absent(body)` (of a PUBLISH that
 has to wait for the ids of its channel's newest records), `on_malformed(code, size)`,
 `on_credit(subscription)` (of one that is behind), `on_ack(body)` (when it has `members`; else an ACK is as any frame),
+`on_over_rate(kind, flags, body, wait_ms)` (a frame with records is more than `rate` lets in now: answer that),
 `on_exhausted()` (there is no memory for what came, or for what should be sent: end the connection) and `on_read()`
 (bytes were taken in: end the turn). When it shares its loop with others, also `on_put_off()` and `on_caught_up()`
 (pause and resume reading), `on_crowded(name, bytes, limit, held_us)` (end the connection: it takes up room that others
@@ -47,6 +48,7 @@ from broker_native.layout cimport *
 from broker_native.members cimport RotationMember
 from broker_native.names cimport name_is_channel
 from broker_native.publisher cimport Publisher, publisher_channel
+from broker_native.rates cimport Rate
 from broker_native.transactions cimport Verdict, expecting_decide, transaction_decide
 
 cdef enum:
@@ -561,7 +563,7 @@ cdef class Intake:
                 became = TAKEN
                 if is_naming(data + at, frame - FRAME_HEADER_BYTES):
                     used = self.take_channels(data + at, size - at, &became)
-                elif data[at + 4] == KIND_PUBLISH and data[at + 5] == PUBLISH_FLAG_AT:
+                elif data[at + 4] == KIND_PUBLISH and data[at + 5] == PUBLISH_FLAG_AT and self.rate is None:
                     used = self.take_delayed(data + at, size - at, &became)
                 if not used and not became:
                     used = frame
@@ -788,7 +790,9 @@ cdef class Intake:
         cdef const uint8_t* body = frame + FRAME_HEADER_BYTES
         cdef int code
         cdef bint enough = False
-        if frame[4] == KIND_PUBLISH and self.publisher is not None and not frame[5]:
+        if self.rate is not None and frame[4] in (KIND_PUBLISH, KIND_TRANSACTION) and self.is_over_rate(frame):
+            enough = not self.may_handle(1)
+        elif frame[4] == KIND_PUBLISH and self.publisher is not None and not frame[5]:
             code = self.publisher.publish(body, size)
             if not code:
                 return TAKEN
@@ -817,6 +821,33 @@ cdef class Intake:
             return TAKEN_LAST
         self.count_frames(1)
         return TAKEN_ENOUGH if enough or self.suspended else TAKEN
+
+    cdef bint is_over_rate(self, const uint8_t* frame) except -1:
+        """Whether a frame with records is more than may come now; it is answered then. What may come is counted.
+
+        A number that is not the line's next is not judged here: it is known already, or it is out of line.
+        """
+        cdef uint32_t size = load_u32(frame)
+        cdef const uint8_t* body = frame + FRAME_HEADER_BYTES
+        cdef const uint8_t* publish = body
+        cdef uint32_t wait_ms
+        cdef uint32_t count = 1
+        if frame[4] == KIND_TRANSACTION:
+            publish += TRANSACTION_HEADER_BYTES + FRAME_HEADER_BYTES
+        if size < <uint32_t>(publish - body) + PUBLISH_HEADER_BYTES:
+            return False
+        if frame[4] == KIND_TRANSACTION or not frame[5] & (PUBLISH_FLAG_ASK | PUBLISH_FLAG_REPLY):
+            if self.publisher is None or load_u64(publish + 8) != self.publisher.line.next:
+                return False
+        if frame[4] == KIND_PUBLISH:
+            # Records that are announced and not there cost nobody but who announces them.
+            count = load_u32(body + 4) if load_u32(body + 4) < PUBLISH_COUNT_MAX else PUBLISH_COUNT_MAX
+        else:
+            count = size // (FRAME_HEADER_BYTES + PUBLISH_HEADER_BYTES + RECORD_HEADER_BYTES) + 1
+        wait_ms = self.rate.take(count, size, self.clock.steady())
+        if wait_ms:
+            self.on_over_rate(frame[4], frame[5], PyBytes_FromStringAndSize(<const char*>body, size), wait_ms)
+        return wait_ms != 0
 
     cdef bint take_whole(self, const uint8_t* frame) except -1:
         """Take a publish under a condition or a transaction, if there is nothing to be answered.

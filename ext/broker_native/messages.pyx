@@ -218,6 +218,11 @@ cdef class Batch:
         return len(self.data)
 
     @property
+    def chunk(self):
+        """The whole chunk as it came, also what `after` has left out of the batch."""
+        return self.data
+
+    @property
     def position(self):
         """The position after the batch: resuming from it goes on with the next message."""
         return make_position(self.epoch, self.last)

@@ -3,6 +3,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from broker_native.channel cimport Channel
+from broker_native.growing cimport Bytes
 from broker_native.ids cimport IdHash, IdTable
 from broker_native.ids_ahead cimport IdsAhead
 from broker_native.lines cimport Line
@@ -17,6 +18,8 @@ cdef class Publisher(PublishedEntries):
     cdef uint32_t slots_count
     cdef uint32_t headers_bytes_max
     cdef public bint is_own              # the broker's own: what it stores was decided before, and no id refuses it
+    cdef bytes stamp                    # the field that says who it is (RECORD_PUBLISHER); None where nobody signs in
+    cdef Bytes stamped                  # the record that is being stamped
     cdef uint16_t flags                 # of the records of the frame that is being decided, together
     cdef IdsAhead* ids_ahead            # NULL unless frames with ids are taken one after the other from a buffer
 
@@ -29,6 +32,7 @@ cdef class Publisher(PublishedEntries):
     cdef int take_records(self, Channel* channel, const uint8_t* at, uint32_t count, uint32_t slot,
                   uint64_t number) except -1
     cdef int append_records(self, Channel* channel, const uint8_t* at, uint32_t count) except -1
+    cdef int append_record(self, Channel* channel, const uint8_t* at) except -1
     cdef int reserve_answer(self, Channel* channel) except -1
     cdef int reserve_answers(self, bint in_group, uint32_t entries) except -1
     cdef int open_line(self, Channel* channel, uint64_t number, uint32_t runs) except -1

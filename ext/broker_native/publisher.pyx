@@ -22,7 +22,7 @@ from broker_native.channel cimport (
     Channel,
     channel_name,
 )
-from broker_native.growing cimport bytes_append, bytes_reserve
+from broker_native.growing cimport bytes_append, bytes_release, bytes_reserve
 from broker_native.ids cimport (
     IdEntry,
     IdHash,
@@ -100,6 +100,15 @@ cdef class Publisher(PublishedEntries):
     def __dealloc__(self):
         self.leave()
         free(self.slots)
+        bytes_release(&self.stamped)
+
+    def sign(self, bytes user not None):
+        """Have its records say who has published them, in channels whose profile wants that.
+
+        Args:
+            user: The name of who has signed in, 1 to 255 bytes.
+        """
+        self.stamp = bytes((len(user),)) + user
 
     def bind(self, uint32_t number, bytes name):
         """Give the number to a channel that is in memory, or to none (`name` None): publishes to it are refused."""
@@ -212,7 +221,7 @@ cdef class Publisher(PublishedEntries):
                 return CODE_INVALID_RECORD
             fields = 0
             if flags:
-                if flags & ~<uint16_t>RECORD_FLAGS_CLIENT:
+                if flags & ~<uint16_t>(RECORD_FLAGS_CLIENT | (RECORD_PUBLISHER if self.is_own else 0)):
                     return CODE_INVALID_RECORD
                 self.flags |= flags
                 code = self.check_fields(at + RECORD_HEADER_BYTES, record - RECORD_HEADER_BYTES, flags, &fields)
@@ -229,10 +238,14 @@ cdef class Publisher(PublishedEntries):
         """Check a record's optional fields; their bytes come out in `fields`."""
         cdef uint32_t used = 0
         cdef uint32_t length
-        if flags & RECORD_PRIORITY:
-            if size < 1 or at[0] > 3:
+        if flags & RECORD_PUBLISHER:
+            if size < 1 or not at[0] or size < 1 + <uint32_t>at[0]:
                 return CODE_INVALID_RECORD
-            used = 1
+            used = 1 + <uint32_t>at[0]
+        if flags & RECORD_PRIORITY:
+            if size < used + 1 or at[used] > 3:
+                return CODE_INVALID_RECORD
+            used += 1
         if flags & RECORD_EXPIRY:
             if size < used + 4 or load_u32(at + used) == 0:
                 return CODE_INVALID_RECORD
@@ -300,13 +313,65 @@ cdef class Publisher(PublishedEntries):
         cdef ChunkMark mark = chunk_mark(channel, tails.closed[channel.chunk_class].count)
         try:
             while count:
-                append_record(tails, channel, at)
+                self.append_record(channel, at)
                 at += load_u32(at)
                 count -= 1
         except MemoryError:
             tails.take_back(channel, &mark)
             raise
         return 0
+
+    cdef int append_record(self, Channel* channel, const uint8_t* at) except -1:
+        """Append one validated record, with its stamp if it is to have one."""
+        cdef uint32_t size = load_u32(at)
+        cdef uint32_t stamp_bytes
+        cdef uint64_t expiry_s = 0
+        cdef uint16_t flags = load_u16(at + 4)
+        cdef const uint8_t* fields = at + RECORD_HEADER_BYTES
+        if flags & RECORD_EXPIRY:
+            if flags & RECORD_PUBLISHER:
+                fields += 1 + fields[0]
+            expiry_s = self.tails.now_us // 1000000 + load_u32(fields + (1 if flags & RECORD_PRIORITY else 0))
+        if self.stamp is None or not self.tails.counts[channel.profile].stamps:
+            return self.tails.append(channel, at, size, 1, expiry_s)
+        stamp_bytes = <uint32_t>PyBytes_GET_SIZE(self.stamp)
+        self.stamped.used = 0
+        bytes_reserve(&self.stamped, <size_t>size + stamp_bytes)
+        bytes_append(&self.stamped, at, RECORD_HEADER_BYTES)
+        bytes_append(&self.stamped, <const uint8_t*>PyBytes_AS_STRING(self.stamp), stamp_bytes)
+        bytes_append(&self.stamped, at + RECORD_HEADER_BYTES, size - RECORD_HEADER_BYTES)
+        store_u32(self.stamped.data, size + stamp_bytes)
+        store_u16(self.stamped.data + 4, flags | RECORD_PUBLISHER)
+        return self.tails.append(channel, self.stamped.data, size + stamp_bytes, 1, expiry_s)
+
+    def stamp_all(self, uint32_t slot, bytes body not None, uint32_t begin):
+        """Return the records of a frame that was found good, from `begin` on, as its channel is to have them.
+
+        For records that are not put there now; what stands before them stays as it is.
+        """
+        cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(body) + begin
+        cdef uint32_t left = <uint32_t>PyBytes_GET_SIZE(body) - begin
+        cdef uint32_t size
+        cdef list parts
+        if self.stamp is None or not self.tails.counts[self.slots[slot].profile].stamps:
+            return body
+        parts = [body[:begin]]
+        while left:
+            size = load_u32(at)
+            parts.append((size + <uint32_t>PyBytes_GET_SIZE(self.stamp)).to_bytes(4, "little"))
+            parts.append((load_u16(at + 4) | RECORD_PUBLISHER).to_bytes(2, "little"))
+            parts.append(PyBytes_FromStringAndSize(<const char*>at + 6, RECORD_HEADER_BYTES - 6))
+            parts.append(self.stamp)
+            parts.append(PyBytes_FromStringAndSize(<const char*>at + RECORD_HEADER_BYTES,
+                                                   <Py_ssize_t>(size - RECORD_HEADER_BYTES)))
+            at += size
+            left -= size
+        return b"".join(parts)
+
+    @property
+    def stamps(self):
+        """Whether its records may get a stamp."""
+        return self.stamp is not None
 
     cdef int reserve_answer(self, Channel* channel) except -1:
         """Make room for one more PUBLISHED entry where `answer` will put it."""
@@ -506,7 +571,7 @@ cdef class Publisher(PublishedEntries):
         try:
             for index in range(count):
                 if not decided[index]:
-                    append_record(tails, channel, at)
+                    self.append_record(channel, at)
                 at += load_u32(at)
         except MemoryError:
             tails.take_back(channel, &mark)
@@ -608,12 +673,3 @@ cdef class Publisher(PublishedEntries):
         if number >= self.slots_count or self.slots[number] == NULL:
             return 0
         return self.slots[number].level
-
-
-cdef inline int append_record(Tails tails, Channel* channel, const uint8_t* at) except -1:
-    """Append one validated record."""
-    cdef uint64_t expiry_s = 0
-    cdef uint16_t flags = load_u16(at + 4)
-    if flags & RECORD_EXPIRY:
-        expiry_s = tails.now_us // 1000000 + load_u32(at + RECORD_HEADER_BYTES + (1 if flags & RECORD_PRIORITY else 0))
-    return tails.append(channel, at, load_u32(at), 1, expiry_s)

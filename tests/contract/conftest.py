@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BLOCKING = {"blocking", "blocking client"}
-HOMES = ("embedded", "thread", "shared", "tcp", "unix", "blocking")
+HOMES = ("embedded", "thread", "shared", "tcp", "unix", "web", "blocking")
+REMOTE = {"tcp", "unix", "web", "blocking"}
+"""Those that need a server."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -38,8 +40,14 @@ def evicts(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(scope="session")
-def shared_server(evicts: bool) -> Iterator[Server]:
-    server = Server(evicts=evicts)
+def tls(request: pytest.FixtureRequest) -> bool:
+    """Whether all homes of this run that are reached by TCP are reached by TLS."""
+    return bool(request.config.getoption("--tls"))
+
+
+@pytest.fixture(scope="session")
+def shared_server(evicts: bool, tls: bool) -> Iterator[Server]:
+    server = Server(evicts=evicts, tls=tls)
     try:
         yield server.start()
     finally:
@@ -62,14 +70,14 @@ def home(request: pytest.FixtureRequest, tmp_path: Path, evicts: bool) -> Home:
     if kind == "shared":
         shared: SharedFolder = request.getfixturevalue("shared_folder")
         return shared.home
-    server = request.getfixturevalue("shared_server") if kind in ("tcp", "unix", "blocking") else None
+    server = request.getfixturevalue("shared_server") if kind in REMOTE else None
     return Home(kind, tmp_path, server, evicts=evicts)
 
 
 @pytest.fixture
-def own_server(evicts: bool) -> Iterator[Server]:
+def own_server(evicts: bool, tls: bool) -> Iterator[Server]:
     """A server that the test may kill."""
-    server = Server(evicts=evicts)
+    server = Server(evicts=evicts, tls=tls)
     try:
         yield server.start()
     finally:

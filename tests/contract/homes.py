@@ -17,6 +17,7 @@ from unittest.mock import patch
 import psutil
 
 from broker import Broker, connect
+from broker.access.issuing import Issuer
 from broker.model.levels import Level
 from broker.model.profiles import Profile
 from broker.shared import starting
@@ -75,27 +76,53 @@ slow = "disconnect"
 
 
 class Server:
-    """`broker serve` in a process of its own, on TCP and a Unix socket, over a folder that goes with it.
+    """`broker serve` in a process of its own, on TCP, a Unix socket and for the web, over a folder that goes with it.
 
     Args:
         evicts: It keeps nothing in memory that it may evict.
         program: The module that is run; it serves as the product does, but for what it is about.
         config: Its settings.
+        tls: TLS is spoken at its TCP address, with certificates of its own.
     """
 
-    def __init__(self, *, evicts: bool = False, program: str = "broker", config: str = CONFIG) -> None:
+    def __init__(
+        self, *, evicts: bool = False, program: str = "broker", config: str = CONFIG, tls: bool = False
+    ) -> None:
         self._program = "tests.contract.evicting" if evicts else program
         # Not pytest's folder: the path of a Unix socket is bounded.
         self.folder = Path(tempfile.mkdtemp(prefix="broker-"))
         self._config = self.folder / "broker.toml"
+        self._ca = self._make_certificates() if tls else None
+        if tls:
+            config += f'[tls]\ncertificate = "{self.folder}/server.pem"\nkey = "{self.folder}/server-key.pem"\n'
         self._config.write_text(config)
         self._process: subprocess.Popen[bytes] | None = None
-        self._tcp = "127.0.0.1:0"
+        self._tcp = self._web = "127.0.0.1:0"
         self.unix_url = f"broker+unix://{self.folder}/socket"
 
     @property
     def tcp_url(self) -> str:
-        return f"broker://{self._tcp}"
+        return f"broker://{self._tcp}" if self._ca is None else f"broker+tls://{self._tcp}?ca={self._ca}"
+
+    def _make_certificates(self) -> Path:
+        """Have the server's certificate and key signed; returns the file of who signed."""
+        issuer = Issuer()
+        issued = issuer.issue_server(["127.0.0.1"])
+        files = {"ca.pem": issuer.certificate, "server.pem": issued.certificate, "server-key.pem": issued.key}
+        for name, content in files.items():
+            path = self.folder / name
+            path.touch(mode=0o600)
+            path.write_bytes(content)
+        return self.folder / "ca.pem"
+
+    @property
+    def web(self) -> str:
+        """The web listener's address, `host:port`."""
+        return self._web
+
+    @property
+    def web_url(self) -> str:
+        return f"ws://{self._web}" if self._ca is None else f"wss://{self._web}?ca={self._ca}"
 
     def start(self) -> Self:
         """Start it, again on the same port if it ran before, and wait until it takes connections."""
@@ -110,6 +137,8 @@ class Server:
             str(self.folder / "data"),
             "--tcp",
             self._tcp,
+            "--web",
+            self._web,
         ]
         command += ["--unix", str(self.folder / "socket"), "--config", str(self._config), "--ready-file", str(ready)]
         with (self.folder / "log").open("ab") as log:
@@ -119,7 +148,8 @@ class Server:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the server did not start:\n{(self.folder / 'log').read_text()[-4000:]}")
             time.sleep(0.005)
-        self._tcp = json.loads(ready.read_text())["tcp"]
+        told = json.loads(ready.read_text())
+        self._tcp, self._web = told["tcp"], told["web"]
         return self
 
     @staticmethod
@@ -132,11 +162,25 @@ class Server:
         self._process.kill()
         self._process.wait()
 
-    def drain(self) -> int:
-        """End it in good order, with SIGTERM; return its exit status."""
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def terminate(self) -> None:
+        """Ask it to end in good order, with SIGTERM."""
         assert self._process is not None
         self._process.terminate()
+
+    def ended(self) -> int:
+        """Wait until it has ended; return its exit status."""
+        assert self._process is not None
         return self._process.wait(10)
+
+    def drain(self) -> int:
+        """End it in good order; return its exit status."""
+        self.terminate()
+        return self.ended()
 
     def stop(self) -> None:
         """End it and remove its folder."""
@@ -177,7 +221,8 @@ class Home:
     """Where the broker of one test lives.
 
     Args:
-        kind: `embedded`, `thread`, `shared`, `tcp`, `unix`, or `blocking`, which is TCP by the blocking client.
+        kind: `embedded`, `thread`, `shared`, `tcp`, `unix`, `web` (a WebSocket), or `blocking`, which is TCP by the
+            blocking client.
         folder: For the data of those that have no server here.
         server: For the others.
         evicts: The embedded ones keep nothing in memory that they may evict.
@@ -192,6 +237,8 @@ class Home:
     @property
     def url(self) -> str:
         assert self._server is not None
+        if self.kind == "web":
+            return self._server.web_url
         return self._server.unix_url if self.kind == "unix" else self._server.tcp_url
 
     @asynccontextmanager

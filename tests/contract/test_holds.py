@@ -8,7 +8,7 @@ import pytest
 
 from broker import BrokerError, LimitExceeded, connect
 from broker.model.profiles import RETENTION_BYTES_MIN, Profile
-from tests.contract.conftest import HOMES
+from tests.contract.conftest import HOMES, REMOTE
 from tests.contract.homes import SEGMENT_BYTES, Home, Server, happens, take
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Holding(Home):
 def home(request: pytest.FixtureRequest, tmp_path: Path, evicts: bool) -> Iterator[Home]:
     """Each home in turn, of its own."""
     kind = request.param
-    server = Server(evicts=evicts, config=CONFIG) if kind in ("tcp", "unix", "blocking") else None
+    server = Server(evicts=evicts, config=CONFIG) if kind in REMOTE else None
     try:
         yield Holding(kind, tmp_path, server.start() if server is not None else None, evicts=evicts)
     finally:

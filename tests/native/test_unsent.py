@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 from collections import Counter
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from broker_native.fanout import Fanout
 from broker_native.fanout import Outbox as FanoutOutbox
 from broker_native.tails import Tails
-from broker_native.unsent import Sender, Unsent
+from broker_native.unsent import Sender, Unsent, message_header
 
 VALUE = bytes(100_000)
 
@@ -183,13 +184,13 @@ class Stream(Transport):
 class Straight:
     """An outbox whose transport has a socket, and the socket's other end."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, messages: bool = False) -> None:
         self.near, self.far = socket.socketpair()
         self.near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
         self.fanout = Fanout(Tails(1, 4770))
         self.outbox = FanoutOutbox(self.fanout, None)
         self.transport = Stream(Outbox())
-        self.outbox.transport = Sender(Unsent(), self.transport, self.outbox, True, self.near.fileno())
+        self.outbox.transport = Sender(Unsent(), self.transport, self.outbox, True, self.near.fileno(), messages)
 
     def __enter__(self) -> Straight:
         return self
@@ -270,3 +271,73 @@ def test_a_socket_whose_peer_is_gone_is_left_to_the_transport() -> None:
         stream.far.close()
         stream.send(answer=b"lost")
         assert stream.take() == b"lost"
+
+
+# --- Messages of a WebSocket ----------------------------------------------------------------------------------------
+
+
+def plain_header(size: int) -> bytes:
+    """The header of a whole binary message that has no mask, as RFC 6455 §5.2 draws it."""
+    if size < 126:
+        return bytes([0x82, size])
+    return (
+        bytes([0x82, 126]) + struct.pack(">H", size) if size < 65_536 else bytes([0x82, 127]) + struct.pack(">Q", size)
+    )
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 255, 256, 65_535, 65_536, 65_537, (1 << 32) + 1, (1 << 64) - 1])
+def test_a_message_has_the_header_that_the_rfc_draws(size: int) -> None:
+    assert message_header(size) == plain_header(size)
+
+
+@given(st.lists(st.binary(max_size=300), min_size=1, max_size=5))
+def test_what_is_handed_over_at_once_is_one_message(pieces: list[bytes]) -> None:
+    transport = Transport(Outbox())
+    Sender(Unsent(), transport, transport.outbox, True, messages=True).writelines(list(pieces))
+    whole = b"".join(pieces)
+    assert b"".join(map(bytes, transport.taken)) == plain_header(len(whole)) + whole
+    assert [piece for piece in transport.taken[1:] if piece] == [piece for piece in pieces if piece]
+
+
+def split_messages(data: bytes) -> list[bytes]:
+    """Take a stream of whole messages apart."""
+    messages = []
+    while data:
+        assert data[0] == 0x82
+        width = {126: 2, 127: 8}.get(data[1], 0)
+        size = int.from_bytes(data[2 : 2 + width], "big") if width else data[1]
+        messages.append(data[2 + width : 2 + width + size])
+        assert len(messages[-1]) == size
+        data = data[2 + width + size :]
+    return messages
+
+
+@pytest.mark.parametrize(("answer", "ordered"), [(b"a", b""), (b"", b"o"), (b"a" * 96, b"o" * 4000)])
+def test_a_small_message_goes_to_the_socket_itself(answer: bytes, ordered: bytes) -> None:
+    with Straight(messages=True) as stream:
+        for _ in range(3):
+            stream.send(answer=answer, ordered=ordered)
+            assert split_messages(stream.far.recv(8192)) == [answer + ordered]
+        assert stream.transport.taken == []
+
+
+@pytest.mark.parametrize("size", [1, 100, 700, 4000])
+def test_a_message_that_the_socket_takes_a_part_of_is_one_still(size: int) -> None:
+    with Straight(messages=True) as stream:
+        rest = b""
+        sent = []
+        for number in range(10_000):
+            sent.append(bytes([number & 127]) * size + b"behind it")
+            stream.send(answer=sent[-1][:size], ordered=sent[-1][size:])
+            rest = stream.take()
+            if rest:
+                break
+        assert rest
+        stream.far.setblocking(False)
+        got = b""
+        try:
+            while True:
+                got += stream.far.recv(1 << 16)
+        except BlockingIOError:
+            pass
+        assert split_messages(got + rest) == sent

@@ -13,10 +13,12 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from broker.config.sections import listed
+from broker.edge.web.api import Api, no_such_method, no_such_path
 from broker.edge.web.guard import Guarded
 from broker.edge.web.health import healthz, readyz
 from broker.edge.web.metrics import metrics
 from broker.edge.web.pages import page_routes
+from broker.edge.web.routes import api_routes
 from broker.edge.web.snapshot import stats
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ def build_app(web: Web) -> ASGIApp:
     Args:
         web: What requests need.
     """
+    web.api = Api(web)
     app = Starlette(
         routes=[
             Route("/v1/version", version),
@@ -44,8 +47,10 @@ def build_app(web: Web) -> ASGIApp:
             Route("/metrics", metrics),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
+            *api_routes(web.api),
             *page_routes(),
-        ]
+        ],
+        exception_handlers={404: no_such_path, 405: no_such_method},
     )
     app.state.web = web
     origins = listed(web.config.web.origins)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from broker.bus import Bus
     from broker.config import Config
     from broker.edge.accepting import Listener
+    from broker.edge.web.api import Api
     from broker.node.node import Node
 
 __all__ = ["OpenBus", "Web"]
@@ -37,6 +38,7 @@ class Web:
         bus: A bus to the node as the broker itself; what a request asks for is judged before it is used.
         open_bus: Opens another one, as somebody.
         address: Where it listens, `host:port`; empty before it does.
+        api: What the endpoints of the HTTP API share, once the application is built.
         started: When the server began, seconds since the epoch.
         renderer: Writes deliveries as JSON, for all sessions of the node.
         buffers: What reading WebSockets takes up.
@@ -48,6 +50,7 @@ class Web:
     bus: Bus
     open_bus: OpenBus
     address: str = ""
+    api: Api | None = None
     buffers: Buffers = field(default_factory=Buffers)
     started: float = field(default_factory=time.time)
     renderer: Renderer = field(init=False)

@@ -91,9 +91,7 @@ class Http(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.leave()
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
+        self._read_or_not()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -111,15 +109,20 @@ class Http(HttpToolsProtocol):
             self._unread = self.loop.call_later(self.web.node.limits.ping_timeout_s, self.transport.abort)
 
     def resume_writing(self) -> None:
+        self._read_or_not()
+        super().resume_writing()
+
+    def _read_or_not(self) -> None:
+        """Whether what was answered is read matters no more."""
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None
-        super().resume_writing()
 
     # -- the parser's calls --------------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["state"]["connection"] = self
         self._in_head = True
         self._head_bytes = 0
         self._expect_within(self.web.node.limits.hello_timeout_s)
@@ -135,6 +138,24 @@ class Http(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._expect_nothing()
         super().on_message_complete()
+
+    # -- what it is to a response that never ends ----------------------------------------------------------------------
+
+    def hand_over(self, protocol: asyncio.Protocol) -> asyncio.Transport:
+        """Give the socket away instead of answering the request: what comes from now on is told to another protocol.
+
+        Args:
+            protocol: It writes what there is to answer, the head included, and closes the socket.
+        """
+        self.leave()
+        self._read_or_not()
+        self.connections.discard(self)
+        self.pipeline.clear()
+        # To uvicorn the peer has left: it writes nothing more, and expects no answer of the application.
+        self.cycle.disconnected = True
+        self.transport.set_protocol(protocol)
+        self.flow.resume_reading()
+        return self.transport
 
     def _should_upgrade_to_ws(self) -> bool:
         return True

@@ -73,4 +73,6 @@ class WebServer:
         for connection in list(self._state.connections):
             if isinstance(connection, Http):
                 connection.transport.abort()
+        if self.web.api is not None:
+            await self.web.api.close()
         await self.web.bus.close()

@@ -42,6 +42,8 @@ BINARY_PROTOCOL: Final = "broker.v1"
 READ_BYTES_MAX = 32 << 10
 """Of one read: its frames are handled before anybody else's, however small they are."""
 NORMAL = 1000
+NEVER_SENT = frozenset({1004, 1005, 1006, 1015})
+"""Close codes that are only told of connections (RFC 6455 §7.4.1)."""
 BUFFER_BYTES_MIN = 2 << 10
 BUFFER_BYTES_FREE = 128 << 10
 """A buffer that has grown no further is not counted: reads of `READ_BYTES_MAX` make it so large."""
@@ -189,8 +191,11 @@ class Ear(WSListener):
         elif kind == WSMsgType.PING:
             self._ping = frame.get_payload_as_bytes()
         elif kind == WSMsgType.CLOSE:
-            self.session.stop()
-            self.transport.on_close(frame.get_close_code())
+            code: Any = frame.get_close_code()
+            if frame.payload_size and (code in NEVER_SENT or not 1000 <= code <= 4999):
+                raise WSProtocolError(WSCloseCode.PROTOCOL_ERROR, f"close code: got {code:d}, which nobody sends")
+            self.transport.on_close(code)
+            self.fall_silent()
         elif kind != WSMsgType.PONG:
             raise WSProtocolError(
                 WSCloseCode.UNSUPPORTED_DATA, "message: got text or bytes where the subprotocol has the other"
@@ -210,6 +215,11 @@ class Ear(WSListener):
         if self._ping is not None:
             self.answer_ping()
         self.session.writing_resumed()
+
+    def fall_silent(self) -> None:
+        """A Close frame has been sent: nothing follows it, and nothing that the peer still says counts."""
+        self.session.stop()
+        self.session.outbox.close()
 
     # -- what becomes of it --------------------------------------------------------------------------------------------
 
@@ -281,8 +291,7 @@ class Frames(WSProtocol):  # type: ignore[misc]
             self._buffers.note(self, self._free, self._limit)
         super().buffer_updated(nbytes)
         if self.transport.is_close_frame_sent:
-            # Nothing that follows a mistake of the peer's counts.
-            self.ear.session.stop()
+            self.ear.fall_silent()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._buffers.forget(self)
