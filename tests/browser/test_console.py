@@ -162,7 +162,14 @@ async def test_phone(browser: Chromium, server: Server) -> None:
     tab = await browser.tab()
     async with traffic(server):
         await tab.screen(390, 844, phone=True)
-        for view in ("overview", "channels", "channels/orders.live", "consumers/billing", "connections", "configuration"):
+        for view in (
+            "overview",
+            "channels",
+            "channels/orders.live",
+            "consumers/billing",
+            "connections",
+            "configuration",
+        ):
             await visit(tab, server.address, view)
             await tab.until("document.querySelector('main').innerText.length > 40")
             wide = "[document.documentElement.scrollWidth, innerWidth]"
