@@ -71,7 +71,8 @@ def command(
 
     Settings come from defaults, then the file of --config, then the environment (BROKER_SERVER_TCP,
     BROKER_LIMITS_PAYLOAD_BYTES_MAX, ...), then these options; the last one wins. SIGHUP reads the file again and
-    takes profiles, limits and the log level from it. It listens on loopback and Unix sockets only.
+    takes profiles, limits and the log level from it. With tls.certificate all TCP addresses speak TLS; one that is not
+    loopback needs that and an access file, or what server.exposed names.
 
     `broker config` checks and shows the settings, `broker events` explains the log on stderr.
 
@@ -79,6 +80,7 @@ def command(
     broker serve --data /var/lib/broker --unix /run/broker/broker.sock
     broker serve --config broker.toml --log-format json
     broker serve --web 127.0.0.1:4780    # http://127.0.0.1:4780 in a browser
+    broker serve --set tls.certificate=server.pem --set tls.key=server-key.pem    # broker+tls://
     broker serve --tcp 127.0.0.1:0 --ready-file ready.json --set limits.channels_max=5000
     broker serve --tcp "" --data bus --unix bus/broker.sock    # serves Broker.open("bus", shared=True)
     """

@@ -371,7 +371,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = (
         "no TLS came about with the peer, or it broke off",
         "The detail says what the one would not take of the other: a certificate, a name, a version, or no TLS at all.",
         Unavailable,
-        Scope.LOCAL,
+        Scope.CONNECTION,
     ),
     ErrorCode(
         3001,

@@ -54,8 +54,8 @@ async def test_who_says_nothing_is_let_go(tmp_path: Path, files: Path, loop_kind
             told = await reader.read()
         assert told[4] == 3, "who has shaken hands is told why: ERROR"
         await until(lambda: not place.node.connections and not place.listener.greeting)
-        for _, each in [*silent, (reader, writer)]:
-            each.close()
+        for _, other in [*silent, (reader, writer)]:
+            other.close()
 
 
 @pytest.mark.parametrize("nonsense", [os.urandom(4096), b"\x16\x03\x01\xff\xff" + bytes(70_000), b"\x80" + bytes(99)])
@@ -136,8 +136,9 @@ async def test_a_peer_that_does_not_read(tmp_path: Path, files: Path) -> None:
         connection._transport.pause_reading()
         for _ in range(40):
             await bus.publish("t.one", os.urandom(1 << 19))
-        (behind,) = [each for each in place.node.connections if each.transport.get_write_buffer_size()]
-        assert behind.transport.get_write_buffer_size() < 4 << 20
+        connections: list[Any] = list(place.node.connections)
+        (waiting,) = [size for each in connections if (size := each.transport.get_write_buffer_size())]
+        assert waiting < 4 << 20
         connection._transport.resume_reading()
 
 

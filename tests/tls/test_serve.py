@@ -104,7 +104,19 @@ def test_http_is_secure_as_well(server: Server, folder: Path) -> None:
             connection.request("GET", "/v1/version")
             answer = connection.getresponse()
             assert (answer.status, bool(answer.read())) == (200, True)
-    assert context.get_ciphers()
+
+
+def test_a_certificate_says_who_asks_by_http(server: Server, folder: Path) -> None:
+    host, _, port = server.web_url.removeprefix("ws://").rpartition(":")
+    for client, status in (("worker", 200), ("", 401)):
+        context = ssl.create_default_context(cafile=folder / "ca.pem")
+        if client:
+            context.load_cert_chain(folder / "worker.pem", folder / "worker-key.pem")
+        with closing(HTTPSConnection(host, int(port), context=context, timeout=10)) as connection:
+            body = b'{"channel": "w.http", "text": "x"}'
+            connection.request("POST", "/v1/publish", body, {"content-type": "application/json"})
+            answer = connection.getresponse()
+            assert (answer.status, answer.read()[:1]) == (status, b"{")
 
 
 async def test_sighup_looks_at_the_files_at_once(server: Server, folder: Path) -> None:

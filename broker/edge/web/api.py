@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from broker.access.identity import Identity
 from broker.access.rates import address_of, too_fast
+from broker.edge.standing import introduced_by
 from broker.edge.web.arguments import bearer_of
 from broker.edge.web.buses import Buses
 from broker.edge.web.problems import Refused, problem
@@ -90,7 +91,8 @@ class Call:
         Raises:
             BrokerError: The token is none that the broker takes.
         """
-        return await identity_of(self.node, peer_of(self.request), bearer_of(self.request.headers))
+        transport = self.request.scope["state"]["connection"].transport
+        return await identity_of(self.node, peer_of(self.request), bearer_of(self.request.headers), transport)
 
     async def bus(self) -> AbstractAsyncContextManager[Bus]:
         """Return a bus as who asks, for as long as it is entered.
@@ -134,13 +136,14 @@ class Call:
         return b"".join(parts)
 
 
-async def identity_of(node: Node, peer: str, token: str | None) -> Identity:
+async def identity_of(node: Node, peer: str, token: str | None, transport: asyncio.BaseTransport) -> Identity:
     """Return who asks.
 
     Args:
         node: Knows whether anybody is asked who he is.
         peer: Where the request comes from.
         token: What it has to show.
+        transport: Its connection's, which may say who it is when there is no token: by a certificate.
 
     Raises:
         BrokerError: UNAUTHENTICATED, TOKEN_EXPIRED, RATE_LIMITED, BUSY.
@@ -149,7 +152,7 @@ async def identity_of(node: Node, peer: str, token: str | None) -> Identity:
     if authority is None:
         return Identity(peer=peer)
     if token is None:
-        found = authority.anonymous(peer)
+        found = introduced_by(transport, authority, peer) or authority.anonymous(peer)
         if found is None:
             found = error("UNAUTHENTICATED", "request: got no token, and nobody is taken in without one")
     else:
