@@ -38,8 +38,7 @@ def member() -> Settling:
 
 @WORKS.work(JOBS, JOBS * PAYLOAD_BYTES, bytes_per_operation=PAYLOAD_BYTES)
 def payloads() -> Run:
-    settling = member()
-    return lambda: sum(map(len, receive(settling).payloads()))
+    return lambda: sum(map(len, receive(member()).payloads()))
 
 
 @WORKS.work(JOBS, JOBS, bytes_per_operation=PAYLOAD_BYTES)

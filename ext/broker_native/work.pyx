@@ -598,7 +598,8 @@ cdef class Settling:
         batch.first_lease, batch.lease_ms = load_u64(at + 8), load_u64(at + 16)
         at += JOBS_HEADER_BYTES
         if batch.first_lease < self.leases_end or batch.first_lease + count < count:
-            raise self.error("MALFORMED_FRAME", f"JOBS: lease {batch.first_lease}, expected {self.leases_end} or a later")
+            detail = f"JOBS: lease {batch.first_lease}, expected {self.leases_end} or a later"
+            raise self.error("MALFORMED_FRAME", detail)
         # No job is smaller than its header, so what is allocated below is bounded by what has come.
         if count == 0 or count > <size_t>(end - at) // (JOB_HEADER_BYTES + RECORD_HEADER_BYTES):
             raise self.error("MALFORMED_FRAME", f"JOBS: {count} jobs in {len(body)} bytes")

@@ -1,7 +1,7 @@
 """A Chromium without a screen, driven by the DevTools protocol: what a person does with a page, and what one sees.
 
-It needs no package but `websockets`. A tab keeps what went wrong in it (exceptions, complaints of the page's policy) and
-the addresses that it asked for, for tests to look at.
+It needs no package but `websockets`. A tab keeps what went wrong in it (exceptions, complaints of the page's policy)
+and the addresses that it asked for, for tests to look at.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ class Tab:
             const look = () => {{
                 let found;
                 try {{ found = {expression}; }} catch (failure) {{ found = undefined; }}
-                if (found || performance.now() > end) told(typeof found === 'object' ? found !== null : found); else setTimeout(look, 20);
+                if (!found && performance.now() < end) setTimeout(look, 20);
+                else told(typeof found === 'object' ? found !== null : found);
             }};
             look();
         }})"""
@@ -103,7 +104,8 @@ class Tab:
         """Click on the middle of an element."""
         await self.until(f"document.querySelector({json.dumps(selector)})")
         at = await self.value(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
+            " e.scrollIntoView({block: 'center'});"
             " const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; })()"
         )
         for kind in ("mousePressed", "mouseReleased"):
@@ -126,7 +128,11 @@ class Tab:
     async def screen(self, width: int, height: int, *, dark: bool = False, phone: bool = False) -> None:
         """Have the page look as on such a screen."""
         await self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2 if phone else 1, mobile=phone
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=2 if phone else 1,
+            mobile=phone,
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         await self.call("Emulation.setEmulatedMedia", features=[scheme])
@@ -134,7 +140,7 @@ class Tab:
     async def photograph(self, path: Path) -> None:
         """Write what is seen to a PNG."""
         data = (await self.call("Page.captureScreenshot", format="png"))["data"]
-        path.write_bytes(base64.b64decode(data))
+        await asyncio.to_thread(path.write_bytes, base64.b64decode(data))
 
     def told(self, method: str, parameters: dict[str, Any]) -> None:
         """Keep what the browser tells of this tab."""
@@ -171,12 +177,7 @@ class Chromium:
         flags = list(FLAGS)
         if os.geteuid() == 0:
             flags.append("--no-sandbox")  # Chromium refuses to run as root with it.
-        process = subprocess.Popen(
-            [PROGRAM, *flags, f"--user-data-dir={home}", "about:blank"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        process = _launch([PROGRAM, *flags, f"--user-data-dir={home}", "about:blank"])
         try:
             async with connect(await _find_address(home, process), max_size=None, ping_interval=None) as socket:
                 browser = cls(socket)
@@ -209,7 +210,8 @@ class Chromium:
             message["sessionId"] = session
         await self._socket.send(json.dumps(message))
         async with asyncio.timeout(WAIT_S + 10):
-            return await answer
+            result: dict[str, Any] = await answer
+        return result
 
     async def _read(self) -> None:
         async for text in self._socket:
@@ -224,6 +226,11 @@ class Chromium:
                     answer.set_exception(PageError(message["error"]["message"]))
                 else:
                     answer.set_result(message["result"])
+
+
+def _launch(command: list[str]) -> subprocess.Popen[bytes]:
+    """Start a program in a process group of its own, to be ended whole."""
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
 async def _find_address(home: Path, process: subprocess.Popen[bytes]) -> str:

@@ -1,4 +1,4 @@
-"""Pictures of the pages: of every run in `build/pictures`, and with BROKER_PICTURES=1 in `docs/pictures` for the README."""
+"""Pictures of the pages: those of a run in `build/pictures`, with BROKER_PICTURES=1 the README's in `docs/pictures`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ if TYPE_CHECKING:
     from tests.browser.chromium import Tab
 
 KEPT = ROOT / "docs" / "pictures"
+WANTED = {"overview", "overview-dark", "overview-phone", "channels", "chat"}
 MADE = ROOT / "build" / "pictures"
 
 
 async def photograph(tab: Tab, name: str, width: int, height: int, *, dark: bool = False, phone: bool = False) -> None:
     """Take a picture of a tab as it is on such a screen."""
-    folder = KEPT if os.environ.get("BROKER_PICTURES") else MADE
+    folder = KEPT if os.environ.get("BROKER_PICTURES") and name in WANTED else MADE
     folder.mkdir(parents=True, exist_ok=True)
     await tab.screen(width, height, dark=dark, phone=phone)
     # Plots follow their size in the next frame, and are drawn in the one after that.
-    await tab.value("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 60))))")
+    await tab.value(
+        "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 60))))"
+    )
     await tab.photograph(folder / f"{name}.png")

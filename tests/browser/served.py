@@ -97,7 +97,7 @@ class Way:
         """Open a way to an address for as long as the block lasts."""
         way = cls(address)
         server = await asyncio.start_server(way._take, "127.0.0.1", 0)
-        way.address = "127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+        way.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
         try:
             yield way
         finally:

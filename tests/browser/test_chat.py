@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from tests.browser.chromium import Chromium, Tab
     from tests.browser.served import Server
 
-SAID = "[...document.querySelectorAll('.talk li[data-seq]')].map((e) => [Number(e.dataset.seq), e.lastChild.textContent])"
+SAID = (
+    "[...document.querySelectorAll('.talk li[data-seq]')].map((e) => [Number(e.dataset.seq), e.lastChild.textContent])"
+)
 
 
 async def enter(tab: Tab, address: str, name: str, room: str) -> None:

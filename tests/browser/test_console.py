@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from tests.browser.chromium import Chromium, Tab
     from tests.browser.served import Server
 
+PLOT_S = 25 if os.environ.get("BROKER_PICTURES") else 1
+"""How long the plots of a picture run."""
 TILES = (
     "Object.fromEntries([...document.querySelectorAll('.tile')]"
     ".map((tile) => [tile.children[0].textContent, tile.children[1].textContent]))"
@@ -74,11 +77,11 @@ async def test_views(browser: Chromium, server: Server) -> None:
     async with traffic(server):
         await tab.screen(1280, 860)
         await visit(tab, server.address, "overview")
-        await tab.until("document.querySelectorAll('.tile').length >= 8")
+        await tab.until("document.querySelectorAll('.tile').length === 8")
         await tab.until(f"parseFloat(({TILES}).in) > 0")
         await tab.until(DRAWN)
         await tab.until("document.querySelector('.findings') || document.querySelector('strong.good')")
-        await asyncio.sleep(8)  # The plots are to have a line, not a point.
+        await asyncio.sleep(PLOT_S)
         await photograph(tab, "overview", 1280, 860)
         await photograph(tab, "overview-dark", 1280, 860, dark=True)
         await tab.press("2")
@@ -108,6 +111,7 @@ async def channels(tab: Tab) -> None:
     await tab.until(f"document.querySelector('.message strong').textContent !== '{first}'")
     await photograph(tab, "channels", 1280, 860)
     await tab.click(".list a[href='#/channels/orders.3']")
+    await tab.until("document.querySelector('.pair h2').textContent === 'orders.3'")
     await tab.click("[data-tab=history]")
     await tab.until("document.querySelectorAll('.message').length === 5")
     text = await tab.value("document.querySelector('.message').innerText")
@@ -136,10 +140,13 @@ async def channels(tab: Tab) -> None:
     await tab.press("Escape")
     await tab.click("[data-tab=live]")
     await tab.until("document.querySelector('.message')?.innerText.includes('the console')")
+    assert await tab.value("document.querySelectorAll('.message').length") == 6
 
 
 async def consumers(tab: Tab) -> None:
     await tab.click(".list a[href='#/consumers/billing']")
+    await tab.until("document.querySelector('.pair h2')?.textContent === 'billing'")
+    await tab.until("document.querySelector('.said').hidden")
     await tab.until("document.querySelector('.facts')?.innerText.includes('nobody takes jobs')")
     await tab.until("document.querySelectorAll('tbody tr').length > 10")
     await photograph(tab, "consumers", 1280, 700)
@@ -155,7 +162,14 @@ async def test_phone(browser: Chromium, server: Server) -> None:
     tab = await browser.tab()
     async with traffic(server):
         await tab.screen(390, 844, phone=True)
-        for view in ("overview", "channels", "channels/orders.live", "consumers/billing", "connections", "configuration"):
+        for view in (
+            "overview",
+            "channels",
+            "channels/orders.live",
+            "consumers/billing",
+            "connections",
+            "configuration",
+        ):
             await visit(tab, server.address, view)
             await tab.until("document.querySelector('main').innerText.length > 40")
             wide = "[document.documentElement.scrollWidth, innerWidth]"

@@ -19,7 +19,7 @@ from tests.sizes import size
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "build" / "conversation"
-PROGRAMS = size("BROKER_PROGRAMS", 2_500, 20_000)
+PROGRAMS = size("BROKER_PROGRAMS", 1_500, 20_000)
 SEED = 1
 MISTAKEN_SEED = 4
 """From here each mistake is found within some hundred programs; from 1 a resume that skips takes more than 3,000."""

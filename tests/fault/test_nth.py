@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="the injector interposes the system calls of Linux"
 )
 
-SAMPLE = {"write": 4, "sync": 5, "name": 4, "memory": 12, "lmdb_memory": 4, "object": 8, "socket": 2}
+SAMPLE = {"write": 3, "sync": 4, "name": 3, "memory": 8, "lmdb_memory": 3, "object": 6, "socket": 2}
 """How many n of each case, one in each of so many stretches of the calls that the workload makes."""
 
 

@@ -23,7 +23,7 @@ from tests.sizes import size
 if TYPE_CHECKING:
     from pathlib import Path
 
-KILLS = size("BROKER_KILLS", 60, 300)
+KILLS = size("BROKER_KILLS", 40, 300)
 SEED = int(os.environ.get("BROKER_SEED", random.SystemRandom().randrange(1 << 32)))
 
 READY_S_MAX = 1.0

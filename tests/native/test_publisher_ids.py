@@ -242,7 +242,7 @@ class Publishing(RuleBasedStateMachine):
             assert self.answered == self.expected
 
 
-Publishing.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Publishing.TestCase.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
 test_publishing = Publishing.TestCase
 
 

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 WORKERS = 2
-STATES = size("BROKER_STATES", 3_000, 20_000)
+STATES = size("BROKER_STATES", 2_000, 20_000)
 STRETCHES = 5
 
 

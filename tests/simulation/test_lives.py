@@ -15,7 +15,7 @@ import pytest
 from tests.sizes import size
 
 ROOT = Path(__file__).parents[2]
-LIVES = size("BROKER_LIVES", 500, 2_000)
+LIVES = size("BROKER_LIVES", 400, 2_000)
 PROCESSES = 2
 
 

@@ -183,8 +183,9 @@ export class Broker {
         };
         socket.onerror = () => undefined;
         socket.onclose = (event) => {
+            const cause = this.#failure ?? lostError(`WebSocket closed with ${String(event.code)}`);
             if (this.#socket === socket)
-                this.#lose(this.#failure ?? lostError(`WebSocket closed with ${String(event.code)}`));
+                this.#lose(cause);
         };
         this.#watch ??= setInterval(() => this.#look(), 1_000);
     }
@@ -228,7 +229,7 @@ export class Broker {
                 subscription.startAnew();
             this.#transmit(subscription.request());
         }
-        this.#refreshBefore(Number(told["expires"] ?? 0));
+        this.#refreshBefore(Number(told["expires_s"] ?? 0));
         this.#first?.resolve(this);
         this.#first = null;
         this.#tell(null);
@@ -297,16 +298,16 @@ export class Broker {
         });
     }
     /** Give the server a fresh token some time before the one that it has expires. */
-    #refreshBefore(expires) {
+    #refreshBefore(expiresS) {
         if (this.#refresh !== null)
             clearTimeout(this.#refresh);
         this.#refresh = null;
-        if (typeof this.#options.token !== "function" || !(expires > 0))
+        if (typeof this.#options.token !== "function" || !(expiresS > 0))
             return;
-        const leftMs = expires / 1_000 - Date.now();
+        const leftMs = expiresS * 1_000;
         const waitMs = Math.min(Math.max(leftMs - Math.min(30_000, leftMs / 4), 1_000), 2 ** 31 - 1);
         this.#refresh = setTimeout(() => {
-            this.#token().then((token) => this.#ask({ op: "token", token })).then((told) => this.#refreshBefore(Number(told["expires"] ?? 0)), 
+            this.#token().then((token) => this.#ask({ op: "token", token })).then((told) => this.#refreshBefore(Number(told["expires_s"] ?? 0)), 
             // The server ends the connection when the old one expires, and the next connection asks anew.
             () => undefined);
         }, waitMs);

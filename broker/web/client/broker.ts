@@ -208,7 +208,8 @@ export class Broker {
     };
     socket.onerror = () => undefined;
     socket.onclose = (event) => {
-      if (this.#socket === socket) this.#lose(this.#failure ?? lostError(`WebSocket closed with ${String(event.code)}`));
+      const cause = this.#failure ?? lostError(`WebSocket closed with ${String(event.code)}`);
+      if (this.#socket === socket) this.#lose(cause);
     };
     this.#watch ??= setInterval(() => this.#look(), 1_000);
   }
@@ -245,7 +246,7 @@ export class Broker {
       if (!same) subscription.startAnew();
       this.#transmit(subscription.request());
     }
-    this.#refreshBefore(Number(told["expires"] ?? 0));
+    this.#refreshBefore(Number(told["expires_s"] ?? 0));
     this.#first?.resolve(this);
     this.#first = null;
     this.#tell(null);
@@ -308,15 +309,15 @@ export class Broker {
   }
 
   /** Give the server a fresh token some time before the one that it has expires. */
-  #refreshBefore(expires: number): void {
+  #refreshBefore(expiresS: number): void {
     if (this.#refresh !== null) clearTimeout(this.#refresh);
     this.#refresh = null;
-    if (typeof this.#options.token !== "function" || !(expires > 0)) return;
-    const leftMs = expires / 1_000 - Date.now();
+    if (typeof this.#options.token !== "function" || !(expiresS > 0)) return;
+    const leftMs = expiresS * 1_000;
     const waitMs = Math.min(Math.max(leftMs - Math.min(30_000, leftMs / 4), 1_000), 2 ** 31 - 1);
     this.#refresh = setTimeout(() => {
       this.#token().then((token) => this.#ask({ op: "token", token })).then(
-        (told: Told) => this.#refreshBefore(Number(told["expires"] ?? 0)),
+        (told: Told) => this.#refreshBefore(Number(told["expires_s"] ?? 0)),
         // The server ends the connection when the old one expires, and the next connection asks anew.
         () => undefined,
       );

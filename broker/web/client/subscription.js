@@ -14,6 +14,11 @@ function toPlace(text) {
     const [journal, group, index] = text.split(":");
     return { text, journal, group: BigInt(group), index: BigInt(index) };
 }
+function isFurther(place, than) {
+    if (than === null || place.group !== than.group)
+        return than === null || place.group > than.group;
+    return place.index > than.index;
+}
 const INDEX_END = 2n ** 32n - 1n;
 /**
  * What comes of some channels: `for await` it, or give `subscribe` a function.
@@ -224,10 +229,7 @@ export class Subscription {
             const epoch = toEpoch(position);
             this.#marks.set(channel, { epoch, seq: Math.max(toSequence(position), this.#passedOver(channel, epoch)), group });
         }
-        const here = this.#place;
-        if (place === null)
-            return;
-        if (here !== null && !(place.group > here.group || (place.group === here.group && place.index > here.index)))
+        if (place === null || !isFurther(place, this.#place))
             return;
         this.#place = place;
         for (const [name, mark] of this.#marks) {

@@ -31,6 +31,11 @@ function toPlace(text: string): Place {
   return { text, journal, group: BigInt(group), index: BigInt(index) };
 }
 
+function isFurther(place: Place, than: Place | null): boolean {
+  if (than === null || place.group !== than.group) return than === null || place.group > than.group;
+  return place.index > than.index;
+}
+
 const INDEX_END = 2n ** 32n - 1n;
 
 /** What was seen of a channel before its commit: it may come again. */
@@ -245,9 +250,7 @@ export class Subscription implements AsyncIterable<Message> {
       const epoch = toEpoch(position);
       this.#marks.set(channel, { epoch, seq: Math.max(toSequence(position), this.#passedOver(channel, epoch)), group });
     }
-    const here = this.#place;
-    if (place === null) return;
-    if (here !== null && !(place.group > here.group || (place.group === here.group && place.index > here.index))) return;
+    if (place === null || !isFurther(place, this.#place)) return;
     this.#place = place;
     for (const [name, mark] of this.#marks) {
       const passed = mark.group < place.group || (mark.group === place.group && place.index === INDEX_END);

@@ -26,7 +26,7 @@ export interface Socket {
 }
 
 export interface ConnectOptions {
-  /** What the server knows the client by, or a function that gives a fresh one for each connection and before expiry. */
+  /** What the server knows the client by, or a function that gives a fresh one: for each connection and in time. */
   token?: string | (() => string | Promise<string>);
   /** A name for the server's log. */
   name?: string;

@@ -15,8 +15,8 @@ import { theme } from "./theme.js";
 /** @typedef {import("../client/broker.js").Broker} Broker */
 
 /**
- * Views fill `main`, and return what ends them. These ask over HTTP alone, so that there is something to see of a broker
- * that takes no more connections;
+ * Views fill `main`, and return what ends them. These ask over HTTP alone, so that there is something to see of a
+ * broker that takes no more connections;
  *
  * @type {Record<string, (main: HTMLElement) => (() => void)>}
  */
@@ -29,6 +29,7 @@ const ALONE = { overview: overviewView, connections: connectionsView, configurat
  */
 const CONNECTED = { channels: channelsView, consumers: consumersView };
 
+/** @type {any} */
 const main = find("main");
 /** @type {Broker | null} */
 let bus = null;
@@ -39,7 +40,8 @@ async function open() {
   const { token } = session;
   find(".sign-in").textContent = token ? "Signed in" : "Sign in";
   try {
-    bus = await connect("/v1/socket", { name: "console", onstate: show, timeoutMs: 30_000, ...(token ? { token } : {}) });
+    const signed = token ? { token } : {};
+    bus = await connect("/v1/socket", { name: "console", onstate: show, timeoutMs: 30_000, ...signed });
     find(".sign-in-box").close();
     if (!(String(document.body.dataset.view) in ALONE)) route();
   } catch (failure) {
@@ -114,7 +116,7 @@ function onKey(event) {
   const links = [...document.querySelectorAll(".bar nav a")];
   const number = Number(event.key);
   if (number >= 1 && number <= links.length) location.hash = String(links[number - 1].getAttribute("href"));
-  else if (event.key === "/") /** @type {HTMLInputElement | null} */ (main.querySelector("input[type=search]"))?.focus();
+  else if (event.key === "/") main.querySelector("input[type=search]")?.focus();
   else if (event.key === "j" || event.key === "k") step(event.key === "j" ? 1 : -1);
   else if (event.key === "p") find(".publish").click();
   else if (event.key === "t") theme.toggle();

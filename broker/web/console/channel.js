@@ -160,8 +160,8 @@ function history(place, bus, name) {
       else if (time.value) void read({ from_us: Math.round(new Date(time.value).getTime() * 1000) });
       else void read({ reverse: true });
     },
-  }, h("label", {}, "From sequence", at), h("label", {}, "or from time", time), h("button.main", {}, "Read"), older, newer,
-  told);
+  }, h("label", {}, "From sequence", at), h("label", {}, "or from time", time), h("button.main", {}, "Read"),
+  older, newer, told);
   place.append(h("div.stack", {}, form, list));
   let first = 0;
   let last = 0;

@@ -25,8 +25,8 @@ const JOB_COLUMNS = [
 export function consumersView(main, bus, name) {
   const list = h("ul.list");
   const search = h("input", {
-    type: "search", placeholder: "Names that begin with …", "aria-label": "Names that begin with", autocomplete: "off",
-    spellcheck: "false", oninput: () => void load(),
+    type: "search", placeholder: "Names that begin with …", "aria-label": "Names that begin with",
+    autocomplete: "off", spellcheck: "false", oninput: () => void load(),
   });
   const detail = h("div.stack");
   const chooser = h("section.card.chooser", {}, h("div.row", {}, h("label.wide", {}, search)), list);

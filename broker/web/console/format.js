@@ -46,6 +46,16 @@ export function whole(value) {
   return String(value).replace(/\B(?=(\d{3})+(?!\d))/g, "\u202f");
 }
 
+/**
+ * Write how many there are of something.
+ *
+ * @param {number} number
+ * @param {string} noun whose plural has an s
+ */
+export function count(number, noun) {
+  return `${whole(number)} ${noun}${number === 1 ? "" : "s"}`;
+}
+
 /** @param {number} timeUs microseconds since 1970 */
 export function clock(timeUs) {
   const date = new Date(timeUs / 1_000);
@@ -80,6 +90,8 @@ export function ticks(highest, step = 1000) {
   return marks;
 }
 
+/** What is shorter stays on its line. */
+const LINE = 100;
 /** How many bytes of a payload are shown before the rest is only counted. */
 const SHOWN_BYTES = 4096;
 
@@ -104,7 +116,7 @@ export function readable(payload) {
 
 /** @param {string} text */
 function indented(text) {
-  if (!/^\s*[[{]/.test(text)) return text;
+  if (text.length < LINE || !/^\s*[[{]/.test(text)) return text;
   try {
     return JSON.stringify(JSON.parse(text), null, 2);
   } catch {

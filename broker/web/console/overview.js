@@ -2,7 +2,7 @@
 /** The overview: what is wrong, rates, latencies, memory, and who reads too slowly; asked for once a second. */
 
 import { h, table } from "./dom.js";
-import { bytes, duration, short, whole } from "./format.js";
+import { bytes, count, duration, short, whole } from "./format.js";
 import { Plot } from "./plot.js";
 import { repeat, snapshot } from "./session.js";
 
@@ -31,7 +31,7 @@ export function overviewView(main) {
   const readers = h("div");
   const rates = new Plot("Messages a second", ["in", "out"], (value) => short(value));
   const latencies = new Plot("Latency, 99 of 100 below", ["commit", "delivery", "loop"], duration);
-  const memory = new Plot("Memory of the process", ["resident"], bytes, 1024);
+  const memory = new Plot("Memory of messages", ["queues and caches"], bytes, 1024);
   const groups = new Plot("Commits a second", ["groups"], (value) => short(value));
   const plots = [rates, latencies, memory, groups];
   main.append(h("div.stack", {}, wrong, tiles, h("div.plots", {}, plots.map((plot) => plot.element)),
@@ -58,7 +58,7 @@ export function overviewView(main) {
       seconds.push(...told.seconds.filter((/** @type {Second} */ each) => each.time_us > newest));
       seconds.splice(0, Math.max(0, seconds.length - SECONDS));
       tiles.replaceChildren(...tilesOf(told, (performance.now() - begunMs) * 1000));
-      wrong.replaceChildren(judged(told));
+      wrong.replaceChildren(judged(told), since(told.server));
       readers.replaceChildren(table(READERS, told.readers.map(readerOf), "Nobody lags."));
       draw();
     } catch (failure) {
@@ -98,7 +98,6 @@ function tilesOf(told, roundTripUs) {
   };
   const out = rate(now, before, "bytes_out");
   const used = Math.round((100 * stats.memory_used_bytes) / stats.memory_budget_bytes);
-  const upUs = told.server.time_us - told.server.started_us;
   return [
     each("in", perSecond("records_in"), `${whole(stats.records_in)} in all`),
     each("out", perSecond("records_out"), out === null ? "" : `${bytes(out)}/s`),
@@ -106,11 +105,16 @@ function tilesOf(told, roundTripUs) {
     each("delivery", now ? duration(now.delivery_p50_us) : "–",
       now ? `99 of 100 in ${duration(now.delivery_p99_us)}` : ""),
     each("round trip", duration(roundTripUs), "of this page"),
-    each("connections", whole(stats.connections), `${whole(stats.subscriptions)} subscriptions`),
-    each("memory", bytes(stats.rss_anon_bytes), `messages: ${used} % of their budget`),
-    each("channels", whole(stats.channels), `${whole(stats.consumers)} consumers`),
-    each("up", duration(upUs), `version ${told.server.version}`),
+    each("connections", whole(stats.connections), count(stats.subscriptions, "subscription")),
+    each("memory", bytes(stats.rss_anon_bytes), `${used} % of its budget`),
+    each("channels", whole(stats.channels), count(stats.consumers, "consumer")),
   ];
+}
+
+/** @param {any} server */
+function since(server) {
+  const up = duration(Math.max(0, server.time_us - server.started_us));
+  return h("p.soft.small", {}, `version ${server.version}, run ${whole(server.run)}, up for ${up}`);
 }
 
 /** @param {any} told */
@@ -121,7 +125,7 @@ function judged(told) {
   }
   return h("ul.findings", {}, told.troubles.map((/** @type {any} */ { serious, detail, advice }) => h("li", {},
     h(`span.mark.${serious ? "bad" : "warn"}`, {}, serious ? "failing" : "look at"),
-    h("span", {}, `${detail}. `, h("span.soft", {}, advice)))));
+    h("span", {}, `${detail[0].toUpperCase()}${detail.slice(1)}. `, h("span.soft", {}, advice)))));
 }
 
 /** @param {any} reader */

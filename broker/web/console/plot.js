@@ -4,6 +4,8 @@
 import { h } from "./dom.js";
 import { clockShort, ticks } from "./format.js";
 
+/** What a plot shows at least, so that its first seconds are not a wall. */
+const SPAN_US_MIN = 60_000_000;
 const MARGIN = { left: 58, right: 10, top: 8, bottom: 20 };
 
 /** @typedef {{ timeUs: number, values: (number | null)[] }} Sample */
@@ -24,7 +26,6 @@ export class Plot {
     this.step = step;
     /** @type {Sample[]} */
     this.samples = [];
-    this.spanUs = 300_000_000;
     /** @type {number | null} */
     this.pointer = null;
     this.canvas = h("canvas", { role: "img", "aria-label": title });
@@ -57,17 +58,18 @@ export class Plot {
     pen.scale(ratio, ratio);
     const style = getComputedStyle(document.documentElement);
     const colour = (/** @type {string} */ name) => style.getPropertyValue(`--${name}`).trim();
-    const endUs = this.samples.at(-1)?.timeUs ?? 0;
-    const seen = this.samples.filter((sample) => sample.timeUs >= endUs - this.spanUs);
+    const seen = this.samples;
+    const endUs = seen.at(-1)?.timeUs ?? 0;
+    const spanUs = Math.max(SPAN_US_MIN, endUs - (seen[0]?.timeUs ?? 0));
     const values = seen.flatMap((sample) => sample.values.map((value) => value ?? 0));
     const marks = ticks(Math.max(0, ...values), this.step);
     const highest = marks[marks.length - 1];
     const x = (/** @type {number} */ timeUs) =>
-      width - MARGIN.right - ((endUs - timeUs) / this.spanUs) * (width - MARGIN.left - MARGIN.right);
+      width - MARGIN.right - ((endUs - timeUs) / spanUs) * (width - MARGIN.left - MARGIN.right);
     const y = (/** @type {number} */ value) =>
       height - MARGIN.bottom - (value / highest) * (height - MARGIN.top - MARGIN.bottom);
     this.#scale(pen, marks, width, y, colour);
-    this.#times(pen, endUs, height, x, colour);
+    this.#times(pen, endUs, spanUs, height, x, colour);
     this.names.forEach((_, line) => this.#line(pen, seen, line, x, y, colour(`series-${line + 1}`)));
     this.#point(pen, seen, height, x, colour);
   }
@@ -90,20 +92,26 @@ export class Plot {
     }
   }
 
-  /** @param {any} pen @param {number} endUs @param {number} height @param {Scale} x @param {Colour} colour */
-  #times(pen, endUs, height, x, colour) {
+  /**
+   * @param {any} pen @param {number} endUs @param {number} spanUs @param {number} height @param {Scale} x
+   * @param {Colour} colour
+   */
+  #times(pen, endUs, spanUs, height, x, colour) {
     if (endUs === 0) return;
     pen.textAlign = "center";
     pen.fillStyle = colour("soft");
-    const minute = 60_000_000;
-    for (let at = Math.ceil((endUs - this.spanUs) / minute) * minute; at <= endUs; at += minute) {
+    const gapUs = spanUs > 150_000_000 ? 60_000_000 : 15_000_000;
+    for (let at = Math.ceil((endUs - spanUs) / gapUs) * gapUs; at <= endUs; at += gapUs) {
       const place = x(at);
-      const fits = place > MARGIN.left + 20 && place < x(endUs) - 18;
-      if (fits) pen.fillText(clockShort(at).slice(0, 5), place, height - 8);
+      const fits = place > MARGIN.left + 28 && place < x(endUs) - 24;
+      if (fits) pen.fillText(clockShort(at), place, height - 8);
     }
   }
 
-  /** @param {any} pen @param {Sample[]} seen @param {number} line @param {Scale} x @param {Scale} y @param {string} colour */
+  /**
+   * @param {any} pen @param {Sample[]} seen @param {number} line @param {Scale} x @param {Scale} y
+   * @param {string} colour
+   */
   #line(pen, seen, line, x, y, colour) {
     pen.strokeStyle = colour;
     pen.lineWidth = 1.6;

@@ -34,7 +34,9 @@ export function setUpPublishing(bus, done) {
     openPublishing(view === "channels" ? decodeURIComponent(rest.join("/")) : "");
   });
   form.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+    if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+    event.preventDefault(); // A field of one line would submit as well.
+    form.requestSubmit();
   });
   form.addEventListener("submit", async (/** @type {SubmitEvent} */ event) => {
     event.preventDefault();
