@@ -444,6 +444,7 @@ class Subscribe:
 
 
 def encode_start(start: Start) -> dict[str, object] | None:
+    """Return the value of `start`; None where a subscription begins unless it is said."""
     match start:
         case FromNew():
             return None

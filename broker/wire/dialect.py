@@ -149,6 +149,7 @@ def bus_text(place: Iterable[Any]) -> str:
 
 
 def is_digits(value: object) -> bool:
+    """Return whether a value is a text of the decimal digits of a u64, or of a number that is not much larger."""
     return isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 20
 
 
