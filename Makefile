@@ -16,11 +16,12 @@ STALE := $(if $(ASKED),$(if $(filter-out $(call VERSION_OF,$(BIN)/python),$(or $
 NATIVE_SOURCES := $(wildcard ext/broker_native/*.pyx ext/broker_native/*.pxd ext/broker_native/*.h)
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
+NODE := build/node/node_modules
 
 # The caller's environment must not put other code before ours.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help build demo test quick run bench bench-compare instructions results loadtest lint format check proofs debug sanitize checked fuzz coverage annotate clean stale
+.PHONY: help build demo test quick run bench bench-compare instructions results loadtest lint format check proofs debug sanitize checked fuzz coverage annotate client clean stale
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -53,6 +54,16 @@ instructions: build ## count the kernels' instructions (Linux, valgrind), within
 
 loadtest: build ## Locust users against a server of its own, 60 s, and a verdict: ARGS="--scenario chat --report r.html"
 	$(BIN)/python -m loadtest $(ARGS)
+
+# What a browser runs is compiled from TypeScript and kept beside it, so that nobody needs Node to build or to install.
+$(NODE)/.package-lock.json: tests/browser/package.json tests/browser/package-lock.json
+	mkdir -p build/node
+	cp $^ build/node
+	npm ci --prefix build/node --no-audit --no-fund
+	touch $@
+
+client: $(NODE)/.package-lock.json ## compile the browser client (npm); its tests need this as well
+	$(NODE)/.bin/tsc -p broker/web/client
 
 # A peer that is not installed is named with the command that installs it.
 results: build ## compare with other brokers, and write benchmarks/RESULTS.md: ARGS="--seconds 2"

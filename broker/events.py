@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     Value = str | int | float | bool | None
 
-__all__ = ["EVENTS_PER_S_MAX", "TEXT_CHARS_MAX", "Said", "admit", "emit", "flush", "tally", "text_value"]
+__all__ = ["EVENTS_PER_S_MAX", "TEXT_CHARS_MAX", "Said", "admit", "emit", "flush", "tallied", "tally", "text_value"]
 
 EVENTS_PER_S_MAX = 10
 TEXT_CHARS_MAX = 1_024
@@ -110,6 +110,11 @@ def tally(code: str) -> None:
     _refusals.count(code)
 
 
+def tallied() -> dict[str, int]:
+    """Return how many connections `tally` has counted in this process, by code."""
+    return _refusals.ever()
+
+
 def flush() -> None:
     """Log what has only been counted since the last call: refusals, and records that were left out."""
     for code, (count, within_s) in _refusals.take().items():
@@ -176,6 +181,7 @@ class Refusals:
         self._now_s = now_s
         self._lock = threading.Lock()
         self._counts: dict[str, int] = {}
+        self._taken: dict[str, int] = {}
         self._since_s = now_s()
 
     def count(self, code: str) -> None:
@@ -190,8 +196,19 @@ class Refusals:
         now_s = self._now_s()
         with self._lock:
             counts, self._counts = self._counts, {}
+            self._taken = _sum(self._taken, counts)
             since_s, self._since_s = self._since_s, now_s
         return {code: (count, round(now_s - since_s, 3)) for code, count in counts.items()}
+
+    def ever(self) -> dict[str, int]:
+        """Return by code how many there were since the beginning, whether they were taken or not."""
+        with self._lock:
+            return _sum(self._taken, self._counts)
+
+
+def _sum(some: dict[str, int], others: dict[str, int]) -> dict[str, int]:
+    """Return the sums by key; the keys are those of `Refusals.count`, so there are few of them."""
+    return {code: some.get(code, 0) + others.get(code, 0) for code in some.keys() | others.keys()}
 
 
 _limiter = Limiter()

@@ -37,6 +37,7 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "queue": "Work queues: look into one, work one off.",
         "delayed": "List messages that wait for their time, cancel one.",
         "top": "Watch a running server, and who is behind.",
+        "trace": "Follow one message to the disk and to its readers.",
         "bench": "Measure the broker and verify every message.",
         "backup": "Copy a broker's data, running or not.",
         "restore": "Make a data directory of a backup.",
@@ -50,6 +51,7 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "token": "Make tokens, try them, explain them.",
         "errors": "Explain the error codes.",
         "events": "Explain the events of the log.",
+        "metrics": "Explain the metrics, or print the dashboard.",
         "version": "Print the versions of the broker and what it runs on.",
     }
 )

@@ -14,6 +14,7 @@ from broker.edge.beginning import check_ways
 from broker.edge.consuming import OPERATIONS
 from broker.edge.delaying import cancel, list_delayed
 from broker.edge.seen import Seen
+from broker.edge.tracing import trace
 from broker.model.errors import BrokerError, error
 from broker.model.history import HistoryQuery
 from broker.model.names import check_channel, check_pattern, display
@@ -202,6 +203,7 @@ _QUESTIONS: dict[str, Callable[[Session, control.Request], None]] = {
     "history": read_history,
     "remove": remove,
     "sign_in": sign_in,
+    "trace": trace,
     "trim": trim,
     **dict.fromkeys(OPERATIONS, ask_consumers),
 }

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from broker.edge.accepting import Listener
+    from broker.edge.spans import Spans
     from broker.edge.starter import Starter
     from broker.edge.web.context import OpenBus
     from broker.edge.web.server import WebServer
@@ -113,6 +114,7 @@ class Server:
         self._open_bus = open_bus
         self._web: WebServer | None = None
         self._certificates: Certificates | None = None
+        self._spans: Spans | None = None
         self._stop: asyncio.Future[None]
         self._restoring: asyncio.Task[None]
 
@@ -126,6 +128,11 @@ class Server:
         # Before anything is recovered: what they lack has nothing to do with that.
         if config.tls.certificate:
             self._certificates = Certificates(config.tls)
+        if config.tracing.exporter:
+            # Imported when somebody wants it: it needs packages that the broker itself does not.
+            from broker.edge.spans import Spans, find_exporter
+
+            self._spans = Spans(config.tracing, find_exporter(config.tracing.exporter))
         # Read before the data is opened: there is no server without rules that was to have some.
         authority = Authority(config.access.file, loop.call_soon_threadsafe) if config.access.file else None
         try:
@@ -148,6 +155,9 @@ class Server:
             authority=authority,
         )
         self._node.fatal = self._fail
+        if self._spans is not None:
+            self._spans.begin(self._node.tails.name_of)
+            self._node.on_delivered = self._spans.delivered
         listener = NativeListener(self._node, self._certificates)
         if self._starter is not None:
             describe_owner(Path(config.server.data), SHARED_OWNER)
@@ -174,6 +184,8 @@ class Server:
                 await self._web.close(config.server.drain_s)
             await self._node.drain(config.server.drain_s)
             await self._node.close()
+            if self._spans is not None:
+                await loop.run_in_executor(None, self._spans.close)
             flush()
             emit("stopped", run=self._node.run)
 

@@ -91,6 +91,7 @@ GONE_CONFLATED = 7
 COUNT_MAX = (1 << 32) - 1
 
 NOTHING_EARLY: Mapping[int, int] = {}
+BEGUN_NEW: Mapping[bytes, int] = {}
 
 _Read = TypeVar("_Read")
 _Info = tuple[int, int, int, int, int, int, int, list[tuple[int, int]]]
@@ -225,6 +226,8 @@ class Following:
         early_done: Of groups past `place`, how many of their first chunks it got before they were committed.
         window: The credit that it began with.
         reading: The literal that is read next while it is lagging.
+        begun, begun_us: The last group that was committed when it began, or where it began by bus position; and when.
+        begun_after: Of literals that began elsewhere than with what came, behind which sequence.
         passing: (turn, index) of the first ephemeral chunk that it has not got, while it is lagging.
         keeps_all: It gets everything that is stored, whatever profiles want for those who fall behind.
     """
@@ -232,6 +235,9 @@ class Following:
     __slots__ = (
         "_filters",
         "after",
+        "begun",
+        "begun_after",
+        "begun_us",
         "busy",
         "early_done",
         "exhausted",
@@ -271,6 +277,9 @@ class Following:
         self.early_done: Mapping[int, int] = NOTHING_EARLY
         self.window = subscription.credit
         self.reading: bytes | None = None
+        self.begun: Place = (0, 0)
+        self.begun_after: Mapping[bytes, int] = BEGUN_NEW
+        self.begun_us = 0
         self.passing = (0, 0)
         self.keeps_all = False
 
@@ -384,6 +393,10 @@ class CatchUp:
         following.subscription.state = following
         following.subscription.behind = True
         self.count += 1
+        following.begun = following.place or (self._core.applied_number, INDEX_END)
+        following.begun_us = self._core.tails.now_us
+        if following.after:
+            following.begun_after = dict(following.after)
         for name in following.literals:
             self._core.tails.hold(name)
         if following.subscription.group is not None:

@@ -39,11 +39,14 @@ from broker.node.ids import IdsLoader
 from broker.node.listing import Listing
 from broker.node.loader import Loader
 from broker.node.pace import Pace
+from broker.node.passages import Passages
 from broker.node.replies import Replies
 from broker.node.retained import RetainedBroker
 from broker.node.retention import Retention
+from broker.node.seconds import Second, Seconds
 from broker.node.states import StateStore
 from broker.node.time import BrokerTime
+from broker.node.traces import Traces
 from broker_native.intake import ReadBuffer
 from broker_native.unsent import Unsent
 
@@ -54,7 +57,9 @@ if TYPE_CHECKING:
     from broker.core.group import Duplicate, Group
     from broker.model.limits import Limits
     from broker.model.profiles import Profiles
+    from broker.node.passages import Passage
     from broker_native.fanout import Outbox, Subscription
+    from broker_native.histogram import Histogram
 
 __all__ = ["Connection", "Node"]
 
@@ -83,6 +88,10 @@ class Connection(Protocol):
     """What a node needs of a connection's session."""
 
     heard_us: int
+
+    @property
+    def subscriptions(self) -> dict[int, Subscription] | None:
+        """Those that are open, by their numbers."""
 
     @property
     def outbox(self) -> Outbox:
@@ -150,7 +159,11 @@ class Node:
         buffer: The loop's read buffer.
         unsent: What transports hold that have asked for a pause.
         replies: Who is sent the replies to what it has asked.
+        passages: When the newest groups were committed and delivered.
+        seconds: Figures of the last minutes.
+        traces: Finds out where a message is.
         run: Number of this run.
+        on_delivered: Called with each group that is on its way to its readers, and its times; None for nobody.
         fatal: Called with the error when the broker cannot go on.
         left_s: When the last connection that has gone went, by the loop's clock; else when the node began.
     """
@@ -181,6 +194,7 @@ class Node:
         # In the order in which they came: what concerns all of them happens in an order that can be repeated.
         self.connections: dict[Connection, None] = {}
         self.fatal: Callable[[BrokerError], None] = lambda failure: None
+        self.on_delivered: Callable[[Group, Passage], None] | None = None
         self.draining = False
         self.left_s = loop.time()
         self._time = broker_time
@@ -199,8 +213,11 @@ class Node:
         self._connections_made = 0
         self.replies = Replies()
         self._pace = Pace(self.clock)
+        self.passages = Passages()
+        self.seconds = Seconds()
         self._eviction = Eviction(core, log, self.clock, loop)
         self.history = HistoryReader(core, log, self.catchup.submit, self.kick)
+        self.traces = Traces(core, log, self.catchup.submit, self.passages)
         self.listing = Listing(core, log, loop, self.catchup.submit, self.kick)
         self.states = StateStore(core, log, self.loader, self.catchup.submit, self.kick)
         self.consumers = Consumers(core, log, self.catchup, self.loader, self.states, self.clock, loop, self.kick)
@@ -439,9 +456,11 @@ class Node:
     def _start_commit(self) -> None:
         if self._reload is not None and self.core.idle:
             self._take_profiles()
-        group = self.core.close_group(self.clock.now_us())
+        now_us = self.clock.now_us()
+        group = self.core.close_group(now_us)
         if group is not None:
             self._pace.commits()
+            self.passages.closed(group.number, group.opened_us, now_us)
             self._commit.commit(group)
         elif self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
@@ -471,7 +490,20 @@ class Node:
         self.core.deliver(group)
         self.history.settled()
         self._flush()
+        self._delivered(group, now_us)
         self._release()
+
+    def _delivered(self, group: Group, committed_us: int) -> None:
+        """What a group has held back until its commit was sent, as far as sockets take it."""
+        now_us = self.clock.now_us()
+        self.passages.delivered(group.number, committed_us, now_us)
+        if self.on_delivered is not None:
+            passage = self.passages.find(group.number)
+            if passage is not None:
+                self.on_delivered(group, passage)
+        if group.answers:
+            # What nobody waited for was delivered before, or is the broker's own.
+            self._pace.delivered(now_us - group.opened_us)
 
     def _release(self) -> None:
         if self._held and self.tails.group_bytes < self.limits.group_bytes_max:
@@ -677,10 +709,28 @@ class Node:
         self._retention.tick()
         self.catchup.tick(self.clock.now_us())
         self.consumers.tick()
+        self._note_second()
         now_us = self.clock.steady_us()
         if self._seconds % max(1, round(self.limits.ping_interval_s / 3)) == 0:
             for connection in list(self.connections):
                 connection.check_alive(now_us)
+
+    def _note_second(self) -> None:
+        """Keep what a console plots."""
+        self.seconds.note(
+            Second(
+                time_us=self.clock.now_us(),
+                records_in=self.tails.records,
+                record_bytes_in=self.tails.record_bytes,
+                records_out=self.fanout.records_out,
+                bytes_out=self.fanout.bytes_out,
+                groups=self.core.applied_number,
+                connections=len(self.connections),
+                lagging=len(self.catchup.lagging),
+                memory_bytes=self.budget.used_bytes,
+                **self._pace.percentiles(),
+            )
+        )
 
     # -- end -----------------------------------------------------------------------------------------------------------
 
@@ -742,6 +792,15 @@ class Node:
 
     # -- figures -------------------------------------------------------------------------------------------------------
 
+    @property
+    def broken(self) -> bool:
+        """Whether a step was cut short for want of memory, so that nobody may go on."""
+        return self._broken
+
+    def histograms(self) -> dict[str, Histogram]:
+        """Return how long what each group goes through has taken in this run, microseconds; the names are stable."""
+        return self._pace.histograms()
+
     def stats(self) -> dict[str, object]:
         """Counters and gauges of this broker; the names are stable."""
         return {
@@ -784,7 +843,7 @@ class Node:
             "publishers_held": len(self._short_of_memory),
             "publishes_refused_memory": self._refused_memory,
             **self.delayed.stats(),
-            **self._pace.stats(),
+            **self._pace.percentiles(),
             "time_us": self.clock.now_us(),
             "retention_trims": self._retention.trims,
             "retention_steps": self._retention.steps,

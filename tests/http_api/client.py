@@ -41,7 +41,7 @@ class Http:
         path: str,
         body: object = None,
         headers: dict[str, str] | None = None,
-        **query: object,
+        **query: Any,
     ) -> Answer:
         """Send a request; a body that is no bytes is sent as JSON, and an answer that is JSON is taken apart."""
         given = dict(headers or {})
@@ -56,7 +56,7 @@ class Http:
         is_json = "json" in found.get("content-type", "")
         return Answer(response.status, found, json.loads(text) if is_json else text)
 
-    def get(self, path: str, **query: object) -> Answer:
+    def get(self, path: str, **query: Any) -> Answer:
         """Send a GET."""
         return self.ask("GET", path, **query)
 
@@ -94,7 +94,7 @@ class Events:
     """
 
     def __init__(
-        self, address: str, last_id: str | None = None, receive_bytes: int = 0, token: str = "", **query: object
+        self, address: str, last_id: str | None = None, receive_bytes: int = 0, token: str = "", **query: Any
     ) -> None:
         host, _, port = address.rpartition(":")
         self.socket = socket.socket()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = int(os.environ.get("BROKER_HTTP_EXAMPLES", "5"))
 """Requests of each operation; a thousand take some minutes."""
 
-UNSAID = {path: [positive_data_acceptance] for path in ("/v1/history", "/v1/subscribe")}
+UNSAID: dict[str, Any] = {path: [positive_data_acceptance] for path in ("/v1/history", "/v1/subscribe")}
 """That of two beginnings one alone may be given is what no parameters of OpenAPI can say."""
 
 schema = schemathesis.openapi.from_dict(document())
@@ -32,7 +32,7 @@ schema = schemathesis.openapi.from_dict(document())
     database=None,
     phases=[Phase.generate],
 )
-def test_answers_are_as_documented(case: schemathesis.Case, http: Http) -> None:
+def test_answers_are_as_documented(case: schemathesis.Case[Any], http: Http) -> None:
     if case.path == "/v1/subscribe":
         # Without it the answer is a stream, which ends with its connection.
         case.query = {**(case.query or {}), "wait": 0}

@@ -99,8 +99,8 @@ async def test_delivery_goes_on_beside_slow_requests(served: Server, http: Http)
     finally:
         stop.set()
         reading.join()
-        for each in [*unread, *dribblers]:
-            each.socket.close()
+        for sock in [each.socket for each in unread] + [each.socket for each in dribblers]:
+            sock.close()
     assert head > 500
     late = int(MESSAGES * 0.99)
     assert found[late] < max(DELAY_S_MAX, TIMES_MAX * alone[late]), (alone[-5:], found[-5:])

@@ -15,7 +15,11 @@ from starlette.routing import Route
 from broker.config.sections import listed
 from broker.edge.web.api import Api, no_such_method, no_such_path
 from broker.edge.web.guard import Guarded
+from broker.edge.web.health import healthz, readyz
+from broker.edge.web.metrics import metrics
+from broker.edge.web.pages import page_routes
 from broker.edge.web.routes import api_routes
+from broker.edge.web.snapshot import stats
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -35,9 +39,17 @@ def build_app(web: Web) -> ASGIApp:
     Args:
         web: What requests need.
     """
-    web.api = Api(web)
+    api = web.api = Api(web)
     app = Starlette(
-        routes=[Route("/v1/version", version), *api_routes(web.api)],
+        routes=[
+            Route("/v1/version", version),
+            *api_routes(api),
+            Route("/v1/stats", api.endpoint(stats)),
+            Route("/metrics", api.endpoint(metrics)),
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            *page_routes(),
+        ],
         exception_handlers={404: no_such_path, 405: no_such_method},
     )
     app.state.web = web

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Guarded", "refusal_of"]
 
+PROBES = ("/healthz", "/readyz")
+
 
 class Guarded:
     """Answers nobody who comes by a name that the server does not have, or from a page of somebody else.
@@ -27,7 +29,8 @@ class Guarded:
         self._web = web
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = refusal_of(self._web, scope["headers"])
+        # Who asks whether it lives asks by the address of the moment, and is told no more than that.
+        refusal = None if scope["path"] in PROBES else refusal_of(self._web, scope["headers"])
         if refusal is None:
             await self._app(scope, receive, send)
         else:

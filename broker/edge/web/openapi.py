@@ -11,6 +11,7 @@ from broker._version import __version__
 from broker.edge.web.api import json_answer
 from broker.edge.web.rendering import dump
 from broker.model.consumers import CONSUMER_NAME_BYTES_MAX
+from broker.node.seconds import SECONDS_MAX
 from broker.wire.dialect import SAFE_MAX
 
 if TYPE_CHECKING:
@@ -145,6 +146,10 @@ NEXT: Final[dict[str, Any]] = {
 }
 
 
+OBJECT: Final[dict[str, Any]] = {"type": "object"}
+OBJECTS: Final[dict[str, Any]] = {"type": "array", "items": OBJECT}
+
+
 def schemas() -> dict[str, Any]:
     """Return what bodies are made of."""
     problem = {name: TEXT for name in ("title", "detail", "name", "hint")}
@@ -242,6 +247,19 @@ def schemas() -> dict[str, Any]:
             "deliveries",
         ),
         "Channel": open_object({"name": TEXT, **HELD}, "name"),
+        "Stats": open_object(
+            {
+                "ready": {"type": "boolean"},
+                "troubles": {"type": "array", "items": ref("Trouble")},
+                **dict.fromkeys(("server", "stats", "config"), OBJECT),
+                **dict.fromkeys(("seconds", "readers", "connections", "consumers"), OBJECTS),
+            },
+            *("server", "ready", "troubles", "stats", "seconds", "readers", "connections", "consumers", "config"),
+        ),
+        "Trouble": open_object(
+            {"name": TEXT, "serious": {"type": "boolean"}, "detail": TEXT, "advice": TEXT},
+            *("name", "serious", "detail", "advice"),
+        ),
         "Consumer": open_object(
             {"name": TEXT, "filters": {"type": "array", "items": TEXT}, **dict.fromkeys(counters, integer)},
             "name",
@@ -363,6 +381,20 @@ def paths() -> dict[str, Any]:
                 "summary": "Say what there is to tell of a consumer or a work queue.",
                 "parameters": [{**named, "schema": {**NAMED, "maxLength": CONSUMER_NAME_BYTES_MAX}}],
                 "responses": answers(ok(ref("Consumer"), "What there is to tell."), 404),
+            }
+        },
+        "/v1/stats": {
+            "get": {
+                "operationId": "stats",
+                "summary": "Say how the broker is, and what is wrong with it; for who may manage everything.",
+                "parameters": [
+                    argument(
+                        "seconds",
+                        {"type": "integer", "minimum": 0, "maximum": SECONDS_MAX, "default": 0},
+                        "Figures of the newest so many seconds.",
+                    )
+                ],
+                "responses": answers(ok(ref("Stats"), "How it is.")),
             }
         },
     }

@@ -7,7 +7,7 @@ from broker_native.intake import Clock
 
 
 def told(pace: Pace) -> tuple[object, ...]:
-    stats = pace.stats()
+    stats = pace.percentiles()
     return stats["commit_p50_us"], stats["commit_p99_us"], stats["loop_lag_p99_us"]
 
 

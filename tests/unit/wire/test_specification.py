@@ -1191,6 +1191,8 @@ CLAIMS = [
     (13, "| `bytes` | uint, from 1, optional | at most"),
     (13, "| `bytes` | uint, from 1, optional | as above |"),
     (13, "or a code of 4xxx. **`channels`**"),
+    (13, "broker time, 0 for what has not happened: of its group"),
+    (13, "| `trace` | `channel`: str; `sequence`: uint, from 1 |"),
     (13, "| `trim` | `name`: str; `first`: uint, from 1 |"),
     (13, "sequences begin with 1, in another epoch."),
     (13, "carry a u64 token"),

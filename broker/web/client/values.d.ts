@@ -1,0 +1,133 @@
+/** What goes in and out: payloads, positions, messages, errors, and the options of each call. */
+/** What is published: a text, bytes, or any other value as its JSON. */
+export type Payload = string | Uint8Array | ArrayBuffer | object | number | boolean | null;
+/** Where a subscription begins. */
+export type From = "new" | "all" | {
+    after: Record<string, string>;
+} | {
+    bus: string;
+} | {
+    time: number;
+} | {
+    last: number;
+};
+/** Whether there is a connection: `closed` is for good. */
+export type State = "connecting" | "open" | "closed";
+/** The part of WebSocket that is used, so that another one can take its place. */
+export interface Socket {
+    onopen: ((event: any) => void) | null;
+    onmessage: ((event: any) => void) | null;
+    onclose: ((event: any) => void) | null;
+    onerror: ((event: any) => void) | null;
+    send(text: string): void;
+    close(code?: number): void;
+}
+export interface ConnectOptions {
+    /** What the server knows the client by, or a function that gives a fresh one for each connection and before expiry. */
+    token?: string | (() => string | Promise<string>);
+    /** A name for the server's log. */
+    name?: string;
+    /** Told of each change of the state, with what caused it. */
+    onstate?: (state: State, cause: BrokerError | null) => void;
+    /** How long the first connection may take, in milliseconds; 10,000 unless said. Later ones may take for ever. */
+    timeoutMs?: number;
+    /** How many bytes of publishes may wait for their answers; 8 MiB unless said. More are refused with LIMIT. */
+    queueBytesMax?: number;
+    /** The WebSocket to use, where there is none by that name (Node before 22): that of the package `ws`. */
+    WebSocket?: new (url: string, protocols: string[]) => Socket;
+}
+export interface PublishOptions {
+    key?: string;
+    headers?: Record<string, unknown>;
+    /** The message's id: what is published again with it is stored once. */
+    id?: string;
+    /** 0 critical, 1 high, 2 normal, 3 low. */
+    priority?: number;
+    expiresS?: number;
+    /** The position that the channel's head must have; else CONFLICT. */
+    expect?: string;
+    /** When it is to be published, microseconds since 1970; needs an id. */
+    at?: number;
+    /** Or in so many milliseconds. */
+    delayMs?: number;
+}
+/** Where a message was stored; of one that is published later only `due` is known. */
+export interface Receipt {
+    channel: string;
+    position: string;
+    seq: number;
+    level: number;
+    duplicate: boolean;
+    due?: number;
+}
+export interface SubscribeOptions {
+    from?: From;
+    /** The live group that it is a member of. */
+    group?: string;
+    /** How many bytes may be under way or wait for whoever reads; 1 MiB unless said. */
+    credit?: number;
+    /** Told of what happens to the subscription and is no message. */
+    onevent?: (event: SubscriptionEvent) => void;
+}
+/**
+ * What happens to a subscription: `resumed`; `gap` (messages between `after` and `seq` are not there any more, or were
+ * dropped), `diverged` (what was read behind `after` was taken by a crash), `trimmed`, `gone` (a run of `count`
+ * messages from `seq` on, for the reason that is given), `lagging`, `live`, `dropped`, and what later servers add.
+ */
+export interface SubscriptionEvent {
+    event: string;
+    channel: string;
+    after?: string;
+    seq?: number;
+    count?: number;
+    reason?: string;
+}
+/** An answer of the server that is no success. Its thousand says what to do: 1 retry, 2 resume, 3 stop, 4 storage. */
+export declare class BrokerError extends Error {
+    readonly code: number;
+    readonly name: string;
+    readonly detail: string;
+    readonly hint: string;
+    readonly retryAfterMs: number | null;
+    /** With CONFLICT: what the channel's head is. */
+    readonly head: string | null;
+    constructor(code: number, name: string, detail: string, hint?: string, retryAfterMs?: number | null, 
+    /** With CONFLICT: what the channel's head is. */
+    head?: string | null);
+}
+/** A message of a channel. */
+export declare class Message {
+    #private;
+    readonly channel: string;
+    readonly epoch: string;
+    readonly seq: number;
+    /** When the server took it, microseconds since 1970. */
+    readonly time: number;
+    readonly key: string | undefined;
+    readonly headers: Record<string, unknown>;
+    readonly id: string | undefined;
+    readonly publisher: string | undefined;
+    readonly priority: number;
+    constructor(channel: string, epoch: string, told: Told);
+    /** Where it is: what `from: {after: …}` takes. */
+    get position(): string;
+    /** The payload as text; what is no UTF-8 in it is replaced. */
+    get text(): string;
+    /** The payload. */
+    get bytes(): Uint8Array;
+    /** The value of a payload that is JSON; throws SyntaxError if it is none. */
+    json(): any;
+}
+/** What the server sends, or is sent. */
+export type Told = Record<string, unknown>;
+export declare function closedError(): BrokerError;
+export declare function lostError(detail: string): BrokerError;
+export declare function unknownOutcome(detail: string): BrokerError;
+export declare function toError(told: Told): BrokerError;
+export declare function encodePayload(payload: Payload): Told;
+/** The members that have a value. */
+export declare function withoutUndefined(members: Told): Told;
+/** A random time around one that many were told. */
+export declare function jitter(ms: number): number;
+/** Report what a function of the program threw, as if nobody had called it. */
+export declare function report(failure: unknown): void;
