@@ -1,4 +1,4 @@
-"""A part of the suite over TLS, by each client and each of the server's addresses; `pytest tests/contract --tls` is all.
+"""A part of the suite over TLS, by each client, at each TCP address; `pytest tests/contract --tls` is all of it.
 
 What a test does here it also does elsewhere; that nothing of it is different is the point.
 """
