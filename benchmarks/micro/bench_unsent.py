@@ -31,15 +31,28 @@ class Connection:
         return len(VALUE)
 
 
-def senders(unsent: Unsent, *, paused: bool) -> list[Sender]:
+def senders(unsent: Unsent, *, paused: bool, messages: bool = False) -> list[Sender]:
     connections = [Connection(paused=paused) for _ in range(READERS)]
-    return [Sender(unsent, connection, connection, True) for connection in connections]
+    return [Sender(unsent, connection, connection, True, messages=messages) for connection in connections]
 
 
 @WORKS.work(READERS, 0)
 def write() -> Run:
     unsent = Unsent()
     writing = senders(unsent, paused=False)
+
+    def run() -> int:
+        for sender in writing:
+            sender.writelines([VALUE])
+        return unsent.bytes
+
+    return run
+
+
+@WORKS.work(READERS, 0)
+def write_messages() -> Run:
+    unsent = Unsent()
+    writing = senders(unsent, paused=False, messages=True)
 
     def run() -> int:
         for sender in writing:

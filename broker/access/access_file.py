@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from broker.access.grants import Role, check_template
 from broker.access.identity import USER_BYTES_MAX, Verb, is_user
-from broker.access.rows import Row
+from broker.access.rows import HINT, Row
 from broker.access.rules import Peer, Person, Revoked, Rules, Static
 from broker.access.signed import ALGORITHMS, Demands, Keys
 from broker.access.static import Vault, check_hash, is_id
@@ -69,23 +69,23 @@ def read_access_file(path: str) -> Loaded:
     try:
         data = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as failure:
-        raise error("INVALID_CONFIG", f"{path}: not TOML: {failure}") from None
+        raise error("INVALID_CONFIG", f"{path}: not TOML: {failure}", HINT) from None
     top = Row(data, path)
     roles = dict(_roles(top.rows_by_name("roles")))
     keys, demands, signed_roles = _jwt(top.row("jwt"), path, stamps, roles)
-    statics = dict(_statics(top.rows_by_name("tokens"), roles))
+    listed = dict(_listed(top.rows_by_name("tokens"), roles))
     anonymous = top.row("anonymous")
     rules = Rules(
         roles,
         keys,
         demands,
         signed_roles,
-        statics,
+        listed,
         tuple(_peers(top.rows("peers"), roles)),
         dict(_certificates(top.rows("certificates"), roles)),
         None if anonymous is None else _role_names(anonymous, "roles", roles),
         _revoked(top.row("revoked")),
-        Vault({identifier: row.hash for identifier, row in statics.items()}),
+        Vault({identifier: row.hash for identifier, row in listed.items()}),
     )
     if anonymous is not None:
         anonymous.end()
@@ -195,7 +195,7 @@ def _jwt(
     return keys, demands, signed_roles
 
 
-def _statics(rows: Iterator[tuple[str, Row]], roles: Mapping[str, Role]) -> Iterator[tuple[str, Static]]:
+def _listed(rows: Iterator[tuple[str, Row]], roles: Mapping[str, Role]) -> Iterator[tuple[str, Static]]:
     for identifier, row in rows:
         if not is_id(identifier):
             raise row.refusal("", f"got id {identifier[:64]!a}, expected 1 to 64 of A-Z a-z 0-9 _ -")

@@ -185,7 +185,7 @@ class Authority:
             path=self._path,
             roles=len(rules.roles),
             keys=0 if rules.keys is None else len(rules.keys),
-            tokens=len(rules.statics),
+            tokens=len(rules.listed),
         )
         for called in list(self.on_change):
             called()

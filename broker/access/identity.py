@@ -62,7 +62,7 @@ class SignedToken:
     """A token whose signature was good: the key's id, the key's fingerprint, and what the token says."""
 
     key_id: str
-    fingerprint: str
+    fingerprint: str = field(repr=False)
     claims: Mapping[str, object]
 
 

@@ -17,7 +17,7 @@ from broker.model.errors import error
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["add_public_key", "make_key", "mint", "public_half", "read_signing_key", "write_new"]
+__all__ = ["Signer", "add_public_key", "make_key", "public_half", "read_signing_key", "write_new"]
 
 RSA_BITS = 3072
 
@@ -49,24 +49,30 @@ def public_half(key: Mapping[str, Any]) -> dict[str, Any]:
     return dict(import_key(dict(key)).as_dict(private=False))
 
 
-def mint(key: Mapping[str, Any], claims: Mapping[str, object]) -> str:
-    """Return a signed token.
+class Signer:
+    """Signs tokens with one key.
 
     Args:
         key: A private key or a shared secret, with its `kid`.
-        claims: What the token says, as JSON has it.
     """
-    from joserfc.jwk import import_key
-    from joserfc.jws import JWSRegistry
-    from joserfc.util import urlsafe_b64encode
 
-    algorithm = algorithm_of(key)
-    assert algorithm is not None
-    header = {"alg": algorithm, "kid": key["kid"], "typ": "JWT"}
-    parts = [json.dumps(part, separators=(",", ":")).encode() for part in (header, claims)]
-    signed = b".".join(urlsafe_b64encode(part) for part in parts)
-    signature = JWSRegistry.algorithms[algorithm].sign(signed, import_key(dict(key)))
-    return b".".join((signed, urlsafe_b64encode(signature))).decode()
+    def __init__(self, key: Mapping[str, Any]) -> None:
+        from joserfc.jwk import import_key
+        from joserfc.jws import JWSRegistry
+
+        algorithm = algorithm_of(key)
+        assert algorithm is not None
+        self._header = {"alg": algorithm, "kid": key["kid"], "typ": "JWT"}
+        self._key = import_key(dict(key))
+        self._model = JWSRegistry.algorithms[algorithm]
+
+    def mint(self, claims: Mapping[str, object]) -> str:
+        """Return a token that says this, as JSON has it."""
+        from joserfc.util import urlsafe_b64encode
+
+        parts = [json.dumps(part, separators=(",", ":")).encode() for part in (self._header, claims)]
+        signed = b".".join(urlsafe_b64encode(part) for part in parts)
+        return b".".join((signed, urlsafe_b64encode(self._model.sign(signed, self._key)))).decode()
 
 
 def read_signing_key(path: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from broker.model.errors import BrokerError
 
 _T = TypeVar("_T")
+HINT = "Correct the file; access_file.md, beside the module broker.access, says what stands in one."
 ID_MAX = (1 << 32) - 2
 """Of users and groups; the last number means none."""
 
@@ -107,7 +108,7 @@ class Row:
 
     def refusal(self, key: str, reason: str) -> BrokerError:
         """Return the error of a key, or of the table itself, not raised."""
-        return error("INVALID_CONFIG", f"{self._named(key)}: {reason}")
+        return error("INVALID_CONFIG", f"{self._named(key)}: {reason}", HINT)
 
     def _typed(self, key: str, kind: type[_T], words: str, default: _T | None) -> _T:
         found = self._data.get(key, default)

@@ -40,11 +40,12 @@ class Person(NamedTuple):
     roles: tuple[str, ...]
 
 
-class Static(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Static:
     """A static token's row: whose it is, its hash, and when it ends, seconds since 1970, or None."""
 
     person: Person
-    hash: str
+    hash: str = field(repr=False)
     expires_s: float | None
 
 
@@ -99,19 +100,19 @@ class Rules:
         roles: by name.
         keys, demands: what signed tokens are checked with; None where none are taken.
         signed_roles: roles of everybody who signs in with a signed token, beside those that it names.
-        statics: static tokens by id.
+        listed: static tokens by id.
         peers: rows for Unix peers; the first that is for one counts.
         certificates: who has a certificate with a name.
         anonymous: roles of who has nothing to sign in with; None where such are refused.
         revoked: what was taken back.
-        vault: the hashes of `statics`.
+        vault: the hashes of `listed`.
     """
 
     roles: Mapping[str, Role]
     keys: Keys | None = field(default=None, repr=False)
     demands: Demands | None = None
     signed_roles: tuple[str, ...] = ()
-    statics: Mapping[str, Static] = field(default_factory=dict, repr=False)
+    listed: Mapping[str, Static] = field(default_factory=dict, repr=False)
     peers: Sequence[Peer] = ()
     certificates: Mapping[str, Person] = field(default_factory=dict)
     anonymous: tuple[str, ...] | None = None
@@ -123,7 +124,7 @@ class Rules:
         """Return whether the key, or the hash, that a token was compared with is still one of these rules."""
         if isinstance(token, SignedToken):
             return self.keys is not None and self.keys.holds(token)
-        row = self.statics.get(token.id)
+        row = self.listed.get(token.id)
         return row is not None and row.hash == token.hash
 
     def of_text(self, text: str, peer: str, now_s: float) -> Identity:
@@ -180,7 +181,7 @@ class Rules:
         """
         if not self.holds(token):
             raise error("TOKEN_EXPIRED", "token: it was taken out of the access file")
-        row = self.statics[token.id]
+        row = self.listed[token.id]
         if row.expires_s is not None and now_s >= row.expires_s:
             raise error("TOKEN_EXPIRED", f"token: it ended {now_s - row.expires_s:.0f} s ago")
         return self._identity(row.person, peer, token, {}, row.expires_s, token.id)

@@ -47,6 +47,13 @@ def open_socket(url: str) -> socket.socket:
     return opened
 
 
+ANSWER_BYTES_MAX: Final = 4_096
+UPGRADE: Final = (
+    b"GET /v1/socket HTTP/1.1\r\nHost: %b\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Protocol: broker.v1\r\nSec-WebSocket-Key: YnJva2VyIGJlbmNoIGtleQ==\r\n\r\n"
+)
+
+
 def plain_address(url: str) -> TcpAddress | UnixAddress:
     """Return the address of a URL at which frames are spoken as they are.
 
@@ -75,11 +82,11 @@ class Conversation:
         Raises:
             BrokerError: there is no server, or it refuses.
         """
-        self._socket = open_socket(url)
+        self._socket = self._open(url)
         self._detached = False
         self._requests = 0
         try:
-            self._socket.sendall(control.encode_hello("broker bench"))
+            self._send(control.encode_hello("broker bench"))
             self.limits = control.decode_welcome(self._expect(Kind.WELCOME)).limits
         except BaseException:
             self._socket.close()
@@ -94,7 +101,7 @@ class Conversation:
 
     def name_channels(self, frames: bytes) -> None:
         """Send what `channel_frames` has made. A refusal comes with the first publish."""
-        self._socket.sendall(frames)
+        self._send(frames)
 
     def subscribe(self, filters: Sequence[str], credit_bytes: int, *, from_start: bool = False) -> None:
         """Subscribe, as number SUBSCRIPTION, from new or from the start.
@@ -103,9 +110,7 @@ class Conversation:
             BrokerError: the server refuses.
         """
         start = control.FromStart() if from_start else control.FromNew()
-        self._socket.sendall(
-            control.encode_subscribe(control.Subscribe(SUBSCRIPTION, tuple(filters), credit_bytes, start))
-        )
+        self._send(control.encode_subscribe(control.Subscribe(SUBSCRIPTION, tuple(filters), credit_bytes, start)))
         control.decode_subscribed(self._expect(Kind.SUBSCRIBED))
 
     def join(self, consumer: str, window: int, bytes_max: int) -> None:
@@ -120,7 +125,7 @@ class Conversation:
             BrokerError: the server refuses.
         """
         consume = Consume(consumer, window, bytes_max)
-        self._socket.sendall(control.encode_subscribe(control.Subscribe(SUBSCRIPTION, (), 0, consumer=consume)))
+        self._send(control.encode_subscribe(control.Subscribe(SUBSCRIPTION, (), 0, consumer=consume)))
         control.decode_subscribed(self._expect(Kind.SUBSCRIBED))
 
     def stats(self) -> dict[str, Any]:
@@ -139,7 +144,7 @@ class Conversation:
             BrokerError: the server refuses.
         """
         self._requests += 1
-        self._socket.sendall(control.encode_request(self._requests, operation, arguments))
+        self._send(control.encode_request(self._requests, operation, arguments))
         _, fields = control.decode_reply(self._expect(Kind.REPLY))
         return fields
 
@@ -150,7 +155,7 @@ class Conversation:
             BrokerError: the server refuses, or is gone.
         """
         begun = time.monotonic_ns()
-        self._socket.sendall(control.encode_ping(begun))
+        self._send(control.encode_ping(begun))
         self._expect(Kind.PONG)
         return time.monotonic_ns() - begun
 
@@ -164,6 +169,12 @@ class Conversation:
         self._socket.setblocking(False)
         return self._socket
 
+    def _open(self, url: str) -> socket.socket:
+        return open_socket(url)
+
+    def _send(self, data: bytes) -> None:
+        self._socket.sendall(data)
+
     def _expect(self, kind: Kind) -> bytes:
         """Read frames until one of a kind comes; PINGs are answered, an ERROR is raised."""
         while True:
@@ -174,7 +185,7 @@ class Conversation:
             if got == Kind.ERROR:
                 raise from_wire(control.decode(body))
             if got == Kind.PING:
-                self._socket.sendall(control.encode_pong(control.decode_token(body)))
+                self._send(control.encode_pong(control.decode_token(body)))
             elif got not in (Kind.PONG, Kind.EVENT):
                 raise error("MALFORMED_FRAME", f"the server: got a frame of kind {got}, expected {kind.name}")
 
@@ -189,3 +200,59 @@ class Conversation:
                 raise error("CONNECTION_LOST", "the server closed the connection")
             data += piece
         return bytes(data)
+
+
+class WebConversation(Conversation):
+    """The same over a WebSocket: `url` is of the web listener's port. Messages are whole frames, and masks are zero."""
+
+    _left = 0
+    """Bytes of the message under way that were not read."""
+
+    def detach(self) -> socket.socket:
+        """As `Conversation.detach`.
+
+        Raises:
+            MalformedFrame: the server said more than was asked.
+        """
+        if self._left:
+            raise error("MALFORMED_FRAME", f"the server: {self._left} bytes of a message are left")
+        return super().detach()
+
+    def _open(self, url: str) -> socket.socket:
+        opened = open_socket(url)
+        try:
+            opened.sendall(UPGRADE % url.partition("://")[2].encode())
+            answer = b""
+            while not answer.endswith(b"\r\n\r\n"):
+                seen = opened.recv(ANSWER_BYTES_MAX, socket.MSG_PEEK)
+                if not seen:
+                    raise error("CONNECTION_LOST", f"{url}: the server closed the connection")
+                # To its last byte and no further: the driver, or the next answer, is behind it.
+                head, end, _ = seen.partition(b"\r\n\r\n")
+                answer += opened.recv(len(head + end))
+            if not answer.startswith(b"HTTP/1.1 101 "):
+                raise error("CONNECTION_LOST", f"{url}: got {answer[:64]!a}, expected a WebSocket")
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
+    def _send(self, data: bytes) -> None:
+        size = len(data)
+        head = bytes([0x82, 0x80 | size]) if size < 126 else b"\x82\xff" + size.to_bytes(8, "big")
+        if 126 <= size < 1 << 16:
+            head = b"\x82\xfe" + size.to_bytes(2, "big")
+        super()._send(head + bytes(4) + data)
+
+    def _read(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            if not self._left:
+                first, width = super()._read(2)
+                if first != 0x82:
+                    raise error("MALFORMED_FRAME", f"the server: got a message that begins with {first:#x}")
+                self._left = int.from_bytes(super()._read(2 if width == 126 else 8), "big") if width > 125 else width
+            part = super()._read(min(size - len(data), self._left))
+            self._left -= len(part)
+            data += part
+        return data

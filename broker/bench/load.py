@@ -13,7 +13,7 @@ import time
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
-from broker.bench.conversation import Conversation, channel_frames
+from broker.bench.conversation import Conversation, WebConversation, channel_frames
 from broker.bench.options import FRAME_BYTES_MAX, Options, Work
 from broker.bench.result import Result, latency_of
 from broker.bench.server import ROOMS, Probe, Target
@@ -128,7 +128,7 @@ class Load:
             steady = self.options.subscribers
         credit_bytes = self.options.credit_bytes
         for number in range(self.options.subscribers):
-            with Conversation(self.target.url) as conversation:
+            with self.open_subscriber() as conversation:
                 filters = self.filters(number % self.options.audiences)
                 conversation.subscribe(filters, credit_bytes, from_start=from_start)
                 detached = self.stack.enter_context(conversation.detach())
@@ -137,8 +137,19 @@ class Load:
             # One literal needs no name with its chunks; anything else is told each channel's once.
             named = self.options.pattern or self.options.owned or len(filters) > 1
             self.driver.add_subscriber(
-                detached.fileno(), credit_bytes=credit_bytes, named=named, steady=number < steady
+                detached.fileno(),
+                credit_bytes=credit_bytes,
+                named=named,
+                steady=number < steady,
+                web=self.options.web,
             )
+
+    def open_subscriber(self) -> Conversation:
+        """Connect one that reads."""
+        if not self.options.web:
+            return Conversation(self.target.url)
+        assert self.target.web is not None
+        return WebConversation(f"broker://{self.target.web}")
 
     def filters(self, audience: int) -> list[str]:
         """Return what a subscriber of an audience asks for."""

@@ -69,6 +69,10 @@ class Work(StrEnum):
     DELAYED = "delayed"
 
 
+OVER_WEB = frozenset({Work.PUBSUB, Work.FANOUT, Work.MANY, Work.LATENCY, Work.IDLE})
+"""Works whose subscribers may read over WebSockets."""
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """One work with everything that it needs to know.
@@ -86,6 +90,7 @@ class Options:
         messages: when publishing ends; 0 for no bound. Not both 0.
         url: a running server, or None to start one.
         pattern: subscribe by one pattern instead of by the channels' names.
+        web: subscribers read over WebSockets.
         crc: check every chunk's CRC as well.
         ids: give every message an id of its own.
         pin: keep the server and the driver on cores of their own (Linux).
@@ -117,6 +122,7 @@ class Options:
     messages: int = 0
     url: str | None = None
     pattern: bool = False
+    web: bool = False
     crc: bool = False
     ids: bool = False
     pin: bool = False
@@ -340,6 +346,8 @@ def complaint(options: Options) -> str | None:
             "delayed: needs --messages to wait, and a --rate and --seconds of those that are due",
         ),
         (work is Work.DELAYED and options.durability is Level.EPHEMERAL, "delayed: ephemeral messages cannot wait"),
+        (options.web and work not in OVER_WEB, "--web is for `pubsub`, `fanout`, `many`, `latency` and `idle`"),
+        (options.web and options.url is not None, "--web starts a server of its own, so no --url"),
         (options.archived and work is not Work.REPLAY, "--archived is for `replay`"),
         (options.embedded and work is not Work.CLIENT, "--embedded is for `client`"),
         (options.embedded and options.url is not None, "--embedded has no server, so no --url"),

@@ -66,10 +66,12 @@ class Target:
     Attributes:
         url: where it listens.
         pid: its process, when it is ours or on this machine; else None.
+        web: the address of its web listener, `host:port`, when it was started with one.
     """
 
     url: str
     pid: int | None
+    web: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,7 @@ class OwnServer:
         cores: processor cores that it keeps to; None for all.
         channels: how many it must have room for besides the default.
         storage: settings of its section of that name.
+        web: whether it has a web listener.
     """
 
     def __init__(
@@ -145,10 +148,13 @@ class OwnServer:
         cores: set[int] | None = None,
         channels: int = 0,
         storage: Mapping[str, int] | None = None,
+        *,
+        web: bool = False,
     ) -> None:
         self.folder = folder
         self.data = folder / "data"
         self._cores = cores
+        self._web = web
         self._config = folder / "broker.toml"
         self._config.write_text(bench_configuration(channels, storage))
         self._process: subprocess.Popen[bytes] | None = None
@@ -163,9 +169,11 @@ class OwnServer:
         ready.unlink(missing_ok=True)
         command = [sys.executable, "-m", "broker", "serve", "--data", str(self.data), "--tcp", "127.0.0.1:0"]
         command += ["--config", str(self._config), "--ready-file", str(ready)]
+        command += ["--web", "127.0.0.1:0"] if self._web else []
         with (self.folder / "log").open("ab") as log, kept_to(self._cores):
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        return Target(f"broker://{_await_ready(self._process, self.folder)}", self._process.pid)
+        told = _await_ready(self._process, self.folder)
+        return Target(f"broker://{told['tcp']}", self._process.pid, told.get("web"))
 
     def end(self, signal_number: int = signal.SIGTERM) -> None:
         """End it and wait for it; does nothing when it does not run."""
@@ -182,15 +190,19 @@ class OwnServer:
 
 @contextmanager
 def own_server(
-    *, cores: set[int] | None = None, channels: int = 0, storage: Mapping[str, int] | None = None
+    *,
+    cores: set[int] | None = None,
+    channels: int = 0,
+    storage: Mapping[str, int] | None = None,
+    web: bool = False,
 ) -> Iterator[OwnServer]:
     """Yield a server that is not started yet; it is ended, and its folder removed, with the block.
 
     Args:
-        cores, channels, storage: as of `OwnServer`.
+        cores, channels, storage, web: as of `OwnServer`.
     """
     folder = Path(tempfile.mkdtemp(prefix="broker-bench-"))
-    server = OwnServer(folder, cores, channels, storage)
+    server = OwnServer(folder, cores, channels, storage, web=web)
     try:
         yield server
     finally:
@@ -205,6 +217,7 @@ def running_server(
     cores: set[int] | None = None,
     channels: int = 0,
     storage: Mapping[str, int] | None = None,
+    web: bool = False,
 ) -> Iterator[Target]:
     """Yield the server to load: the one at `url`, or one of our own that lives as long as the block.
 
@@ -213,6 +226,7 @@ def running_server(
         cores: processor cores that a started server keeps to; None for all.
         channels: how many a started server must have room for besides the default.
         storage: settings of that section for a started server.
+        web: whether a started server has a web listener.
 
     Raises:
         BrokerError: UNAVAILABLE; the server did not start.
@@ -222,7 +236,7 @@ def running_server(
             pid = conversation.stats().get("pid")
         yield Target(url, pid if isinstance(pid, int) and pid > 0 and _is_local(url) else None)
         return
-    with own_server(cores=cores, channels=channels, storage=storage) as server:
+    with own_server(cores=cores, channels=channels, storage=storage, web=web) as server:
         yield server.start()
 
 
@@ -244,16 +258,15 @@ def kept_to(cores: set[int] | None) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _await_ready(process: subprocess.Popen[bytes], folder: Path) -> str:
-    """Return the address at which the server listens, once it does."""
+def _await_ready(process: subprocess.Popen[bytes], folder: Path) -> dict[str, Any]:
+    """Return what the server tells of itself, its addresses for instance, once it listens."""
     ready = folder / "ready"
     deadline = time.monotonic() + START_SECONDS_MAX
     while time.monotonic() < deadline and process.poll() is None:
         # The file is renamed into its place, so it is whole when it is there.
         if ready.exists():
-            address = json.loads(ready.read_text())["tcp"]
-            assert isinstance(address, str)
-            return address
+            told: dict[str, Any] = json.loads(ready.read_text())
+            return told
         time.sleep(0.01)
     state = "not ready" if process.poll() is None else f"ended with status {process.returncode}"
     said = [line for line in (folder / "log").read_text(errors="replace").split("\n") if line.strip()]

@@ -76,7 +76,7 @@ def _run_with_server(options: Options, connect: Opener | None) -> list[Result]:
             keep_to(stack, driver_cores)
             return [(run_cold if options.work is Work.COLD else run_restart)(options, server)]
         target = stack.enter_context(
-            running_server(options.url, cores=server_cores, channels=options.channels, storage=storage)
+            running_server(options.url, cores=server_cores, channels=options.channels, storage=storage, web=options.web)
         )
         keep_to(stack, driver_cores)
         if options.acks:

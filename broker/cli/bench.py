@@ -83,6 +83,7 @@ class BenchCommand(click.Command):
     help="Write a line of JSON for each result; - prints them instead.",
 )
 @click.option("--pattern", is_flag=True, help="Subscribe by one pattern instead of by names.")
+@click.option("--web", is_flag=True, help="Subscribers read over WebSockets, of a server that is started.")
 @click.option("--crc", is_flag=True, help="Check every chunk's CRC-32C as well.")
 @click.option("--ids", is_flag=True, help="Publish by message id; the window is 1,000,000 messages of a channel.")
 @click.option("--pin", is_flag=True, help="Keep server and driver on cores of their own (Linux).")

@@ -109,7 +109,28 @@ def _judge(config_path: Path | None, settings: tuple[str, ...]) -> Judgement:
 
     descriptors_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     path = None if config_path is None else str(config_path)
-    return judge(path, flags=overrides(settings), descriptors_max=descriptors_max)
+    judgement = judge(path, flags=overrides(settings), descriptors_max=descriptors_max)
+    return judgement if judgement.config is None else _with_access_file(judgement, judgement.config.access.file)
+
+
+def _with_access_file(judgement: Judgement, path: str) -> Judgement:
+    """Judge the access file as well, which the configuration only names: a start would be refused for it, too."""
+    if not path:
+        return judgement
+    from dataclasses import replace
+
+    from broker.access.access_file import read_access_file
+    from broker.config.sources import Problem
+    from broker.model.errors import ConfigError
+
+    try:
+        read_access_file(path)
+    except ConfigError as failure:
+        problem = Problem(
+            "access.file", failure.detail, judgement.origins.get("access.file"), failure.hint, failure.name
+        )
+        return replace(judgement, config=None, problems=(problem,))
+    return judgement
 
 
 def _status(judgement: Judgement) -> ExitCode:

@@ -51,6 +51,7 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "token": "Make tokens, try them, explain them.",
         "errors": "Explain the error codes.",
         "events": "Explain the events of the log.",
+        "metrics": "Explain the metrics, or print the dashboard.",
         "version": "Print the versions of the broker and what it runs on.",
     }
 )

@@ -6,6 +6,7 @@ A token is read from a file or from stdin and never from the command line, where
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -65,7 +66,11 @@ def make_key(key_id: str, algorithm: str, private_path: str, public_path: str) -
 
     key = minting.make_key(key_id, algorithm)
     minting.write_new(private_path, json.dumps(key, indent=2) + "\n")
-    minting.add_public_key(public_path, key)
+    try:
+        minting.add_public_key(public_path, key)
+    except BaseException:
+        os.unlink(private_path)  # nobody would know what to do with half of a pair
+        raise
 
 
 # -- make --------------------------------------------------------------------------------------------------------------
@@ -159,7 +164,7 @@ def _signed(
     from secrets import token_urlsafe
 
     from broker.access.access_file import read_access_file
-    from broker.access.minting import mint, read_signing_key
+    from broker.access.minting import Signer, read_signing_key
     from broker.model.errors import error
 
     rules = read_access_file(access_path).rules
@@ -177,7 +182,7 @@ def _signed(
     said |= {"iat": now_s, "exp": now_s + ttl_s}
     if roles:
         said[demands.roles_claim] = list(roles)
-    token = mint(read_signing_key(key_path), said)
+    token = Signer(read_signing_key(key_path)).mint(said)
     rules.of_signed(rules.keys.verify(token), "", now_s)
     return token
 

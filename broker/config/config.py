@@ -8,7 +8,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from broker.config.listeners import Guard
-from broker.config.sections import SECTIONS, AccessConfig, ServerConfig, StorageConfig, TlsConfig, WebConfig
+from broker.config.sections import (
+    SECTIONS,
+    AccessConfig,
+    ServerConfig,
+    StorageConfig,
+    TlsConfig,
+    TracingConfig,
+    WebConfig,
+)
 from broker.config.sources import DEFAULT, Problem, read_sources
 from broker.model.errors import ConfigError
 from broker.model.limits import Limits
@@ -47,6 +55,7 @@ class Config:
     server: ServerConfig = field(default_factory=ServerConfig)
     limits: Limits = field(default_factory=Limits)
     storage: StorageConfig = field(default_factory=StorageConfig)
+    tracing: TracingConfig = field(default_factory=TracingConfig)
     profiles: Profiles = field(default_factory=Profiles)
     web: WebConfig = field(default_factory=WebConfig)
     tls: TlsConfig = field(default_factory=TlsConfig)

@@ -86,7 +86,8 @@ def _of_the_server(reading: Reading) -> Iterator[Problem]:
         server = ServerConfig(**reading.values["server"])
     except ConfigError:
         return  # told already
-    guard = guard_of(server, Guard(tls=False, access=bool(reading.values["access"].get("file"))))
+    tls, access = reading.values["tls"].get("certificate"), reading.values["access"].get("file")
+    guard = guard_of(server, Guard(bool(tls), bool(access)))
     if not server.tcp and not server.unix and not server.web:
         yield from _refused(reading, "server.tcp", lambda: check_listeners(server))
     if server.tcp:

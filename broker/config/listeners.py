@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 UNIX_PATH_BYTES_MAX = 107 if sys.platform == "linux" else 103
 
 
-WEB_PACKAGES = ("picows", "uvicorn", "httptools", "starlette")
+WEB_PACKAGES = ("picows", "uvicorn", "httptools", "starlette", "prometheus_client")
 """What the web listener needs beside the broker itself."""
 
 

@@ -168,6 +168,41 @@ class WebConfig:
                 raise invalid("web.hosts", f"got {host[:64]!a}, expected HOST or HOST:PORT")
 
 
+@dataclass(frozen=True, slots=True)
+class TracingConfig:
+    """Whether what becomes of messages is told to OpenTelemetry, and how much of it.
+
+    Raises:
+        ConfigError: INVALID_CONFIG; a value is out of its range.
+    """
+
+    SECTION: ClassVar[str] = "tracing"
+
+    exporter: str = field(
+        default="",
+        metadata=setting(
+            "Where spans go: the name of an installed exporter of OpenTelemetry, such as otlp_proto_http or console, "
+            "which takes its own settings from OTEL_ variables; empty text for no tracing."
+        ),
+    )
+    sample_ratio: float = field(
+        default=0.0,
+        metadata=setting(
+            "The share of batches that are traced though none of their messages belongs to a trace; those that do "
+            "are traced as their trace says.",
+            low=0,
+            high=1,
+        ),
+    )
+    spans_per_s_max: int = field(
+        default=100,
+        metadata=setting("Spans that are made in a second; more are left out.", unit="spans", low=1, high=10_000),
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _ORIGIN = re.compile(rf"https?://{_HOST.pattern}")
 
@@ -261,6 +296,7 @@ SECTIONS: dict[str, type[Section]] = {
         AccessConfig,
         Limits,
         StorageConfig,
+        TracingConfig,
     )
 }
 """Every section but the profiles, by name, in the order in which they are shown."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import struct
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from broker.access.gate import Identity
 from broker.edge.accepting import Greeting, Listener, peer_of
@@ -15,30 +14,13 @@ from broker.edge.session import Session
 from broker.wire import control
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from broker.model.errors import BrokerError
     from broker.node.node import Node
 
-__all__ = ["NativeConnection", "NativeListener"]
+__all__ = ["NativeConnection", "NativeListener", "shares_pieces"]
 
 WRITE_BUFFER_BYTES_HIGH = 256 << 10
 """What the transport takes before it asks for a pause; the rest waits in the outbox, where it is counted."""
-
-SO_PEERCRED = getattr(socket, "SO_PEERCRED", None) if sys.platform == "linux" else None
-CREDENTIALS = struct.Struct("=iII")
-"""Who has opened the other end of a Unix socket, as Linux says it: process, user, group."""
-
-
-def certificate_names(certificate: Mapping[str, Any]) -> list[str]:
-    """Return the names in a verified certificate: those that it is for, and else its subject's common names.
-
-    Args:
-        certificate: As `ssl.SSLSocket.getpeercert` tells it.
-    """
-    names = [str(name) for kind, name in certificate.get("subjectAltName", ()) if kind in ("DNS", "URI", "email")]
-    subject = [str(value) for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]
-    return names or subject
 
 
 class NativeConnection(Session, asyncio.BufferedProtocol):
@@ -71,18 +53,6 @@ class NativeConnection(Session, asyncio.BufferedProtocol):
         self._greeting[self] = None
         plain = stream.get_extra_info("ssl_object") is None
         self.start(stream, shares=shares_pieces(transport), fd=self._fd if plain else -1)
-
-    def introduced(self) -> Identity | BrokerError | None:
-        authority = self.node.authority
-        assert authority is not None
-        certificate = self.transport.get_extra_info("peercert")
-        if certificate:
-            return authority.of_certificate(certificate_names(certificate), self.identity.peer)
-        sock = self.transport.get_extra_info("socket")
-        if SO_PEERCRED is None or sock is None or sock.family != socket.AF_UNIX:
-            return None
-        _, uid, gid = CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, SO_PEERCRED, CREDENTIALS.size))
-        return authority.of_peer(uid, gid, self.identity.peer)
 
     def greeted(self) -> None:
         self._greeting.pop(self, None)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from broker.edge.accepting import Listener
+    from broker.edge.spans import Spans
     from broker.edge.starter import Starter
     from broker.edge.web.context import OpenBus
     from broker.edge.web.server import WebServer
@@ -112,6 +113,7 @@ class Server:
         self._starter = starter
         self._open_bus = open_bus
         self._web: WebServer | None = None
+        self._spans: Spans | None = None
         self._certificates: Certificates | None = None
         self._stop: asyncio.Future[None]
         self._restoring: asyncio.Task[None]
@@ -123,6 +125,11 @@ class Server:
         loop = asyncio.get_running_loop()
         watch_loop(loop)
         self._stop = loop.create_future()
+        if config.tracing.exporter:
+            # Imported when somebody wants it: it needs packages that the broker itself does not.
+            from broker.edge.spans import Spans, find_exporter
+
+            self._spans = Spans(config.tracing, find_exporter(config.tracing.exporter))
         # Before anything is recovered: what they lack has nothing to do with that.
         if config.tls.certificate:
             self._certificates = Certificates(config.tls)
@@ -148,6 +155,9 @@ class Server:
             authority=authority,
         )
         self._node.fatal = self._fail
+        if self._spans is not None:
+            self._spans.begin(self._node.tails.name_of)
+            self._node.on_delivered = self._spans.delivered
         listener = NativeListener(self._node, self._certificates)
         if self._starter is not None:
             describe_owner(Path(config.server.data), SHARED_OWNER)
@@ -174,6 +184,8 @@ class Server:
                 await self._web.close(config.server.drain_s)
             await self._node.drain(config.server.drain_s)
             await self._node.close()
+            if self._spans is not None:
+                await loop.run_in_executor(None, self._spans.close)
             flush()
             emit("stopped", run=self._node.run)
 

@@ -60,6 +60,9 @@ HELD_BY_TURN = 4
 HELD_BY_LOAD = 8
 HELD_BY_ASKING = 16
 HELD_BY_MEMORY = 32
+HELD_BY_RATE = 64
+RATE_HOLD_MS_MIN, RATE_HOLD_MS_MAX = 20, 1_000
+"""How long a connection is not heard whose publish was more than may come now."""
 NAMES_AHEAD_MAX = 1_024
 """Channels that a connection is about to name, and that are loaded with the one that it waits for."""
 U64 = struct.Struct("<Q")
@@ -328,6 +331,10 @@ class Session(Intake):
                 self.refuse(failure, number, count)
         except BrokerError as malformed:
             self.end(malformed)
+            return
+        self._read_no_more(HELD_BY_RATE)
+        hold_ms = min(RATE_HOLD_MS_MAX, max(RATE_HOLD_MS_MIN, wait_ms))
+        self.node.loop.call_later(hold_ms / 1000, self._read_on, HELD_BY_RATE)
 
     def on_duplicate(self, slot: int, number: int, count: int) -> None:
         assert self.publisher is not None
@@ -588,7 +595,9 @@ class Session(Intake):
             if self.transport is not None and now_us - self._ended_us >= LINGER_S * 1e6:
                 self.transport.abort()
             return
-        if self._held_by & (HELD_BY_GROUP | HELD_BY_TURN | HELD_BY_LOAD | HELD_BY_ASKING | HELD_BY_MEMORY):
+        if self._held_by & (
+            HELD_BY_GROUP | HELD_BY_TURN | HELD_BY_LOAD | HELD_BY_ASKING | HELD_BY_MEMORY | HELD_BY_RATE
+        ):
             # We do not listen: that the peer is not heard says nothing of it.
             self.heard_us = now_us
         quiet_s = (now_us - self.heard_us) / 1e6
@@ -665,10 +674,6 @@ class Session(Intake):
             raise failure
         if self._standing is not None and not self._standing.known:
             raise _NotLoaded([], signs_in=True, token=token)
-
-    def introduced(self) -> Identity | BrokerError | None:
-        """Return who the transport says is at the other end, if it knows; asked when there is no token."""
-        return None
 
     def renew(self, request: control.Request) -> None:
         """Take a fresh token; answered when it is judged."""

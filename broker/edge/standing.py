@@ -8,10 +8,13 @@ Runs on the node's loop only.
 
 from __future__ import annotations
 
+import socket
+import struct
+import sys
 import time
 from dataclasses import replace
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from broker.access.rates import too_fast
 from broker.model.errors import BrokerError, error
@@ -20,7 +23,7 @@ from broker.wire.kinds import PRODUCER_BYTES
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from broker.access.authority import Authority
     from broker.access.identity import Identity
@@ -43,6 +46,34 @@ def line_of(identity: Identity, producer: bytes | None) -> bytes | None:
         return producer
     key = blake2b(identity.user.encode()).digest()
     return blake2b(producer, digest_size=PRODUCER_BYTES, key=key).digest()
+
+
+SO_PEERCRED = getattr(socket, "SO_PEERCRED", None) if sys.platform == "linux" else None
+CREDENTIALS = struct.Struct("=iII")
+"""Who has opened the other end of a Unix socket, as Linux says it: process, user, group."""
+
+
+def certificate_names(certificate: Mapping[str, Any]) -> list[str]:
+    """Return the names in a verified certificate: those that it is for, and else its subject's common names.
+
+    Args:
+        certificate: As `ssl.SSLSocket.getpeercert` tells it.
+    """
+    names = [str(name) for kind, name in certificate.get("subjectAltName", ()) if kind in ("DNS", "URI", "email")]
+    subject = [str(value) for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]
+    return names or subject
+
+
+def introduced_by(transport: Any, authority: Authority, peer: str) -> Identity | BrokerError | None:
+    """Return who a socket's transport says is at the other end, if it knows."""
+    certificate = transport.get_extra_info("peercert")
+    if certificate:
+        return authority.of_certificate(certificate_names(certificate), peer)
+    sock = transport.get_extra_info("socket")
+    if SO_PEERCRED is None or sock is None or sock.family != socket.AF_UNIX:
+        return None
+    _, uid, gid = CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, SO_PEERCRED, CREDENTIALS.size))
+    return authority.of_peer(uid, gid, peer)
 
 
 class Standing:
@@ -81,7 +112,8 @@ class Standing:
         Who has no token is who the transport says, or nobody in particular if that is allowed.
         """
         if token is None:
-            found = self._session.introduced() or self._authority.anonymous(self._session.identity.peer)
+            peer = self._session.identity.peer
+            found = introduced_by(self._session.transport, self._authority, peer) or self._authority.anonymous(peer)
             refusal = error("UNAUTHENTICATED", "HELLO: got no token, and nobody is taken in without one")
             self._take(refusal if found is None else found, done)
         else:
@@ -159,7 +191,7 @@ class Standing:
         outcome = self._authority.standing(self._session.identity)
         if not isinstance(outcome, BrokerError) and outcome.user != self._session.identity.user:
             # What it signed in with is somebody else's by now, and a connection has one user.
-            outcome = error("TOKEN_EXPIRED", f"what this connection signed in with is {outcome.user!a}'s by now")
+            outcome = error("TOKEN_EXPIRED", f"sign-in: what was good for it is {outcome.user!a}'s by now")
         if isinstance(outcome, BrokerError):
             self._session.end(outcome)
         else:

@@ -27,7 +27,7 @@ __all__ = ["trace"]
 CONNECTIONS_A_TURN: Final = 200
 READERS_MAX: Final = 200
 """A control body holds 16,384 values, and each reader is some ten of them."""
-CONSUMERS_MAX: Final = 1_000
+CONSUMERS_MAX: Final = 200
 
 
 def trace(session: Session, request: control.Request) -> None:

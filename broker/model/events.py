@@ -297,6 +297,14 @@ EVENTS: tuple[Event, ...] = (
         ),
     ),
     Event(
+        "tracing_failed",
+        Severity.ERROR,
+        "server",
+        "spans of a group could not be made; messages do not depend on it",
+        "See that the packages of OpenTelemetry fit each other; report it with its traceback if they do.",
+        (_ERROR,),
+    ),
+    Event(
         "time_not_found",
         Severity.ERROR,
         "node",

@@ -302,7 +302,8 @@ class Limits:
     connects_per_s: int = field(
         default=0,
         metadata=setting(
-            "Connections that one address may make in a second; more is answered RATE_LIMITED. 0 sets no bound.",
+            "Connections that one address may make in a second; more is answered TOO_MANY_CONNECTIONS. 0 sets no "
+            "bound.",
             unit="connections per second",
             low=0,
             high=1_000_000_000,

@@ -7,6 +7,7 @@ has for a while. Every answer comes through `done`, at once or later, on the loo
 from __future__ import annotations
 
 from dataclasses import replace
+from heapq import nsmallest
 from typing import TYPE_CHECKING
 
 from broker.core.recent import INDEX_END
@@ -284,11 +285,9 @@ class Consumers:
 
     def in_memory(self, count_max: int) -> tuple[list[ConsumerInfo], bool]:
         """Tell of those that are in memory and ready, the first ones by name, and whether there are more."""
-        ready = sorted(
-            (consumer for consumer in self._loaded if consumer.ready and consumer.jobs is not None),
-            key=lambda consumer: consumer.name,
-        )
-        return [consumer.info() for consumer in ready[:count_max]], len(ready) > count_max
+        ready = [consumer for consumer in self._loaded if consumer.ready and consumer.jobs is not None]
+        first = nsmallest(count_max, ready, key=lambda consumer: consumer.name)
+        return [consumer.info() for consumer in first], len(ready) > count_max
 
     def note_left(self, jobs: Jobs) -> None:
         """Keep what is needed of jobs that leave memory: no lease is given twice in a run, and counters go on."""

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from broker.core.group import Duplicate, Group
     from broker.model.limits import Limits
     from broker.model.profiles import Profiles
+    from broker.node.passages import Passage
     from broker_native.fanout import Outbox, Subscription
     from broker_native.histogram import Histogram
 
@@ -162,6 +163,7 @@ class Node:
         seconds: Figures of the last minutes.
         traces: Finds out where a message is.
         run: Number of this run.
+        on_delivered: Called with each group that is on its way to its readers, and its times; None for nobody.
         fatal: Called with the error when the broker cannot go on.
         left_s: When the last connection that has gone went, by the loop's clock; else when the node began.
     """
@@ -192,6 +194,7 @@ class Node:
         # In the order in which they came: what concerns all of them happens in an order that can be repeated.
         self.connections: dict[Connection, None] = {}
         self.fatal: Callable[[BrokerError], None] = lambda failure: None
+        self.on_delivered: Callable[[Group, Passage], None] | None = None
         self.draining = False
         self.left_s = loop.time()
         self._time = broker_time
@@ -494,6 +497,10 @@ class Node:
         """What a group has held back until its commit was sent, as far as sockets take it."""
         now_us = self.clock.now_us()
         self.passages.delivered(group.number, committed_us, now_us)
+        if self.on_delivered is not None:
+            passage = self.passages.find(group.number)
+            if passage is not None:
+                self.on_delivered(group, passage)
         if group.answers:
             # What nobody waited for was delivered before, or is the broker's own.
             self._pace.delivered(now_us - group.opened_us)

@@ -22,7 +22,7 @@ __all__ = ["Trouble", "find_hindrances", "find_troubles"]
 COMMIT_SLOW_US: Final = 500_000
 """A disk whose slowest commits take this long makes publishers wait that others would call timed out."""
 LOOP_SLOW_US: Final = 100_000
-CONSUMERS_LOOKED_AT: Final = 1_000
+CONSUMERS_LOOKED_AT: Final = 100
 SHOWN_MAX: Final = 3
 
 

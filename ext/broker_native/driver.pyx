@@ -596,7 +596,7 @@ cdef class Driver:
         return self.load.frame_extra_bytes + <size_t>self.load.batch * self.load.record_bytes
 
     def add_subscriber(self, int fd, *, uint64_t credit_bytes=0, bint named=False, bint steady=True,
-                       uint32_t count=4096):
+                       uint32_t count=4096, bint web=False):
         """Take in a non-blocking socket that is subscribed to every channel of its audience, as number 1.
 
         Subscribers fall into audiences in the order in which they are added. Their channels are followed from their
@@ -609,6 +609,7 @@ cdef class Driver:
             named: whether DELIVER must tell the channels' names: it is of anything but exactly one literal.
             steady: whether its deliveries are timed and publishers wait for it. One that is not reads at its own pace.
             count: of `redis-stream`, how many entries of each stream it asks for at once; it begins at their start.
+            web: of the broker, whether the socket is a WebSocket.
 
         Raises:
             ValueError: records have keys.
@@ -632,6 +633,7 @@ cdef class Driver:
             subscriber_free(subscriber)
             raise
         load.connections[load.connections_count - 1].subscriber = subscriber
+        load.connections[load.connections_count - 1].web = web
         load.subscribers[load.subscribers_count] = subscriber
         load.subscribers_count += 1
         if self.dialect != DIALECT_BROKER:

@@ -4,6 +4,9 @@ Frames are parsed as they come: records are checked where `recv` put them, and w
 reads is the half of one record or header, never of a chunk. Besides each record it checks each chunk: that it goes on
 where the one before it in its channel ended, that bus positions increase, and if asked to its CRC.
 
+On a WebSocket messages are opened as they come, whole frames in each, and what is sent goes in messages whose mask is
+zero: that is allowed, and costs nothing.
+
 It must not decode control bodies: what the broker says in an ERROR is handed back whole.
 """
 
@@ -28,9 +31,26 @@ from broker_native.layout cimport (
 cdef enum:
     SUBSCRIPTION = 1               # the number of a subscriber's only subscription
     EVENT_NAME_BYTES = 8           # the longest word that is looked for in an EVENT
+    WEB_BINARY = 0x82              # a whole binary message in one frame (RFC 6455, 5.2),
+    WEB_MASKED = 0x80              # in the second byte; servers mask nothing
+    WEB_HEADER_BYTES = 6           # of a short message with its mask
 
 
 # --- Sending ------------------------------------------------------------------------------------------------------
+
+
+cdef uint8_t* connection_frame(Connection* connection, size_t size) noexcept nogil:
+    """Return where a short frame of so many bytes goes; NULL when it does not fit."""
+    cdef uint8_t* header
+    if not connection.web:
+        return connection_append(connection, size)
+    header = connection_append(connection, WEB_HEADER_BYTES + size)
+    if header == NULL:
+        return NULL
+    header[0] = WEB_BINARY
+    header[1] = <uint8_t>(WEB_MASKED | size)
+    memset(header + 2, 0, 4)
+    return header + WEB_HEADER_BYTES
 
 
 cdef void connection_grant(Load* load, Connection* connection, Subscriber* subscriber) noexcept nogil:
@@ -38,7 +58,7 @@ cdef void connection_grant(Load* load, Connection* connection, Subscriber* subsc
     cdef uint8_t* frame
     if subscriber.credit_used < subscriber.credit_portion:
         return
-    frame = connection_append(connection, FRAME_HEADER_BYTES + CREDIT_BYTES)
+    frame = connection_frame(connection, FRAME_HEADER_BYTES + CREDIT_BYTES)
     if frame == NULL:
         return                       # the server reads nothing: the next chunk tries again
     frame_header_write(frame, CREDIT_BYTES, KIND_CREDIT)
@@ -50,7 +70,7 @@ cdef void connection_grant(Load* load, Connection* connection, Subscriber* subsc
 
 
 cdef void connection_pong(Load* load, Connection* connection, const uint8_t* token) noexcept nogil:
-    cdef uint8_t* frame = connection_append(connection, FRAME_HEADER_BYTES + 8)
+    cdef uint8_t* frame = connection_frame(connection, FRAME_HEADER_BYTES + 8)
     if frame == NULL:
         return                       # what is queued says as well that we live
     frame_header_write(frame, 8, KIND_PONG)
@@ -443,6 +463,50 @@ cdef size_t take_frame(Load* load, Connection* connection, const uint8_t* data, 
 cdef size_t take_bytes(Load* load, Connection* connection, const uint8_t* data, size_t size, uint64_t now_ns,
                        Histogram latency) noexcept nogil:
     """Take all that can be taken of what has come. Returns the bytes taken."""
+    if connection.web:
+        return take_messages(load, connection, data, size, now_ns, latency)
+    return take_frames(load, connection, data, size, now_ns, latency)
+
+
+cdef size_t take_messages(Load* load, Connection* connection, const uint8_t* data, size_t size, uint64_t now_ns,
+                          Histogram latency) noexcept nogil:
+    """The same of a WebSocket."""
+    cdef size_t at = 0, part, taken, width, index
+    while load.failure == FAILURE_NONE:
+        if connection.message_left == 0:
+            if size - at < 2:
+                break
+            if data[at] != WEB_BINARY or data[at + 1] & WEB_MASKED:
+                load_fail(load, connection, FAILURE_PROTOCOL, b"no whole binary message")
+                break
+            width = 0
+            if data[at + 1] >= 126:
+                width = 2 if data[at + 1] == 126 else 8
+            if size - at < 2 + width:
+                break
+            if width == 0:
+                connection.message_left = data[at + 1]
+            for index in range(width):
+                connection.message_left = connection.message_left << 8 | data[at + 2 + index]
+            at += 2 + width
+        part = size - at
+        if part > connection.message_left:
+            part = <size_t>connection.message_left
+        taken = take_frames(load, connection, data + at, part, now_ns, latency)
+        if taken == 0 and part:
+            if part == connection.message_left:
+                load_fail(load, connection, FAILURE_PROTOCOL, b"a message that ends within a frame")
+            break
+        if part == 0 and connection.message_left:
+            break
+        at += taken
+        connection.message_left -= taken
+    return at
+
+
+cdef size_t take_frames(Load* load, Connection* connection, const uint8_t* data, size_t size, uint64_t now_ns,
+                        Histogram latency) noexcept nogil:
+    """Take frames as far as they have come. Returns the bytes taken."""
     cdef size_t at = 0, taken
     while load.failure == FAILURE_NONE:
         if connection.subscriber != NULL and connection.subscriber.chunk_left:

@@ -159,6 +159,8 @@ cdef struct Connection:
     uint8_t* spill              # the bytes of a frame or record that has not come whole
     size_t spill_bytes
     size_t spill_capacity
+    bint web                    # a WebSocket: frames come and go in binary messages
+    uint64_t message_left       # bytes of its message under way that are still to come
 
 cdef struct Text:               # bytes that somebody else owns
     const uint8_t* bytes

@@ -48,7 +48,6 @@ from broker_native.layout cimport *
 from broker_native.members cimport RotationMember
 from broker_native.names cimport name_is_channel
 from broker_native.publisher cimport Publisher, publisher_channel
-from broker_native.rates cimport Rate
 from broker_native.transactions cimport Verdict, expecting_decide, transaction_decide
 
 cdef enum:
@@ -791,7 +790,8 @@ cdef class Intake:
         cdef int code
         cdef bint enough = False
         if self.rate is not None and frame[4] in (KIND_PUBLISH, KIND_TRANSACTION) and self.is_over_rate(frame):
-            enough = not self.may_handle(1)
+            # Its connection is not heard for a moment: a flood costs a refusal now and then, and not one each.
+            enough = True
         elif frame[4] == KIND_PUBLISH and self.publisher is not None and not frame[5]:
             code = self.publisher.publish(body, size)
             if not code:

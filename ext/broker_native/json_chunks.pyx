@@ -1,4 +1,4 @@
-"""What leaves on a connection as the messages of the JSON dialect (broker/wire/json.md), each a text message of a WebSocket.
+"""What leaves on a connection as messages of the JSON dialect (broker/wire/json.md), each a text message of a WebSocket.
 
 Deliveries are rendered here, and once for all who get the same: what an outbox hands over is cut into units, whole
 frames in one piece or in two (a shared chunk stands in a piece of its own), and the messages that a unit became are
@@ -18,7 +18,7 @@ from libc.string cimport memcmp
 
 from broker_native.channel cimport Channel, channel_name
 from broker_native.fanout cimport Fanout
-from broker_native.growing cimport Bytes, bytes_append, bytes_release, bytes_take
+from broker_native.growing cimport Bytes, bytes_append, bytes_release
 from broker_native.json_text cimport (
     text_base64,
     text_decimal,
@@ -530,9 +530,9 @@ cdef class Renderer:
                     if there + unit.second_size != body:
                         raise ValueError("pieces: half a frame")
                 head = DELIVER_HEADER_BYTES
-                if frame[4] == KIND_DELIVER and there >= head and frame[5] & DELIVER_FLAG_NAME:
-                    head += 1 + (frame[FRAME_HEADER_BYTES + head] if there > head else 0)
                 if frame[4] == KIND_DELIVER and there >= head and load_u32(frame + FRAME_HEADER_BYTES):
+                    if frame[5] & DELIVER_FLAG_NAME:
+                        head += 1 + (frame[FRAME_HEADER_BYTES + head] if there > head else 0)
                     self.text.used = 0
                     if there < body:
                         if there != head:

@@ -348,8 +348,8 @@ cdef bint container_at(Bytes* to, const uint8_t* data, size_t size, size_t* at, 
 cdef bint text_msgpack(Bytes* to, const uint8_t* data, size_t size) except? 1:
     """Append one msgpack map, which nobody has looked into, as an object.
 
-    Answers whether JSON can say it; else nothing is appended. Integers past 2⁵³ − 1 are strings of their digits, bytes an
-    object whose only member is `base64`.
+    Answers whether JSON can say it; else nothing is appended. Integers past 2^53 - 1 are strings of their digits, bytes
+    an object whose only member is `base64`.
     """
     cdef size_t at = 0, before = to.used
     if size and (data[0] & 0xF0 == 0x80 or data[0] >= 0xDE and data[0] <= 0xDF):

@@ -26,6 +26,7 @@ TINY = {
     "catchup": ("--messages", "3000", "--subscribers", "5", "--rate", "2000", "--seconds", "0.3"),
     "idle": ("--subscribers", "50", "--seconds", "0.1"),
 }
+OVER_WEB = ("pubsub", "fanout", "many", "latency", "idle")
 STORED = ("replay", "channels", "cold", "restart", "storm", "slow", "catchup")
 
 OWN_FSYNCS_MAX = 8
@@ -39,6 +40,12 @@ def run(path: Path, *arguments: str) -> list[dict[str, Any]]:
     results = [json.loads(line) for line in file.read_text().splitlines()]
     assert status == 0, [result["extra"]["errors"] for result in results]
     return results
+
+
+@pytest.mark.parametrize("work", OVER_WEB)
+def test_works_whose_subscribers_read_over_websockets(tmp_path: Path, work: str) -> None:
+    (result,) = run(tmp_path, work, *TINY[work], "--durability", "accepted", "--crc", "--web")
+    assert result["extra"]["errors"] == []
 
 
 @pytest.mark.parametrize("durability", ["ephemeral", "accepted", "synced"])
@@ -95,6 +102,8 @@ def test_a_queue_is_worked_off(tmp_path: Path, how: str, durability: str) -> Non
         ("queue", "--subscribers", "2"),
         ("queue", "--messages", "0", "--seconds", "1"),
         ("pubsub", "--members", "2"),
+        ("storm", "--web"),
+        ("pubsub", "--web", "--url", "broker://127.0.0.1:4770"),
         ("pubsub", "--keys", "2"),
         ("pubsub", "--one-at-a-time"),
     ],

@@ -156,16 +156,16 @@ class Server:
     def environment() -> dict[str, str]:
         return {"PYTHONPATH": f"{ROOT}:{ROOT / 'ext'}", "PATH": "/usr/bin:/bin"}
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         """End it as a power cut would end it, but for the page cache."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
 
     def terminate(self) -> None:
         """Ask it to end in good order, with SIGTERM."""

@@ -46,6 +46,7 @@ SHARES = {
     "bodies": 70,
     "member": 30,
     "transaction": 20,
+    "dialect": 4,
     "state": 20,
     "ids": 150,
     "settle": 3,

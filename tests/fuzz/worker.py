@@ -24,7 +24,7 @@ from tests.fuzz import engine  # noqa: E402
 
 sys.setdlopenflags(_flags)
 
-from tests.fuzz import decoders, delivering, finds, seeds, targets  # noqa: E402
+from tests.fuzz import decoders, delivering, dialect, finds, seeds, targets  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,6 +62,7 @@ KINDS = {
     "page": Kind(targets.PageTarget, seeds.page),
     "tree": Kind(targets.TreeTarget, seeds.tree),
     "bodies": Kind(lambda: python(decoders.bodies(SEEN)), decoders.body_seeds),
+    "dialect": Kind(lambda: python(dialect.conversation(SEEN)), dialect.seeds_of_texts),
     "settle": Kind(lambda: python(delivering.settle(SEEN)), delivering.settle_seeds),
     "state": Kind(lambda: python(delivering.state(SEEN)), delivering.state_seeds),
     "member": Kind(lambda: python(delivering.member(SEEN), framed=True), delivering.member_seeds),

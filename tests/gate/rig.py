@@ -13,7 +13,10 @@ import joserfc.jwt
 
 from broker import connect
 from broker.access.authority import Authority
+from broker.config import Config
 from broker.edge.native import NativeListener
+from broker.edge.web.server import WebServer
+from broker.embedded import open_bus
 from broker.model.limits import Limits
 from broker.model.profiles import Profiles
 from broker.node.node import Node
@@ -57,7 +60,7 @@ class Guarded:
         self._path = folder / "access.toml"
         self._changed = asyncio.Event()
         self.node: Node
-        self.address = ""
+        self.address = self.web_address = ""
 
     def write(self, users: Mapping[str, Mapping[str, Sequence[str]]], more: str = "") -> None:
         """Write an access file in which each user has a role of his own."""
@@ -99,7 +102,12 @@ class Guarded:
             try:
                 self.address = await listener.listen_tcp("127.0.0.1", 0)
                 await listener.listen_unix(str(self._folder / "socket"))
-                yield self
+                web = await WebServer.open(self.node, Config(), listener, open_bus)
+                self.web_address = web.listen("127.0.0.1", 0)
+                try:
+                    yield self
+                finally:
+                    await web.close(1.0)
             finally:
                 listener.stop_accepting()
                 await self.node.drain(1.0)
@@ -110,6 +118,15 @@ class Guarded:
     def bus(self, user: str, **options: Any) -> AbstractAsyncContextManager[Client]:
         """Connect as a user."""
         return connect(f"broker://{self.address}", **{"token": token(user), **options})
+
+    def home_bus(self, home: str, **options: Any) -> AbstractAsyncContextManager[Client]:
+        """Connect to one of the homes of the server: tcp, unix or ws."""
+        urls = {
+            "tcp": f"broker://{self.address}",
+            "unix": f"broker+unix://{self._folder / 'socket'}",
+            "ws": f"ws://{self.web_address}",
+        }
+        return connect(urls[home], **options)
 
     def unix_bus(self, **options: Any) -> AbstractAsyncContextManager[Client]:
         """Connect by the Unix socket, without a token."""

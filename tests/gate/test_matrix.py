@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 from broker import BrokerError, Last, Position, Since
 from broker.access.gate import Verb
+from broker.wire import control
+from broker.wire.kinds import Kind
 from tests.gate.rig import Guarded
+from tests.reference.frames import Record, build_record, frames_of, publish_body
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -128,6 +132,19 @@ ACTIONS = [
     Action("remove_consumer", {M: "c.gone"}, remove_consumer),
     Action("redrive", {M: "c.dead", P: "s.back"}, redrive),
 ]
+CLIENT_KINDS = {
+    Kind.HELLO,
+    Kind.PING,
+    Kind.PONG,
+    Kind.CHANNEL,
+    Kind.SUBSCRIBE,
+    Kind.UNSUBSCRIBE,
+    Kind.REQUEST,
+    Kind.PUBLISH,
+    Kind.ACK,
+    Kind.CREDIT,
+    Kind.TRANSACTION,
+}
 EXTRA = {"consume": {C: ["s.a"]}}
 """What a consumer reads is granted beside its name."""
 
@@ -235,3 +252,26 @@ async def test_nobody_without_a_token_gets_in(guarded: Guarded) -> None:
             async with guarded.bus("admin", token=given):
                 pass
         assert caught.value.name == "UNAUTHENTICATED"
+
+
+@pytest.mark.parametrize("kind", sorted(CLIENT_KINDS - {Kind.HELLO}))
+async def test_nothing_is_taken_before_it_is_known_who_asks(guarded: Guarded, kind: Kind) -> None:
+    """Neither before HELLO nor behind one that is refused; and behind one that is good all of it is."""
+    host, port = guarded.address.rsplit(":", 1)
+    hellos = [b"", control.encode_hello("x", None, "a.b.c"), control.encode_hello("x")]
+    for hello in hellos:
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(hello + control.encode_channel(0, b"s.early") + FRAMES.get(kind, control.frame(kind, bytes(16))))
+        heard = frames_of(await asyncio.wait_for(reader.read(), 5))
+        assert [frame.kind for frame in heard] == [Kind.ERROR]
+        refusal = control.decode_error(heard[0].body)
+        assert (refusal.ends_connection, refusal.failure.name) == (True, "UNAUTHENTICATED" if hello else "BAD_STATE")
+        writer.close()
+    assert guarded.node.tails.info(b"s.early") is None
+
+
+FRAMES = {
+    Kind.PUBLISH: control.frame(Kind.PUBLISH, publish_body(0, 1, [build_record(Record(b"x"))])),
+    Kind.SUBSCRIBE: control.encode_subscribe(control.Subscribe(1, ("s.early",), 1 << 20, control.FromStart())),
+    Kind.REQUEST: control.encode_request(1, "stats"),
+}

@@ -41,7 +41,7 @@ class Http:
         path: str,
         body: object = None,
         headers: dict[str, str] | None = None,
-        **query: object,
+        **query: Any,
     ) -> Answer:
         """Send a request; a body that is no bytes is sent as JSON, and an answer that is JSON is taken apart."""
         given = dict(headers or {})
@@ -56,7 +56,7 @@ class Http:
         is_json = "json" in found.get("content-type", "")
         return Answer(response.status, found, json.loads(text) if is_json else text)
 
-    def get(self, path: str, **query: object) -> Answer:
+    def get(self, path: str, **query: Any) -> Answer:
         """Send a GET."""
         return self.ask("GET", path, **query)
 
@@ -88,11 +88,14 @@ class Events:
     Args:
         address: The web listener's.
         last_id: Sent as `Last-Event-ID`.
+        token: Who asks.
         receive_bytes: Of the socket's buffer, for one that is to fill up soon.
         query: Of the request.
     """
 
-    def __init__(self, address: str, last_id: str | None = None, receive_bytes: int = 0, **query: object) -> None:
+    def __init__(
+        self, address: str, last_id: str | None = None, receive_bytes: int = 0, token: str = "", **query: Any
+    ) -> None:
         host, _, port = address.rpartition(":")
         self.socket = socket.socket()
         self.socket.settimeout(PATIENCE_S)
@@ -100,6 +103,7 @@ class Events:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         self.socket.connect((host, int(port)))
         seen = f"Last-Event-ID: {last_id}\r\n" if last_id is not None else ""
+        seen += f"Authorization: Bearer {token}\r\n" if token else ""
         self.socket.sendall(
             f"GET /v1/subscribe?{urlencode(query, doseq=True)} HTTP/1.1\r\nHost: {address}\r\n{seen}\r\n".encode()
         )

@@ -1,4 +1,4 @@
-"""Slow requests harm nobody: delivery goes on beside bodies that dribble, streams that nobody reads, and large pages."""
+"""Slow requests harm nobody: delivery goes on beside bodies that dribble, streams that nobody reads and large pages."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ import socket
 import struct
 import threading
 import time
+from http.client import HTTPConnection
 from typing import TYPE_CHECKING
 
 from broker import connect
-from tests.http_api.client import Events, Http
+from tests.http_api.client import Events
 
 if TYPE_CHECKING:
     from broker import Bus
     from tests.contract.homes import Server
+    from tests.http_api.client import Http
 
 STREAMS = 20
 DRIBBLERS = 40
 MESSAGES = 300
 DELAY_S_MAX = 0.25
-"""What one message of a few may take on a machine that does other things as well; a stall of a second is one."""
+TIMES_MAX = 8
+"""What a message may take beside slow requests: so long, or so many times as long as without them, on a machine that
+does other things as well. A dribbled body takes minutes."""
 STAMP = struct.Struct("<d")
 
 
@@ -59,11 +63,11 @@ class Dribbler:
 
 def read_pages(address: str, stop: threading.Event) -> None:
     """Read the largest pages that there are, one after the other."""
-    http = Http(address)
+    connection = HTTPConnection(address, timeout=20)
     while not stop.is_set():
-        page = http.get("/v1/history", channel="s.large", limit=1000)
-        assert page.status == 200
-    http.close()
+        connection.request("GET", "/v1/history?channel=s.large&limit=1000")
+        assert len(connection.getresponse().read()) > 250_000
+    connection.close()
 
 
 async def test_delivery_goes_on_beside_slow_requests(served: Server, http: Http) -> None:
@@ -75,6 +79,7 @@ async def test_delivery_goes_on_beside_slow_requests(served: Server, http: Http)
     reading = threading.Thread(target=read_pages, args=(http.address, stop))
     try:
         async with connect(served.tcp_url) as bus, connect(served.tcp_url) as flooding:
+            alone = await delays(bus, "s.alone")
             reading.start()
 
             async def flood() -> None:
@@ -94,10 +99,11 @@ async def test_delivery_goes_on_beside_slow_requests(served: Server, http: Http)
     finally:
         stop.set()
         reading.join()
-        for each in [*unread, *dribblers]:
-            each.socket.close()
+        for sock in [each.socket for each in unread] + [each.socket for each in dribblers]:
+            sock.close()
     assert head > 500
-    assert found[int(MESSAGES * 0.99)] < DELAY_S_MAX, found[-10:]
+    late = int(MESSAGES * 0.99)
+    assert found[late] < max(DELAY_S_MAX, TIMES_MAX * alone[late]), (alone[-5:], found[-5:])
 
 
 async def test_stream_that_was_not_read_gets_everything_in_the_end(served: Server, http: Http) -> None:

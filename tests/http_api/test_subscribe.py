@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -68,14 +68,15 @@ def test_stream_that_never_had_a_message_resumes_from_the_beginning(http: Http) 
 def test_starts(http: Http) -> None:
     position = http.publish("s.starts", "a", "b", "c").body["position"]
     epoch = position.partition(":")[0]
-    for query, texts in (
+    starts: tuple[tuple[dict[str, Any], str], ...] = (
         ({"from": "start"}, "abc"),
         ({"last": 2}, "bc"),
         ({"after": f"{epoch}:1"}, "bc"),
         ({"after": "0:0"}, "abc"),
         ({"since": 0}, "abc"),
         ({"channel": ["s.starts", "s.other"], "from": "start"}, "abc"),
-    ):
+    )
+    for query, texts in starts:
         with Events(http.address, **{"channel": "s.starts", **query}) as events:
             assert [text for _, _, text in events.messages(len(texts))] == list(texts), query
 

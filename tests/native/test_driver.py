@@ -61,6 +61,7 @@ class Rig:
         credit_bytes = options.pop("credit_bytes", 1 << 20)
         names = options.pop("names", [b"a.b"])
         steady = options.pop("steady", True)
+        web = options.pop("web", False)
         self.publisher, ours = socket.socketpair()
         self.subscriber, theirs = socket.socketpair()
         self.ours = [ours, theirs]
@@ -68,7 +69,7 @@ class Rig:
             each.setblocking(False)
         self.driver = Driver(names, publishers=1, payload_bytes=PAYLOAD_BYTES, **options)
         self.driver.add_publisher(ours.fileno())
-        self.driver.add_subscriber(theirs.fileno(), credit_bytes=credit_bytes, named=named, steady=steady)
+        self.driver.add_subscriber(theirs.fileno(), credit_bytes=credit_bytes, named=named, steady=steady, web=web)
 
     def close(self) -> None:
         for each in (*self.ours, self.publisher, self.subscriber):
@@ -175,6 +176,63 @@ def test_parses_byte_by_byte() -> None:
 
     with rig(named=True, crc=True) as made:
         assert good(made.play(6, answer))
+
+
+def message(data: bytes) -> bytes:
+    """A binary message as a server sends it on a WebSocket."""
+    if len(data) < 126:
+        return bytes([0x82, len(data)]) + data
+    width, mark = (2, 126) if len(data) < 1 << 16 else (8, 127)
+    return bytes([0x82, mark]) + len(data).to_bytes(width, "big") + data
+
+
+def frames_of(data: bytes) -> Iterator[bytes]:
+    while data:
+        size = 8 + HEADER.unpack_from(data)[0]
+        yield data[:size]
+        data = data[size:]
+
+
+@pytest.mark.parametrize("together", [1, 2, 100])
+def test_frames_of_a_websocket_are_taken_at_every_split(together: int) -> None:
+    size = len(conversation([bytes(12 + PAYLOAD_BYTES)] * 6)[1]) + 40
+    for split in range(1, size, 3):
+
+        def answer(peer: Rig, records: list[bytes], split: int = split) -> None:
+            answers, deliveries = conversation(records)
+            frames = list(frames_of(deliveries))
+            messages = b"".join(message(b"".join(frames[at : at + together])) for at in range(0, len(frames), together))
+            peer.publisher.send(answers)
+            peer.subscriber.send(messages[:split])
+            time.sleep(0.0002)
+            peer.subscriber.send(messages[split:])
+            assert read_exactly(peer.publisher, 16) == frame(5, b"pubtoken")
+            assert read_exactly(peer.subscriber, 22) == b"\x82\x90" + bytes(4) + frame(5, b"subtoken")
+
+        with rig(named=True, crc=True, batch=3, web=True) as made:
+            outcome = made.play(6, answer)
+        assert good(outcome), (split, outcome)
+        assert (outcome.deliveries, outcome.events) == (6, 1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (b"\x81\x02{}", "no whole binary message"),
+        (b"\x02\x01x", "no whole binary message"),
+        (b"\x82\x81xxxxx", "no whole binary message"),
+        (message(frame(PING, b"the ping")[:-1]), "ends within a frame"),
+    ],
+)
+def test_what_is_no_message_of_whole_frames_ends_the_run(wrong: bytes, why: str) -> None:
+    def answer(peer: Rig, records: list[bytes]) -> None:
+        peer.subscriber.send(wrong)
+
+    with rig(web=True) as made:
+        outcome = made.play(1, answer)
+    assert outcome.failure is not None
+    assert outcome.failure.reason == "protocol"
+    assert why in outcome.failure.detail
 
 
 def test_chunks_larger_than_one_read_are_checked_as_they_come() -> None:

@@ -57,6 +57,10 @@ class MemoryJournal:
 
     # -- Journal --
 
+    def stats(self) -> dict[str, int | float]:
+        """Tell what a broker is judged by, of a journal that has no archive."""
+        return {"commits": len(self.good), "commit_refusals": 0}
+
     def append(self, number: int, value: bytes) -> None:
         """Store a group, or do what `fate` says."""
         group = parse_group(value)

@@ -139,6 +139,7 @@ NOT_PROVOKED = {
     "LEASE_EXPIRED": "takes a lease that is over",
     "STORAGE_CORRUPT": "takes a damaged file: tests/fault",
     "STORAGE_FAILED": "takes a failing disk: tests/fault",
+    "RATE_LIMITED": "takes a limit: tests/gate",
     "UNAUTHENTICATED": "takes an access file: tests/unit/access",
     "TOKEN_EXPIRED": "takes an access file: tests/unit/access",
     "UNKNOWN_OPERATION": "clients ask for operations that there are",

@@ -39,15 +39,15 @@ def build_app(web: Web) -> ASGIApp:
     Args:
         web: What requests need.
     """
-    web.api = Api(web)
+    api = web.api = Api(web)
     app = Starlette(
         routes=[
             Route("/v1/version", version),
-            Route("/v1/stats", stats),
-            Route("/metrics", metrics),
+            *api_routes(api),
+            Route("/v1/stats", api.endpoint(stats)),
+            Route("/metrics", api.endpoint(metrics)),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
-            *api_routes(web.api),
             *page_routes(),
         ],
         exception_handlers={404: no_such_path, 405: no_such_method},

@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl
 from broker.bus import Since, Until
 from broker.model.errors import BrokerError, error
 from broker.model.positions import U64_MAX, BusPosition, Position
+from broker.wire.dialect import SAFE_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -131,7 +132,7 @@ def parse_time(name: str, text: str) -> int:
     Raises:
         RequestError: MALFORMED_FRAME; it is neither.
     """
-    if _TIME.fullmatch(text):
+    if _TIME.fullmatch(text) and int(text) <= SAFE_MAX:
         return int(text)
     try:
         # A `+` of a zone that was not escaped has become a space.
@@ -176,7 +177,7 @@ def bearer_of(headers: Mapping[str, Any]) -> str | None:
     """Return the token of `Authorization: Bearer …`, None without one.
 
     Raises:
-        RequestError: DENIED; it is another scheme, or no token.
+        BrokerError: UNAUTHENTICATED; it is another scheme, or no token.
     """
     value = headers.get("authorization")
     if value is None:
@@ -184,5 +185,5 @@ def bearer_of(headers: Mapping[str, Any]) -> str | None:
     scheme, _, token = str(value).partition(" ")
     token = token.strip()
     if scheme.lower() != "bearer" or not token or len(token) > TOKEN_BYTES_MAX or not token.isascii():
-        raise error("DENIED", "authorization: got another scheme or no token, expected Bearer and a token")
+        raise error("UNAUTHENTICATED", "authorization: got another scheme or no token, expected Bearer and a token")
     return token

@@ -30,7 +30,7 @@ class Buffers:
         while self.bytes > limit:
             oldest = next(iter(self._grown))
             self.forget(oldest)
-            oldest.ear.session.end(
+            oldest.expel(
                 error(
                     "LIMIT",
                     f"read buffers, of all WebSockets: got more than {limit} bytes, limit {limit} bytes",

@@ -72,9 +72,9 @@ class Dialect(SocketSession):
 
     # -- the transport's calls -----------------------------------------------------------------------------------------
 
-    def open(self, transport: SocketTransport) -> None:
-        """The transport is there: it is handed whole messages."""
-        self.start(transport, shares=shares_pieces(transport.transport))
+    def open(self, transport: SocketTransport, *, shares: bool) -> None:
+        """The transport is there: it is handed whole messages, and keeps them as they are if it `shares`."""
+        self.start(transport, shares=shares)
         # What the outbox hands over is translated before the transport's account sees it.
         self.outbox.transport = self
 
@@ -275,7 +275,7 @@ class TextEar(Ear):
         self._parts_bytes = 0
 
     def begin(self, transport: SocketTransport) -> None:
-        self.dialect.open(transport)
+        self.dialect.open(transport, shares=shares_pieces(transport.transport))
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         super().on_ws_frame(transport, frame)

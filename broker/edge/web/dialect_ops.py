@@ -134,10 +134,13 @@ def slot_of(dialect: Dialect, channel: str) -> int:
     if slot is None:
         if len(channel.encode()) > NAME_BYTES_MAX:
             raise error("INVALID_CHANNEL", f"channel: got {len(channel.encode())} bytes, limit {NAME_BYTES_MAX}")
-        if told.free:
+        slots_max = min(SLOTS_MAX, dialect.node.limits.channels_per_connection_max)
+        # What waits for its answer may be refused for the name that a number had: it is given anew only if it must be.
+        if told.free and (not len(told.publishes) or told.slots_used >= slots_max):
             slot = told.free.pop()
-        elif len(told.slots) < min(SLOTS_MAX, dialect.node.limits.channels_per_connection_max):
-            slot = len(told.slots)
+        elif told.slots_used < slots_max:
+            slot = told.slots_used
+            told.slots_used += 1
         else:
             slot = told.slots.pop(next(iter(told.slots)))
         told.slots[channel] = slot
@@ -146,6 +149,7 @@ def slot_of(dialect: Dialect, channel: str) -> int:
         if dialect.publisher is None and not dialect.suspended:
             # There is no room for another publisher: the number was not given, and is the next one still.
             del told.slots[channel]
+            told.slots_used -= 1
     if dialect.suspended or dialect.put_off:
         raise NotReady
     return slot

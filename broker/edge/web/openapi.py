@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 from broker._version import __version__
 from broker.edge.web.api import json_answer
 from broker.edge.web.rendering import dump
+from broker.model.consumers import CONSUMER_NAME_BYTES_MAX
+from broker.node.seconds import SECONDS_MAX
+from broker.wire.dialect import SAFE_MAX
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -21,8 +24,18 @@ __all__ = ["document", "openapi"]
 NAME: Final = r"^[!#%-)+,\-/-=?-\[\]-~]{1,128}(\.[!#%-)+,\-/-=?-\[\]-~]{1,128})*$"
 """A channel's name; specification §7."""
 SEQUENCE: Final = {"type": ["integer", "string"], "description": "Digits in a text past 2⁵³ − 1."}
-POSITION: Final = {"type": "string", "pattern": r"^[0-9]+:[0-9]+$", "description": "epoch:sequence"}
-BUS: Final = {"type": "string", "pattern": r"^[0-9a-f]{32}:[0-9]+:[0-9]+$", "description": "journal:group:index"}
+POSITION: Final = {
+    "type": "string",
+    "pattern": r"^(0:0|[1-9][0-9]{0,18}:(0|[1-9][0-9]{0,18}))$",
+    "description": "epoch:sequence; 0:0 is before the first message.",
+}
+BUS: Final = {
+    "type": "string",
+    "pattern": r"^[0-9a-f]{32}:(0|[1-9][0-9]{0,18}):(0|[1-9][0-9]{0,9})$",
+    "description": "journal:group:index",
+}
+DELAY: Final = {"type": "integer", "minimum": 0, "maximum": 366 * 24 * 3_600_000, "description": "Milliseconds."}
+TIME: Final = {"type": "integer", "minimum": 0, "maximum": 10**15, "description": "Microseconds since 1970-01-01 UTC."}
 EPOCH: Final = {"type": "string", "pattern": r"^[0-9]+$"}
 LEVEL: Final = {"type": "integer", "minimum": 1, "maximum": 4}
 NAMED: Final = {"type": "string", "maxLength": 255, "pattern": NAME, "examples": ["chat.acme.42"]}
@@ -72,25 +85,52 @@ def open_object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
 
 
 TEXT: Final[dict[str, Any]] = {"type": "string"}
-BASE64: Final[dict[str, Any]] = {"type": "string", "contentEncoding": "base64"}
-DRAFT: Final[dict[str, Any]] = {
-    "text": {"type": "string", "description": "The payload as text."},
-    "key": {"type": "string", "minLength": 1, "maxLength": 60},
-    "headers": {"type": "object", "maxProperties": 64, "additionalProperties": {"type": ["string", "boolean", "null"]}},
-    "message_id": {"type": "string", "minLength": 1, "maxLength": 16},
+BASE64: Final[dict[str, Any]] = {
+    "type": "string",
+    "contentEncoding": "base64",
+    "pattern": r"^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$",
+}
+PAYLOADS: Final[tuple[dict[str, Any], ...]] = (
+    {"text": {"type": "string", "description": "The payload as text."}},
+    {"base64": {**BASE64, "description": "The payload as bytes."}},
+    {"json": {"description": "A value whose compact JSON text is the payload."}},
+)
+"""A message has one of these at most."""
+MEMBERS: Final[dict[str, Any]] = {
+    "key": {
+        "type": "string",
+        "minLength": 1,
+        "maxLength": 60,
+        "description": "Up to 255 bytes; what is no UTF-8 stands in base64 in `key_base64`.",
+    },
+    "headers": {
+        "type": "object",
+        "maxProperties": 16,
+        "additionalProperties": {"type": ["string", "boolean", "null"], "maxLength": 200},
+        "description": "Any values; msgpack as it is stands in base64 in `headers_base64`.",
+    },
+    "message_id": {
+        "type": "string",
+        "minLength": 1,
+        "maxLength": 16,
+        "description": "Up to 64 bytes: stored once; what is no UTF-8 stands in base64 in `message_id_base64`.",
+    },
     "priority": {"type": "integer", "minimum": 0, "maximum": 3, "default": 2},
     "expires_s": {"type": "integer", "minimum": 1, "maximum": (1 << 32) - 1},
-    "base64": {"type": "string", "contentEncoding": "base64", "description": "The payload as bytes; instead of text."},
-    "json": {"description": "A value whose compact JSON is the payload; instead of text."},
-    "key_base64": BASE64,
-    "headers_base64": BASE64,
-    "message_id_base64": BASE64,
 }
+EXPECTING: Final[dict[str, Any]] = {name: each for name, each in MEMBERS.items() if name != "message_id"}
+"""Of an id and a position that is expected one alone decides."""
 STORED: Final[dict[str, Any]] = {
-    **{name: each for name, each in DRAFT.items() if name not in ("json", "headers")},
-    "headers": {"type": "object"},
-    "message_id": TEXT,
+    "text": TEXT,
+    "base64": BASE64,
     "key": TEXT,
+    "key_base64": BASE64,
+    "headers": {"type": "object"},
+    "headers_base64": BASE64,
+    "message_id": TEXT,
+    "message_id_base64": BASE64,
+    "priority": MEMBERS["priority"],
+    "expires_s": MEMBERS["expires_s"],
     "seq": SEQUENCE,
     "time": {"type": "integer", "description": "Microseconds since 1970-01-01 UTC."},
     "publisher": TEXT,
@@ -104,6 +144,10 @@ NEXT: Final[dict[str, Any]] = {
     "additionalProperties": TEXT,
     "description": "The argument that the next page has; null behind the last.",
 }
+
+
+OBJECT: Final[dict[str, Any]] = {"type": "object"}
+OBJECTS: Final[dict[str, Any]] = {"type": "array", "items": OBJECT}
 
 
 def schemas() -> dict[str, Any]:
@@ -121,7 +165,7 @@ def schemas() -> dict[str, Any]:
             "name",
             "hint",
         ),
-        "Draft": closed(DRAFT),
+        "Draft": {"anyOf": [closed({**payload, **MEMBERS}) for payload in PAYLOADS]},
         "Message": open_object(STORED, "seq"),
         "Delivery": open_object(
             {
@@ -139,10 +183,21 @@ def schemas() -> dict[str, Any]:
         ),
         "Publish": {
             "anyOf": [
-                closed({"channel": NAMED, "expect": POSITION, **DRAFT}, "channel"),
-                closed({"channel": NAMED, "delay_ms": {"type": "integer", "minimum": 0}, **DRAFT}, "channel"),
+                *(
+                    closed({"channel": NAMED, **payload, **MEMBERS, **when}, "channel")
+                    for payload in PAYLOADS
+                    for when in ({"delay_ms": DELAY}, {"at": TIME})
+                ),
+                *(
+                    closed({"channel": NAMED, **payload, **EXPECTING, "expect": POSITION}, "channel", "expect")
+                    for payload in PAYLOADS
+                ),
                 closed(
-                    {"channel": NAMED, "messages": {"type": "array", "items": ref("Draft"), "minItems": 1}},
+                    {
+                        "channel": NAMED,
+                        "messages": {"type": "array", "items": ref("Draft"), "minItems": 1, "maxItems": 1024},
+                        "delay_ms": DELAY,
+                    },
                     "channel",
                     "messages",
                 ),
@@ -192,6 +247,19 @@ def schemas() -> dict[str, Any]:
             "deliveries",
         ),
         "Channel": open_object({"name": TEXT, **HELD}, "name"),
+        "Stats": open_object(
+            {
+                "ready": {"type": "boolean"},
+                "troubles": {"type": "array", "items": ref("Trouble")},
+                **dict.fromkeys(("server", "stats", "config"), OBJECT),
+                **dict.fromkeys(("seconds", "readers", "connections", "consumers"), OBJECTS),
+            },
+            *("server", "ready", "troubles", "stats", "seconds", "readers", "connections", "consumers", "config"),
+        ),
+        "Trouble": open_object(
+            {"name": TEXT, "serious": {"type": "boolean"}, "detail": TEXT, "advice": TEXT},
+            *("name", "serious", "detail", "advice"),
+        ),
         "Consumer": open_object(
             {"name": TEXT, "filters": {"type": "array", "items": TEXT}, **dict.fromkeys(counters, integer)},
             "name",
@@ -206,14 +274,14 @@ def paths() -> dict[str, Any]:
     filters = {"type": "string", "maxLength": 255, "pattern": NAME, "examples": ["chat.acme.42"]}
     limit = {"type": "integer", "minimum": 1}
     listing = [
-        argument("prefix", {"type": "string", "maxLength": 64}, "What the names begin with."),
-        argument("after", {"type": "string", "maxLength": 64}, "Only names greater than this."),
+        argument("prefix", TEXT, "What the names begin with."),
+        argument("after", TEXT, "Only names greater than this."),
     ]
     named = {"name": "name", "in": "path", "required": True, "schema": NAMED}
     read = argument("channel", filters, "A channel, or a pattern such as `chat.>`.", required=True)
     many = argument("channel", {"type": "array", "items": filters, "minItems": 1, "maxItems": 100}, "", required=True)
     many["description"] = "Channels and patterns; what several of them select comes once."
-    since = argument("since", {"type": "integer", "minimum": 0, "maximum": 10**16 - 1}, "A time; also in ISO 8601.")
+    since = argument("since", {"type": "integer", "minimum": 0, "maximum": SAFE_MAX}, "A time; also in ISO 8601.")
     return {
         "/v1/publish": {
             "post": {
@@ -241,7 +309,7 @@ def paths() -> dict[str, Any]:
                     argument("after", POSITION, "Behind this: a sequence, a position or, of a pattern, a bus."),
                     since,
                     argument("before", POSITION, "Before this: a sequence or a position."),
-                    argument("until", {"type": "integer", "minimum": 0, "maximum": 10**16 - 1}, "Before this time."),
+                    argument("until", {"type": "integer", "minimum": 0, "maximum": SAFE_MAX}, "Before this time."),
                     argument("last", {**limit, "maximum": 1000}, "The newest so many."),
                     argument("limit", {**limit, "maximum": 1000, "default": 100}, "Messages of the page."),
                     argument("reverse", {"enum": ["true", "false"], "type": "string"}, "The newest chunks first."),
@@ -311,8 +379,22 @@ def paths() -> dict[str, Any]:
             "get": {
                 "operationId": "consumer",
                 "summary": "Say what there is to tell of a consumer or a work queue.",
-                "parameters": [named],
+                "parameters": [{**named, "schema": {**NAMED, "maxLength": CONSUMER_NAME_BYTES_MAX}}],
                 "responses": answers(ok(ref("Consumer"), "What there is to tell."), 404),
+            }
+        },
+        "/v1/stats": {
+            "get": {
+                "operationId": "stats",
+                "summary": "Say how the broker is, and what is wrong with it; for who may manage everything.",
+                "parameters": [
+                    argument(
+                        "seconds",
+                        {"type": "integer", "minimum": 0, "maximum": SECONDS_MAX, "default": 0},
+                        "Figures of the newest so many seconds.",
+                    )
+                ],
+                "responses": answers(ok(ref("Stats"), "How it is.")),
             }
         },
     }

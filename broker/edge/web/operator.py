@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from starlette.responses import PlainTextResponse
-
-from broker.access.gate import Identity, Verb
-from broker.model.errors import BrokerError
+from broker.access.gate import Verb
 
 if TYPE_CHECKING:
-    from starlette.requests import Request
-    from starlette.responses import Response
+    from broker.edge.web.api import Call
 
 __all__ = ["check_operator"]
 
 
-async def check_operator(request: Request) -> Response | None:
-    """Return None for one who may look inside, else the answer that refuses it."""
-    host = request.client.host if request.client is not None else ""
-    try:
-        request.app.state.web.node.gate.check(Identity(peer=f"web {host}"), Verb.MANAGE, b">")
-    except BrokerError as failure:
-        return PlainTextResponse(f"{failure}\n", 403)
-    return None
+async def check_operator(call: Call) -> None:
+    """Return if who asks may look inside.
+
+    Raises:
+        BrokerError: Its token is none that the broker takes, or DENIED.
+    """
+    call.node.gate.check(await call.identity(), Verb.MANAGE, b">")

@@ -1,7 +1,7 @@
 """`/v1/stats`: the broker as it is at this moment, for the console and for whoever watches by program.
 
 One JSON object, put together on the loop in a millisecond or so: every list in it has a bound, and says whether there
-is more. Numbers that JavaScript cannot hold are text, as everywhere in the web's dialect.
+is more.
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from starlette.responses import JSONResponse
-
 from broker._version import __version__
 from broker.config.judge import plain
 from broker.config.sections import SECTIONS
+from broker.edge.web.api import json_answer
+from broker.edge.web.arguments import Arguments
 from broker.edge.web.operator import check_operator
+from broker.edge.web.rendering import dump
 from broker.model.settings import settings_of
 from broker.node.seconds import SECONDS_MAX
 from broker.node.troubles import find_troubles
 
 if TYPE_CHECKING:
-    from starlette.requests import Request
     from starlette.responses import Response
 
     from broker.config import Config
+    from broker.edge.web.api import Call
     from broker.edge.web.context import Web
     from broker.model.consumers import ConsumerInfo
     from broker.model.settings import Section
@@ -36,20 +37,15 @@ __all__ = ["snapshot", "stats"]
 
 CONNECTIONS_MAX: Final = 200
 READERS_MAX: Final = 50
-CONSUMERS_MAX: Final = 200
-SAFE_MAX: Final = (1 << 53) - 1
+CONSUMERS_MAX: Final = 100
 
 
-async def stats(request: Request) -> Response:
+async def stats(call: Call) -> Response:
     """Answer a snapshot, to who may manage the broker; `?seconds=N` for the last N seconds' figures, 0 by default."""
-    refusal = await check_operator(request)
-    if refusal is not None:
-        return refusal
-    asked = request.query_params.get("seconds", "0")
-    seconds = int(asked) if asked.isascii() and asked.isdigit() and len(asked) <= 4 else 0
-    return JSONResponse(
-        snapshot(request.app.state.web, min(seconds, SECONDS_MAX)), headers={"cache-control": "no-store"}
-    )
+    await check_operator(call)
+    arguments = Arguments(call.request.scope["query_string"], frozenset({"seconds"}))
+    found = snapshot(call.api.web, arguments.number("seconds", 0, 0, SECONDS_MAX))
+    return json_answer(dump(found))
 
 
 def snapshot(web: Web, seconds: int) -> dict[str, Any]:
@@ -64,7 +60,7 @@ def snapshot(web: Web, seconds: int) -> dict[str, Any]:
     readers, more_readers = node.readers_behind(READERS_MAX)
     consumers, more_consumers = node.consumers.in_memory(CONSUMERS_MAX)
     rows = node.seconds.last(seconds)
-    found = {
+    return {
         "server": {
             "version": __version__,
             "python": platform.python_version(),
@@ -86,9 +82,6 @@ def snapshot(web: Web, seconds: int) -> dict[str, Any]:
         "more_consumers": more_consumers,
         "config": describe_config(web.config),
     }
-    safe = _safe(found)
-    assert isinstance(safe, dict)
-    return safe
 
 
 def describe_connection(connection: Connection) -> dict[str, Any]:
@@ -139,16 +132,3 @@ def _section(section: Section) -> dict[str, Any]:
             "reloadable": described.reloadable,
         }
     return values
-
-
-def _safe(value: object) -> object:
-    """Return a value with integers that JavaScript would round as text, and without what JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _safe(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_safe(each) for each in value]
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > SAFE_MAX:
-        return str(value)
-    return value

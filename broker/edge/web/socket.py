@@ -39,8 +39,14 @@ if TYPE_CHECKING:
 __all__ = ["BINARY_PROTOCOL", "Ear", "Frames", "SocketSession", "SocketTransport", "close_code"]
 
 BINARY_PROTOCOL: Final = "broker.v1"
-READ_BYTES_MAX = 32 << 10
+READ_BYTES_MAX = 16 << 10
 """Of one read: its frames are handled before anybody else's, however small they are."""
+FRAMES_A_TURN = 64
+"""Who sends more frames in a turn of the loop is not read again before the next one."""
+HELD_BY_FRAMES: Final = 1 << 17
+"""Why a connection is not read, beside the session's own reasons: it has had its turn."""
+EXPELLED_S = 0.2
+"""How long who is ended for what it takes up has to read why."""
 NORMAL = 1000
 NEVER_SENT = frozenset({1004, 1005, 1006, 1015})
 """Close codes that are only told of connections (RFC 6455 §7.4.1)."""
@@ -142,6 +148,14 @@ class SocketSession(Session):
     def greeted(self) -> None:
         self._greeting.pop(self, None)
 
+    def rest(self) -> None:
+        """Read nothing more in this turn: a loop reads a socket again and again while it fills what it is given."""
+        if self.transport is not None and not self.closed and not self._held_by & HELD_BY_FRAMES:
+            if not self._held_by:
+                self.transport.pause_reading()
+            self._held_by |= HELD_BY_FRAMES
+            self.node.loop.call_soon(self._read_on, HELD_BY_FRAMES)
+
     def end(self, failure: BrokerError) -> None:
         if not self.closed and self.transport is not None:
             self.transport.closing_code = close_code(failure.code)
@@ -165,6 +179,7 @@ class Ear(WSListener):
         self.session = session
         self.frames: Frames | None = None
         self.transport: SocketTransport | None = None
+        self.heard = 0
         self._in_message = False
         self._ping: bytes | None = None
 
@@ -176,6 +191,7 @@ class Ear(WSListener):
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         assert self.transport is not None
+        self.heard += 1
         if frame.last_in_buffer and self.frames is not None:
             self.frames.pending = frame.tail_size
         if frame.rsv1 or frame.rsv2 or frame.rsv3:
@@ -292,6 +308,14 @@ class Frames(WSProtocol):  # type: ignore[misc]
         super().buffer_updated(nbytes)
         if self.transport.is_close_frame_sent:
             self.ear.fall_silent()
+        elif self.ear.heard > FRAMES_A_TURN:
+            self.ear.session.rest()
+        self.ear.heard = 0
+
+    def expel(self, failure: BrokerError) -> None:
+        """End a connection in the middle of a frame: its peer cannot answer a Close frame, so nobody waits for that."""
+        self.ear.session.end(failure)
+        self.ear.session.node.loop.call_later(EXPELLED_S, self.transport.underlying_transport.close)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._buffers.forget(self)

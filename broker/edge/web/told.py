@@ -79,7 +79,8 @@ class Told:
         pings: Those that wait, by token.
         watched: The subscriptions, by number.
         slots: The numbers of channels that are published to, by name.
-        free: Numbers whose channel was refused.
+        slots_used: How many numbers were given.
+        free: Those of them whose channel was refused.
     """
 
     def __init__(self, text_bytes_max: int) -> None:
@@ -92,6 +93,7 @@ class Told:
         self.pings: dict[int, Id] = {}
         self.watched: dict[int, Watched] = {}
         self.slots: dict[str, int] = {}
+        self.slots_used = 0
         self.free: list[int] = []
         self._refused: dict[int, dict[str, Any]] = {}
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from picows import WSUpgradeResponse
 
 from broker.access.gate import Identity
+from broker.edge.accepting import peer_of
 from broker.edge.web.dialect import JSON_PROTOCOL, open_text
 from broker.edge.web.guard import refusal_of
 from broker.edge.web.socket import BINARY_PROTOCOL, Ear, Frames, SocketSession
@@ -77,7 +78,9 @@ def upgrade(web: Web, transport: asyncio.Transport, scope: HTTPScope, url: bytes
 
 def switch(web: Web, transport: asyncio.Transport, agreed: str | None, key: bytes, rest: bytes) -> None:
     """Have picows answer the handshake and hear the connection from now on."""
-    ear = SUBPROTOCOLS[agreed or JSON_PROTOCOL](web, Identity(peer="web"))
+    address = transport.get_extra_info("peername")
+    peer = peer_of(address) if address else "web"
+    ear = SUBPROTOCOLS[agreed or JSON_PROTOCOL](web, Identity(peer=peer))
     answer = WSUpgradeResponse.create_101_response({"Sec-WebSocket-Protocol": agreed} if agreed else {})
     protocol: Any = Frames(ear, web.buffers, answer)
     transport.set_protocol(protocol)

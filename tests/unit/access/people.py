@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import time
@@ -9,9 +10,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from broker.access.minting import make_key, mint, public_half
+from broker.access.minting import Signer, make_key, public_half
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 ISSUER, AUDIENCE = "https://login.example.com/", "broker"
@@ -54,7 +56,21 @@ def claims(**changes: object) -> dict[str, object]:
 
 def token(algorithm: str = "EdDSA", key_id: str | None = None, **changes: object) -> str:
     """Return a signed token, good but for the changes to its claims."""
-    return mint(key_of(algorithm, key_id), claims(**changes))
+    return _signer(algorithm, key_id or algorithm).mint(claims(**changes))
+
+
+@cache
+def _signer(algorithm: str, key_id: str) -> Signer:
+    return Signer(_key(algorithm, key_id))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until something holds, while the loop turns."""
+    for _ in range(20_000):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("it never came to hold")
 
 
 @dataclass

@@ -37,7 +37,7 @@ def test_the_example(folder: Folder) -> None:
     assert rules.keys is not None
     assert len(rules.keys) == 1  # the other one is for an algorithm that the example has not
     assert rules.signed_roles == ("member",)
-    assert rules.statics["nightly"].person.user == "backup"
+    assert rules.listed["nightly"].person.user == "backup"
     assert rules.anonymous == ("visitor",)
     assert rules.revoked.users == {"mallory"}
     nobody = rules.of_nobody("")
@@ -132,6 +132,11 @@ def test_near_misses_are_named(folder: Folder) -> None:
     assert caught.value.hint == "did you mean subscribe?"
 
 
+def swap_with_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 def swap_with_pipe(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
@@ -141,7 +146,7 @@ UNFIT: dict[str, tuple[Callable[[Path], object], str]] = {
     "gone": (Path.unlink, "cannot be read"),
     "others may write": (lambda path: path.chmod(0o602), "got mode 0602"),
     "a group may write": (lambda path: path.chmod(0o620), "got mode 0620"),
-    "a folder": (lambda path: (path.unlink(), path.mkdir()), "regular file"),
+    "a folder": (swap_with_folder, "regular file"),
     "a pipe that nobody writes": (swap_with_pipe, "regular file"),
     "too large": (lambda path: path.write_bytes(b"#" * (FILE_BYTES_MAX + 1)), f"limit {FILE_BYTES_MAX} bytes"),
     "no UTF-8": (lambda path: path.write_bytes(b"# \xff"), "not UTF-8 at byte 2"),

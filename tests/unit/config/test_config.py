@@ -17,6 +17,7 @@ from broker.config import (
     check_listen_address,
     check_listeners,
 )
+from broker.config.listeners import Guard
 from broker.model.errors import ConfigError
 from broker.model.levels import Level
 from broker.model.limits import Limits
@@ -332,9 +333,9 @@ def test_loopback_address_is_taken(address: str, expected: tuple[str, int]) -> N
         ("192.168.1.1:4770", "not loopback"),
         ("128.0.0.1:4770", "not loopback"),
         ("8.8.8.8:4770", "not loopback"),
-        ("example.com:4770", "not loopback"),
-        ("127.1:4770", "not loopback"),
-        ("[127.0.0.1.evil]:1", "not loopback"),
+        ("example.com:4770", "expected a literal IP address"),
+        ("127.1:4770", "expected a literal IP address"),
+        ("[127.0.0.1.evil]:1", "expected a literal IP address"),
     ],
 )
 def test_other_address_is_refused(address: str, reason: str) -> None:
@@ -342,6 +343,29 @@ def test_other_address_is_refused(address: str, reason: str) -> None:
         check_listen_address(address)
     assert caught.value.name == "ADDRESS"
     assert reason in caught.value.detail
+
+
+EXPOSED = {
+    (tls, access, exposed): (tls or exposed in ("without_tls", "without_both"))
+    and (access or exposed in ("without_access", "without_both"))
+    for tls in (False, True)
+    for access in (False, True)
+    for exposed in ("guarded", "without_tls", "without_access", "without_both")
+}
+
+
+@pytest.mark.parametrize(("tls", "access", "exposed"), EXPOSED)
+def test_the_network_gets_what_is_guarded_or_named(tls: bool, access: bool, exposed: str) -> None:
+    guard = Guard(tls, access)
+    assert check_listeners(ServerConfig(exposed=exposed), guard).tcp == ("127.0.0.1", 4770)
+    for server in (ServerConfig(tcp="0.0.0.0:1", exposed=exposed), ServerConfig(tcp="[::]:1", exposed=exposed)):
+        if EXPOSED[tls, access, exposed]:
+            assert check_listeners(server, guard).tcp is not None
+            continue
+        with pytest.raises(ConfigError, match="not loopback") as caught:
+            check_listeners(server, guard)
+        assert ("TLS" in caught.value.detail) is (not tls and exposed in ("guarded", "without_access"))
+        assert ("access file" in caught.value.detail) is (not access and exposed in ("guarded", "without_tls"))
 
 
 def test_listeners() -> None:

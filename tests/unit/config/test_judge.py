@@ -164,7 +164,7 @@ def test_judge_and_start_agree(text: str, environ: dict[str, str], flags: dict[s
 
     def start() -> Config:
         config = Config.load(path, environ, flags)
-        check_listeners(config.server)
+        check_listeners(config.server, config.guard)
         takes_uvloop(config.server.loop)
         return config
 
