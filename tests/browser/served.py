@@ -37,15 +37,20 @@ class Server:
 
     Args:
         folder: An empty folder.
+        access: What the access file says; empty where nobody is asked who they are.
 
     Attributes:
         address: Of the web listener, `host:port`.
         native: Of the native listener, `host:port`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, access: str = "") -> None:
         config, ready = folder / "broker.toml", folder / "ready"
         config.write_text(CONFIG)
+        if access:
+            (folder / "access.toml").write_text(access)
+            (folder / "access.toml").chmod(0o600)
+            config.write_text(f'{CONFIG}\n[access]\nfile = "{folder / "access.toml"}"\n')
         kept = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_")}
         paths = os.pathsep.join([str(ROOT), str(ROOT / "ext")])
         command = [sys.executable, "-m", "broker", "serve", "--config", str(config), "--data", str(folder / "data")]

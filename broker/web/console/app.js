@@ -34,6 +34,8 @@ const main = find("main");
 /** @type {Broker | null} */
 let bus = null;
 let leave = () => {};
+/** One sign-in at a time: two connections would both be this page's. */
+let signing = false;
 
 /** Connect, with the token of this tab if it has one. */
 async function open() {
@@ -86,11 +88,15 @@ function route() {
 
 /** @param {string} token */
 async function signIn(token) {
+  if (signing) return;
+  signing = true;
+  find(".sign-in-box .outcome").textContent = "Signing in …";
   session.token = token;
   await bus?.close(0);
   bus = null;
   route();
   await open();
+  signing = false;
 }
 
 function setUpSigningIn() {
