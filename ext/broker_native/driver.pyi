@@ -61,7 +61,14 @@ class Driver:
     @property
     def owed(self) -> int: ...
     def add_subscriber(
-        self, fd: int, *, credit_bytes: int = 0, named: bool = False, steady: bool = True, count: int = 4096, web: bool = False
+        self,
+        fd: int,
+        *,
+        credit_bytes: int = 0,
+        named: bool = False,
+        steady: bool = True,
+        count: int = 4096,
+        web: bool = False,
     ) -> None: ...
     def halt(self, first: int) -> None: ...
     def read_on(self) -> None: ...
