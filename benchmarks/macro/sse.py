@@ -174,6 +174,7 @@ def measure(streams: int, rate: int, seconds: float) -> dict[str, float]:
                 "late_p50_ms": round(readers.late_s(0.5) * 1000, 1),
                 "late_p99_ms": round(readers.late_s(0.99) * 1000, 1),
                 "late_max_ms": round(readers.late_s(1.0) * 1000, 1),
+                "readers_cpu": round(time.process_time() / took_s, 2),
                 "server_cpu": round((after.user + after.system - before.user - before.system) / took_s, 2),
                 "server_mb": round(process.memory_info().rss / 1e6),
                 "load": round(os.getloadavg()[0], 1),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
+from tests.contract.homes import Server
 from tests.http_api.client import Events, Http
-
-if TYPE_CHECKING:
-    from tests.contract.homes import Server
+from tests.http_api.conftest import WEB_CONFIG, web_address
 
 
 def test_stream_begins_with_where_it_stands(http: Http) -> None:
@@ -210,3 +209,17 @@ def test_who_speaks_on_a_stream_is_let_go(http: Http) -> None:
             return
         with pytest.raises((EOFError, OSError)):
             events.messages(1)
+
+
+def test_streams_and_polls_end_with_the_server() -> None:
+    own = Server(config=WEB_CONFIG)
+    try:
+        address = web_address(own.start())
+        with Events(address, channel="s.x") as events, Events(address, channel="s.>") as others:
+            begun = time.monotonic()
+            assert own.drain() == 0
+            assert time.monotonic() - begun < 5
+            for stream in (events, others):
+                assert '"name":"GOING_AWAY"' in stream.rest().decode()
+    finally:
+        own.stop()

@@ -147,12 +147,6 @@ class Reader:
         if kind == Kind.EVENT:
             told = control.decode_event(body)
             return event(told.event, None, dump({**told.more, "event": told.event, "channel": told.channel}))
-        if kind == Kind.GOING_AWAY:
-            leaving = control.decode_going_away(body)
-            fields: dict[str, object] = {"seconds": leaving.seconds}
-            if leaving.retry_after_ms is not None:
-                fields["retry_after_ms"] = leaving.retry_after_ms
-            return event("going_away", None, dump(fields))
         # WELCOME says nothing that a stream's client has a use for.
         if kind in (Kind.WELCOME, Kind.PING, Kind.UNSUBSCRIBED):
             return b""

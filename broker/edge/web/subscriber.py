@@ -13,6 +13,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from broker.edge.admission import leave_ms
 from broker.edge.session import Session
 from broker.edge.web.rendering import SUBSCRIPTION, Reader, Rendering
 from broker.model.errors import BrokerError, error
@@ -72,6 +73,11 @@ class ReadingSession(Session):
         """Count what a transport was handed that has asked for a pause."""
         if self._sender is not None:
             self._sender.note([text])
+
+    def leave(self, seconds: float) -> None:
+        """The broker drains: end now. A client of HTTP has nothing under way, and comes back behind its place."""
+        after_ms = leave_ms(len(self.node.connections))
+        self.end(error("GOING_AWAY", "the broker is stopping", retry_after_ms=after_ms))
 
     def check_alive(self, now_us: int) -> None:
         """Nobody is at the other end who would answer a ping: whoever carries the bytes sees to that."""
