@@ -113,8 +113,8 @@ class Server:
         self._starter = starter
         self._open_bus = open_bus
         self._web: WebServer | None = None
-        self._spans: Spans | None = None
         self._certificates: Certificates | None = None
+        self._spans: Spans | None = None
         self._stop: asyncio.Future[None]
         self._restoring: asyncio.Task[None]
 
@@ -125,14 +125,14 @@ class Server:
         loop = asyncio.get_running_loop()
         watch_loop(loop)
         self._stop = loop.create_future()
+        # Before anything is recovered: what they lack has nothing to do with that.
+        if config.tls.certificate:
+            self._certificates = Certificates(config.tls)
         if config.tracing.exporter:
             # Imported when somebody wants it: it needs packages that the broker itself does not.
             from broker.edge.spans import Spans, find_exporter
 
             self._spans = Spans(config.tracing, find_exporter(config.tracing.exporter))
-        # Before anything is recovered: what they lack has nothing to do with that.
-        if config.tls.certificate:
-            self._certificates = Certificates(config.tls)
         # Read before the data is opened: there is no server without rules that was to have some.
         authority = Authority(config.access.file, loop.call_soon_threadsafe) if config.access.file else None
         try:

@@ -38,13 +38,6 @@ TURNS_MAX = 10_000
 READ_BUFFER_BYTES = 4096
 
 
-class Journal(MemoryJournal):
-    """The journal in memory, as far as a node asks it."""
-
-    def stats(self) -> dict[str, object]:
-        return {}
-
-
 class Timer:
     """What `call_later` returns."""
 
@@ -130,7 +123,7 @@ class Commits:
 
     outcomes = ()  # none waits to be heard of: they are told at once
 
-    def __init__(self, journal: Journal, loop: Loop, done: Callable[[Group, BrokerError | None], None]) -> None:
+    def __init__(self, journal: MemoryJournal, loop: Loop, done: Callable[[Group, BrokerError | None], None]) -> None:
         self.journal = journal
         self.loop = loop
         self.done = done
@@ -218,10 +211,10 @@ class SteppedNode:
     """
 
     def __init__(
-        self, profiles: Profiles = PROFILES, limits: Limits | None = None, journal: Journal | None = None
+        self, profiles: Profiles = PROFILES, limits: Limits | None = None, journal: MemoryJournal | None = None
     ) -> None:
         self.loop = Loop()
-        self.journal = journal or Journal()
+        self.journal = journal or MemoryJournal()
         core = Sequencer(profiles, limits or Limits(), 4770, JOURNAL)
         run = closed = 0
         for value in self.journal.replay():

@@ -165,7 +165,7 @@ def test_module_is_the_command() -> None:
 @pytest.mark.parametrize(
     ("words", "completed"),
     [
-        ("broker to", ["top"]),
+        ("broker top", ["top"]),
         ("broker top --o", ["--once"]),
         ("broker ver", ["verify", "version"]),
         ("broker e", ["errors", "events"]),

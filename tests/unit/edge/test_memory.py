@@ -46,7 +46,6 @@ BOUNDS = replace(
 @pytest.fixture
 def stage() -> Iterator[Stage]:
     stage = Stage(limits=BOUNDS)
-    stage.journal.stats = dict  # type: ignore[attr-defined]
     stage.connect("writer")
     stage.feed("writer", control.encode_hello("writer", bytes(16)) + build_frame(Kind.CHANNEL, bytes(4) + b"s.x"))
     stage.settle()
