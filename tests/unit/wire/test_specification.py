@@ -550,9 +550,7 @@ WHOLE: dict[str, tuple[int, dict[str, Any], Callable[[bytes], object]]] = {
         {
             "version": 1, "server": "s", "run": 1, "journal": bytes(16), "highest": 0,
             "limits": dict.fromkeys(control.Limits.__dataclass_fields__, 1), "ping_s": 1.5,
-            "reply": "$reply.x",
-            "user": "ada",
-            "expires_s": 60.0,
+            "reply": "$reply.x", "user": "ada", "expires_s": 1.5,
         },
         control.decode_welcome,
     ),
