@@ -112,7 +112,9 @@ async def channels(tab: Tab) -> None:
     await photograph(tab, "channels", 1280, 860)
     await tab.click(".list a[href='#/channels/orders.3']")
     await tab.until("document.querySelector('.pair h2').textContent === 'orders.3'")
+    await tab.until("document.querySelector('.pair .facts')")  # It moves what is below it.
     await tab.click("[data-tab=history]")
+    await tab.until("document.querySelector('[data-tab=history][aria-selected=true]')")
     await tab.until("document.querySelectorAll('.message').length === 5")
     text = await tab.value("document.querySelector('.message').innerText")
     assert '"order": 3' in text

@@ -165,12 +165,16 @@ function history(place, bus, name) {
   place.append(h("div.stack", {}, form, list));
   let first = 0;
   let last = 0;
+  let asked = 0;
 
   /** @param {Record<string, any>} bounds */
   async function read(bounds) {
     const begunMs = performance.now();
+    const ticket = ++asked;
     try {
       const answer = await bus.request("history", { channel: name, limit: PAGE, ...bounds });
+      // Something else was asked for meanwhile.
+      if (ticket !== asked) return;
       const chunks = answer.chunks;
       if (chunks.length > 0) {
         first = Number(chunks[0].messages[0].seq);
