@@ -1,4 +1,4 @@
-"""What leaves on a connection as messages of the JSON dialect (broker/wire/json.md), each a text message of a WebSocket.
+"""What leaves on a connection as messages of the JSON dialect (broker/wire/json.md), each a text of a WebSocket.
 
 Deliveries are rendered here, and once for all who get the same: what an outbox hands over is cut into units, whole
 frames in one piece or in two (a shared chunk stands in a piece of its own), and the messages that a unit became are
