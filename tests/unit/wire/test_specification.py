@@ -1217,8 +1217,9 @@ CLAIMS = [
     (19, "4000 + 100 × the thousand of `code` + the rest, so that 3004 `BAD_STATE` is 4304,"),
     (
         19,
-        "41xx may be tried again later, 42xx and what ends without a Close frame is resumed, 43xx is not repeated, 44xx",
+        "41xx may be tried again later, 42xx and what ends without a Close frame is resumed, 43xx is not repeated,",
     ),
+    (19, "43xx is not repeated, 44xx is storage."),
     (19, "403 for a request whose `Host`"),
     (19, "400 and 426 for a handshake that is none, 404 for another path, and 503 with `Retry-After`"),
 ]
