@@ -1212,6 +1212,18 @@ CLAIMS = [
     (18, "`member` is 0 unless one has it"),
     (18, "| `consumers` | `prefix`, `after`: str, optional; `limit`: uint, from 1, optional |"),
     (18, "| `consumer_peek` | `name`: str; `limit`: uint, from 1, optional |"),
+    (18, "`held_channels`, `held_bytes`: uint, left out when 0,"),
+    (19, "(RFC 6455, version 13, no extensions)"),
+    (19, "asks for `/v1/socket` (port 4780 unless said otherwise) with the subprotocol `broker.v1`;"),
+    (19, "with close code 1003, what breaks RFC 6455 with 1002, a WebSocket frame that is too large with 1009."),
+    (19, "4000 + 100 × the thousand of `code` + the rest, so that 3004 `BAD_STATE` is 4304,"),
+    (
+        19,
+        "41xx may be tried again later, 42xx and what ends without a Close frame is resumed, 43xx is not repeated,",
+    ),
+    (19, "43xx is not repeated, 44xx is storage."),
+    (19, "403 for a request whose `Host`"),
+    (19, "400 and 426 for a handshake that is none, 404 for another path, and 503 with `Retry-After`"),
 ]
 """Sentences with a number in them that no other check computes; a trace of tests/golden shows what each says."""
 
