@@ -163,7 +163,7 @@ class Members:
 
     def __init__(self, what: str, members: object) -> None:
         if not isinstance(members, dict):
-            raise error("MALFORMED_FRAME", f"`{what}` must be an object")
+            raise error("MALFORMED_FRAME", f"{what}: got {type(members).__name__}, expected an object")
         self.what = what
         self.left: dict[str, Any] = members
 
