@@ -236,7 +236,9 @@ class WebConversation(Conversation):
             if not self._left:
                 first, width = super()._read(2)
                 if first != 0x82:
-                    raise error("MALFORMED_FRAME", f"the server: got a message that begins with {first:#x}, expected 0x82")
+                    raise error(
+                        "MALFORMED_FRAME", f"the server: got a message that begins with {first:#x}, expected 0x82"
+                    )
                 self._left = int.from_bytes(super()._read(2 if width == 126 else 8), "big") if width > 125 else width
             part = super()._read(min(size - len(data), self._left))
             self._left -= len(part)
