@@ -58,6 +58,10 @@ class Rates:
 
     def __init__(self, limits: Limits, now_us: Callable[[], int]) -> None:
         self._now_us = now_us
+        self.take_limits(limits)
+
+    def take_limits(self, limits: Limits) -> None:
+        """Go by new limits: everybody has a full bucket. Who keeps one of `publishing` asks for it again."""
         self._connecting = _Buckets(limits.connects_per_s)
         self._failing = _Buckets(limits.failed_sign_ins_per_s)
         self._subscribing = _Buckets(limits.subscribes_per_s)

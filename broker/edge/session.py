@@ -684,7 +684,9 @@ class Session(Intake):
             self._standing.renew(request.request, token)
 
     def reconsider(self) -> None:
-        """What somebody may do has changed: see what of it this one is doing."""
+        """What somebody may do, or how much of it in a second, has changed: see what of it this one is doing."""
+        if self.opened and not self.closed:
+            self.rate = self.node.rates.publishing(self.rate_key)
         if self._standing is not None and not self.closed:
             self._standing.reconsider()
 

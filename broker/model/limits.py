@@ -307,6 +307,7 @@ class Limits:
             unit="connections per second",
             low=0,
             high=1_000_000_000,
+            reloadable=True,
         ),
     )
     failed_sign_ins_per_s: int = field(
@@ -317,6 +318,7 @@ class Limits:
             unit="tokens per second",
             low=0,
             high=1_000_000_000,
+            reloadable=True,
         ),
     )
     publishes_per_s: int = field(
@@ -327,6 +329,7 @@ class Limits:
             unit="messages per second",
             low=0,
             high=1_000_000_000,
+            reloadable=True,
         ),
     )
     publish_bytes_per_s: int = field(
@@ -336,6 +339,7 @@ class Limits:
             unit="bytes per second",
             low=0,
             high=1_000_000_000,
+            reloadable=True,
         ),
     )
     subscribes_per_s: int = field(
@@ -346,6 +350,7 @@ class Limits:
             unit="subscriptions per second",
             low=0,
             high=1_000_000_000,
+            reloadable=True,
         ),
     )
 
@@ -382,6 +387,7 @@ class Limits:
             producers_max=4,
             consumers_max=4,
             members_per_consumer_max=4,
+            failed_sign_ins_per_s=2,
             connections_max=4,
             hello_timeout_s=0.2,
             ping_interval_s=0.2,

@@ -561,7 +561,7 @@ class Node:
             self._left.set_result(None)
 
     def _reconsider_all(self) -> None:
-        """What is granted has changed: every connection goes by it, a few a turn, within a second."""
+        """What somebody may do has changed: every connection goes by it, a few a turn, within a second."""
         begun = bool(self._to_reconsider)
         self._to_reconsider = list(self.connections)
         if not begun and self._to_reconsider:
@@ -671,6 +671,8 @@ class Node:
         """Take new profiles and limits; channels in memory change between two groups."""
         self.limits = limits
         self.core.take_limits(limits)
+        self.rates.take_limits(limits)
+        self._reconsider_all()
         self._bound_groups()
         self.buffer.early.bytes_max = limits.early_partial_bytes_max
         self.buffer.partial.bytes_max = self.buffer.backlog.bytes_max = limits.partial_bytes_max

@@ -371,6 +371,7 @@ def take_message(members: Members, more_headers: Mapping[str, object] | None = N
 
 
 def take_payload(members: Members) -> bytes:
+    """Take the payload of a message, said in one of three ways; answers its bytes, none of them when it has none."""
     given = [name for name in ("text", "base64", "json") if name in members]
     if len(given) > 1:
         raise members.wrong(given[1], f"left out beside `{given[0]}`")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -307,6 +307,15 @@ class TestRates:
             assert (await bob.channel("a.b")).head == 8 - len(refused) + 1
             await asyncio.sleep(max(each.retry_after_ms or 0 for each in refused) / 1000)
             await ada.publish("a.b", b"x")
+
+    async def test_a_reload_bounds_who_is_connected_already(self, rig: Guarded) -> None:
+        async with rig.open(limits=Limits()), rig.bus("ada") as ada, rig.bus("bob") as bob:
+            for bounded in (True, False):
+                rig.node.reload(rig.node.core.profiles, Limits(publishes_per_s=5 if bounded else 0))
+                await bob.publish("a.c", b"x")  # connections come to know it by turns
+                with pytest.raises(BrokerError, match="RATE_LIMITED") if bounded else nullcontext():
+                    for _ in range(8):
+                        await ada.publish("a.b", b"x")
 
     async def test_bytes_are_counted_too(self, rig: Guarded) -> None:
         async with rig.open(limits=Limits(publish_bytes_per_s=10_000)), rig.bus("ada") as ada:

@@ -22,8 +22,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, Path | None]]
     calls: list[tuple[Config, Path | None]] = []
     stand_in = ModuleType("broker.edge.serve")
 
-    def run(config: Config, ready_file: Path | None = None, starter: object = None) -> None:
+    def run(config: Config, ready_file: Path | None, starter: object, open_bus: object) -> None:
         assert starter is None
+        assert open_bus is not None
         calls.append((config, ready_file))
 
     stand_in.run = run  # type: ignore[attr-defined]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 import pytest
 
+from broker.access.rates import IPV6_BITS
 from broker.config import ServerConfig
 from broker.core import sequencer
 from broker.core.recent import INDEX_END
@@ -31,11 +32,13 @@ from broker.model.names import ID_BYTES_MAX, NAME_BYTES_MAX, TOKEN_BYTES_MAX, ch
 from broker.model.settings import settings_of
 from broker.node import letters
 from broker.node.history import ASKS_MAX
+from broker.node.letters import TIMES_MAX
 from broker.node.stretch import SEQUENCES_MAX
 from broker.remote.bus import AHEAD_BYTES_MAX
 from broker.remote.places import BusPlace
 from broker.wire import consuming, control, kinds
 from broker.wire.kinds import Kind, PublishFlag
+from broker.wire.secure import NO_TLS, REFUSAL
 from broker_native.crc32c import crc32c_of
 from broker_native.draft import Draft
 from broker_native.lines import Line
@@ -1091,6 +1094,14 @@ def check_references(document: Document) -> None:
 
 
 CLAIMS = [
+    (15, f"of an IPv6 address its /{IPV6_BITS} counts"),
+    (18, f"A message that was given up {TIMES_MAX} times is not copied again"),
+    (1, "takes nothing else there: 1.2 or 1.3, with ephemeral keys"),
+    (
+        1,
+        f"an alert, `{NO_TLS.hex(' ').upper()}`, and whom the server has no room for one as well, "
+        f"`{REFUSAL.hex(' ').upper()}`, in place of",
+    ),
     (1, "unsigned and little-endian: `u8`, `u16`, `u32`, `u64`."),
     (1, "broker time: microseconds since 1970-01-01 00:00 UTC."),
     (2, "| PONG | both | u64 token"),
