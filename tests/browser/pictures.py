@@ -1,4 +1,4 @@
-"""Pictures of the pages: those of a run in `build/pictures`, with BROKER_PICTURES=1 the README's in `docs/pictures`."""
+"""Pictures of the pages: those of a run in `build/pictures`, with BROKER_PICTURES=1 the README's in `screens`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.browser.served import ROOT
 if TYPE_CHECKING:
     from tests.browser.chromium import Tab
 
-KEPT = ROOT / "docs" / "pictures"
+KEPT = ROOT / "tests" / "browser" / "screens"
 WANTED = {"overview", "overview-dark", "overview-phone", "channels", "chat"}
 MADE = ROOT / "build" / "pictures"
 
