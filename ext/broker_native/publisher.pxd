@@ -32,7 +32,7 @@ cdef class Publisher(PublishedEntries):
     cdef int take_records(self, Channel* channel, const uint8_t* at, uint32_t count, uint32_t slot,
                   uint64_t number) except -1
     cdef int append_records(self, Channel* channel, const uint8_t* at, uint32_t count) except -1
-    cdef int append_record(self, Channel* channel, const uint8_t* at) except -1
+    cdef int append_stamped(self, Channel* channel, const uint8_t* at) except -1
     cdef int reserve_answer(self, Channel* channel) except -1
     cdef int reserve_answers(self, bint in_group, uint32_t entries) except -1
     cdef int open_line(self, Channel* channel, uint64_t number, uint32_t runs) except -1

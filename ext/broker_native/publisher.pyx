@@ -211,6 +211,7 @@ cdef class Publisher(PublishedEntries):
         cdef uint32_t left = size
         cdef uint32_t record, fields
         cdef uint16_t flags
+        cdef uint16_t refused = <uint16_t>~<uint16_t>(RECORD_FLAGS_CLIENT | (RECORD_PUBLISHER if self.is_own else 0))
         self.flags = 0
         while count:
             if left < RECORD_HEADER_BYTES:
@@ -221,7 +222,7 @@ cdef class Publisher(PublishedEntries):
                 return CODE_INVALID_RECORD
             fields = 0
             if flags:
-                if flags & ~<uint16_t>(RECORD_FLAGS_CLIENT | (RECORD_PUBLISHER if self.is_own else 0)):
+                if flags & refused:
                     return CODE_INVALID_RECORD
                 self.flags |= flags
                 code = self.check_fields(at + RECORD_HEADER_BYTES, record - RECORD_HEADER_BYTES, flags, &fields)
@@ -311,9 +312,13 @@ cdef class Publisher(PublishedEntries):
         """Append validated records, all of them or none."""
         cdef Tails tails = self.tails
         cdef ChunkMark mark = chunk_mark(channel, tails.closed[channel.chunk_class].count)
+        cdef bint stamps = self.stamp is not None and tails.counts[channel.profile].stamps
         try:
             while count:
-                self.append_record(channel, at)
+                if stamps:
+                    self.append_stamped(channel, at)
+                else:
+                    append_record(tails, channel, at)
                 at += load_u32(at)
                 count -= 1
         except MemoryError:
@@ -321,20 +326,11 @@ cdef class Publisher(PublishedEntries):
             raise
         return 0
 
-    cdef int append_record(self, Channel* channel, const uint8_t* at) except -1:
-        """Append one validated record, with its stamp if it is to have one."""
+    cdef int append_stamped(self, Channel* channel, const uint8_t* at) except -1:
+        """Append one validated record of a client, with a field that says whose it is."""
         cdef uint32_t size = load_u32(at)
-        cdef uint32_t stamp_bytes
-        cdef uint64_t expiry_s = 0
+        cdef uint32_t stamp_bytes = <uint32_t>PyBytes_GET_SIZE(self.stamp)
         cdef uint16_t flags = load_u16(at + 4)
-        cdef const uint8_t* fields = at + RECORD_HEADER_BYTES
-        if flags & RECORD_EXPIRY:
-            if flags & RECORD_PUBLISHER:
-                fields += 1 + fields[0]
-            expiry_s = self.tails.now_us // 1000000 + load_u32(fields + (1 if flags & RECORD_PRIORITY else 0))
-        if self.stamp is None or not self.tails.counts[channel.profile].stamps:
-            return self.tails.append(channel, at, size, 1, expiry_s)
-        stamp_bytes = <uint32_t>PyBytes_GET_SIZE(self.stamp)
         self.stamped.used = 0
         bytes_reserve(&self.stamped, <size_t>size + stamp_bytes)
         bytes_append(&self.stamped, at, RECORD_HEADER_BYTES)
@@ -342,7 +338,7 @@ cdef class Publisher(PublishedEntries):
         bytes_append(&self.stamped, at + RECORD_HEADER_BYTES, size - RECORD_HEADER_BYTES)
         store_u32(self.stamped.data, size + stamp_bytes)
         store_u16(self.stamped.data + 4, flags | RECORD_PUBLISHER)
-        return self.tails.append(channel, self.stamped.data, size + stamp_bytes, 1, expiry_s)
+        return append_record(self.tails, channel, self.stamped.data)
 
     def stamp_all(self, uint32_t slot, bytes body not None, uint32_t begin):
         """Return the records of a frame that was found good, from `begin` on, as its channel is to have them.
@@ -567,11 +563,15 @@ cdef class Publisher(PublishedEntries):
         cdef const uint64_t* decided = <const uint64_t*>self.tails.decided.data
         cdef Tails tails = self.tails
         cdef ChunkMark mark = chunk_mark(channel, tails.closed[channel.chunk_class].count)
+        cdef bint stamps = self.stamp is not None and tails.counts[channel.profile].stamps
         cdef uint32_t index
         try:
             for index in range(count):
                 if not decided[index]:
-                    self.append_record(channel, at)
+                    if stamps:
+                        self.append_stamped(channel, at)
+                    else:
+                        append_record(tails, channel, at)
                 at += load_u32(at)
         except MemoryError:
             tails.take_back(channel, &mark)
@@ -673,3 +673,17 @@ cdef class Publisher(PublishedEntries):
         if number >= self.slots_count or self.slots[number] == NULL:
             return 0
         return self.slots[number].level
+
+
+cdef inline int append_record(Tails tails, Channel* channel, const uint8_t* at) except -1:
+    """Append one validated record."""
+    cdef uint64_t expiry_s = 0
+    cdef uint16_t flags = load_u16(at + 4)
+    cdef const uint8_t* field = at + RECORD_HEADER_BYTES
+    if flags & RECORD_EXPIRY:
+        if flags & RECORD_PUBLISHER:
+            field += 1 + field[0]
+        if flags & RECORD_PRIORITY:
+            field += 1
+        expiry_s = tails.now_us // 1000000 + load_u32(field)
+    return tails.append(channel, at, load_u32(at), 1, expiry_s)
