@@ -204,7 +204,7 @@ class Server:
             from broker.edge.web.server import WebServer
 
             assert self._open_bus is not None
-            self._web = await WebServer.open(self._node, self._config, listener, self._open_bus)
+            self._web = WebServer.open(self._node, self._config, listener, self._open_bus)
             self._web.listen(listeners.web.host, listeners.web.port)
 
     @property

@@ -102,7 +102,7 @@ class Guarded:
             try:
                 self.address = await listener.listen_tcp("127.0.0.1", 0)
                 await listener.listen_unix(str(self._folder / "socket"))
-                web = await WebServer.open(self.node, Config(), listener, open_bus)
+                web = WebServer.open(self.node, Config(), listener, open_bus)
                 self.web_address = web.listen("127.0.0.1", 0)
                 try:
                     yield self

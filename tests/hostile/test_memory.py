@@ -40,6 +40,8 @@ MIB = 1 << 20
 GROWTH_BYTES_MAX = 64 * MIB
 ANSWERS_GROWTH_BYTES_MAX = 8 * MIB
 """Of eight connections: 64 KiB each, what transports and reads under way hold, and what an allocator keeps."""
+SETTLED_BYTES = 1 * MIB
+"""What a server's memory moves by between two looks while it takes nothing in."""
 CROWD = 10_000
 HELLO_BYTES_MAX = 16 << 10
 PATIENT = {"hello_timeout_s": 60, "ping_timeout_s": 120}
@@ -61,10 +63,15 @@ def crowd(
 
 
 def settled(service: Service) -> int:
-    """Return the server's memory once it has taken in what was sent to it: it answers one more stranger."""
-    with service.opened() as peer:
-        assert peer.alive()
-    return service.anonymous_bytes()
+    """Return the server's memory once it has taken in what was sent to it: strangers are answered and nothing grows."""
+    before = -SETTLED_BYTES
+    while True:
+        with service.opened() as peer:
+            assert peer.alive()
+        now = service.anonymous_bytes()
+        if abs(now - before) < SETTLED_BYTES:
+            return now
+        before = now
 
 
 # --- Half frames ---------------------------------------------------------------------------------------------------

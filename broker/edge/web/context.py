@@ -35,8 +35,7 @@ class Web:
         node: The broker.
         config: The settings in force; a reload puts others here.
         listener: Takes the connections in.
-        bus: A bus to the node as the broker itself; what a request asks for is judged before it is used.
-        open_bus: Opens another one, as somebody.
+        open_bus: Opens a bus to the node, as somebody.
         address: Where it listens, `host:port`; empty before it does.
         api: What the endpoints of the HTTP API share, once the application is built.
         started: When the server began, seconds since the epoch.
@@ -47,7 +46,6 @@ class Web:
     node: Node
     config: Config
     listener: Listener
-    bus: Bus
     open_bus: OpenBus
     address: str = ""
     api: Api | None = None

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from uvicorn.config import Config as Uvicorn
 from uvicorn.server import ServerState
 
-from broker.access.gate import Identity
 from broker.edge.web.app import build_app
 from broker.edge.web.context import Web
 from broker.edge.web.http import Http, WebDoor
@@ -49,9 +48,9 @@ class WebServer:
         self._uvicorn.load()
 
     @classmethod
-    async def open(cls, node: Node, config: Config, listener: Listener, open_bus: OpenBus) -> WebServer:
+    def open(cls, node: Node, config: Config, listener: Listener, open_bus: OpenBus) -> WebServer:
         """Make one that does not listen yet."""
-        return cls(Web(node, config, listener, await open_bus(node, Identity(peer="web")), open_bus))
+        return cls(Web(node, config, listener, open_bus))
 
     def listen(self, host: str, port: int) -> str:
         """Listen on a TCP address; as `Listener.listen_at`."""
@@ -75,4 +74,3 @@ class WebServer:
                 connection.transport.abort()
         if self.web.api is not None:
             await self.web.api.close()
-        await self.web.bus.close()
